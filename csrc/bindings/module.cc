@@ -1,0 +1,13 @@
+#include "bindings/arrays.h"
+
+PYBIND11_MODULE(_core, module) {
+  using namespace headwise::bindings;
+  module.doc() = "The native backend of headwise. Arguments are those of headwise._backend.Backend.";
+  RegisterAlibi(module);
+  RegisterAttention(module);
+  RegisterLayerNorm(module);
+  RegisterLinear(module);
+  RegisterRope(module);
+  RegisterRuntime(module);
+  RegisterSoftmax(module);
+}

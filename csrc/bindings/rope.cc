@@ -1,0 +1,24 @@
+#include "headwise/rope.h"
+
+#include "bindings/arrays.h"
+
+namespace headwise::bindings {
+
+void RegisterRope(py::module_& module) {
+  module.def(
+      "apply_rope",
+      [](const py::array& x, const py::array& cos, const py::array& sin, const py::array& out, bool interleaved) {
+        WithType(x, [&](auto type) {
+          using T = decltype(type);
+          const auto in = ToView<const T, 4>(x, "x");
+          const auto cosines = ToView<const T, 4>(cos, "cos");
+          const auto sines = ToView<const T, 4>(sin, "sin");
+          const auto to = ToView<T, 4>(out, "out");
+          const py::gil_scoped_release release;
+          ApplyRope(in, cosines, sines, interleaved, to);
+        });
+      },
+      py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("out"), py::arg("interleaved"));
+}
+
+}  // namespace headwise::bindings

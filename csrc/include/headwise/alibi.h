@@ -1,0 +1,12 @@
+// Attention with linear biases (Press, Smith and Lewis 2021, arXiv:2108.12409, section 3).
+#pragma once
+
+#include "headwise/tensor.h"
+
+namespace headwise {
+
+// out[n, h, i, j] = scores[n, h, i, j] - slopes[h] * |i + offset - j|. Last axes contiguous. `out` may be `scores`.
+void AddAlibi(View<const float, 4> scores, const float* slopes, std::int64_t offset, View<float, 4> out);
+void AddAlibi(View<const double, 4> scores, const double* slopes, std::int64_t offset, View<double, 4> out);
+
+}  // namespace headwise

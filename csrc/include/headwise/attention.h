@@ -1,0 +1,45 @@
+// Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), tiled with an online softmax (Milakov and
+// Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135).
+#pragma once
+
+#include <vector>
+
+#include "headwise/tensor.h"
+
+namespace headwise {
+
+// For every batch entry b, head h (sharing key and value head h / (heads / kv_heads)) and query i:
+//
+//   s_j    = softcap * tanh(scale * query_i . key_j / softcap) + sum of biases_ij - slopes_h * |i + offset - j|
+//   kept   = every keep_ij, and left and right: i + offset - left <= j <= i + offset + right
+//   p_j    = exp(s_j) / (sum over kept k of exp(s_k) + exp(sinks_h)), 0 where not kept
+//   output = sum over kept j of p_j * value_j  (with dropout: drop_ij ? drop_scale * p_j : 0)
+//   lse    = log of the denominator
+//
+// A query that keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h). Whatever stands in a key or value that
+// is not kept, NaN included, reaches nothing. Unless weights are asked for, nothing of size query_len * key_len is built.
+template <typename T>
+struct AttentionArgs {
+  View<const T, 4> query;                      // (batch, heads, query_len, head_dim), last axis contiguous
+  View<const T, 4> key;                        // (batch, kv_heads, key_len, head_dim), last axis contiguous
+  View<const T, 4> value;                      // (batch, kv_heads, key_len, value_dim), last axis contiguous
+  View<T, 4> output;                           // (batch, heads, query_len, value_dim), last axis contiguous
+  View<T, 4> weights;                          // (batch, heads, query_len, key_len), last axis contiguous; optional
+  View<T, 3> lse;                              // (batch, heads, query_len); optional
+  std::vector<View<const std::uint8_t, 4>> keep;  // nonzero keeps; stride 0 where broadcast, last stride 0 or 1
+  std::vector<View<const T, 4>> bias;             // likewise; -inf drops
+  View<const std::uint8_t, 4> drop;               // dropout: nonzero keeps; optional
+  const T* slopes = nullptr;                      // (heads,) ALiBi; optional
+  const T* sinks = nullptr;                       // (heads,); optional
+  double scale = 1.0;
+  double softcap = 0.0;  // 0: none
+  double drop_scale = 1.0;
+  std::int64_t left = -1;   // -1: open
+  std::int64_t right = -1;  // -1: open; 0: causal
+  std::int64_t offset = 0;  // position of query 0 among the keys
+};
+
+void Attention(const AttentionArgs<float>& args);
+void Attention(const AttentionArgs<double>& args);
+
+}  // namespace headwise

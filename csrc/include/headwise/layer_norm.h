@@ -1,0 +1,13 @@
+// Layer normalisation (Ba, Kiros and Hinton 2016, arXiv:1607.06450, eqs. 3 and 4).
+#pragma once
+
+#include "headwise/tensor.h"
+
+namespace headwise {
+
+// out[r, i] = gamma[i] * (x[r, i] - mean_r) / sqrt(var_r + eps) + beta[i], the biased variance, in two passes.
+// Last axes contiguous; gamma, beta: (n,). `out` may be `x`.
+void LayerNorm(View<const float, 2> x, const float* gamma, const float* beta, double eps, View<float, 2> out);
+void LayerNorm(View<const double, 2> x, const double* gamma, const double* beta, double eps, View<double, 2> out);
+
+}  // namespace headwise

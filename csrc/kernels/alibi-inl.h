@@ -1,0 +1,39 @@
+// ALiBi, one row of scores at a time: out_j = score_j - slope * |position - j|.
+//
+// The distance is counted in the floating type: exact up to 2^24 keys in float32, 2^53 in float64. One load, one store
+// and three operations per score, so memory decides.
+
+#if defined(HEADWISE_KERNELS_ALIBI_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_ALIBI_INL_H_
+#undef HEADWISE_KERNELS_ALIBI_INL_H_
+#else
+#define HEADWISE_KERNELS_ALIBI_INL_H_
+#endif
+
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <typename T>
+void AddAlibiRow(const T* scores, T slope, std::int64_t position, std::int64_t key_len, T* out) {
+  const hn::ScalableTag<T> d;
+  const auto minus_slope = hn::Set(d, -slope);
+  const auto step = hn::Set(d, static_cast<T>(hn::Lanes(d)));
+  auto distance = hn::Iota(d, static_cast<T>(-position));  // j - position
+  ForEachVector(d, key_len, [&](auto lanes, std::int64_t j) HWY_ATTR {
+    lanes.Store(hn::MulAdd(minus_slope, hn::Abs(distance), lanes.Load(d, scores + j)), d, out + j);
+    distance = hn::Add(distance, step);
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,18 @@
+// The table of functions that each target provides for ALiBi.
+#pragma once
+
+#include <cstdint>
+
+namespace headwise {
+
+template <typename T>
+struct AlibiKernel {
+  // out[j] = scores[j] - slope * |position - j| for j in [0, key_len); out may be scores.
+  void (*row)(const T* scores, T slope, std::int64_t position, std::int64_t key_len, T* out);
+};
+
+// That of the chosen target.
+template <typename T>
+const AlibiKernel<T>& GetAlibiKernel();
+
+}  // namespace headwise

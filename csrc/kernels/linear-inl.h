@@ -1,0 +1,136 @@
+// A block of x W + b.
+//
+// W goes into panels (pack-inl.h) one chunk of the depth at a time, small enough for L2; each tile of rows of x is packed
+// beside them and run over all panels. Between chunks the sums wait in `out`. Sums run over the depth in order, starting
+// with the bias.
+
+#if defined(HEADWISE_KERNELS_LINEAR_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_LINEAR_INL_H_
+#undef HEADWISE_KERNELS_LINEAR_INL_H_
+#else
+#define HEADWISE_KERNELS_LINEAR_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "hwy/highway.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/linear.h"
+#include "kernels/pack-inl.h"
+#include "kernels/rows-inl.h"
+#include "runtime/scratch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// 1 KB of depth: a tile of x takes 12 KB of L1, a panel streams through.
+template <typename T>
+constexpr int64_t kDepthChunk = 1024 / sizeof(T);
+
+template <typename T>
+struct LinearScratch {
+  LinearScratch(Arena& arena, int64_t columns, int64_t depth)
+      : weight(arena.Take<T>(PackedColumns<T>(columns) * std::min(depth, kDepthChunk<T>))),
+        x(arena.Take<T>(kTileRows * std::min(depth, kDepthChunk<T>))) {}
+  T* weight;
+  T* x;
+};
+
+template <typename T>
+std::size_t LinearScratchBytes(const LinearBlock& largest, int64_t depth) {
+  Arena measure(nullptr);
+  LinearScratch<T>(measure, largest.column_end - largest.column_begin, depth);
+  return measure.used();
+}
+
+// What a tile of the output starts from and where it goes; `rows` and `columns` of it exist.
+template <typename T>
+struct LinearTile {
+  T* out;
+  int64_t out_stride;
+  int64_t rows;
+  int64_t columns;
+  const T* initial;  // bias; null: zero, or what is in `out`
+  bool resume;       // add to what is in `out`
+
+  HWY_INLINE int64_t Valid(int v) const { return columns - v * kLanes<T>; }
+
+  HWY_INLINE hn::Vec<Tag<T>> Read(const T* from, int v) const {
+    const Tag<T> d;
+    const int64_t valid = Valid(v);
+    if (valid >= kLanes<T>) return hn::LoadU(d, from + v * kLanes<T>);
+    if (valid <= 0) return hn::Zero(d);
+    return FirstLanes{valid}.Load(d, from + v * kLanes<T>);
+  }
+
+  HWY_INLINE hn::Vec<Tag<T>> operator()(int r, int v) const {
+    if (resume) return r < rows ? Read(out + r * out_stride, v) : hn::Zero(Tag<T>());
+    return initial ? Read(initial, v) : hn::Zero(Tag<T>());
+  }
+
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    if (r >= rows) return;
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t valid = Valid(v);
+      T* to = out + r * out_stride + v * kLanes<T>;
+      if (valid >= kLanes<T>) {
+        hn::StoreU(sums[v], d, to);
+      } else if (valid > 0) {
+        FirstLanes{valid}.Store(sums[v], d, to);
+      }
+    }
+  }
+};
+
+template <typename T, int kRows>
+void LinearTileRow(const LinearScratch<T>& scratch, int64_t depth, int64_t columns, LinearTile<T> tile) {
+  const T* panel = scratch.weight;
+  const T* bias = tile.initial;
+  T* out = tile.out;
+  for (int64_t column = 0; column < columns; column += kPanel<T>) {
+    tile.columns = columns - column;
+    tile.out = out + column;
+    tile.initial = bias ? bias + column : nullptr;
+    const int64_t width = PanelWidth<T>(column, columns);
+    if (width == kPanel<T>) {
+      GemmTile<kRows, 2, 1, kRows>(depth, scratch.x, panel, tile, tile);
+    } else {
+      GemmTile<kRows, 1, 1, kRows>(depth, scratch.x, panel, tile, tile);
+    }
+    panel += width * depth;
+  }
+}
+
+template <typename T>
+void LinearRun(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out, const LinearBlock& block,
+               std::byte* memory) {
+  const int64_t depth = x.shape[1], columns = block.column_end - block.column_begin;
+  Arena arena(memory);
+  const LinearScratch<T> scratch(arena, columns, depth);
+  // A depth of 0 still writes the bias.
+  for (int64_t k = 0; k == 0 || k < depth; k += kDepthChunk<T>) {
+    const int64_t chunk = std::min(kDepthChunk<T>, depth - k);
+    PackPanels(weight.at(k, block.column_begin), chunk, columns, weight.stride[0], weight.stride[1], scratch.weight);
+    for (int64_t row = block.row_begin; row < block.row_end; row += kTileRows) {
+      const int64_t rows = std::min<int64_t>(kTileRows, block.row_end - row);
+      const int height = TileHeight(rows);
+      for (int64_t r = 0; r < height; ++r) {
+        PackTileRow(x.at(row + std::min(r, rows - 1), k), chunk, T{1}, height, scratch.x + r);
+      }
+      const LinearTile<T> tile{out.at(row, block.column_begin),         out.stride[0], rows, columns,
+                               bias ? bias + block.column_begin : nullptr, k > 0};
+      WithHeight(height, [&](auto rows_of_tile) HWY_ATTR {
+        LinearTileRow<T, rows_of_tile.value>(scratch, chunk, columns, tile);
+      });
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,40 @@
+// Compiled once per target: foreach_target.h includes this file again for each.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/linear.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "kernels/linear-inl.h"
+#include "kernels/linear.h"
+#include "runtime/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+constexpr LinearKernel<float> kLinearF32{&LinearScratchBytes<float>, &LinearRun<float>};
+constexpr LinearKernel<double> kLinearF64{&LinearScratchBytes<double>, &LinearRun<double>};
+
+const LinearKernel<float>* LinearF32() { return &kLinearF32; }
+const LinearKernel<double>* LinearF64() { return &kLinearF64; }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headwise {
+
+HWY_EXPORT(LinearF32);
+HWY_EXPORT(LinearF64);
+
+template <>
+const LinearKernel<float>& GetLinearKernel() {
+  return *HEADWISE_DISPATCH(LinearF32)();
+}
+template <>
+const LinearKernel<double>& GetLinearKernel() {
+  return *HEADWISE_DISPATCH(LinearF64)();
+}
+
+}  // namespace headwise
+#endif

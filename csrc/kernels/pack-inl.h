@@ -1,0 +1,128 @@
+// Packing for the register tile of gemm-inl.h.
+//
+// B [depth, columns] becomes panels of kPanel columns, each [depth][kPanel] and contiguous, the last one [depth][lanes]
+// where one vector holds what is left; missing columns are zero. A tile reads a panel straight through, aligned, whatever
+// the strides of the array were. A [rows, depth] becomes [depth][height], so that one step's scalars share a cache line.
+// Each element is moved once per block and used by every row that shares the panel.
+
+#if defined(HEADWISE_KERNELS_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_PACK_INL_H_
+#undef HEADWISE_KERNELS_PACK_INL_H_
+#else
+#define HEADWISE_KERNELS_PACK_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// Width of the panel that begins at `column`.
+template <typename T>
+HWY_INLINE int64_t PanelWidth(int64_t column, int64_t columns) {
+  return columns - column <= kLanes<T> ? kLanes<T> : kPanel<T>;
+}
+
+// Columns of all panels together: what packing takes room for, times the depth.
+template <typename T>
+constexpr int64_t PackedColumns(int64_t columns) {
+  return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// Rows of B contiguous: copies them piece by piece.
+template <typename T>
+void PackRows(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, T* packed) {
+  const Tag<T> d;
+  for (int64_t column = 0; column < columns; column += kPanel<T>) {
+    const int64_t width = PanelWidth<T>(column, columns);
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* row = b + k * depth_stride + column;
+      for (int64_t v = 0; v < width; v += kLanes<T>, packed += kLanes<T>) {
+        const int64_t left = columns - column - v;
+        hn::Store(left >= kLanes<T> ? hn::LoadU(d, row + v) : FirstLanes{left}.Load(d, row + v), d, packed);
+      }
+    }
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// out[j * out_stride + i] = in[i * in_stride + j] for a square of one 128-bit vector a side.
+HWY_INLINE void TransposeSquare(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+  const hn::FixedTag<float, 4> d;
+  const hn::Repartition<double, decltype(d)> pairs;
+  const auto r0 = hn::LoadU(d, in), r1 = hn::LoadU(d, in + in_stride);
+  const auto r2 = hn::LoadU(d, in + 2 * in_stride), r3 = hn::LoadU(d, in + 3 * in_stride);
+  const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));
+  const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
+  const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+  const auto high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, low01, low23)), d, out);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, low01, low23)), d, out + out_stride);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, high01, high23)), d, out + 2 * out_stride);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23)), d, out + 3 * out_stride);
+}
+
+HWY_INLINE void TransposeSquare(const double* in, int64_t in_stride, double* out, int64_t out_stride) {
+  const hn::FixedTag<double, 2> d;
+  const auto r0 = hn::LoadU(d, in), r1 = hn::LoadU(d, in + in_stride);
+  hn::StoreU(hn::InterleaveLower(d, r0, r1), d, out);
+  hn::StoreU(hn::InterleaveUpper(d, r0, r1), d, out + out_stride);
+}
+#endif
+
+// Columns of B contiguous (or neither): transposes, squares first.
+template <typename T>
+void PackColumns(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, T* packed) {
+  const auto copy = [&](int64_t k, int64_t k_end, int64_t column, int64_t width, T* panel) HWY_ATTR {
+    for (; k < k_end; ++k) panel[k * width] = b[k * depth_stride + column * column_stride];
+  };
+  for (int64_t column = 0; column < columns; column += kPanel<T>) {
+    const int64_t width = PanelWidth<T>(column, columns);
+    const int64_t filled = std::min(width, columns - column);
+    int64_t c = 0;
+#if HWY_TARGET != HWY_SCALAR
+    constexpr int64_t kSide = 16 / sizeof(T);
+    if (depth_stride == 1) {
+      for (; c + kSide <= filled; c += kSide) {
+        int64_t k = 0;
+        for (; k + kSide <= depth; k += kSide) {
+          TransposeSquare(b + (column + c) * column_stride + k, column_stride, packed + k * width + c, width);
+        }
+        for (int64_t i = 0; i < kSide; ++i) copy(k, depth, column + c + i, width, packed + c + i);
+      }
+    }
+#endif
+    for (; c < filled; ++c) copy(0, depth, column + c, width, packed + c);
+    for (; c < width; ++c) {
+      for (int64_t k = 0; k < depth; ++k) packed[k * width + c] = T{0};
+    }
+    packed += depth * width;
+  }
+}
+
+template <typename T>
+void PackPanels(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, T* packed) {
+  if (column_stride == 1) {
+    PackRows(b, depth, columns, depth_stride, packed);
+  } else {
+    PackColumns(b, depth, columns, depth_stride, column_stride, packed);
+  }
+}
+
+// One row of a tile of A, times `factor`.
+template <typename T>
+HWY_INLINE void PackTileRow(const T* row, int64_t depth, T factor, int height, T* packed) {
+  for (int64_t k = 0; k < depth; ++k) packed[k * height] = row[k] * factor;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

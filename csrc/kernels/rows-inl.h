@@ -1,0 +1,135 @@
+// Sweeps over a row of memory, and the vector at its end.
+//
+// Highway's MaskedLoad is an aligned load of the whole vector where the processor has no masked one (SSE4, NEON), so
+// the end of a row goes through a buffer there: nothing beyond it is ever read or written.
+
+#if defined(HEADWISE_KERNELS_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_ROWS_INL_H_
+#undef HEADWISE_KERNELS_ROWS_INL_H_
+#else
+#define HEADWISE_KERNELS_ROWS_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Every lane of a vector.
+struct AllLanes {
+  template <class D, class T = hn::TFromD<D>>
+  HWY_INLINE hn::Vec<D> Load(D d, const T* from) const {
+    return hn::LoadU(d, from);
+  }
+  template <class D, class T = hn::TFromD<D>>
+  HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
+    hn::StoreU(v, d, to);
+  }
+  // v, with `rest` in the lanes that are not ours.
+  template <class D, class V>
+  HWY_INLINE V Or(D, V v, V /*rest*/) const {
+    return v;
+  }
+};
+
+// The first `count` lanes, fewer than the vector has; the others are loaded as 0.
+struct FirstLanes {
+  std::int64_t count;
+
+  template <class D, class T = hn::TFromD<D>>
+  HWY_INLINE hn::Vec<D> Load(D d, const T* from) const {
+#if !HWY_MEM_OPS_MIGHT_FAULT || HWY_TARGET == HWY_AVX2
+    return hn::MaskedLoad(hn::FirstN(d, static_cast<std::size_t>(count)), d, from);
+#else
+    HWY_ALIGN T buffer[hn::MaxLanes(d)] = {};
+    std::memcpy(buffer, from, static_cast<std::size_t>(count) * sizeof(T));
+    return hn::Load(d, buffer);
+#endif
+  }
+  template <class D, class T = hn::TFromD<D>>
+  HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
+#if !HWY_MEM_OPS_MIGHT_FAULT || HWY_TARGET == HWY_AVX2
+    hn::BlendedStore(v, hn::FirstN(d, static_cast<std::size_t>(count)), d, to);
+#else
+    HWY_ALIGN T buffer[hn::MaxLanes(d)];
+    hn::Store(v, d, buffer);
+    std::memcpy(to, buffer, static_cast<std::size_t>(count) * sizeof(T));
+#endif
+  }
+  template <class D, class V>
+  HWY_INLINE V Or(D d, V v, V rest) const {
+    return hn::IfThenElse(hn::FirstN(d, static_cast<std::size_t>(count)), v, rest);
+  }
+};
+
+// visit(lanes, j) for the vectors of [0, n): `lanes` of them begin at j.
+template <class D, class Visit>
+HWY_INLINE void ForEachVector(D d, std::int64_t n, Visit&& visit) {
+  const auto width = static_cast<std::int64_t>(hn::Lanes(d));
+  std::int64_t j = 0;
+  for (; j + width <= n; j += width) visit(AllLanes(), j);
+  if (j < n) visit(FirstLanes{n - j}, j);
+}
+
+// The greatest of the row; -inf for an empty one, anything for one that holds NaN.
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE T MaxOfRow(D d, const T* x, std::int64_t n) {
+  const auto width = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto lowest = hn::Set(d, -std::numeric_limits<T>::infinity());
+  auto max0 = lowest, max1 = lowest, max2 = lowest, max3 = lowest;
+  std::int64_t j = 0;
+  for (; j + 4 * width <= n; j += 4 * width) {
+    max0 = hn::Max(max0, hn::LoadU(d, x + j));
+    max1 = hn::Max(max1, hn::LoadU(d, x + j + width));
+    max2 = hn::Max(max2, hn::LoadU(d, x + j + 2 * width));
+    max3 = hn::Max(max3, hn::LoadU(d, x + j + 3 * width));
+  }
+  ForEachVector(d, n - j, [&](auto lanes, std::int64_t i) HWY_ATTR {
+    max0 = hn::Max(max0, lanes.Or(d, lanes.Load(d, x + j + i), lowest));
+  });
+  return hn::GetLane(hn::MaxOfLanes(d, hn::Max(hn::Max(max0, max1), hn::Max(max2, max3))));
+}
+
+// The sum of term(lanes, j) over the vectors of [0, n). Four accumulators hide the latency of the addition; every 64
+// rounds they go into a double, so that float32 sums of a million terms stay right to a few units in the last place.
+template <class D, class Term>
+HWY_INLINE double SumOfRow(D d, std::int64_t n, Term&& term) {
+  constexpr int kRounds = 64;
+  const auto width = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto zero = hn::Zero(d);
+  auto sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
+  const auto all = [&]() HWY_ATTR {
+    const auto sum = hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3));
+    return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
+  };
+  double total = 0;
+  std::int64_t j = 0;
+  for (int round = 0; j + 4 * width <= n; j += 4 * width) {
+    if (++round == kRounds) {
+      total += all();
+      sum0 = sum1 = sum2 = sum3 = zero;
+      round = 0;
+    }
+    sum0 = hn::Add(sum0, term(AllLanes(), j));
+    sum1 = hn::Add(sum1, term(AllLanes(), j + width));
+    sum2 = hn::Add(sum2, term(AllLanes(), j + 2 * width));
+    sum3 = hn::Add(sum3, term(AllLanes(), j + 3 * width));
+  }
+  ForEachVector(d, n - j, [&](auto lanes, std::int64_t i) HWY_ATTR {
+    sum0 = hn::Add(sum0, lanes.Or(d, term(lanes, j + i), zero));
+  });
+  return total + all();
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

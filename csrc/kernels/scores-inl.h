@@ -1,0 +1,188 @@
+// What happens to a row of scores between the product with the keys and the softmax: softcap, biases, ALiBi, masks and
+// the range of keys that causality and the window leave. Scores are logarithms to base 2, so everything that is added is
+// multiplied by log2(e). What is dropped becomes -inf by selection, never by arithmetic: NaN ends here.
+//
+// One short sweep per feature over at most a key block of one row, which stays in L1. Called by attention-inl.h for tiles
+// that need any of it.
+
+#if defined(HEADWISE_KERNELS_SCORES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_SCORES_INL_H_
+#undef HEADWISE_KERNELS_SCORES_INL_H_
+#else
+#define HEADWISE_KERNELS_SCORES_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "headwise/attention.h"
+#include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/pack-inl.h"
+#include "kernels/rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+constexpr double kLog2e = 1.4426950408889634074;
+
+template <typename T>
+constexpr T kMinusInf = -std::numeric_limits<T>::infinity();
+
+// One query of one head, and the keys [low, high) that causality and the window leave it.
+struct Row {
+  int64_t head, query, low, high;
+};
+
+template <typename T>
+Row MakeRow(const AttentionArgs<T>& args, int64_t head, int64_t query) {
+  const int64_t key_len = args.key.shape[2], position = query + args.offset;
+  const int64_t low = args.left < 0 ? 0 : std::clamp<int64_t>(position - args.left, 0, key_len);
+  const int64_t high = args.right < 0 ? key_len : std::clamp<int64_t>(position + args.right + 1, 0, key_len);
+  return {head, query, low, std::max(low, high)};
+}
+
+template <typename T>
+bool ChangesScores(const AttentionArgs<T>& args) {
+  return args.softcap > 0 || args.slopes || !args.bias.empty() || !args.keep.empty();
+}
+
+// True where a byte of `keep` is not 0; `count` bytes may be read.
+template <class D>
+HWY_INLINE hn::Mask<D> LoadKeep(D d, const std::uint8_t* keep, int64_t count) {
+  const hn::Rebind<std::uint8_t, D> d8;
+  const hn::Rebind<std::uint32_t, D> d32;
+  const hn::RebindToUnsigned<D> bits;
+  std::uint8_t tail[hn::MaxLanes(d8)] = {};
+  if (count < static_cast<int64_t>(hn::Lanes(d8))) {
+    std::memcpy(tail, keep, static_cast<std::size_t>(count));
+    keep = tail;
+  }
+  const auto wide = hn::PromoteTo(d32, hn::LoadU(d8, keep));
+  if constexpr (sizeof(hn::TFromD<D>) == 4) {
+    return hn::RebindMask(d, hn::Ne(wide, hn::Zero(d32)));
+  } else {
+    return hn::RebindMask(d, hn::Ne(hn::PromoteTo(bits, wide), hn::Zero(bits)));
+  }
+}
+
+// Zeroes what dropout drops of weights [from, to) and scales the rest; `drop` is the row's byte for key_begin.
+template <typename T>
+void DropWeights(const std::uint8_t* drop, int64_t stride, T scale, int64_t from, int64_t to, T* weights) {
+  const Tag<T> d;
+  if (stride == 0) {
+    const T factor = *drop ? scale : T{0};
+    for (int64_t j = from; j < to; ++j) weights[j] *= factor;
+    return;
+  }
+  for (int64_t j = from; j < to; j += kLanes<T>) {
+    const auto kept = LoadKeep(d, drop + j, to - j);
+    hn::StoreU(hn::IfThenElseZero(kept, hn::Mul(hn::LoadU(d, weights + j), hn::Set(d, scale))), d, weights + j);
+  }
+}
+
+// scores[j], from <= j < to, belongs to key key_begin + j. Room for whole vectors is there and their rest is -inf.
+template <typename T>
+class ScoreRow {
+ public:
+  ScoreRow(T* scores, int64_t key_begin, int64_t from, int64_t to)
+      : scores_(scores), key_begin_(key_begin), from_(from), to_(to) {}
+
+  void Change(const AttentionArgs<T>& args, int64_t batch, const Row& row) const {
+    if (args.softcap > 0) Softcap(args.softcap);
+    for (const auto& bias : args.bias) {
+      AddBias(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+    }
+    if (args.slopes) AddAlibi(args.slopes[row.head], row.query + args.offset);
+    for (const auto& keep : args.keep) {
+      Keep(keep.at(batch, row.head, row.query, key_begin_), keep.stride[3]);
+    }
+  }
+
+  // Drops the keys outside [low, high).
+  void Limit(int64_t low, int64_t high) const {
+    const int64_t begin = std::clamp(low - key_begin_, from_, to_), end = std::clamp(high - key_begin_, begin, to_);
+    std::fill(scores_ + from_, scores_ + begin, kMinusInf<T>);
+    std::fill(scores_ + end, scores_ + to_, kMinusInf<T>);
+  }
+
+  // The largest score; may overlook a NaN beside numbers.
+  T Max() const {
+    const Tag<T> d;
+    auto max = hn::Set(d, kMinusInf<T>);
+    for (int64_t j = from_; j < to_; j += kLanes<T>) max = hn::Max(max, hn::LoadU(d, scores_ + j));
+    return hn::GetLane(hn::MaxOfLanes(d, max));
+  }
+
+  bool AnyNaN() const {
+    return std::any_of(scores_ + from_, scores_ + to_, [](T score) { return score != score; });
+  }
+
+ private:
+  // softcap * tanh(score / softcap), in base 2 on both sides.
+  void Softcap(double softcap) const {
+    const Tag<T> d;
+    const auto in = hn::Set(d, static_cast<T>(1.0 / (softcap * kLog2e)));
+    const auto out = hn::Set(d, static_cast<T>(softcap * kLog2e));
+    for (int64_t j = from_; j < to_; j += kLanes<T>) {
+      const auto x = hn::Mul(hn::LoadU(d, scores_ + j), in);
+      hn::StoreU(hn::Mul(hn::CallTanh(d, x), out), d, scores_ + j);
+    }
+    std::fill(scores_ + to_, scores_ + PackedColumns<T>(to_), kMinusInf<T>);  // tanh has made numbers of them
+  }
+
+  // A bias of -inf drops; a finite one must not become -inf times log2(e), or a row of them would be empty.
+  void AddBias(const T* bias, int64_t stride) const {
+    const Tag<T> d;
+    const auto log2e = hn::Set(d, static_cast<T>(kLog2e));
+    const auto lowest = hn::Set(d, std::numeric_limits<T>::lowest()), minus_inf = hn::Set(d, kMinusInf<T>);
+    const auto shared = hn::Set(d, *bias);
+    for (int64_t j = from_; j < to_; j += kLanes<T>) {
+      auto b = shared;
+      if (stride != 0) {
+        b = to_ - j >= kLanes<T> ? hn::LoadU(d, bias + j) : FirstLanes{to_ - j}.Load(d, bias + j);
+      }
+      const auto score = hn::LoadU(d, scores_ + j);
+      const auto sum = hn::MulAdd(b, log2e, score);
+      const auto overflow = hn::And(hn::Eq(sum, minus_inf), hn::And(hn::Gt(b, minus_inf), hn::Gt(score, minus_inf)));
+      const auto dropped = hn::Eq(b, minus_inf);
+      hn::StoreU(hn::IfThenElse(dropped, minus_inf, hn::IfThenElse(overflow, lowest, sum)), d, scores_ + j);
+    }
+  }
+
+  void AddAlibi(T slope, int64_t position) const {
+    const Tag<T> d;
+    const auto minus_slope = hn::Set(d, static_cast<T>(-slope * kLog2e));
+    const auto step = hn::Set(d, static_cast<T>(kLanes<T>));
+    auto distance = hn::Iota(d, static_cast<T>(key_begin_ + from_ - position));
+    for (int64_t j = from_; j < to_; j += kLanes<T>) {
+      hn::StoreU(hn::MulAdd(minus_slope, hn::Abs(distance), hn::LoadU(d, scores_ + j)), d, scores_ + j);
+      distance = hn::Add(distance, step);
+    }
+  }
+
+  void Keep(const std::uint8_t* keep, int64_t stride) const {
+    const Tag<T> d;
+    if (stride == 0) {
+      if (!*keep) std::fill(scores_ + from_, scores_ + to_, kMinusInf<T>);
+      return;
+    }
+    for (int64_t j = from_; j < to_; j += kLanes<T>) {
+      const auto kept = LoadKeep(d, keep + j, to_ - j);
+      hn::StoreU(hn::IfThenElse(kept, hn::LoadU(d, scores_ + j), hn::Set(d, kMinusInf<T>)), d, scores_ + j);
+    }
+  }
+
+  T* scores_;
+  int64_t key_begin_, from_, to_;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

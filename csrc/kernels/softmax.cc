@@ -1,0 +1,44 @@
+// Compiled once per target: foreach_target.h includes this file again for each.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/softmax.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "kernels/softmax-inl.h"
+#include "kernels/softmax.h"
+#include "runtime/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+template <typename T>
+constexpr SoftmaxKernel<T> kSoftmax{
+    {&SoftmaxRow<T>, &SoftmaxColumns<T>},
+    {&LogSoftmaxRow<T>, &LogSoftmaxColumns<T>},
+    {&LogSumExpRow<T>, &LogSumExpColumns<T>},
+};
+
+const SoftmaxKernel<float>* SoftmaxF32() { return &kSoftmax<float>; }
+const SoftmaxKernel<double>* SoftmaxF64() { return &kSoftmax<double>; }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headwise {
+
+HWY_EXPORT(SoftmaxF32);
+HWY_EXPORT(SoftmaxF64);
+
+template <>
+const SoftmaxKernel<float>& GetSoftmaxKernel() {
+  return *HEADWISE_DISPATCH(SoftmaxF32)();
+}
+template <>
+const SoftmaxKernel<double>& GetSoftmaxKernel() {
+  return *HEADWISE_DISPATCH(SoftmaxF64)();
+}
+
+}  // namespace headwise
+#endif

@@ -1,0 +1,65 @@
+#include "headwise/attention.h"
+
+#include <algorithm>
+
+#include "kernels/attention.h"
+#include "runtime/parallel.h"
+#include "runtime/scratch.h"
+
+namespace headwise {
+namespace {
+
+// Packed queries and outputs of a block of queries live in L2 beside one block of packed keys and values; the more rows,
+// the less packing costs, and 512 make it about 1 %.
+constexpr std::int64_t kBlockBytes = 512 * 1024;
+constexpr std::int64_t kMostRows = 512;
+constexpr std::int64_t kFewestRows = 48;
+
+// Rows of the weights stay in L2 from the first sweep over them to the last.
+constexpr std::int64_t kWeightsBytes = 512 * 1024;
+
+constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+template <typename T>
+std::int64_t BlockRows(const AttentionArgs<T>& args) {
+  const std::int64_t row_bytes = (args.query.shape[3] + args.value.shape[3]) * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t rows = std::clamp(kBlockBytes / std::max<std::int64_t>(1, row_bytes), kFewestRows, kMostRows);
+  if (!args.weights) return rows;
+  const std::int64_t weight_bytes = args.key.shape[2] * static_cast<std::int64_t>(sizeof(T));
+  return std::clamp(kWeightsBytes / std::max<std::int64_t>(1, weight_bytes), kFewestRows, rows);
+}
+
+template <typename T>
+void Run(const AttentionArgs<T>& args) {
+  const auto [batch, heads, query_len, head_dim] = args.query.shape;
+  const std::int64_t kv_heads = args.key.shape[1], key_len = args.key.shape[2];
+  if (batch == 0 || heads == 0 || query_len == 0) return;
+  const std::int64_t heads_of_batch = batch * kv_heads, group = heads / kv_heads, queries = query_len;
+
+  const double work = 2.0 * static_cast<double>(batch * heads) * static_cast<double>(query_len) *
+                      static_cast<double>(key_len) * static_cast<double>(head_dim + args.value.shape[3]);
+  const int wanted = ThreadsFor(heads_of_batch * query_len, work);
+  // Smaller blocks where there would be too few for all threads to be busy to the end.
+  std::int64_t rows = BlockRows(args);
+  const auto tasks_with = [&](std::int64_t r) { return heads_of_batch * CeilDiv(queries, std::max<std::int64_t>(1, r / group)); };
+  while (rows > kFewestRows && wanted > 1 && tasks_with(rows) < 4 * wanted) rows /= 2;
+  const std::int64_t block_queries = std::min(query_len, std::max<std::int64_t>(1, rows / group));
+  const std::int64_t blocks = CeilDiv(query_len, block_queries), tasks = heads_of_batch * blocks;
+  const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
+
+  const AttentionKernel<T>& kernel = GetAttentionKernel<T>();
+  const Scratch scratch(threads, kernel.scratch_bytes(args, block_queries * group));
+  ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
+    // Late queries keep the most keys under causality: the longest tasks come first.
+    const std::int64_t query = (blocks - 1 - task / heads_of_batch) * block_queries, head = task % heads_of_batch;
+    const AttentionBlock block{head / kv_heads, head % kv_heads, query, std::min(queries, query + block_queries)};
+    kernel.block(args, block, scratch.thread(thread));
+  });
+}
+
+}  // namespace
+
+void Attention(const AttentionArgs<float>& args) { Run(args); }
+void Attention(const AttentionArgs<double>& args) { Run(args); }
+
+}  // namespace headwise
