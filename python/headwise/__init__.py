@@ -1,0 +1,95 @@
+"""Attention and positional encodings for NumPy arrays, at hardware speed.
+
+>>> import numpy as np
+>>> import headwise as hw
+>>> x = np.random.default_rng(0).standard_normal((2, 5, 64))
+>>> output, weights = hw.MultiHeadAttention(d_model=64, num_heads=8, rng=0)(x)
+>>> output.shape, weights.shape
+((2, 5, 64), (2, 8, 5, 5))
+"""
+
+from headwise import attention, layers, masks, normalization, positional_encoding, rope
+from headwise._ops import (
+    add_alibi,
+    alibi_bias,
+    alibi_slopes,
+    apply_rope,
+    config,
+    dropout,
+    flash_attention,
+    get_num_threads,
+    layer_normalization,
+    linear,
+    list_targets,
+    log_softmax,
+    logsumexp,
+    scaled_dot_product_attention,
+    set_num_threads,
+    set_target,
+    show_config,
+    softmax,
+)
+from headwise._version import __version__
+from headwise.attention import (
+    attention_score_visualization,
+    cross_attention,
+    learned_positional_encoding,
+    multi_head_attention,
+    multi_head_self_attention,
+    self_attention,
+)
+from headwise.layers import CausalAttention, MultiHeadAttention
+from headwise.masks import CausalMask, PaddingMask, create_causal_mask, create_look_ahead_mask, create_padding_mask
+from headwise.positional_encoding import (
+    ALiBiPositionalBias,
+    LearnedPositionalEmbedding,
+    RelativePositionalEncoding,
+    RotaryPositionalEmbedding,
+    SinusoidalPositionalEncoding,
+)
+
+__all__ = [
+    "ALiBiPositionalBias",
+    "CausalAttention",
+    "CausalMask",
+    "LearnedPositionalEmbedding",
+    "MultiHeadAttention",
+    "PaddingMask",
+    "RelativePositionalEncoding",
+    "RotaryPositionalEmbedding",
+    "SinusoidalPositionalEncoding",
+    "__version__",
+    "add_alibi",
+    "alibi_bias",
+    "alibi_slopes",
+    "apply_rope",
+    "attention",
+    "attention_score_visualization",
+    "config",
+    "create_causal_mask",
+    "create_look_ahead_mask",
+    "create_padding_mask",
+    "cross_attention",
+    "dropout",
+    "flash_attention",
+    "get_num_threads",
+    "layer_normalization",
+    "layers",
+    "learned_positional_encoding",
+    "linear",
+    "list_targets",
+    "log_softmax",
+    "logsumexp",
+    "masks",
+    "multi_head_attention",
+    "multi_head_self_attention",
+    "normalization",
+    "positional_encoding",
+    "rope",
+    "scaled_dot_product_attention",
+    "self_attention",
+    "set_num_threads",
+    "set_target",
+    "show_config",
+    "softmax",
+]

@@ -1,0 +1,147 @@
+"""``python -m headwise``: what runs here, a quick start, and times beside plain NumPy."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+import headwise as hw
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+# Each function of a pair is timed for about this long, at least this often.
+_SECONDS = 0.2
+_REPEATS = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    what = "Print what runs here, do a quick start, and time headwise beside plain NumPy."
+    parser = argparse.ArgumentParser(prog="python -m headwise", description=what)
+    parser.add_argument("--version", action="version", version=f"headwise {hw.__version__}")
+    parser.parse_args(arguments)
+    hw.show_config()
+    print()
+    quick_start()
+    print()
+    compare()
+
+
+def quick_start() -> None:
+    """A few calls, and the shapes they give."""
+    rng = np.random.default_rng(0)
+
+    q, k, v = rng.standard_normal((3, 32, 10, 64))
+    output, weights = hw.scaled_dot_product_attention(q, k, v)
+    print(f"scaled_dot_product_attention  {q.shape} -> output {output.shape}, weights {weights.shape}")
+    print(f"                              weights sum to 1: {np.allclose(weights.sum(axis=-1), 1.0)}")
+
+    embeddings = rng.standard_normal((32, 50, 512))
+    x = hw.SinusoidalPositionalEncoding(d_model=512).forward(embeddings)
+    output, weights = hw.MultiHeadAttention(d_model=512, num_heads=8, rng=0).forward(x)
+    print(f"MultiHeadAttention(512, 8)    {x.shape} -> output {output.shape}, weights {weights.shape}")
+
+    rotated = hw.RotaryPositionalEmbedding(d_model=512).forward(embeddings)
+    kept = np.allclose(np.linalg.norm(rotated, axis=-1), np.linalg.norm(embeddings, axis=-1))
+    print(f"RotaryPositionalEmbedding     {embeddings.shape} -> {rotated.shape}, lengths kept: {kept}")
+
+    causal = hw.flash_attention(q, k, v, is_causal=True)
+    print(f"flash_attention, causal       {q.shape} -> {causal.shape}, first query gets first value: ", end="")
+    print(np.allclose(causal[:, 0], v[:, 0]))
+
+
+# --- times ---
+
+
+class Case(NamedTuple):
+    """The same work, done twice."""
+
+    what: str
+    ours: Callable[[], Any]
+    plain: Callable[[], Any]
+
+
+def compare() -> None:
+    """A table of medians."""
+    print("float32, median times          headwise    plain NumPy      ratio")
+    for case in cases():
+        if not np.allclose(case.ours(), case.plain(), rtol=1e-4, atol=1e-4):
+            raise RuntimeError(f"{case.what}: headwise and NumPy disagree; please report it with the lines above")
+        ours, plain = median_times(case.ours, case.plain)
+        print(f"{case.what:27} {ours * 1e3:8.2f} ms    {plain * 1e3:8.2f} ms   {plain / ours:7.1f}x")
+
+
+def cases() -> list[Case]:
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 1, 8, 1024, 64), dtype=np.float32)
+    x = rng.standard_normal((4096, 1024), dtype=np.float32)
+    gamma, beta = rng.standard_normal((2, 1024), dtype=np.float32)
+    angles = np.arange(1024)[:, None] * 10000.0 ** (-np.arange(32) / 32)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return [
+        Case("attention (1, 8, 1024, 64)", lambda: hw.flash_attention(q, k, v), lambda: plain_attention(q, k, v)),
+        Case(
+            "  causal",
+            lambda: hw.flash_attention(q, k, v, is_causal=True),
+            lambda: plain_attention(q, k, v, np.tri(1024, dtype=bool)),
+        ),
+        Case("softmax (4096, 1024)", lambda: hw.softmax(x), lambda: plain_softmax(x)),
+        Case(
+            "layer norm (4096, 1024)",
+            lambda: hw.layer_normalization(x, gamma, beta),
+            lambda: plain_layer_normalization(x, gamma, beta),
+        ),
+        Case("RoPE (1, 8, 1024, 64)", lambda: hw.apply_rope(q, cos, sin), lambda: plain_rope(q, cos, sin)),
+    ]
+
+
+def median_times(*functions: Callable[[], Any]) -> list[float]:
+    """Seconds of one call of each, taken in turns, so that what else the machine does meets all of them alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + _SECONDS * len(functions)
+    while len(times[0]) < _REPEATS or time.perf_counter() < end:
+        for function, taken in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+# --- the same in plain NumPy, as one writes it ---
+
+
+def plain_softmax(x: Array) -> Array:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    result: Array = e / e.sum(axis=-1, keepdims=True)
+    return result
+
+
+def plain_attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    scores: Array = q @ k.swapaxes(-1, -2) / np.float32(np.sqrt(q.shape[-1]))
+    if mask is not None:
+        scores = np.where(mask, scores, np.float32(-np.inf))
+    output: Array = plain_softmax(scores) @ v
+    return output
+
+
+def plain_layer_normalization(x: Array, gamma: Array, beta: Array) -> Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    result: Array = centred / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5) * gamma + beta
+    return result
+
+
+def plain_rope(x: Array, cos: Array, sin: Array) -> Array:
+    a, b = np.split(x, 2, axis=-1)
+    result: Array = np.concatenate((a * cos - b * sin, b * cos + a * sin), axis=-1)
+    return result
+
+
+if __name__ == "__main__":
+    main()

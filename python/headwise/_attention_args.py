@@ -1,0 +1,238 @@
+"""The arguments of attention, checked and made into what a backend takes.
+
+A mask of the caller becomes a keep-mask (bool) or a bias (floating), of shape (batch, heads, query_len, key_len) by
+strides of 0. Masks are never combined into a bigger one and never expanded in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from headwise._arrays import as_array, check_dtype, check_int, check_rate, check_real, compact, conform, is_bfloat16
+from headwise.masks import CausalMask, PaddingMask
+
+if TYPE_CHECKING:
+    from headwise._arrays import Array
+
+
+class ScoreShape(NamedTuple):
+    """What masks are checked against."""
+
+    batch: tuple[int, ...]  # () for arrays of (seq, dim)
+    heads: int | None  # None where the caller's arrays have no axis of heads
+    query_len: int
+    key_len: int
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """The scores' shape in the caller's rank."""
+        heads = () if self.heads is None else (self.heads,)
+        return (*self.batch, *heads, self.query_len, self.key_len)
+
+    @property
+    def four(self) -> tuple[int, int, int, int]:
+        """The scores' shape as backends see it."""
+        return (math.prod(self.batch), 1 if self.heads is None else self.heads, self.query_len, self.key_len)
+
+
+def check_shapes(q: Array, k: Array, v: Array) -> ScoreShape:
+    """The shape of the scores, if the three go together."""
+    if q.ndim < 2:
+        raise ValueError(f"query: shape {q.shape}, expected at least two axes (..., query_len, head_dim)")
+    for name, a in (("key", k), ("value", v)):
+        if a.ndim != q.ndim:
+            raise ValueError(f"{name}: shape {a.shape} has {a.ndim} axes, expected {q.ndim} as query {q.shape} has")
+    if q.shape[-1] == 0:
+        raise ValueError(f"query: shape {q.shape} has head_dim 0, expected at least 1")
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"key: shape {k.shape} does not match query {q.shape}: head_dim is {k.shape[-1]}, expected {q.shape[-1]}"
+        )
+    if v.shape[-2] != k.shape[-2]:
+        raise ValueError(
+            f"value: shape {v.shape} does not match key {k.shape}: key_len is {v.shape[-2]}, expected {k.shape[-2]}"
+        )
+    batch = q.shape[: max(q.ndim - 3, min(q.ndim - 2, 1))]
+    for name, a in (("key", k), ("value", v)):
+        if a.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"{name}: shape {a.shape} does not match query {q.shape}: batch is {a.shape[: len(batch)]}, "
+                f"expected {batch} (batches are not broadcast)"
+            )
+    if q.ndim <= 3:
+        return ScoreShape(batch, None, q.shape[-2], k.shape[-2])
+    heads, kv_heads = q.shape[-3], k.shape[-3]
+    if v.shape[-3] != kv_heads:
+        raise ValueError(
+            f"value: shape {v.shape} does not match key {k.shape}: heads are {v.shape[-3]}, expected {kv_heads}"
+        )
+    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads):
+        raise ValueError(
+            f"key: shape {k.shape} does not match query {q.shape}: {heads} query heads are not divisible by {kv_heads}"
+        )
+    return ScoreShape(batch, heads, q.shape[-2], k.shape[-2])
+
+
+def query_offset(name: object, query_len: int, key_len: int) -> int:
+    """The position of query 0 on the axis of the keys."""
+    if not isinstance(name, str):
+        raise TypeError(f"causal_alignment: {type(name).__name__}, expected 'upper_left' or 'lower_right'")
+    if name == "upper_left":
+        return 0
+    if name == "lower_right":
+        return key_len - query_len
+    raise ValueError(f"causal_alignment: {name!r}, expected 'upper_left' or 'lower_right'")
+
+
+def check_window(size: object, reach: int) -> tuple[int, int]:
+    """(left, right), where a side that reaches past every key is open: -1."""
+    if size is None:
+        return -1, -1
+    if isinstance(size, (tuple, list)):
+        if len(size) != 2:
+            raise ValueError(f"window_size: {size!r}, expected an integer or a pair (left, right)")
+        left, right = (check_int(side, "window_size", -1) for side in size)
+    else:
+        left = right = check_int(size, "window_size", -1)
+    return -1 if left >= reach else left, -1 if right >= reach else right
+
+
+def check_softcap(softcap: object) -> float:
+    if softcap is None:
+        return 0.0
+    cap = check_real(softcap, "softcap")
+    if cap <= 0.0:
+        raise ValueError(f"softcap: {cap}, expected a positive number or None")
+    return cap
+
+
+def dropout_rate_of(dropout: object, dropout_rate: object) -> float:
+    if dropout_rate is None:
+        return check_rate(dropout, "dropout")
+    if check_rate(dropout, "dropout") != 0.0:
+        raise TypeError("dropout_rate: another name of dropout, expected only one of the two")
+    return check_rate(dropout_rate, "dropout_rate")
+
+
+def per_head(x: object, name: str, heads: int, dtype: np.dtype[Any]) -> Array:
+    a = as_array(x, name)
+    check_dtype(a.dtype, name)
+    if a.shape != (heads,):
+        raise ValueError(f"{name}: shape {a.shape}, expected one entry for each query head, ({heads},)")
+    return np.ascontiguousarray(conform(a, dtype))
+
+
+# --- masks ---
+
+
+def attention_masks(
+    mask: object, bias: object, key_padding_mask: object, scores: ScoreShape, dtype: np.dtype[Any]
+) -> tuple[list[Array], list[Array]]:
+    """The keep-masks and the biases, in ``dtype``, that the three arguments amount to."""
+    keeps: list[Array] = []
+    biases: list[Array] = []
+    if mask is not None:
+        array = as_array(mask, "mask")
+        check_dtype(array.dtype, "mask")
+        if isinstance(mask, PaddingMask) and mask.ndim == 2:
+            keeps.append(_spread(_padding(array, "mask", scores), scores, keep=True))
+        else:
+            aligned = compact(_align(array, "mask", scores, pairs_only=isinstance(mask, CausalMask)))
+            keep = _as_keep(aligned)
+            if keep is not None:
+                keeps.append(_spread(keep, scores, keep=True))
+            else:
+                biases.append(_spread(_cast(aligned, dtype), scores))
+    if key_padding_mask is not None:
+        array = as_array(key_padding_mask, "key_padding_mask")
+        check_dtype(array.dtype, "key_padding_mask")
+        keeps.append(_spread(_padding(array, "key_padding_mask", scores), scores, keep=True))
+    if bias is not None:
+        array = as_array(bias, "bias")
+        check_dtype(array.dtype, "bias")
+        if array.dtype.kind == "b":
+            raise TypeError("bias: dtype bool, expected numbers to add to the scores; a keep-mask goes to mask=")
+        biases.append(_spread(_cast(compact(_align(array, "bias", scores)), dtype), scores))
+    return keeps, biases
+
+
+def _padding(m: Array, name: str, scores: ScoreShape) -> Array:
+    """``(*batch, key_len)`` with axes of size 1 put in for heads and queries."""
+    expected = (*scores.batch, scores.key_len)
+    if not scores.batch and m.shape == (1, scores.key_len):
+        m = m[0]
+    if m.ndim != len(expected) or m.shape[-1] != scores.key_len or not _fits(m.shape, expected):
+        raise ValueError(f"{name}: shape {m.shape}, expected (batch, key_len) = {expected}")
+    between = (1,) if scores.heads is None else (1, 1)
+    return m.reshape((*m.shape[:-1], *between, m.shape[-1]))
+
+
+def _align(m: Array, name: str, scores: ScoreShape, *, pairs_only: bool = False) -> Array:
+    """``m``, checked, with as many axes as the scores have in the caller's rank, or fewer to be put in front."""
+    full = scores.full
+    as_given = m.shape
+    if m.ndim == 4 and len(full) == 3 and m.shape[1] == 1:  # (batch, heads, query_len, key_len) without heads
+        m = m[:, 0]
+    elif len(full) == 2 and m.ndim in (3, 4) and math.prod(m.shape[:-2]) == 1:
+        m = m.reshape(m.shape[-2:])
+    elif m.ndim == 2 and len(scores.batch) == 1 and not pairs_only and not _fits(m.shape, full):
+        padding = (*scores.batch, scores.key_len)
+        m = _padding(m, name, scores) if m.shape == padding else m
+    if m.ndim == 0 or m.ndim > len(full) or not _fits(m.shape, full):
+        raise ValueError(
+            f"{name}: shape {as_given} does not fit the scores {full}, expected each axis to be 1 or of full size, "
+            "(query_len, key_len) last"
+        )
+    return m
+
+
+def _fits(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether each axis, counted from the last, is 1 or of full size."""
+    if shape == full[-len(shape) :]:
+        return True
+    return all(size in (1, whole) for size, whole in zip(reversed(shape), reversed(full), strict=False))
+
+
+def _as_keep(m: Array) -> Array | None:
+    """The keep-mask that ``m`` is, or None if it is to be added: a float mask that holds only 0.0 and 1.0, and at least
+    one 1.0, is what ``np.tril(np.ones(...))`` gives, while an additive one has no reason to hold 1.0 and 0.0 alone."""
+    if m.dtype.kind == "b":
+        return m
+    if m.dtype.kind in "iu":
+        return np.not_equal(m, 0)
+    one = np.equal(m, 1)
+    return one if one.any() and bool(np.all(one | np.equal(m, 0))) else None
+
+
+def _cast(bias: Array, dtype: np.dtype[Any]) -> Array:
+    """``bias`` in ``dtype``. A finite entry beyond its range, such as float64's lowest number, stays finite: -inf would
+    drop the key, and a row that has nothing else would become 0 where it was uniform."""
+    if is_bfloat16(bias.dtype):
+        bias = bias.astype(np.float32)
+    cast = conform(bias, dtype)
+    if bias.dtype.kind == "f" and bias.dtype.itemsize > dtype.itemsize:
+        overflown = np.isinf(cast) & np.isfinite(bias)
+        if overflown.any():
+            cast = np.where(overflown, np.copysign(np.finfo(dtype).max, cast), cast)
+    return cast
+
+
+def _spread(m: Array, scores: ScoreShape, *, keep: bool = False) -> Array:
+    """``m``, aligned, as (batch, heads, query_len, key_len) by strides of 0, the last one 0 or contiguous."""
+    if keep and m.dtype.kind != "b":
+        m = np.not_equal(m, 0)
+    m = conform(compact(m), m.dtype, last=True)
+    full = scores.full
+    if m.ndim < len(full):
+        m = m.reshape((1,) * (len(full) - m.ndim) + m.shape)
+    if scores.heads is None:
+        m = m[..., None, :, :]
+    lead = m.shape[:-3]
+    if math.prod(lead) == 1:
+        m = m.reshape((1, *m.shape[-3:]))
+    elif len(lead) > 1:
+        m = np.broadcast_to(m, (*scores.batch, *m.shape[-3:])).reshape((-1, *m.shape[-3:]))
+    return m if m.shape == scores.four else np.broadcast_to(m, scores.four)

@@ -1,0 +1,167 @@
+"""What a backend is, and which one runs.
+
+Two backends implement :class:`Backend`: the native extension ``headwise._core`` and the NumPy module
+``headwise._numpy``. Everything reaches them through ``headwise._ops``, which has checked and normalised the
+arguments, so a backend never sees a wrong shape, dtype or stride and both raise the same errors by construction.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from headwise._threads import default_count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+class Backend(Protocol):
+    """The operations, on normalised arguments.
+
+    All floating arrays of one call share one dtype, float32 or float64, native byte order, aligned, strides that are
+    multiples of the item size. Outputs are allocated by the caller and written in place; nothing is returned.
+    A broadcast axis has stride 0. ``bool`` arrays are one byte per entry, true = keep.
+    """
+
+    def softmax(self, x: Array, out: Array) -> None:
+        """Softmax along axis 1. ``x, out``: (outer, n, inner); ``out`` C-contiguous, ``inner`` contiguous in ``x``
+        (or, for ``inner == 1``, axis 1 contiguous). ``out`` may be ``x`` itself."""
+
+    def log_softmax(self, x: Array, out: Array) -> None:
+        """Log-softmax along axis 1; as :meth:`softmax`."""
+
+    def logsumexp(self, x: Array, out: Array) -> None:
+        """``x``: (outer, n, inner); ``out``: (outer, inner), C-contiguous."""
+
+    def attention(
+        self,
+        query: Array,  # (batch, heads, query_len, head_dim), last axis contiguous, any other strides
+        key: Array,  # (batch, kv_heads, key_len, head_dim), likewise
+        value: Array,  # (batch, kv_heads, key_len, value_dim), likewise
+        output: Array,  # (batch, heads, query_len, value_dim), likewise
+        weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous, to be filled if given
+        lse: Array | None,  # (batch, heads, query_len), C-contiguous, to be filled if given; natural logarithm
+        keep: Sequence[Array],  # bool, (batch, heads, query_len, key_len), last stride 0 or 1; all must hold
+        bias: Sequence[Array],  # floating, same; all are added
+        drop: Array | None,  # bool, same: weights applied to value are kept (and scaled) where true
+        slopes: Array | None,  # (heads,): minus slope * abs(i + offset - j) is added
+        sinks: Array | None,  # (heads,): a logit in the denominator
+        scale: float,
+        softcap: float,  # 0.0: none
+        left: int,  # key j is kept for query i when i + offset - left <= j; -1: open
+        right: int,  # ... and j <= i + offset + right; -1: open
+        offset: int,  # the position of query 0 on the axis of the keys
+        drop_scale: float,
+        precision: str,
+    ) -> None:
+        """Scale, softcap, then keep / bias / ALiBi, then softmax, then (dropped) weights times value. A row that keeps
+        nothing gives output 0, weights 0 and lse -inf (or the sink's logit). Without ``weights`` nothing of size
+        query_len x key_len is built. Whatever stands in a dropped key or value, NaN included, reaches nothing."""
+
+    def apply_rope(self, x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) -> None:
+        """``x, out``: (batch, heads, seq, dim); ``cos, sin``: (batch, heads, seq, dim / 2), broadcast by stride 0.
+        Last axes contiguous. ``out`` may be ``x`` itself."""
+
+    def add_alibi(self, scores: Array, slopes: Array, offset: int, out: Array) -> None:
+        """``out[n, h, i, j] = scores[n, h, i, j] - slopes[h] * abs(i + offset - j)``; last axes contiguous; ``slopes``
+        has the dtype of ``scores``. ``out`` may be ``scores`` itself."""
+
+    def linear(self, x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
+        """``x`` (rows, in) with last axis contiguous, ``weight`` (in, out) with either axis contiguous, ``bias``
+        (out,) contiguous, ``out`` (rows, out) C-contiguous."""
+
+    def layer_normalization(self, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
+        """Over the last axis of ``x`` (rows, n), last axis contiguous; ``out`` C-contiguous, may be ``x`` itself."""
+
+    def set_num_threads(self, n: int) -> None: ...
+
+    def get_num_threads(self) -> int: ...
+
+    def set_target(self, name: str) -> None:
+        """Force an instruction set; ValueError, naming what is available, for an unknown or unsupported one."""
+
+    def get_target(self) -> str: ...
+
+    def list_targets(self) -> list[str]:
+        """What this build and this processor have, best first."""
+
+
+_CORE = "headwise._core"
+_CHOICES = ("auto", "native", "numpy")
+
+_current: Backend
+_name: str
+_error: str | None = None
+
+
+def current() -> Backend:
+    """The backend that runs."""
+    return _current
+
+
+def name() -> str:
+    """``"native"`` or ``"numpy"``."""
+    return _name
+
+
+def error() -> str | None:
+    """Why a native core that is there could not be loaded, or None."""
+    return _error
+
+
+def core_is_installed() -> bool:
+    """Whether there is a native core, working or not."""
+    from importlib.util import find_spec  # not at the top: only this function needs what it brings along
+
+    return _name == "native" or find_spec(_CORE) is not None
+
+
+def use(choice: str) -> None:
+    """Switch this process to the backend ``"native"`` or ``"numpy"``, or to ``"auto"``, the first of them that loads.
+
+    ImportError, as it came, if a native core that was asked for cannot be loaded; the backend is then what it was.
+    """
+    threads = _current.get_num_threads()
+    _select(choice)
+    _current.set_num_threads(threads)
+
+
+def _select(choice: str, source: str = "backend") -> None:
+    global _current, _name, _error
+    if choice not in _CHOICES:
+        raise ValueError(f"{source}: {choice!r}, expected one of {', '.join(_CHOICES)}")
+    failure = None
+    if choice != "numpy":
+        try:
+            _current, _name, _error = cast(Backend, importlib.import_module(_CORE)), "native", None
+            return
+        except Exception as broken:  # an extension that is there but does not fit here may raise anything
+            if choice == "native":
+                raise
+            if not (isinstance(broken, ModuleNotFoundError) and broken.name == _CORE):
+                failure = f"{type(broken).__name__}: {broken}"
+                message = f"headwise: the native core cannot be loaded ({failure}); NumPy does the work"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+    _current, _name, _error = cast(Backend, importlib.import_module("headwise._numpy")), "numpy", failure
+
+
+def _start() -> None:
+    """Do as the environment says. A bad value is an error here, where it is noticed, not at the first call."""
+    _select(os.environ.get("HEADWISE_BACKEND", "").strip().lower() or "auto", "HEADWISE_BACKEND")
+    _current.set_num_threads(default_count())
+    target = os.environ.get("HEADWISE_TARGET", "").strip().lower()
+    if target:
+        try:
+            _current.set_target(target)
+        except ValueError as unavailable:
+            raise ValueError(f"HEADWISE_TARGET: {unavailable}") from unavailable
+
+
+_start()

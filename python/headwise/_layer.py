@@ -1,0 +1,206 @@
+"""What the layers are made of: a callable base class, parameters, and tables over positions."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from ._arrays import FLOAT64, as_array, check_dtype, check_rng
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from ._arrays import Array
+
+    Rng = int | np.random.Generator | None
+
+# A table over positions grows while it stays below this; positions beyond are computed when they are asked for, so that
+# one stray position of 10^12 costs one row and not all the memory.
+_MAX_TABLE_BYTES = 64 << 20
+
+
+def as_positions(positions: ArrayLike) -> Array:
+    where = as_array(positions, "positions")
+    if where.size == 0:
+        return where.astype(np.intp)
+    if where.dtype.kind not in "iu":
+        raise TypeError(f"positions: dtype {where.dtype}, expected integers")
+    return where
+
+
+class Layer:
+    """A layer is callable: ``layer(x)`` is ``layer.forward(x)``. Dropout acts only while ``training`` is true."""
+
+    training: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def _cast(self, name: str, dtype: np.dtype[Any]) -> Array:
+        """The parameter ``name`` in ``dtype``; see :class:`Parameter`."""
+        slot: _Slot = vars(self)[name]
+        return slot.cast(dtype)
+
+
+class Parameter:
+    """An array attribute that users read, replace and change in place like any other, and that is cast only once.
+
+    A layer with float64 parameters computes in float32 when its input is float32. The cast is kept for the next call,
+    but only as long as nobody can have changed the numbers: reading the attribute from outside discards it, and none
+    is kept while anyone else holds a reference to the array or to the memory it views.
+    """
+
+    def __init__(self, *axes: str) -> None:
+        self._axes = axes  # names of the layer's attributes that hold the sizes
+
+    def __set_name__(self, owner: type[Layer], name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, layer: None, owner: type[Layer]) -> Parameter: ...
+
+    @overload
+    def __get__(self, layer: Layer, owner: type[Layer]) -> Array: ...
+
+    def __get__(self, layer: Layer | None, owner: type[Layer]) -> Parameter | Array:
+        if layer is None:
+            return self
+        slot: _Slot = vars(layer)[self._name]
+        return slot.open()
+
+    def __set__(self, layer: Layer, value: ArrayLike) -> None:
+        array = as_array(value, self._name)
+        check_dtype(array.dtype, self._name)
+        if array.dtype.kind in "biu":
+            array = array.astype(FLOAT64)
+        shape = tuple(getattr(layer, axis) for axis in self._axes)
+        if array.shape != shape:
+            raise ValueError(f"{self._name}: shape {array.shape}, expected ({', '.join(self._axes)}) = {shape}")
+        vars(layer)[self._name] = _Slot(array)
+
+
+def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
+    """The dtype to make parameters in: float64 unless asked otherwise."""
+    if dtype is None:
+        return FLOAT64
+    try:
+        made = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"dtype: {dtype!r}, expected float16, bfloat16, float32 or float64") from error
+    check_dtype(made, "dtype")
+    if made.kind in "biu":
+        raise TypeError(f"dtype: {made}, expected float16, bfloat16, float32 or float64")
+    return made
+
+
+def fresh_embeddings(rng: Rng, rows: int, d_model: int, dtype: DTypeLike | None) -> Array:
+    """Embeddings to train: normal with the standard deviation of BERT and GPT-2, small beside those of tokens."""
+    made = parameter_dtype(dtype)
+    return check_rng(rng).normal(0.0, 0.02, (rows, d_model)).astype(made, copy=False)
+
+
+class _Slot:
+    """An array and its last cast, stamped with the version of the array it was made from."""
+
+    __slots__ = ("_array", "_cast", "_version")
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self._cast: tuple[object, Array] | None = None
+        self._version = object()
+
+    def __reduce__(self) -> tuple[type[_Slot], tuple[Array]]:
+        return _Slot, (self._array,)  # copies and pickles leave the cast behind
+
+    def open(self) -> Array:
+        """The array, for someone who may change it. A cast that another thread is making now is void as well: it will
+        carry the version that was current when it began."""
+        self._version = object()
+        self._cast = None
+        return self._array
+
+    def cast(self, dtype: np.dtype[Any]) -> Array:
+        if self._array.dtype == dtype:
+            return self._array
+        version, kept = self._version, self._cast
+        if not self._is_private():
+            return self._array.astype(dtype)
+        if kept is None or kept[0] is not version or kept[1].dtype != dtype:
+            kept = self._cast = version, self._array.astype(dtype)
+        return kept[1]
+
+    def _is_private(self) -> bool:
+        """Whether nobody else reaches the numbers, through the array or through the memory it is a view of."""
+        if sys.getrefcount(self._array) > _PRIVATE:
+            return False
+        if self._array.base is None:
+            return True
+        # A view of a view refers to the owner of the memory, so one step sees them all. Unpickled arrays view bytes.
+        return _owns_memory(self._array.base) and sys.getrefcount(self._array.base) <= _PRIVATE
+
+
+def _owns_memory(base: object) -> bool:
+    return isinstance(base, bytes) or (type(base) is np.ndarray and base.base is None)
+
+
+# What sys.getrefcount answers for an attribute nobody else refers to: whether its argument counts is the interpreter's.
+_probe = _Slot(np.empty(0))
+_PRIVATE = sys.getrefcount(_probe._array)
+
+
+class PositionTable:
+    """Rows ``function(position)`` for the positions 0, 1, 2, …, read-only, in float64, and their last cast.
+
+    ``function`` maps float64 positions of any shape ``(…,)`` to rows ``(…, width)``.
+    """
+
+    def __init__(self, function: Callable[[Array], Array], length: int) -> None:
+        self._function = function
+        self.array: Array = self._rows(0, length)
+        self._cast = self.array
+
+    def first(self, length: int, dtype: np.dtype[Any]) -> Array:
+        """The rows of positions ``0 .. length - 1``: (length, width)."""
+        if self._reaches(length):
+            return self._in_dtype(dtype)[:length]
+        return self._rows(0, length).astype(dtype, copy=False)
+
+    def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
+        """The rows of any integer positions: (…, width)."""
+        if positions.size and positions.min() >= 0 and self._reaches(int(positions.max()) + 1):
+            return np.take(self._in_dtype(dtype), positions, axis=0)
+        return self._function(positions.astype(np.float64)).astype(dtype, copy=False)
+
+    def _rows(self, start: int, stop: int) -> Array:
+        rows = self._function(np.arange(start, stop, dtype=np.float64))
+        rows.flags.writeable = False
+        return rows
+
+    def _in_dtype(self, dtype: np.dtype[Any]) -> Array:
+        array, cast = self.array, self._cast
+        if array.dtype == dtype:
+            return array
+        if cast.dtype != dtype or len(cast) != len(array):
+            cast = self._cast = array.astype(dtype)
+        return cast
+
+    def _reaches(self, length: int) -> bool:
+        """Whether the table covers ``length`` positions, grown to do so, at least twofold, if it may."""
+        table = self.array
+        if length <= len(table):
+            return True
+        row_bytes = table[:1].nbytes
+        if length * row_bytes > _MAX_TABLE_BYTES:
+            return False
+        grown = max(length, min(2 * len(table), _MAX_TABLE_BYTES // row_bytes))
+        rows = np.concatenate([table, self._rows(len(table), grown)])
+        rows.flags.writeable = False
+        self.array = rows
+        return True

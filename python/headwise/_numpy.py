@@ -1,0 +1,288 @@
+"""The NumPy backend: the functions of :class:`headwise._backend.Backend`.
+
+Everything is done in blocks that stay in cache, and attention never holds more than a block of its scores. Entries that
+overflow or turn into NaN do so by IEEE rules and without warnings, as in the native core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+# Entries of a block: temporaries of half a MB in float32, so that a few of them stay in a second-level cache.
+_BLOCK = 1 << 17
+
+_threads = 1
+
+
+# --- along an axis ---
+
+
+def softmax(x: Array, out: Array) -> None:
+    with np.errstate(all="ignore"):
+        for part in _parts(x):
+            _exp_from_peak(x[part], out[part])
+            out[part] /= _sum(out[part])
+
+
+def log_softmax(x: Array, out: Array) -> None:
+    with np.errstate(all="ignore"):
+        for part in _parts(x):
+            shifted = x[part] - x[part].max(axis=1, keepdims=True)
+            np.subtract(shifted, np.log(_sum(np.exp(shifted))), out=out[part])
+
+
+def logsumexp(x: Array, out: Array) -> None:
+    with np.errstate(all="ignore"):
+        for part in _parts(x):
+            peak = x[part].max(axis=1, keepdims=True)
+            # An infinite peak is the result by itself; inf - inf would make it NaN.
+            peak[np.isinf(peak)] = 0
+            out[part] = (np.log(_sum(np.exp(x[part] - peak))) + peak)[:, 0]
+
+
+def _exp_from_peak(x: Array, out: Array) -> None:
+    np.subtract(x, x.max(axis=1, keepdims=True), out=out)
+    np.exp(out, out=out)
+
+
+def _sum(x: Array) -> Array:
+    # NumPy sums pairwise only along a contiguous axis; elsewhere the rounding of float32 would grow with its length.
+    total: Array = x.sum(axis=1, keepdims=True, dtype=x.dtype if x.shape[2] == 1 else np.float64)
+    return total.astype(x.dtype, copy=False)
+
+
+def _parts(x: Array) -> Iterator[slice]:
+    """Slices of the first axis with about a block of entries each."""
+    step = max(1, _BLOCK * len(x) // max(1, x.size))
+    for start in range(0, len(x), step):
+        yield slice(start, start + step)
+
+
+# --- attention ---
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    keep: Sequence[Array],
+    bias: Sequence[Array],
+    drop: Array | None,
+    slopes: Array | None,
+    sinks: Array | None,
+    scale: float,
+    softcap: float,
+    left: int,
+    right: int,
+    offset: int,
+    drop_scale: float,
+    precision: str,
+) -> None:
+    """Block by block: some batches and heads, some rows of queries, and all the keys that these rows can see.
+
+    Heads that share a key head are put below each other, (group, rows) -> group * rows, so that each block is one
+    matrix product for each key head.
+    """
+    batch, heads, query_len, head_dim = query.shape
+    kv_heads, key_len = key.shape[1:3]
+    value_dim = value.shape[3]
+    group = heads // kv_heads
+    dtype = query.dtype
+
+    with np.errstate(all="ignore"):
+        for b, g, r in _blocks(batch, kv_heads, group, query_len, key_len):
+            h = slice(g.start * group, g.stop * group)
+            first = offset + r.start  # the position of the block's first query among the keys
+            rows = r.stop - r.start
+            start = max(0, first - left) if left >= 0 else 0
+            stop = min(key_len, first + rows + right) if right >= 0 else key_len
+            k = slice(start, max(start, stop))
+            four = (b.stop - b.start, h.stop - h.start, rows, k.stop - k.start)
+            stacked = (four[0], g.stop - g.start, group * rows)
+
+            scaled = np.empty((*four[:3], head_dim), dtype)
+            np.multiply(query[b, h, r], scale, out=scaled)
+            transposed = key[b, g, k].swapaxes(2, 3)
+            scores = np.matmul(scaled.reshape((*stacked, head_dim)), transposed).reshape(four)
+            if softcap:
+                scores /= softcap
+                np.tanh(scores, out=scores)
+                scores *= softcap
+            for added in bias:
+                scores += added[b, h, r, k]
+            if slopes is not None:
+                scores -= slopes[h, None, None] * _distance(first, rows, k.start, four[3], dtype)
+            # Only now, and by selection: whatever a dropped score has become, it ends as -inf.
+            for added in bias:
+                np.copyto(scores, -np.inf, where=np.isneginf(_small(added[b, h, r, k])))
+            for kept in keep:
+                np.copyto(scores, -np.inf, where=~_small(kept[b, h, r, k]))
+            _drop_outside(scores, first - k.start, left, right)
+
+            peak = scores.max(axis=3, keepdims=True, initial=-np.inf)
+            if sinks is not None:
+                np.maximum(peak, sinks[h, None, None], out=peak)
+            peak[np.isneginf(peak)] = 0  # nothing to see: exp(-inf - 0) makes the weights 0
+            scores -= peak
+            np.exp(scores, out=scores)
+            total = scores.sum(axis=3, keepdims=True)
+            if sinks is not None:
+                total += np.exp(sinks[h, None, None] - peak)
+            if lse is not None:
+                lse[b, h, r] = (np.log(total) + peak)[..., 0]
+            total[total == 0] = 1
+            if weights is not None:
+                weights[b, h, r, : k.start] = 0
+                weights[b, h, r, k.stop :] = 0
+                np.divide(scores, total, out=weights[b, h, r, k])
+            if drop is not None:
+                scores *= drop[b, h, r, k]
+                total /= drop_scale
+            average = _weighted_sum(scores.reshape((*stacked, four[3])), value[b, g, k])
+            np.divide(average.reshape((*four[:3], value_dim)), total, out=output[b, h, r])
+
+
+def _blocks(
+    batch: int, kv_heads: int, group: int, query_len: int, key_len: int
+) -> Iterator[tuple[slice, slice, slice]]:
+    """(batches, key heads, rows) of blocks of about ``_BLOCK`` scores: rows of one head first, and more heads only
+    where all rows of one are not enough, because few rows leave more keys to skip under a causal mask or a window."""
+    rows = min(query_len, max(1, _BLOCK // (group * key_len)))
+    for b, g in _tiles(batch, kv_heads, group * key_len * rows):
+        for r in range(0, query_len, rows):
+            yield b, g, slice(r, min(r + rows, query_len))
+
+
+def _tiles(batch: int, heads: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """(batches, heads) that together have about ``_BLOCK`` entries, with ``size`` for each head of each batch."""
+    fit = max(1, _BLOCK // max(1, size))
+    for b in range(0, batch, max(1, fit // heads)):
+        for h in range(0, heads, fit):
+            yield slice(b, min(b + max(1, fit // heads), batch)), slice(h, min(h + fit, heads))
+
+
+def _small(a: Array) -> Array:
+    """One entry along each broadcast axis."""
+    return a[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in a.strides)]
+
+
+def _distance(first: int, rows: int, start: int, keys: int, dtype: np.dtype[Any]) -> Array:
+    """``abs(i - j)`` for queries at positions from ``first`` and keys from ``start``."""
+    steps: Array = np.arange(first - start, first - start + rows)[:, None] - np.arange(keys)
+    return np.abs(steps).astype(dtype)
+
+
+def _drop_outside(scores: Array, first: int, left: int, right: int) -> None:
+    """-inf where key ``j`` is outside ``[i - left, i + right]`` for the queries ``i`` from ``first``, touching only the
+    columns in which some row ends."""
+    rows, keys = scores.shape[2:]
+    i = np.arange(first, first + rows)[:, None]
+    if right >= 0:
+        begin = max(0, first + right + 1)
+        np.copyto(scores[..., begin:], -np.inf, where=np.arange(begin, max(begin, keys)) > i + right)
+    if left >= 0:
+        end = min(keys, max(0, first + rows - 1 - left))
+        np.copyto(scores[..., :end], -np.inf, where=np.arange(end) < i - left)
+
+
+def _weighted_sum(weights: Array, value: Array) -> Array:
+    """``weights @ value``, where a weight of 0 makes nothing of whatever value it meets.
+
+    By IEEE rules 0 * inf and 0 * NaN are NaN, so such a value shows in every row of the product. Then, and only then,
+    the finite values are summed alone, and each kind of the others is added where a weight is not 0.
+    """
+    product: Array = np.matmul(weights, value)
+    if np.isfinite(product).all():
+        return product
+    finite = np.isfinite(value)
+    if finite.all():
+        return product
+    product = np.matmul(weights, np.where(finite, value, 0))
+    met = (weights != 0).astype(weights.dtype)
+    for special in (np.inf, -np.inf, np.nan):
+        where = np.isnan(value) if np.isnan(special) else value == special
+        if where.any():
+            product += np.where(np.matmul(met, where.astype(weights.dtype)) != 0, special, 0).astype(weights.dtype)
+    return product
+
+
+# --- positions ---
+
+
+def apply_rope(x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) -> None:
+    batch, heads, seq, dim = x.shape
+    first = slice(0, None, 2) if interleaved else slice(0, dim // 2)
+    second = slice(1, None, 2) if interleaved else slice(dim // 2, None)
+    with np.errstate(all="ignore"):
+        for tile in _tiles(batch, heads, seq * dim):
+            a, b, c, s = x[tile][..., first], x[tile][..., second], cos[tile], sin[tile]
+            # Both halves before either is written: `out` may be `x`.
+            rotated = a * c - b * s, b * c + a * s
+            out[tile][..., first], out[tile][..., second] = rotated
+
+
+def add_alibi(scores: Array, slopes: Array, offset: int, out: Array) -> None:
+    query_len, key_len = scores.shape[2:]
+    rows = max(1, _BLOCK // max(1, key_len))
+    with np.errstate(all="ignore"):
+        for start in range(0, query_len, rows):
+            r = slice(start, min(start + rows, query_len))
+            distance = _distance(offset + start, r.stop - start, 0, key_len, scores.dtype)
+            for h, slope in enumerate(slopes):
+                np.subtract(scores[:, h, r], slope * distance, out=out[:, h, r])
+
+
+# --- what stands around attention ---
+
+
+def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
+    with np.errstate(all="ignore"):
+        np.matmul(x, weight, out=out)
+        if bias is not None:
+            out += bias
+
+
+def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
+    with np.errstate(all="ignore"):
+        for part in _parts(x):
+            centred = x[part] - x[part].mean(axis=1, keepdims=True)
+            variance = np.square(centred).mean(axis=1, keepdims=True)
+            centred /= np.sqrt(variance + eps)
+            centred *= gamma
+            np.add(centred, beta, out=out[part])
+
+
+# --- configuration ---
+
+
+def set_num_threads(n: int) -> None:
+    global _threads
+    _threads = n
+
+
+def get_num_threads() -> int:
+    return _threads
+
+
+def set_target(name: str) -> None:
+    if name != "numpy":
+        raise ValueError(f"target: {name!r}, expected one of those available: numpy")
+
+
+def get_target() -> str:
+    return "numpy"
+
+
+def list_targets() -> list[str]:
+    return ["numpy"]

@@ -1,0 +1,408 @@
+"""The public functions: every check, once, and the way from the caller's arrays to a backend's normal form.
+
+Attention is in :mod:`headwise._sdpa`, rotary embedding and ALiBi in :mod:`headwise._positions`, configuration in
+:mod:`headwise._config`; what they have in common in :mod:`headwise._arrays`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise import _backend
+from headwise._arrays import (
+    allocate,
+    as_array,
+    check_axis,
+    check_flag,
+    check_out,
+    check_precision,
+    check_rate,
+    check_real,
+    check_rng,
+    conform,
+    deliver,
+    promote,
+)
+from headwise._config import config, get_num_threads, list_targets, set_num_threads, set_target, show_config
+from headwise._positions import add_alibi, alibi_bias, alibi_slopes, apply_rope
+from headwise._sdpa import flash_attention, scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike
+
+    from headwise._arrays import Array
+
+__all__ = [
+    "add_alibi",
+    "alibi_bias",
+    "alibi_slopes",
+    "apply_rope",
+    "config",
+    "dropout",
+    "flash_attention",
+    "get_num_threads",
+    "layer_normalization",
+    "linear",
+    "list_targets",
+    "log_softmax",
+    "logsumexp",
+    "scaled_dot_product_attention",
+    "set_num_threads",
+    "set_target",
+    "show_config",
+    "softmax",
+]
+
+
+# --- softmax and kin ---
+
+
+def softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
+    """``exp(x) / sum(exp(x))`` along an axis, with the maximum subtracted first so that large entries do not overflow.
+
+    Parameters
+    ----------
+    x : array_like
+        Any shape with at least one axis.
+    axis : int
+        The axis that sums to 1.
+    out : ndarray, optional
+        Where to write the result, of its shape and dtype; it may be `x` itself.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`, in its dtype; float64 for integers and bool. NaN along an axis of nothing but -inf.
+
+    Raises
+    ------
+    ValueError
+        If `axis` is not one of `x`, or `out` does not fit.
+    TypeError
+        If `x` is not real, or `axis` no integer.
+
+    Examples
+    --------
+    >>> import headwise as hw
+    >>> hw.softmax([[1000.0, 1000.0], [0.0, 0.0]])
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
+    """
+    return _normalize(_backend.current().softmax, x, axis, out)
+
+
+def log_softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
+    """``x - log(sum(exp(x)))`` along an axis: the logarithm of :func:`softmax`, without its underflow.
+
+    Parameters
+    ----------
+    x : array_like
+        Any shape with at least one axis.
+    axis : int
+        The axis along which the exponentials of the result sum to 1.
+    out : ndarray, optional
+        Where to write the result, of its shape and dtype; it may be `x` itself.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`, in its dtype; float64 for integers and bool.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`softmax`.
+
+    Examples
+    --------
+    >>> import headwise as hw
+    >>> hw.log_softmax([0.0, 1000.0])
+    array([-1000.,     0.])
+    """
+    return _normalize(_backend.current().log_softmax, x, axis, out)
+
+
+def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
+    """``log(sum(exp(x)))`` along an axis, with the maximum taken out first so that large entries do not overflow.
+
+    Parameters
+    ----------
+    x : array_like
+        Any shape with at least one axis.
+    axis : int
+        The axis to sum along.
+    keepdims : bool
+        Keep that axis, with size 1.
+
+    Returns
+    -------
+    ndarray
+        In the dtype of `x`; float64 for integers and bool. -inf for an empty axis and for one of nothing but -inf.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`softmax`.
+
+    Examples
+    --------
+    >>> import headwise as hw
+    >>> round(float(hw.logsumexp([1000.0, 1000.0])), 3)
+    1000.693
+    """
+    a = as_array(x, "x")
+    compute, dtype = promote(("x", a))
+    axis = check_axis(axis, a)
+    keepdims = check_flag(keepdims, "keepdims")
+    source = _around_axis(a, axis, compute)
+    result = allocate((source.shape[0], source.shape[2]), compute)
+    if source.shape[1] == 0:
+        result.fill(-np.inf)
+    elif result.size:
+        _backend.current().logsumexp(source, result)
+    middle = (1,) if keepdims else ()
+    return deliver(result.reshape(a.shape[:axis] + middle + a.shape[axis + 1 :]), None, dtype)
+
+
+def _normalize(kernel: Callable[[Array, Array], None], x: ArrayLike, axis: int, out: Array | None) -> Array:
+    a = as_array(x, "x")
+    compute, dtype = promote(("x", a))
+    axis = check_axis(axis, a)
+    work = _destination(out, a, ("x", a), compute=compute, dtype=dtype)
+    if work.size:
+        source = _around_axis(a, axis, compute)
+        kernel(source, work.reshape(source.shape))
+    return deliver(work, out, dtype)
+
+
+def _around_axis(a: Array, axis: int, dtype: np.dtype[Any]) -> Array:
+    """``a`` as (outer, n, inner), with n the size of ``axis``, in ``dtype``."""
+    n = a.shape[axis]
+    inner = math.prod(a.shape[axis + 1 :])
+    form = conform(a, dtype).reshape((math.prod(a.shape[:axis]), n, inner))
+    contiguous = form.strides[2] == form.itemsize if inner > 1 else n <= 1 or form.strides[1] == form.itemsize
+    return form if contiguous else np.ascontiguousarray(form)
+
+
+def _destination(
+    out: Array | None, like: Array, *inputs: tuple[str, Array], compute: np.dtype[Any], dtype: np.dtype[Any]
+) -> Array:
+    """A C-contiguous array of the shape of ``like`` to compute into: ``out``, checked, where it is one. ``out`` may be
+    ``like`` itself."""
+    if out is not None:
+        check_out(out, like.shape, dtype, *inputs, inplace=like)
+        if dtype == compute and type(out) is np.ndarray and out.flags.c_contiguous:
+            return out
+    return allocate(like.shape, compute)
+
+
+# --- what stands around attention ---
+
+
+def linear(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    precision: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """``x @ weight + bias``.
+
+    Parameters
+    ----------
+    x : array_like, (..., in_features)
+    weight : array_like, (in_features, out_features)
+    bias : array_like, (out_features,), optional
+    precision : {"highest", "high", "medium"}, optional
+        How exactly float32 products are computed; None is "highest", at least float32 accuracy.
+    out : ndarray, optional
+        Where to write the result, of its shape and dtype, sharing no memory with an input.
+
+    Returns
+    -------
+    ndarray, (..., out_features)
+        In the dtype that the arguments promote to.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, or `precision` is unknown.
+    TypeError
+        If an argument is not real.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> hw.linear([[1.0, 2.0]], np.eye(2), bias=[0.5, 0.5])
+    array([[1.5, 2.5]])
+    """
+    a, w = as_array(x, "x"), as_array(weight, "weight")
+    inputs = [("x", a), ("weight", w)]
+    if bias is not None:
+        inputs.append(("bias", as_array(bias, "bias")))
+    compute, dtype = promote(*inputs)
+    precision = check_precision(precision)
+    if a.ndim == 0:
+        raise ValueError("x: a scalar, expected (..., in_features)")
+    if w.ndim != 2:
+        raise ValueError(f"weight: shape {w.shape}, expected (in_features, out_features)")
+    if w.shape[0] != a.shape[-1]:
+        raise ValueError(
+            f"weight: shape {w.shape} does not match x {a.shape}: in_features is {w.shape[0]}, expected {a.shape[-1]}"
+        )
+    inner, columns = w.shape
+    b = None
+    if bias is not None:
+        b = inputs[2][1]
+        if b.shape != (columns,):
+            raise ValueError(f"bias: shape {b.shape}, expected ({columns},)")
+        b = np.ascontiguousarray(conform(b, compute))
+    shape = (*a.shape[:-1], columns)
+    direct = False
+    if out is not None:
+        check_out(out, shape, dtype, *inputs)
+        direct = dtype == compute and type(out) is np.ndarray and out.flags.c_contiguous
+    work = out if direct and out is not None else allocate(shape, compute)
+    if work.size:
+        if inner == 0:
+            work[...] = 0 if b is None else b
+        else:
+            rows = conform(a, compute, last=True).reshape((math.prod(a.shape[:-1]), inner))
+            w = conform(w, compute)
+            if w.itemsize not in w.strides:
+                w = np.ascontiguousarray(w)
+            _backend.current().linear(rows, w, b, work.reshape((-1, columns)), precision)
+    return deliver(work, out, dtype)
+
+
+def layer_normalization(
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    *,
+    eps: float = 1e-5,
+    axis: int = -1,
+    out: Array | None = None,
+) -> Array:
+    """Shift and scale ``x`` to mean 0 and variance 1 along an axis, then multiply by `gamma` and add `beta`.
+
+    ``(x - mean) / sqrt(variance + eps) * gamma + beta`` [1]_, with the variance that divides by n.
+
+    Parameters
+    ----------
+    x : array_like
+        Any shape with at least one axis.
+    gamma, beta : array_like, (n,)
+        With n the size of `axis`.
+    eps : float
+        Added to the variance; not negative.
+    axis : int
+        The axis to normalise.
+    out : ndarray, optional
+        Where to write the result, of its shape and dtype; it may be `x` itself.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`, in the dtype that `x`, `gamma` and `beta` promote to.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, or `eps` is negative.
+    TypeError
+        If an argument is not real.
+
+    References
+    ----------
+    .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", 2016, equation (4).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> hw.layer_normalization([1.0, 3.0], gamma=np.ones(2), beta=np.zeros(2), eps=0.0)
+    array([-1.,  1.])
+    """
+    a, g, b = as_array(x, "x"), as_array(gamma, "gamma"), as_array(beta, "beta")
+    compute, dtype = promote(("x", a), ("gamma", g), ("beta", b))
+    axis = check_axis(axis, a)
+    n = a.shape[axis]
+    for name, parameter in (("gamma", g), ("beta", b)):
+        if parameter.shape != (n,):
+            raise ValueError(f"{name}: shape {parameter.shape}, expected ({n},) for axis {axis} of x {a.shape}")
+    epsilon = check_real(eps, "eps")
+    if epsilon < 0.0:
+        raise ValueError(f"eps: {epsilon}, expected at least 0")
+    last = axis == a.ndim - 1
+    direct = False
+    if out is not None:
+        check_out(out, a.shape, dtype, ("x", a), ("gamma", g), ("beta", b), inplace=a)
+        direct = last and dtype == compute and type(out) is np.ndarray and out.flags.c_contiguous
+    moved = a if last else np.moveaxis(a, axis, -1)
+    work = out if direct and out is not None else allocate(moved.shape, compute)
+    if work.size:
+        rows = conform(moved, compute, last=True).reshape((-1, n))
+        gain, shift = (np.ascontiguousarray(conform(parameter, compute)) for parameter in (g, b))
+        _backend.current().layer_normalization(rows, gain, shift, epsilon, work.reshape((-1, n)))
+    return deliver(work if last else np.moveaxis(work, -1, axis), out, dtype)
+
+
+def dropout(
+    x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.random.Generator | None = None
+) -> Array:
+    """Set entries to 0 at random and divide the others by ``1 - rate``, which leaves the expectation as it was.
+
+    Parameters
+    ----------
+    x : array_like
+    rate : float
+        The probability in [0, 1) that an entry is dropped [1]_.
+    training : bool
+        If False, `x` is returned as it is.
+    rng : int or numpy.random.Generator, optional
+        Seed or source of the randomness; NumPy's global state is neither read nor advanced.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`, in its dtype; float64 for integers and bool. `x` itself where nothing is dropped.
+
+    Raises
+    ------
+    ValueError
+        If `rate` is not in [0, 1).
+    TypeError
+        If an argument is of a wrong type.
+
+    References
+    ----------
+    .. [1] N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> x = hw.dropout(np.ones(1000), 0.2, rng=0)
+    >>> np.unique(x), bool(abs(x.mean() - 1) < 0.05)
+    (array([0.  , 1.25]), True)
+    """
+    a = as_array(x, "x")
+    compute, dtype = promote(("x", a))
+    rate = check_rate(rate, "rate")
+    training = check_flag(training, "training")
+    generator = check_rng(rng) if training or rng is not None else None
+    if generator is None or not training or rate == 0.0:
+        return a if a.dtype == dtype else a.astype(dtype)
+    kept = generator.random(a.shape, dtype=np.float32) >= rate
+    result = np.zeros(a.shape, compute)
+    with np.errstate(over="ignore"):
+        np.multiply(conform(a, compute), 1.0 / (1.0 - rate), out=result, where=kept)
+    return deliver(result, None, dtype)

@@ -1,0 +1,7 @@
+"""Layer normalization."""
+
+from __future__ import annotations
+
+from headwise._ops import layer_normalization
+
+__all__ = ["layer_normalization"]
