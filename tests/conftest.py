@@ -1,0 +1,115 @@
+"""One suite, every implementation: NumPy, and the native core on each instruction set this machine has.
+
+Every test runs once per implementation, with that one forced before it and shown to be in force after it; the summary
+counts the tests each has passed. ``HEADWISE_BACKEND=numpy`` or ``native`` and ``HEADWISE_TARGET`` narrow the choice,
+``HEADWISE_REQUIRE_NATIVE=1`` makes a missing native core a failure, and ``HEADWISE_TEST_PROFILE=long`` lets hypothesis
+look for longer. Tests marked ``single_implementation`` (they start processes or choose implementations themselves) run
+once, on what a user would get.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import headwise
+from headwise import _backend
+
+SELECTION = ("HEADWISE_BACKEND", "HEADWISE_TARGET")
+PASSED: Counter[str] = Counter()
+
+settings.register_profile(
+    "default", max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HEADWISE_TEST_PROFILE", "default"))
+
+
+def native_present() -> bool:
+    return importlib.util.find_spec("headwise._core") is not None
+
+
+def find_implementations() -> list[str]:
+    """``numpy`` and ``native-<target>`` for each target, as far as the environment allows them."""
+    backend, target = (os.environ.get(variable, "") for variable in SELECTION)
+    names = [] if backend == "native" or target else ["numpy"]
+    if backend != "numpy" and native_present():
+        before = _backend.name()
+        _backend.use("native")
+        names += [f"native-{name}" for name in headwise.list_targets() if target in ("", name)]
+        _backend.use(before)
+    return names
+
+
+IMPLEMENTATIONS = find_implementations()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "single_implementation: run once, on the implementation a user would get")
+    if os.environ.get("HEADWISE_REQUIRE_NATIVE", "0") not in ("", "0") and not native_present():
+        pytest.exit("HEADWISE_REQUIRE_NATIVE is set, but headwise has no native core (headwise._core)", returncode=1)
+    if not IMPLEMENTATIONS:
+        asked = ", ".join(f"{variable}={os.environ[variable]}" for variable in SELECTION if variable in os.environ)
+        pytest.exit(f"no implementation of headwise on this machine fits {asked}", returncode=1)
+
+
+def pytest_report_header() -> str:
+    missing = "" if native_present() else " (no native core: headwise._core is not there)"
+    return f"headwise implementations: {', '.join(IMPLEMENTATIONS)}{missing}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("single_implementation") is None:
+        metafunc.parametrize("implementation", IMPLEMENTATIONS, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Forces one implementation for one test, and puts back what was there before."""
+    name = getattr(request, "param", None)
+    backend, threads, target = _backend.name(), headwise.get_num_threads(), headwise.config()["target"]
+    if name is not None:
+        request.node.user_properties.append(("implementation", name))
+        choose(name)
+    yield name or backend
+    assert name in (None, in_force()), f"{name} was forced, {in_force()} ran"
+    _backend.use(backend)
+    headwise.set_target(target)
+    headwise.set_num_threads(threads)
+
+
+def choose(name: str) -> None:
+    """Puts ``numpy`` or ``native-<target>`` in force."""
+    backend, _, target = name.partition("-")
+    _backend.use(backend)
+    if target:
+        headwise.set_target(target)
+
+
+def in_force() -> str:
+    """The name of what runs now, as :func:`choose` takes it."""
+    now = headwise.config()
+    return "numpy" if now["backend"] == "numpy" else f"native-{now['target']}"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        PASSED.update(value for key, value in report.user_properties if key == "implementation")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("headwise implementations")
+    for name in IMPLEMENTATIONS:
+        terminalreporter.line(f"{name}: {PASSED[name]} tests passed")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same numbers in every test that draws some."""
+    return np.random.default_rng(0)

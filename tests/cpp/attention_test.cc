@@ -1,0 +1,323 @@
+#include "headwise/attention.h"
+
+#include "attention_case.h"
+
+namespace headwise::testing {
+namespace {
+
+class AttentionTest : public OnTarget {};
+
+// Everything at random. Sizes favour the small, so that tails, blocks and their combinations come up often.
+template <typename T>
+AttentionCase<T> RandomCase(std::uint64_t seed) {
+  Random random(seed);
+  const auto size = [&](std::int64_t small, std::int64_t large) {
+    return Chance(random, 0.85) ? Integer(random, 1, small) : Integer(random, 1, large);
+  };
+  AttentionShape shape;
+  shape.batch = Integer(random, 1, 2);
+  shape.kv_heads = Integer(random, 1, 2);
+  shape.group = Chance(random, 0.5) ? 1 : Integer(random, 2, 4);
+  shape.query_len = size(20, 70);
+  shape.key_len = size(70, 600);
+  shape.head_dim = size(40, 130);
+  shape.value_dim = Chance(random, 0.5) ? shape.head_dim : size(40, 130);
+  shape.guard = Chance(random, 0.7) ? Guard::kAfter : Guard::kBefore;
+  shape.order = Chance(random, 0.5) ? kHeadsFirst : kSeqFirst;
+  shape.pad = Chance(random, 0.5) ? 0 : 3;
+
+  AttentionCase<T> test(shape, seed);
+  const auto full = [&] {
+    return std::array<bool, 4>{Chance(random, 0.6), Chance(random, 0.6), Chance(random, 0.6), Chance(random, 0.8)};
+  };
+  if (Chance(random, 0.7)) test.WantLse();
+  if (Chance(random, 0.4)) test.WantWeights();
+  for (std::int64_t masks = Chance(random, 0.4) ? Integer(random, 1, 2) : 0; masks > 0; --masks) {
+    test.AddKeep(Chance(random, 0.3) ? 0.1 : 0.7, full());
+  }
+  for (std::int64_t biases = Chance(random, 0.4) ? Integer(random, 1, 2) : 0; biases > 0; --biases) {
+    test.AddBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
+  }
+  if (Chance(random, 0.3))
+    test.AddDrop(0.3, Chance(random, 0.8) ? std::array<bool, 4>{true, true, true, true} : full());
+  if (Chance(random, 0.3)) test.AddSlopes(0.2);
+  if (Chance(random, 0.3)) test.AddSinks();
+  if (Chance(random, 0.3)) test.args.softcap = Chance(random, 0.5) ? 1.5 : 30;
+  if (Chance(random, 0.3)) test.args.left = Integer(random, 0, 40);
+  if (Chance(random, 0.5)) test.args.right = Chance(random, 0.6) ? 0 : Integer(random, 0, 40);
+  if (Chance(random, 0.5)) {
+    test.args.offset = Chance(random, 0.6) ? shape.key_len - shape.query_len : Integer(random, -80, 700);
+  }
+  if (Chance(random, 0.2)) test.args.scale = Chance(random, 0.5) ? 0 : -0.3;
+  return test;
+}
+
+template <typename T>
+void CheckRandom(std::uint64_t cases) {
+  int poisoned = 0;
+  for (std::uint64_t seed = 0; seed < cases && !::testing::Test::HasFailure(); ++seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    AttentionCase<T> test = RandomCase<T>(seed);
+    poisoned += test.Poison();
+    test.Check();
+  }
+  EXPECT_GT(poisoned, 0);
+}
+TEST_P(AttentionTest, AllKeywordsAtRandomFloat) { CheckRandom<float>(400); }
+TEST_P(AttentionTest, AllKeywordsAtRandomDouble) { CheckRandom<double>(200); }
+
+template <typename T>
+void CheckWidths() {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (std::int64_t width = 1; width <= 130; width += width < 35 ? 1 : 5) {
+      AttentionShape shape;
+      shape.query_len = 3, shape.key_len = 21, shape.head_dim = width, shape.value_dim = 131 - width;
+      shape.guard = guard;
+      AttentionCase<T>(shape, 1).Check();
+    }
+  }
+}
+TEST_P(AttentionTest, EveryWidth) {
+  CheckWidths<float>();
+  CheckWidths<double>();
+}
+
+template <typename T>
+void CheckLengths() {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const std::int64_t length : Sizes()) {
+      for (const bool weights : {false, true}) {
+        AttentionShape shape;
+        shape.group = 2, shape.guard = guard;
+        shape.query_len = length, shape.key_len = 19;
+        AttentionCase<T> queries(shape, 2);
+        shape.query_len = 5, shape.key_len = length;
+        AttentionCase<T> keys(shape, 3);
+        for (AttentionCase<T>* test : {&queries, &keys}) {
+          test->WantLse();
+          if (weights) test->WantWeights();
+          test->Check();
+          test->args.right = 0;
+          test->Check();
+        }
+      }
+    }
+  }
+}
+TEST_P(AttentionTest, EveryLength) {
+  CheckLengths<float>();
+  CheckLengths<double>();
+}
+
+// NaN in a key or value that some queries keep: theirs are NaN, the others' are not.
+template <typename T>
+void CheckNaN() {
+  for (const bool weights : {false, true}) {
+    for (std::int64_t where = 0; where < 50; where += 7) {
+      for (const bool in_key : {false, true}) {
+        AttentionShape shape;
+        shape.query_len = 50, shape.key_len = 50;
+        AttentionCase<T> test(shape, 4);
+        test.args.right = 0;
+        test.WantLse();
+        if (weights) test.WantWeights();
+        *(in_key ? test.key : test.value).view().at(0, 0, where, 3) = static_cast<T>(kNaN);
+        test.Check();
+        test.args.left = 10;
+        test.args.softcap = 5;
+        test.Check();
+      }
+    }
+    // In a query, and in all keys.
+    AttentionShape shape;
+    shape.query_len = 20, shape.key_len = 40;
+    AttentionCase<T> test(shape, 5);
+    if (weights) test.WantWeights();
+    test.WantLse();
+    *test.query.view().at(0, 0, 7, 0) = static_cast<T>(kNaN);
+    test.Check();
+    test.key.ForEach([](T& element) { element = static_cast<T>(kNaN); });
+    test.Check();
+  }
+}
+TEST_P(AttentionTest, NaNReachesThoseWhoKeepIt) {
+  CheckNaN<float>();
+  CheckNaN<double>();
+}
+
+// Queries that keep nothing: output and weights 0, lse -inf, or the sink.
+template <typename T>
+void CheckNothingKept() {
+  for (const bool sinks : {false, true}) {
+    for (const int how : {0, 1, 2, 3}) {
+      AttentionShape shape;
+      shape.group = 2, shape.query_len = 9, shape.key_len = 37;
+      AttentionCase<T> test(shape, 6);
+      test.WantLse();
+      test.WantWeights();
+      if (sinks) test.AddSinks();
+      if (how == 0) test.AddKeep(0);
+      if (how == 1) test.AddBias(1, 1);
+      if (how == 2) test.args.left = 3, test.args.offset = 100;
+      if (how == 3) test.args.right = 0, test.args.offset = -5;
+      EXPECT_GT(test.Poison(), 0);
+      test.Check();
+      test.args.weights = {};
+      test.Check();
+      if (how < 3 && !sinks) {
+        for (const T element : test.output.Values()) EXPECT_EQ(element, 0);
+        for (const T element : test.lse.Values()) EXPECT_EQ(element, static_cast<T>(-kInf));
+      }
+    }
+  }
+}
+TEST_P(AttentionTest, NothingKept) {
+  CheckNothingKept<float>();
+  CheckNothingKept<double>();
+}
+
+// Scores far beyond the range of exp, of either sign: the maximum is what keeps them finite.
+template <typename T>
+void CheckLargeScores() {
+  for (const double scale : {30.0, 3000.0, -3000.0}) {
+    AttentionShape shape;
+    shape.query_len = 20, shape.key_len = 300;
+    AttentionCase<T> test(shape, 7);
+    test.args.scale = scale;
+    test.WantLse();
+    test.Check();
+    test.WantWeights();
+    test.Check();
+  }
+  // The largest score comes last, again and again: the running maximum moves in every block of keys.
+  AttentionShape shape;
+  shape.query_len = 7, shape.key_len = 1500;
+  AttentionCase<T> test(shape, 8);
+  for (std::int64_t j = 0; j < 1500; ++j) {
+    for (std::int64_t d = 0; d < 8; ++d)
+      *test.key.view().at(0, 0, j, d) = static_cast<T>(0.01 * static_cast<double>(j));
+  }
+  test.WantLse();
+  test.Check();
+}
+TEST_P(AttentionTest, LargeScores) {
+  CheckLargeScores<float>();
+  CheckLargeScores<double>();
+}
+
+// Equal weights over very many keys: nothing is lost in the sums.
+template <typename T>
+void CheckManyKeys() {
+  AttentionShape shape;
+  shape.query_len = 2, shape.key_len = 50'000, shape.value_dim = 3;
+  AttentionCase<T> test(shape, 9);
+  FillNormal(test.value, test.random, 1, 1);
+  test.WantLse();
+  test.Check();
+  test.WantWeights();
+  test.Check();
+}
+TEST_P(AttentionTest, ManyKeys) {
+  CheckManyKeys<float>();
+  CheckManyKeys<double>();
+}
+
+// Keys and values of stride 0 (one for all), reversed rows, and rows a multiple of 4 KiB apart.
+template <typename T>
+void CheckStrides() {
+  AttentionShape shape;
+  shape.batch = 2, shape.kv_heads = 2, shape.query_len = 30, shape.key_len = 70, shape.head_dim = 33;
+  AttentionCase<T> test(shape, 10);
+  test.args.key.stride[0] = test.args.value.stride[1] = 0;
+  test.Check();
+  test.args.key.data = test.key.read().at(0, 0, 69);
+  test.args.key.stride[2] = -test.args.key.stride[2];
+  test.args.query.stride[2] = 0;
+  test.Check();
+  shape.pad = 4096 - 33;
+  AttentionCase<T>(shape, 11).Check();
+}
+TEST_P(AttentionTest, Strides) {
+  CheckStrides<float>();
+  CheckStrides<double>();
+}
+
+template <typename T>
+void CheckThreads() {
+  AttentionShape prefill, decode, grouped;
+  prefill.batch = 1, prefill.kv_heads = 3, prefill.query_len = 300, prefill.key_len = 700, prefill.head_dim = 40;
+  decode.kv_heads = 2, decode.key_len = 9000, decode.head_dim = 64;
+  grouped.kv_heads = 2, grouped.group = 4, grouped.query_len = 90, grouped.key_len = 500;
+  for (const AttentionShape& shape : {prefill, decode, grouped}) {
+    for (const bool weights : {false, true}) {
+      AttentionCase<T> test(shape, 12);
+      test.WantLse();
+      if (weights) test.WantWeights();
+      if (shape.query_len > 1) test.args.right = 0, test.args.offset = shape.key_len - shape.query_len;
+      SetNumThreads(1);
+      test.Check();
+      const std::vector<T> output = test.output.Values(), lse = test.lse.Values(), p = test.weights.Values();
+      for (const int threads : {2, 4}) {
+        SetNumThreads(threads);
+        test.Run();
+        EXPECT_TRUE(Identical(test.output.Values(), output)) << threads << " threads";
+        EXPECT_TRUE(Identical(test.lse.Values(), lse)) << threads << " threads";
+        EXPECT_TRUE(Identical(test.weights.Values(), p)) << threads << " threads";
+      }
+    }
+  }
+}
+TEST_P(AttentionTest, SameBitsForAnyThreadCount) {
+  CheckThreads<float>();
+  CheckThreads<double>();
+}
+
+// A query's output depends on that query alone, whichever others are in the call.
+template <typename T>
+void CheckRowsAreIndependent() {
+  AttentionShape shape;
+  shape.query_len = 40, shape.key_len = 300;
+  AttentionCase<T> all(shape, 13);
+  all.args.right = 0, all.args.offset = 260;
+  all.Run();
+  for (const std::int64_t i : {0, 1, 17, 39}) {
+    const Tensor<T, 4> output({1, 1, 1, shape.value_dim});
+    AttentionArgs<T> one = all.args;
+    one.query.data = all.query.read().at(0, 0, i);
+    one.query.shape[2] = 1;
+    one.offset += i;
+    one.output = output.view();
+    Attention(one);
+    const T* row = all.output.read().at(0, 0, i);
+    EXPECT_TRUE(Identical(output.Values(), std::vector<T>(row, row + shape.value_dim)));
+  }
+}
+TEST_P(AttentionTest, RowsAreIndependent) {
+  CheckRowsAreIndependent<float>();
+  CheckRowsAreIndependent<double>();
+}
+
+TEST_P(AttentionTest, Empty) {
+  for (const int what : {0, 1, 2, 3, 4}) {
+    AttentionShape shape;
+    shape.query_len = 3, shape.key_len = 5;
+    if (what == 0) shape.batch = 0;
+    if (what == 1) shape.kv_heads = 0;
+    if (what == 2) shape.query_len = 0;
+    if (what == 3) shape.key_len = 0;
+    if (what == 4) shape.value_dim = 0;
+    AttentionCase<float> test(shape, 14);
+    test.WantLse();
+    test.Check();
+    if (what == 3) {
+      for (const float element : test.output.Values()) EXPECT_EQ(element, 0);
+      test.AddSinks();
+      test.Check();
+    }
+  }
+}
+
+HEADWISE_ON_EVERY_TARGET(AttentionTest);
+
+}  // namespace
+}  // namespace headwise::testing

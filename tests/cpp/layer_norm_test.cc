@@ -1,0 +1,131 @@
+#include "headwise/layer_norm.h"
+
+#include "reference/reference.h"
+#include "support.h"
+
+namespace headwise::testing {
+namespace {
+
+class LayerNormTest : public OnTarget {};
+
+template <typename T>
+struct Case {
+  Tensor<T, 2> x;
+  Tensor<T, 1> gamma, beta;
+
+  Case(std::int64_t rows, std::int64_t n, Guard guard = Guard::kAfter, std::int64_t pad = 0)
+      : x({rows, n}, guard, {0, 1}, pad), gamma({n}, guard), beta({n}, guard) {
+    Random random(static_cast<std::uint64_t>(rows * 1000 + n));
+    FillNormal(x, random);
+    FillNormal(gamma, random);
+    FillNormal(beta, random);
+  }
+
+  void Check(double eps = 1e-5, Guard guard = Guard::kAfter, std::int64_t pad = 0, double absolute = 0) const {
+    const Tensor<T, 2> out(x.view().shape, guard, {0, 1}, pad);
+    LayerNorm(x.read(), gamma.data(), beta.data(), eps, out.view());
+    const std::vector<double> expected = reference::LayerNorm(x.read(), gamma.data(), beta.data(), eps);
+    EXPECT_TRUE(Near(out.Values(), expected, absolute + 20 * kEpsilon<T>, 8 * kEpsilon<T>))
+        << "n " << x.view().shape[1];
+    EXPECT_TRUE(out.PaddingIntact());
+  }
+};
+
+template <typename T>
+void CheckSizes() {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const std::int64_t n : Sizes()) {
+      for (const std::int64_t pad : {0, 3}) Case<T>(3, n, guard, pad).Check(1e-5, guard, pad);
+    }
+  }
+  Case<T>(2, 100'003).Check();
+}
+TEST_P(LayerNormTest, EverySizeNothingOutOfBounds) {
+  CheckSizes<float>();
+  CheckSizes<double>();
+}
+
+// Rows far from zero: what is left is the rounding of the input itself, and the output knows only the rounded one.
+template <typename T>
+void CheckOffset() {
+  Random random(1);
+  for (const double offset : {1e3, -1e5, 0.05 / kEpsilon<T>}) {
+    for (const std::int64_t n : {5, 64, 768}) {
+      const Case<T> test(2, n);
+      FillNormal(test.x, random, 1, offset);
+      test.Check(0);
+    }
+  }
+  for (const double value : {0.1, 12345.678, 1e30}) {
+    const Case<T> test(1, 100);
+    test.x.ForEach([&](T& element) { element = static_cast<T>(value); });
+    test.Check(1e-5);
+  }
+}
+TEST_P(LayerNormTest, FarFromZero) {
+  CheckOffset<float>();
+  CheckOffset<double>();
+}
+
+template <typename T>
+void CheckEps() {
+  for (const double eps : {0.0, 1e-12, 1e-5, 10.0}) {
+    const Case<T> test(4, 33);
+    test.Check(eps);
+    test.x.ForEach([](T& element) { element *= static_cast<T>(1e-6); });
+    test.Check(eps);
+    test.x.ForEach([](T& element) { element *= static_cast<T>(1e18); });
+    test.Check(eps);
+  }
+}
+TEST_P(LayerNormTest, Epsilon) {
+  CheckEps<float>();
+  CheckEps<double>();
+}
+
+template <typename T>
+void CheckNonFinite() {
+  for (const std::int64_t n : {1, 7, 16, 70}) {
+    for (const double odd : {kNaN, kInf, -kInf}) {
+      for (std::int64_t where = 0; where < n; ++where) {
+        const Case<T> test(3, n);
+        *test.x.view().at(1, where) = static_cast<T>(odd);
+        test.Check();
+      }
+    }
+  }
+}
+TEST_P(LayerNormTest, NaNAndInfinityStayInTheirRow) {
+  CheckNonFinite<float>();
+  CheckNonFinite<double>();
+}
+
+template <typename T>
+void CheckInPlaceAndThreads() {
+  const Case<T> test(500, 770);
+  const Tensor<T, 2> out(test.x.view().shape);
+  SetNumThreads(1);
+  LayerNorm(test.x.read(), test.gamma.data(), test.beta.data(), 1e-5, out.view());
+  const std::vector<T> expected = out.Values();
+  for (const int threads : {2, 4}) {
+    SetNumThreads(threads);
+    LayerNorm(test.x.read(), test.gamma.data(), test.beta.data(), 1e-5, out.view());
+    EXPECT_TRUE(Identical(out.Values(), expected)) << threads << " threads";
+  }
+  LayerNorm(test.x.read(), test.gamma.data(), test.beta.data(), 1e-5, test.x.view());
+  EXPECT_TRUE(Identical(test.x.Values(), expected));
+}
+TEST_P(LayerNormTest, InPlaceAndSameBitsForAnyThreadCount) {
+  CheckInPlaceAndThreads<float>();
+  CheckInPlaceAndThreads<double>();
+}
+
+TEST_P(LayerNormTest, Empty) {
+  Case<float>(0, 5).Check();
+  Case<double>(5, 0).Check();
+}
+
+HEADWISE_ON_EVERY_TARGET(LayerNormTest);
+
+}  // namespace
+}  // namespace headwise::testing

@@ -1,0 +1,155 @@
+#include "headwise/linear.h"
+
+#include "reference/reference.h"
+#include "support.h"
+
+namespace headwise::testing {
+namespace {
+
+class LinearTest : public OnTarget {};
+
+constexpr std::array<std::int64_t, 2> kRowsFirst{0, 1};
+constexpr std::array<std::int64_t, 2> kColumnsFirst{1, 0};  // a weight stored (out, in), used transposed
+
+template <typename T>
+struct Case {
+  Tensor<T, 2> x, weight;
+  Tensor<T, 1> bias;
+  Guard guard;
+
+  Case(std::int64_t rows, std::int64_t depth, std::int64_t columns, std::array<std::int64_t, 2> order = kRowsFirst,
+       Guard guard = Guard::kAfter, std::int64_t pad = 3)
+      : x({rows, depth}, guard, kRowsFirst, pad),
+        weight({depth, columns}, guard, order, pad),
+        bias({columns}, guard),
+        guard(guard) {
+    Random random(static_cast<std::uint64_t>(rows * 10'000 + depth * 100 + columns));
+    FillNormal(x, random);
+    FillNormal(weight, random);
+    FillNormal(bias, random);
+  }
+
+  std::vector<T> Run(bool with_bias = true) const {
+    const Tensor<T, 2> out({x.view().shape[0], weight.view().shape[1]}, guard, kRowsFirst, 3);
+    Linear(x.read(), weight.read(), with_bias ? bias.data() : nullptr, out.view());
+    EXPECT_TRUE(out.PaddingIntact());
+    return out.Values();
+  }
+
+  void Check(bool with_bias = true) const {
+    const std::int64_t depth = x.view().shape[1];
+    const auto expected = reference::Linear(x.read(), weight.read(), with_bias ? bias.data() : nullptr);
+    EXPECT_TRUE(Near(Run(with_bias), expected, (8 + 2 * static_cast<double>(depth)) * kEpsilon<T>, 4 * kEpsilon<T>))
+        << x.view().shape[0] << " x " << depth << " x " << weight.view().shape[1];
+  }
+};
+
+template <typename T>
+void CheckSizes() {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+      for (const std::int64_t size : Sizes()) {
+        for (const std::int64_t pad : {0, 3}) {
+          Case<T>(size, 9, 19, order, guard, pad).Check();
+          Case<T>(7, size, 19, order, guard, pad).Check();
+          Case<T>(7, 9, size, order, guard, pad).Check();
+        }
+        Case<T>(1, size, size, order, guard).Check(false);
+      }
+    }
+  }
+}
+TEST_P(LinearTest, EverySizeBothLayoutsNothingOutOfBounds) {
+  CheckSizes<float>();
+  CheckSizes<double>();
+}
+
+// Beyond one block of rows, of columns and of depth.
+template <typename T>
+void CheckBlocks() {
+  for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+    Case<T>(500, 40, 70, order).Check();
+    Case<T>(13, 600, 300, order).Check();
+    Case<T>(13, 600, 300, order).Check(false);
+    Case<T>(1, 1030, 520, order).Check();
+  }
+}
+TEST_P(LinearTest, Blocks) {
+  CheckBlocks<float>();
+  CheckBlocks<double>();
+}
+
+// Rows of x in reverse, one row of x for all, half of the columns of the weight, its rows in reverse.
+template <typename T>
+void CheckStrides() {
+  const Case<T> test(9, 20, 34);
+  const Tensor<T, 2> out({9, 17});
+  View<const T, 2> x = test.x.read(), weight = test.weight.read();
+  x.data = test.x.read().at(8);
+  x.stride[0] = -x.stride[0];
+  weight.shape[1] = 17;
+  const auto check = [&] {
+    Linear(x, weight, test.bias.data(), out.view());
+    EXPECT_TRUE(Near(out.Values(), reference::Linear(x, weight, test.bias.data()), 28 * kEpsilon<T>));
+  };
+  check();
+  x.stride[0] = 0;
+  check();
+  weight.stride[0] = -weight.stride[0];
+  weight.data = test.weight.read().at(19);
+  check();
+}
+TEST_P(LinearTest, Strides) {
+  CheckStrides<float>();
+  CheckStrides<double>();
+}
+
+template <typename T>
+void CheckNonFinite() {
+  for (const double odd : {kNaN, kInf, -kInf}) {
+    for (const std::int64_t where : {0, 7, 18}) {
+      const Case<T> test(19, 33, 35);
+      *test.x.view().at(where, 5) = static_cast<T>(odd);
+      test.Check();
+      const Case<T> other(19, 33, 35);
+      *other.weight.view().at(5, where) = static_cast<T>(odd);
+      other.Check();
+    }
+  }
+}
+TEST_P(LinearTest, NaNAndInfinityStayInTheirRowOrColumn) {
+  CheckNonFinite<float>();
+  CheckNonFinite<double>();
+}
+
+template <typename T>
+void CheckThreads() {
+  for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+    for (const Case<T>& test : {Case<T>(300, 300, 300, order), Case<T>(1, 2000, 1000, order)}) {
+      SetNumThreads(1);
+      const std::vector<T> expected = test.Run();
+      for (const int threads : {2, 4}) {
+        SetNumThreads(threads);
+        EXPECT_TRUE(Identical(test.Run(), expected)) << threads << " threads";
+      }
+    }
+  }
+}
+TEST_P(LinearTest, SameBitsForAnyThreadCount) {
+  CheckThreads<float>();
+  CheckThreads<double>();
+}
+
+TEST_P(LinearTest, Empty) {
+  for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+    Case<float>(0, 5, 7, order).Check();
+    Case<float>(5, 7, 0, order).Check();
+    Case<float>(5, 0, 7, order).Check();  // the bias alone
+    Case<double>(5, 0, 7, order).Check(false);
+  }
+}
+
+HEADWISE_ON_EVERY_TARGET(LinearTest);
+
+}  // namespace
+}  // namespace headwise::testing

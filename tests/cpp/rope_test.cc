@@ -1,0 +1,134 @@
+#include "headwise/rope.h"
+
+#include "reference/reference.h"
+#include "support.h"
+
+namespace headwise::testing {
+namespace {
+
+class RopeTest : public OnTarget {};
+
+using Axes = std::array<std::int64_t, 4>;
+constexpr Axes kHeadsFirst{0, 1, 2, 3};  // (batch, heads, seq, dim) in memory
+constexpr Axes kSeqFirst{0, 2, 1, 3};    // (batch, seq, heads, dim)
+
+template <typename T>
+struct Case {
+  Tensor<T, 4> x;
+  Tensor<T, 4> cos, sin;
+  Guard guard;
+  Axes order;
+
+  // cos and sin have the axes of x where `shared` is false, else one entry for all heads of all batch entries.
+  Case(Axes shape, bool shared, Guard guard = Guard::kAfter, Axes order = kHeadsFirst)
+      : x(shape, guard, order, 3),
+        cos({shared ? 1 : shape[0], shared ? 1 : shape[1], shape[2], shape[3] / 2}, guard),
+        sin(cos.view().shape, guard),
+        guard(guard),
+        order(order) {
+    Random random(static_cast<std::uint64_t>(shape[2] * 1000 + shape[3]));
+    FillNormal(x, random);
+    FillNormal(cos, random, 0.5);
+    FillNormal(sin, random, 0.5);
+  }
+
+  View<const T, 4> Broadcast(const Tensor<T, 4>& table) const {
+    View<const T, 4> view = table.read();
+    for (std::size_t axis : {0, 1}) {
+      if (view.shape[axis] == 1) view.stride[axis] = 0;
+      view.shape[axis] = x.view().shape[axis];
+    }
+    return view;
+  }
+
+  std::vector<T> Run(bool interleaved) const {
+    const Tensor<T, 4> out(x.view().shape, guard, order, 3);
+    ApplyRope(x.read(), Broadcast(cos), Broadcast(sin), interleaved, out.view());
+    EXPECT_TRUE(out.PaddingIntact());
+    return out.Values();
+  }
+
+  void Check() const {
+    for (const bool interleaved : {false, true}) {
+      const auto expected = reference::ApplyRope(x.read(), Broadcast(cos), Broadcast(sin), interleaved);
+      EXPECT_TRUE(Near(Run(interleaved), expected, 16 * kEpsilon<T>, 2 * kEpsilon<T>)) << "dim " << x.view().shape[3];
+    }
+  }
+};
+
+template <typename T>
+void CheckSizes() {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const Axes order : {kHeadsFirst, kSeqFirst}) {
+      for (const bool shared : {true, false}) {
+        for (const std::int64_t pairs : Sizes()) Case<T>({2, 2, 3, 2 * pairs}, shared, guard, order).Check();
+      }
+    }
+  }
+}
+TEST_P(RopeTest, EverySizeBothPairingsNothingOutOfBounds) {
+  CheckSizes<float>();
+  CheckSizes<double>();
+}
+
+// Several blocks of positions, the last one short.
+template <typename T>
+void CheckBlocks() {
+  for (const Axes order : {kHeadsFirst, kSeqFirst}) {
+    for (const bool shared : {true, false}) {
+      Case<T>({1, 3, 300, 64}, shared, Guard::kAfter, order).Check();
+      Case<T>({2, 1, 5, 10'000}, shared, Guard::kAfter, order).Check();
+    }
+  }
+}
+TEST_P(RopeTest, Blocks) {
+  CheckBlocks<float>();
+  CheckBlocks<double>();
+}
+
+template <typename T>
+void CheckInPlaceAndThreads() {
+  for (const Axes order : {kHeadsFirst, kSeqFirst}) {
+    for (const bool interleaved : {false, true}) {
+      const Case<T> test({2, 4, 600, 130}, true, Guard::kAfter, order);
+      SetNumThreads(1);
+      const std::vector<T> expected = test.Run(interleaved);
+      for (const int threads : {2, 4}) {
+        SetNumThreads(threads);
+        EXPECT_TRUE(Identical(test.Run(interleaved), expected)) << threads << " threads";
+      }
+      ApplyRope(test.x.read(), test.Broadcast(test.cos), test.Broadcast(test.sin), interleaved, test.x.view());
+      EXPECT_TRUE(Identical(test.x.Values(), expected));
+      EXPECT_TRUE(test.x.PaddingIntact());
+    }
+  }
+}
+TEST_P(RopeTest, InPlaceAndSameBitsForAnyThreadCount) {
+  CheckInPlaceAndThreads<float>();
+  CheckInPlaceAndThreads<double>();
+}
+
+template <typename T>
+void CheckNonFinite() {
+  for (const double odd : {kNaN, kInf, -kInf}) {
+    for (std::int64_t where = 0; where < 74; ++where) {
+      const Case<T> test({1, 1, 3, 74}, true);
+      *test.x.view().at(0, 0, 1, where) = static_cast<T>(odd);
+      test.Check();
+    }
+  }
+}
+TEST_P(RopeTest, NaNAndInfinityStayInTheirPair) {
+  CheckNonFinite<float>();
+  CheckNonFinite<double>();
+}
+
+TEST_P(RopeTest, Empty) {
+  for (const Axes shape : {Axes{0, 2, 3, 4}, {2, 0, 3, 4}, {2, 2, 0, 4}, {2, 2, 3, 0}})
+    Case<float>(shape, false).Check();
+}
+
+HEADWISE_ON_EVERY_TARGET(RopeTest);
+
+}  // namespace
+}  // namespace headwise::testing

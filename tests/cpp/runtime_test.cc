@@ -1,0 +1,136 @@
+#include "headwise/runtime.h"
+
+#include <atomic>
+#include <set>
+#include <stdexcept>
+#include <thread>
+
+#include "headwise/softmax.h"
+#include "kernels/alibi.h"
+#include "kernels/layer_norm.h"
+#include "kernels/rope.h"
+#include "kernels/softmax.h"
+#include "runtime/parallel.h"
+#include "support.h"
+
+namespace headwise::testing {
+namespace {
+
+std::string MessageOf(void (*function)()) {
+  try {
+    function();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(TargetsTest, TheFirstIsTheDefault) {
+  ASSERT_FALSE(ListTargets().empty());
+  EXPECT_EQ(GetTarget(), ListTargets().front());
+  const std::vector<std::string> targets = ListTargets();
+  EXPECT_EQ(std::set<std::string>(targets.begin(), targets.end()).size(), targets.size());
+}
+
+TEST(TargetsTest, UnknownIsAnErrorThatListsTheOthers) {
+  const std::string before = GetTarget();
+  const std::string message = MessageOf([] { SetTarget("z80"); });
+  EXPECT_NE(message.find("'z80'"), std::string::npos) << message;
+  for (const std::string& target : ListTargets()) EXPECT_NE(message.find(target), std::string::npos) << message;
+  EXPECT_NE(MessageOf([] { SetTarget(""); }), "");
+  EXPECT_EQ(GetTarget(), before);
+}
+
+// The name alone proves nothing: each target must lead to functions of its own.
+TEST(TargetsTest, EachRunsItsOwnCode) {
+  std::set<const void*> tables;
+  std::set<void (*)(const float*, std::int64_t, float*)> functions;
+  std::set<void (*)(const double*, const double*, const double*, double, std::int64_t, double*)> more;
+  for (const std::string& target : ListTargets()) {
+    SetTarget(target);
+    tables.insert({&GetSoftmaxKernel<float>(), &GetSoftmaxKernel<double>(), &GetAlibiKernel<float>(),
+                   &GetAlibiKernel<double>(), &GetLayerNormKernel<float>(), &GetLayerNormKernel<double>(),
+                   &GetRopeKernel<float>(), &GetRopeKernel<double>()});
+    functions.insert(GetSoftmaxKernel<float>().softmax.row);
+    more.insert(GetLayerNormKernel<double>().row);
+  }
+  EXPECT_EQ(tables.size(), 8 * ListTargets().size());
+  EXPECT_EQ(functions.size(), ListTargets().size());
+  EXPECT_EQ(more.size(), ListTargets().size());
+  SetTarget(ListTargets().front());
+}
+
+TEST(ThreadsTest, AtLeastOne) {
+  const int before = GetNumThreads();
+  EXPECT_GE(before, 1);
+  for (const auto function : {+[] { SetNumThreads(0); }, +[] { SetNumThreads(-3); }}) {
+    EXPECT_NE(MessageOf(function).find("num_threads"), std::string::npos);
+  }
+  EXPECT_EQ(GetNumThreads(), before);
+  SetNumThreads(3);
+  EXPECT_EQ(GetNumThreads(), 3);
+  SetNumThreads(before);
+}
+
+TEST(ThreadsTest, EveryTaskOnceOnAThreadThatExists) {
+  const int before = GetNumThreads();
+  for (const int set : {1, 2, 5}) {
+    SetNumThreads(set);
+    for (const std::int64_t tasks : {0, 1, 2, 7, 1000}) {
+      const int threads = ThreadsFor(tasks, 1e9);
+      EXPECT_GE(threads, 1);
+      EXPECT_LE(threads, set);
+      std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
+      std::atomic<int> strangers{0};
+      ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
+        ++runs[static_cast<std::size_t>(task)];
+        if (thread < 0 || thread >= threads) ++strangers;
+      });
+      for (const auto& n : runs) EXPECT_EQ(n, 1);
+      EXPECT_EQ(strangers, 0);
+    }
+  }
+  EXPECT_EQ(ThreadsFor(1000, 10), 1);  // too little work
+  SetNumThreads(before);
+}
+
+TEST(ThreadsTest, RangesMakeUpTheWhole) {
+  for (const std::int64_t size : {0, 1, 2, 3, 15, 16, 17, 1001}) {
+    for (const double work : {1.0, 1e9}) {
+      std::vector<std::atomic<int>> runs(static_cast<std::size_t>(size));
+      ParallelRanges(size, work, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) ++runs[static_cast<std::size_t>(i)];
+      });
+      for (const auto& n : runs) EXPECT_EQ(n, 1);
+    }
+  }
+}
+
+// Calls from many threads at once, each with its own parallel region, and a target that changes all the while.
+TEST(ThreadsTest, CallableFromManyThreads) {
+  const Tensor<float, 3> x({100, 1000, 1});
+  Random random(1);
+  FillNormal(x, random);
+  const std::vector<std::string> targets = ListTargets();
+  std::vector<Tensor<float, 3>> outs;
+  for (int i = 0; i < 4; ++i) outs.emplace_back(x.view().shape);
+  std::vector<std::thread> callers;
+  for (const Tensor<float, 3>& out : outs) {
+    callers.emplace_back([&x, &out] {
+      for (int i = 0; i < 20; ++i) Softmax(x.read(), out.view());
+    });
+  }
+  for (int i = 0; i < 100; ++i) SetTarget(targets[static_cast<std::size_t>(i) % targets.size()]);
+  for (std::thread& caller : callers) caller.join();
+  SetTarget(targets.front());
+  for (const Tensor<float, 3>& out : outs) {
+    for (std::int64_t row = 0; row < 100; ++row) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < 1000; ++i) sum += *out.view().at(row, i);
+      EXPECT_NEAR(sum, 1, 1e-5);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace headwise::testing

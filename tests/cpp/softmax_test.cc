@@ -1,0 +1,243 @@
+#include "headwise/softmax.h"
+
+#include "reference/reference.h"
+#include "support.h"
+
+namespace headwise::testing {
+namespace {
+
+class SoftmaxTest : public OnTarget {};
+
+enum class Operation { kSoftmax, kLogSoftmax, kLogSumExp };
+constexpr Operation kOperations[] = {Operation::kSoftmax, Operation::kLogSoftmax, Operation::kLogSumExp};
+
+// The axis is innermost in memory when there is nothing beside it.
+std::array<std::int64_t, 3> Order(std::int64_t inner) {
+  if (inner == 1) return {0, 2, 1};
+  return {0, 1, 2};
+}
+
+template <typename T>
+Tensor<T, 3> Run(Operation operation, const Tensor<T, 3>& x, Guard guard = Guard::kAfter, std::int64_t pad = 0) {
+  const auto shape = x.view().shape;
+  const std::array<std::int64_t, 3> order = Order(shape[2]);
+  if (operation == Operation::kLogSumExp) {
+    Tensor<T, 3> out({shape[0], 1, shape[2]}, guard, order, pad);
+    LogSumExp(x.read(), {out.data(), {shape[0], shape[2]}, {out.view().stride[0], 1}});
+    return out;
+  }
+  Tensor<T, 3> out(shape, guard, order, pad);
+  if (operation == Operation::kSoftmax) Softmax(x.read(), out.view());
+  if (operation == Operation::kLogSoftmax) LogSoftmax(x.read(), out.view());
+  return out;
+}
+
+template <typename T>
+std::vector<double> Expected(Operation operation, const Tensor<T, 3>& x) {
+  switch (operation) {
+    case Operation::kSoftmax:
+      return reference::Softmax(x.read());
+    case Operation::kLogSoftmax:
+      return reference::LogSoftmax(x.read());
+    default:
+      return reference::LogSumExp(x.read());
+  }
+}
+
+// x - max is rounded, by half a unit of the spread; exp turns that into a relative error of its result. The logarithms
+// are rounded to units of the largest number that appears.
+template <typename T>
+void Check(const Tensor<T, 3>& x, double spread, Guard guard = Guard::kAfter, std::int64_t pad = 0) {
+  for (const Operation operation : kOperations) {
+    const Tensor<T, 3> out = Run(operation, x, guard, pad);
+    const double relative = (operation == Operation::kSoftmax ? 8 + spread : 4) * kEpsilon<T>;
+    const double absolute = operation == Operation::kSoftmax
+                                ? 2 * static_cast<double>(std::numeric_limits<T>::denorm_min())
+                                : (4 + spread) * kEpsilon<T>;
+    EXPECT_TRUE(Near(out.Values(), Expected(operation, x), absolute, relative))
+        << "operation " << static_cast<int>(operation) << ", shape " << x.view().shape[0] << " " << x.view().shape[1]
+        << " " << x.view().shape[2];
+    EXPECT_TRUE(out.PaddingIntact());
+  }
+}
+
+template <typename T>
+void CheckSizes() {
+  Random random(1);
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const std::int64_t pad : {0, 3}) {
+      for (const std::int64_t size : Sizes()) {
+        Check(FillNormal(Tensor<T, 3>({3, size, 1}, guard, Order(1), pad), random, 3), 24, guard, pad);
+        for (const std::int64_t n : {1, 2, 5, 65}) {
+          Check(FillNormal(Tensor<T, 3>({2, n, size}, guard, Order(size), pad), random, 3), 24, guard, pad);
+        }
+      }
+    }
+  }
+}
+TEST_P(SoftmaxTest, EverySizeBothLayoutsNothingOutOfBounds) {
+  CheckSizes<float>();
+  CheckSizes<double>();
+}
+
+template <typename T>
+void CheckTransposed() {
+  Random random(2);
+  // The axis outermost in memory, and lanes in reverse.
+  const Tensor<T, 3> x({3, 20, 40}, Guard::kAfter, {1, 0, 2});
+  Check(FillNormal(x, random), 10);
+  View<const T, 3> reversed = x.read();
+  reversed.data = x.read().at(2, 19);
+  reversed.stride[0] = -reversed.stride[0];
+  reversed.stride[1] = -reversed.stride[1];
+  const Tensor<T, 3> out({3, 20, 40});
+  Softmax(reversed, out.view());
+  EXPECT_TRUE(Near(out.Values(), reference::Softmax(reversed), 0, 20 * kEpsilon<T>));
+}
+TEST_P(SoftmaxTest, Strides) {
+  CheckTransposed<float>();
+  CheckTransposed<double>();
+}
+
+template <typename T>
+void CheckInPlace() {
+  Random random(3);
+  for (const std::int64_t inner : {1, 7, 100}) {
+    for (const Operation operation : {Operation::kSoftmax, Operation::kLogSoftmax}) {
+      const Tensor<T, 3> x({4, 130, inner});
+      FillNormal(x, random);
+      const std::vector<T> expected = Run(operation, x).Values();
+      if (operation == Operation::kSoftmax) Softmax(x.read(), x.view());
+      if (operation == Operation::kLogSoftmax) LogSoftmax(x.read(), x.view());
+      EXPECT_TRUE(Identical(x.Values(), expected));
+    }
+  }
+}
+TEST_P(SoftmaxTest, InPlace) {
+  CheckInPlace<float>();
+  CheckInPlace<double>();
+}
+
+// One odd element, wherever it stands, decides its lane and no other.
+template <typename T>
+void CheckNonFinite() {
+  Random random(4);
+  for (const std::int64_t inner : {1, 5, 37, 70}) {
+    for (const std::int64_t n : {1, 2, 16, 37, 70}) {
+      for (const double odd : {kNaN, kInf, -kInf}) {
+        for (std::int64_t where = 0; where < n; ++where) {
+          const Tensor<T, 3> x({2, n, inner});
+          FillNormal(x, random);
+          *x.view().at(1, where, inner / 2) = static_cast<T>(odd);
+          Check(x, 10);
+        }
+      }
+      const Tensor<T, 3> x({2, n, inner});
+      const auto set = [&](double value) {
+        FillNormal(x, random);
+        for (std::int64_t i = 0; i < n; ++i) *x.view().at(1, i, inner / 2) = static_cast<T>(value);
+      };
+      for (const double odd : {kInf, -kInf}) {
+        set(odd);
+        Check(x, 10);
+        *x.view().at(1, n / 2, inner / 2) = static_cast<T>(kNaN);
+        Check(x, 10);
+        *x.view().at(1, 0, inner / 2) = static_cast<T>(-odd);
+        Check(x, 10);
+      }
+    }
+  }
+}
+TEST_P(SoftmaxTest, NaNAndInfinity) {
+  CheckNonFinite<float>();
+  CheckNonFinite<double>();
+}
+
+// A NaN of any sign and payload.
+TEST_P(SoftmaxTest, EveryNaN) {
+  for (const std::uint32_t bits : {0x7FC00000u, 0xFFC00000u, 0x7F800001u, 0xFFFFFFFFu, 0x7FA12345u, 0xFF812345u}) {
+    for (const std::int64_t inner : {1, 20}) {
+      const Tensor<float, 3> x({1, 20, inner});
+      x.ForEach([](float& element) { element = 1; });
+      std::memcpy(x.view().at(0, 11, 0), &bits, sizeof bits);
+      Check(x, 10);
+    }
+  }
+}
+
+// Arguments from 0 to beyond the range of exp, subnormal results among them.
+template <typename T>
+void CheckRange() {
+  const double lowest = std::log(static_cast<double>(std::numeric_limits<T>::denorm_min())) - 20;
+  for (const std::int64_t inner : {1, 21}) {
+    const Tensor<T, 3> x({1, 1000, inner});
+    for (const double offset : {0.0, 1e4, -1e4}) {
+      std::int64_t i = 0;
+      x.ForEach(
+          [&](T& element) { element = static_cast<T>(offset + lowest * static_cast<double>(i++) / (1000.0 * inner)); });
+      Check(x, offset == 0 ? -lowest : 1e4 - lowest);
+    }
+    // The greatest numbers there are: the difference overflows.
+    std::int64_t i = 0;
+    x.ForEach([&](T& element) { element = (i++ % 2 ? 1 : -1) * std::numeric_limits<T>::max(); });
+    Check(x, 10);
+    x.ForEach([&](T& element) { element = std::numeric_limits<T>::denorm_min() * static_cast<T>(i++ % 5); });
+    Check(x, 10);
+  }
+}
+TEST_P(SoftmaxTest, RangeOfExp) {
+  CheckRange<float>();
+  CheckRange<double>();
+}
+
+template <typename T>
+void CheckLong() {
+  Random random(5);
+  for (const std::int64_t inner : {1, 3}) {
+    const Tensor<T, 3> x({1, 1'000'000 / inner, inner});
+    Check(FillNormal(x, random), 8);
+    x.ForEach([](T& element) { element = static_cast<T>(0.1); });
+    Check(x, 1);
+  }
+}
+TEST_P(SoftmaxTest, LongLanesStayAccurate) {
+  CheckLong<float>();
+  CheckLong<double>();
+}
+
+template <typename T>
+void CheckEmpty() {
+  for (const auto shape : {std::array<std::int64_t, 3>{0, 5, 1}, {4, 0, 1}, {0, 5, 7}, {4, 0, 7}, {4, 5, 0}})
+    Check(Tensor<T, 3>(shape), 1);
+}
+TEST_P(SoftmaxTest, Empty) {
+  CheckEmpty<float>();
+  CheckEmpty<double>();
+}
+
+template <typename T>
+void CheckThreads() {
+  Random random(6);
+  for (const std::array<std::int64_t, 3> shape :
+       {std::array<std::int64_t, 3>{301, 400, 1}, {3, 200, 333}, {1, 50, 4001}}) {
+    const Tensor<T, 3> x(shape);
+    FillNormal(x, random);
+    for (const Operation operation : kOperations) {
+      SetNumThreads(1);
+      const std::vector<T> expected = Run(operation, x).Values();
+      for (const int threads : {2, 4}) {
+        SetNumThreads(threads);
+        EXPECT_TRUE(Identical(Run(operation, x).Values(), expected)) << threads << " threads";
+      }
+    }
+  }
+}
+TEST_P(SoftmaxTest, SameBitsForAnyThreadCount) {
+  CheckThreads<float>();
+  CheckThreads<double>();
+}
+
+HEADWISE_ON_EVERY_TARGET(SoftmaxTest);
+
+}  // namespace
+}  // namespace headwise::testing

@@ -1,0 +1,214 @@
+"""What every operation should answer, in double precision or better, written the way the papers write it.
+
+Nothing here is shared with the package: loops over rows, plain formulas, dropped keys taken out of the sums instead of
+being given a weight of zero. Slow and obvious on purpose; the tests, not the package, pay for it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+
+
+class Attention(NamedTuple):
+    """Everything an attention call can return, in the rank of its query."""
+
+    output: Array
+    weights: Array
+    lse: Array
+
+
+def wide(x: ArrayLike) -> Array:
+    """The same numbers in the widest floating type at hand (80 bits on x86)."""
+    x = np.asarray(x)
+    return (x.astype(np.float32) if x.dtype.name == "bfloat16" else x).astype(np.longdouble)
+
+
+def double(x: ArrayLike) -> Array:
+    """The same numbers as float64."""
+    x = np.asarray(x)
+    return (x.astype(np.float32) if x.dtype.name == "bfloat16" else x).astype(np.float64)
+
+
+def softmax(x: ArrayLike, axis: int = -1) -> Array:
+    """``exp(x) / sum(exp(x))``; an all -inf slice is NaN, as the formula says."""
+    with np.errstate(all="ignore"):
+        powers = np.exp(wide(x) - np.max(wide(x), axis=axis, keepdims=True))
+        return double(powers / powers.sum(axis=axis, keepdims=True))
+
+
+def logsumexp(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> Array:
+    """``log(sum(exp(x)))``, where a slice of -inf (or of nothing) sums to zero: -inf; +inf anywhere: +inf."""
+    x = wide(x)
+    with np.errstate(all="ignore"):
+        top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
+        shift = np.where(np.isfinite(top), top, 0)
+        total = shift + np.log(np.exp(x - shift).sum(axis=axis, keepdims=True))
+    return double(total if keepdims else total.squeeze(axis))
+
+
+def log_softmax(x: ArrayLike, axis: int = -1) -> Array:
+    """``x - logsumexp(x)``, shifted first: a common part of 1e30 would swallow the logarithm."""
+    with np.errstate(all="ignore"):
+        shifted = wide(x) - np.max(wide(x), axis=axis, keepdims=True)
+        return double(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
+
+
+def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:
+    """``x @ weight + bias``."""
+    return double(wide(x) @ wide(weight) + (0 if bias is None else wide(bias)))
+
+
+def layer_normalization(x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, eps: float = 1e-5, axis: int = -1) -> Array:
+    """Ba et al. (2016), with the biased variance."""
+    rows = np.moveaxis(wide(x), axis, -1)
+    centred = rows - rows.mean(axis=-1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.longdouble(eps))
+    return double(np.moveaxis(normal * wide(gamma) + wide(beta), -1, axis))
+
+
+def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, interleaved: bool = False) -> Array:
+    """Su et al. (2021), equation 13: each pair of features is a complex number, turned by ``cos + i sin``."""
+    x = double(x)
+    turn = double(cos) + 1j * double(sin)
+    answer = np.empty(x.shape)
+    half = x.shape[-1] // 2
+    real, imaginary = (np.s_[..., 0::2], np.s_[..., 1::2]) if interleaved else (np.s_[..., :half], np.s_[..., half:])
+    turned = (x[real] + 1j * x[imaginary]) * turn
+    answer[real], answer[imaginary] = turned.real, turned.imag
+    return answer
+
+
+def rope_angles(positions: ArrayLike, head_dim: int, base: float = 10000.0) -> Array:
+    """``position * base ** (-2 i / head_dim)`` for every pair ``i``."""
+    return np.multiply.outer(double(positions), base ** (-2.0 * np.arange(head_dim // 2) / head_dim))
+
+
+def alibi_slopes(num_heads: int) -> Array:
+    """Press et al. (2022): for ``n = 2**k`` heads the geometric series whose first term and ratio are ``2**(-8/n)``.
+
+    Other head counts take the series of the power of two below, then every other entry of the series of the power of
+    two above, as the authors' code does.
+    """
+
+    def series(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    below = 2 ** int(math.log2(num_heads))
+    return np.array(series(below) + series(2 * below)[0::2][: num_heads - below])
+
+
+def alibi_bias(slopes: ArrayLike, query_len: int, key_len: int, offset: int = 0) -> Array:
+    """``-slope * |i + offset - j|``."""
+    slopes = double(slopes)
+    bias = np.empty((len(slopes), query_len, key_len))
+    for head, slope in enumerate(slopes):
+        for i in range(query_len):
+            for j in range(key_len):
+                bias[head, i, j] = -slope * abs(i + offset - j)
+    return bias
+
+
+def four_dimensional(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The caller's ``(..., n, m)`` as ``(batch, heads, n, m)``; below rank 4 there is one head."""
+    if len(shape) < 4:
+        return (math.prod(shape[:-2]), 1, *shape[-2:])
+    return (math.prod(shape[:-3]), *shape[-3:])
+
+
+def spread(extra: Array, shape: tuple[int, ...]) -> Array:
+    """A mask or bias over the caller's scores ``(..., query_len, key_len)``, in four dimensions.
+
+    A plain 2-D mask is ``(query_len, key_len)`` where that fits and ``(batch, key_len)`` where it does not; a 4-D one
+    is ``(batch, heads, query_len, key_len)`` for calls of lower rank as well; the rest broadcasts as in NumPy.
+    """
+    four = four_dimensional(shape)
+    if extra.ndim == 2 and not all(n in (1, full) for n, full in zip(extra.shape, shape[-2:], strict=True)):
+        return np.broadcast_to(extra[:, None, None, :], four)
+    if extra.ndim == 4 and len(shape) < 4:
+        return np.broadcast_to(extra, four)
+    while extra.ndim > len(shape):
+        (extra,) = extra
+    return np.broadcast_to(extra, shape).reshape(four)
+
+
+def is_keep(mask: Array) -> bool:
+    """bool and integer masks select; so does a float mask of zeros and ones that has a one. Other floats are added."""
+    if mask.dtype.kind in "bui":
+        return True
+    return bool(np.isin(mask, (0.0, 1.0)).all() and (mask == 1.0).any())
+
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    causal_alignment: str = "upper_left",
+    scale: float | None = None,
+    window_size: int | tuple[int, int] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    key_padding_mask: ArrayLike | None = None,
+) -> Attention:
+    """One query row at a time: scale, softcap, bias and ALiBi, softmax over the keys that are kept, sum of values."""
+    query, key, value = double(query), double(key), double(value)
+    lead = query.shape[:-2]
+    query_len, key_len, value_dim = query.shape[-2], key.shape[-2], value.shape[-1]
+    scores = (*lead, query_len, key_len)
+    batch, heads = four_dimensional(scores)[:2]
+    query, key, value = (x.reshape(four_dimensional(x.shape)) for x in (query, key, value))
+    kv_heads = key.shape[1]
+
+    keep, added = np.ones((batch, heads, query_len, key_len), bool), np.zeros((batch, heads, query_len, key_len))
+    if mask is not None and is_keep(np.asarray(mask)):
+        keep &= spread(np.asarray(mask), scores) != 0
+    elif mask is not None:
+        added += spread(double(mask), scores)
+    if bias is not None:
+        added += spread(double(bias), scores)
+    if key_padding_mask is not None:
+        batches = lead[:-1] if len(lead) > 1 else lead
+        padding = np.broadcast_to(np.asarray(key_padding_mask) != 0, (*batches, key_len) if batches else (1, key_len))
+        keep &= padding.reshape(batch, 1, 1, key_len)
+    keep &= added != -np.inf
+
+    offset = key_len - query_len if causal_alignment == "lower_right" else 0
+    left, right = (window_size, window_size) if isinstance(window_size, int) else window_size or (-1, -1)
+    if is_causal:
+        right = 0 if right < 0 else min(right, 0)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    slopes = np.zeros(heads) if alibi_slopes is None else double(alibi_slopes)
+    sinks = None if sinks is None else double(sinks)
+
+    output = np.zeros((batch, heads, query_len, value_dim))
+    weights = np.zeros(keep.shape)
+    lse = np.full((batch, heads, query_len), -np.inf)
+    with np.errstate(all="ignore"):
+        for n, h, i in np.ndindex(batch, heads, query_len):
+            position = i + offset
+            kept = [
+                j
+                for j in np.flatnonzero(keep[n, h, i])
+                if (left < 0 or position - left <= j) and (right < 0 or j <= position + right)
+            ]
+            score = scale * (key[n, h * kv_heads // heads, kept] @ query[n, h, i])
+            if softcap is not None:
+                score = softcap * np.tanh(score / softcap)
+            score = score + added[n, h, i, kept] - slopes[h] * np.abs(position - np.array(kept, int))
+            logits = score if sinks is None else np.append(score, sinks[h])
+            lse[n, h, i] = logsumexp(logits)
+            weights[n, h, i, kept] = softmax(logits)[: len(kept)] if kept else 0
+            output[n, h, i] = weights[n, h, i, kept] @ value[n, h * kv_heads // heads, kept]
+    return Attention(
+        output.reshape(*lead, query_len, value_dim), weights.reshape(scores), lse.reshape(*lead, query_len)
+    )

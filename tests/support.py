@@ -1,0 +1,140 @@
+"""What the test modules share: error bounds, awkward ways to hold numbers in memory, attention calls with answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import DTypeLike, NDArray
+
+import headwise
+import oracle
+
+Array = NDArray[Any]
+
+#: Largest absolute error of a result of size about 1; what is computed in float32 and rounded adds that rounding.
+ATOL = {"float16": 2e-6, "bfloat16": 2e-6, "float32": 2e-6, "float64": 1e-14}
+#: Half a unit in the last place of the narrow formats; of the others, room for sums of a few hundred products.
+RTOL = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2e-6, "float64": 1e-14}
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """``np.dtype(name)``, where bfloat16 comes from ml_dtypes."""
+    if name == "bfloat16":
+        ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need the package ml_dtypes")
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def assert_close(actual: Array, expected: Array, factor: float = 1.0) -> None:
+    """``actual`` is ``expected`` to the bound of its dtype, ``factor`` times over, NaN and infinities in place."""
+    name = actual.dtype.name
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(
+        oracle.double(actual), expected, rtol=RTOL[name] * factor, atol=ATOL[name] * factor, equal_nan=True
+    )
+
+
+def normal(shape: tuple[int, ...], seed: int = 0, dtype: DTypeLike = np.float32) -> Array:
+    """Unit-variance numbers that depend on nothing but the arguments."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+@dataclass(eq=False)
+class Case:
+    """One attention call, and the oracle's answer to it, which all implementations share.
+
+    The arrays are read-only: whoever writes into an input is caught.
+    """
+
+    query: tuple[int, ...]
+    key: tuple[int, ...]
+    value_dim: int
+    keywords: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+
+    @cached_property
+    def arrays(self) -> list[Array]:
+        shapes = self.query, self.key, (*self.key[:-1], self.value_dim)
+        return [read_only(normal(shape, seed).astype(dtype_named(self.dtype))) for seed, shape in enumerate(shapes)]
+
+    @cached_property
+    def expected(self) -> oracle.Attention:
+        return oracle.attention(*self.arrays, **self.keywords)
+
+    def check(self, factor: float = 1.0) -> None:
+        """Both ways through the package: with weights, and without ever holding them."""
+        check_attention(self.arrays, self.keywords, self.expected, factor)
+
+
+def check_attention(
+    arrays: Sequence[Any], keywords: dict[str, Any], expected: oracle.Attention, factor: float = 1.0
+) -> None:
+    """``scaled_dot_product_attention`` and ``flash_attention`` both give what was expected."""
+    output, weights, lse = headwise.scaled_dot_product_attention(*arrays, **keywords, return_lse=True)
+    assert_close(weights, expected.weights, factor)
+    assert_close(output, expected.output, factor)
+    assert_close(lse, expected.lse, factor)
+    assert lse.dtype == (np.float64 if output.dtype == np.float64 else np.float32)
+    output, lse = headwise.flash_attention(*arrays, **keywords, return_lse=True)
+    assert_close(output, expected.output, factor)
+    assert_close(lse, expected.lse, factor)
+
+
+def reversed_in_memory(x: Array) -> Array:
+    """Negative strides along every axis."""
+    backward = (slice(None, None, -1),) * x.ndim
+    return np.ascontiguousarray(x[backward])[backward]
+
+
+def transposed_in_memory(x: Array) -> Array:
+    """The last two axes swapped in memory: the last is not contiguous."""
+    return np.ascontiguousarray(np.swapaxes(x, -1, -2)).swapaxes(-1, -2)
+
+
+def heads_inside(x: Array) -> Array:
+    """``(batch, heads, seq, dim)`` as a view of ``(batch, seq, heads, dim)``."""
+    return np.ascontiguousarray(np.swapaxes(x, -2, -3)).swapaxes(-2, -3) if x.ndim > 2 else x
+
+
+def spaced(x: Array, axis: int) -> Array:
+    """Every other entry, along one axis, of something twice as long that holds NaN in between."""
+    shape = list(x.shape)
+    shape[axis] *= 2
+    filler = np.full(shape, np.nan, x.dtype) if x.dtype.kind not in "biu" else np.ones(shape, x.dtype)
+    view = np.moveaxis(np.moveaxis(filler, axis, 0)[::2], 0, axis)
+    view[...] = x
+    return view
+
+
+def unaligned(x: Array) -> Array:
+    """One byte past an aligned address."""
+    buffer = np.empty(x.nbytes + 1, np.uint8)
+    view = buffer[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def read_only(x: Array) -> Array:
+    view = x.copy()
+    view.flags.writeable = False
+    return view
+
+
+#: The same numbers, laid out differently.
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "contiguous": np.ascontiguousarray,
+    "fortran": np.asfortranarray,
+    "reversed": reversed_in_memory,
+    "transposed": transposed_in_memory,
+    "heads-inside": heads_inside,
+    "every-other-row": lambda x: spaced(x, -2),
+    "every-other-column": lambda x: spaced(x, -1),
+    "unaligned": unaligned,
+    "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder("S")),
+    "read-only": read_only,
+}

@@ -1,0 +1,395 @@
+"""Every refusal: its type, the argument it names, and that nothing was computed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headwise as hw
+from support import dtype_named, normal
+
+SENTINEL = -12345.0
+
+
+def array(*shape: int) -> np.ndarray:
+    return normal(shape, dtype=np.float64)
+
+
+#: A call that works, by keyword, for each function; the tables below spoil one argument, or two, of it.
+GOOD: dict[Callable[..., Any], dict[str, Any]] = {
+    hw.scaled_dot_product_attention: {
+        "query": array(2, 4, 5, 8), "key": array(2, 2, 7, 8), "value": array(2, 2, 7, 6), "out": (2, 4, 5, 6),
+    },
+    hw.softmax: {"x": array(3, 4), "out": (3, 4)},
+    hw.log_softmax: {"x": array(3, 4), "out": (3, 4)},
+    hw.logsumexp: {"x": array(3, 4)},
+    hw.apply_rope: {"x": array(2, 5, 8), "cos": array(5, 4), "sin": array(5, 4), "out": (2, 5, 8)},
+    hw.alibi_slopes: {"num_heads": 4},
+    hw.alibi_bias: {"num_heads": 4, "query_len": 3},
+    hw.add_alibi: {"scores": array(2, 4, 5, 6), "out": (2, 4, 5, 6)},
+    hw.linear: {"x": array(3, 4), "weight": array(4, 5), "bias": array(5), "out": (3, 5)},
+    hw.dropout: {"x": array(3, 4), "rate": 0.5},
+    hw.layer_normalization: {"x": array(3, 4), "gamma": array(4), "beta": array(4)},
+    hw.set_num_threads: {"n": 1},
+}  # fmt: skip
+GOOD[hw.flash_attention] = GOOD[hw.scaled_dot_product_attention]
+
+BAD_DTYPES: dict[str, Any] = {
+    "complex64": np.complex64(1) * np.ones(1),
+    "complex128": np.ones(1, complex),
+    "object": np.array([None]),
+    "string": np.array(["a"]),
+    "bytes": np.array([b"a"]),
+    "datetime64": np.array(["2020-01-01"], "M8[D]"),
+    "timedelta64": np.array([1], "m8[s]"),
+    "structured": np.zeros(1, [("a", float)]),
+}
+if np.dtype(np.longdouble).itemsize > 8:
+    BAD_DTYPES["longdouble"] = np.ones(1, np.longdouble)
+
+
+def refuse(function: Callable[..., Any], error: type[Exception], names: str, **changes: Any) -> None:
+    """``function`` raises ``error``, naming each of ``names``, and leaves ``out`` as it was."""
+    arguments = GOOD[function] | changes
+    if isinstance(arguments.get("out"), tuple):
+        arguments["out"] = np.full(arguments["out"], SENTINEL)
+    with pytest.raises(error) as refusal:
+        function(**arguments)
+    assert type(refusal.value) is error
+    for name in names.split():
+        assert re.search(rf"\b{name}\b", str(refusal.value)), f"{refusal.value!r} does not name {name}"
+    if isinstance(arguments.get("out"), np.ndarray) and "out" not in changes:
+        assert (arguments["out"] == SENTINEL).all()
+
+
+@pytest.mark.parametrize("function", GOOD, ids=lambda function: function.__name__)
+def test_the_good_calls_are_good(function: Callable[..., Any]) -> None:
+    arguments = GOOD[function].copy()
+    if "out" in arguments:
+        arguments["out"] = np.full(arguments["out"], SENTINEL)
+    function(**arguments)
+    if "out" in arguments:
+        assert (arguments["out"] != SENTINEL).all()
+
+
+SDPA = hw.scaled_dot_product_attention
+ATTENTION_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "query-scalar": ("query", {"query": np.float64(1)}),
+    "query-vector": ("query", {"query": array(8)}),
+    "all-vectors": ("query", {"query": array(8), "key": array(8), "value": array(8)}),
+    "key-rank": ("key", {"key": array(2, 7, 8)}),
+    "value-rank": ("value", {"value": array(7, 6)}),
+    "key-rank-higher": ("key", {"key": array(1, 2, 2, 7, 8)}),
+    "query-rank-lower": ("key query", {"query": array(5, 8)}),
+    "head-dim": ("key query head_dim", {"key": array(2, 2, 7, 9)}),
+    "head-dim-one": ("key query head_dim", {"key": array(2, 2, 7, 1)}),
+    "head-dim-zero": ("query head_dim", {"query": np.ones((2, 4, 5, 0)), "key": np.ones((2, 2, 7, 0))}),
+    "value-length": ("value key", {"value": array(2, 2, 8, 6)}),
+    "value-length-one": ("value key", {"value": array(2, 2, 1, 6)}),
+    "batch-key": ("key query", {"key": array(3, 2, 7, 8), "value": array(3, 2, 7, 6)}),
+    "batch-value": ("value", {"value": array(3, 2, 7, 6)}),
+    "batch-not-broadcast": ("key query", {"key": array(1, 2, 7, 8), "value": array(1, 2, 7, 6)}),
+    "batch-zero": ("key query", {"key": array(0, 2, 7, 8), "value": array(0, 2, 7, 6)}),
+    "heads-of-value": ("value key", {"value": array(2, 4, 7, 6)}),
+    "heads": ("key query divisible", {"key": array(2, 3, 7, 8), "value": array(2, 3, 7, 6)}),
+    "more-key-heads": ("key query divisible", {"key": array(2, 8, 7, 8), "value": array(2, 8, 7, 6)}),
+    "no-key-heads": ("key query divisible", {"key": array(2, 0, 7, 8), "value": array(2, 0, 7, 6)}),
+    "mask-rows": ("mask", {"mask": np.ones((4, 7), bool)}),
+    "mask-columns": ("mask", {"mask": np.ones((5, 6), bool)}),
+    "mask-batch": ("mask", {"mask": np.ones((3, 7), bool)}),
+    "mask-transposed": ("mask", {"mask": np.ones((7, 5), bool)}),
+    "mask-scalar": ("mask", {"mask": np.bool_(True)}),
+    "mask-heads": ("mask", {"mask": np.ones((2, 5, 7), bool)}),
+    "mask-kv-heads": ("mask", {"mask": np.ones((2, 2, 5, 7), bool)}),
+    "mask-4d-batch": ("mask", {"mask": np.ones((3, 4, 5, 7), bool)}),
+    "mask-rank": ("mask", {"mask": np.ones((1, 2, 4, 5, 7), bool)}),
+    "mask-empty": ("mask", {"mask": np.ones((0, 7), bool)}),
+    "float-mask": ("mask", {"mask": array(4, 7)}),
+    "bias-columns": ("bias", {"bias": array(5, 6)}),
+    "bias-heads": ("bias", {"bias": array(3, 5, 7)}),
+    "bias-rank": ("bias", {"bias": array(1, 2, 4, 5, 7)}),
+    "padding-length": ("key_padding_mask", {"key_padding_mask": np.ones((2, 6), bool)}),
+    "padding-batch": ("key_padding_mask", {"key_padding_mask": np.ones((3, 7), bool)}),
+    "padding-rank": ("key_padding_mask", {"key_padding_mask": np.ones((2, 5, 7), bool)}),
+    "padding-queries": ("key_padding_mask", {"key_padding_mask": np.ones((5, 7), bool)}),
+    "slopes-kv-heads": ("alibi_slopes", {"alibi_slopes": array(2)}),
+    "slopes-one": ("alibi_slopes", {"alibi_slopes": array(1)}),
+    "slopes-scalar": ("alibi_slopes", {"alibi_slopes": 0.5}),
+    "slopes-rank": ("alibi_slopes", {"alibi_slopes": array(4, 1)}),
+    "sinks-kv-heads": ("sinks", {"sinks": array(2)}),
+    "sinks-rank": ("sinks", {"sinks": array(1, 4)}),
+    "made-padding-mask": ("mask", {"mask": hw.create_padding_mask(np.ones((3, 7), int))}),
+    "made-causal-mask": ("mask", {"mask": hw.create_causal_mask(5)}),
+}
+both = pytest.mark.parametrize("function", [hw.scaled_dot_product_attention, hw.flash_attention], ids=["sdpa", "flash"])
+
+
+@both
+@pytest.mark.parametrize("case", ATTENTION_SHAPES)
+def test_attention_shapes(function: Callable[..., Any], case: str) -> None:
+    names, changes = ATTENTION_SHAPES[case]
+    refuse(function, ValueError, names, **changes)
+
+
+ATTENTION_VALUES: list[tuple[type[Exception], str, Any]] = [
+    (ValueError, "causal_alignment", "lower"),
+    (ValueError, "causal_alignment", ""),
+    (TypeError, "causal_alignment", None),
+    (TypeError, "causal_alignment", 1),
+    (ValueError, "scale", np.nan),
+    (ValueError, "scale", np.inf),
+    (TypeError, "scale", "auto"),
+    (TypeError, "scale", 1j),
+    (TypeError, "scale", [0.5]),
+    (ValueError, "softcap", 0.0),
+    (ValueError, "softcap", -1.0),
+    (ValueError, "softcap", np.nan),
+    (ValueError, "softcap", np.inf),
+    (TypeError, "softcap", "30"),
+    (ValueError, "window_size", -2),
+    (ValueError, "window_size", (-2, 3)),
+    (ValueError, "window_size", (3, -7)),
+    (ValueError, "window_size", (1, 2, 3)),
+    (ValueError, "window_size", ()),
+    (TypeError, "window_size", 1.5),
+    (TypeError, "window_size", (1.0, 2)),
+    (TypeError, "window_size", True),
+    (TypeError, "window_size", "3"),
+    (ValueError, "precision", "low"),
+    (ValueError, "precision", ""),
+    (ValueError, "precision", "HIGHEST"),
+    (TypeError, "precision", 1),
+    (TypeError, "is_causal", "yes"),
+    (TypeError, "is_causal", None),
+    (TypeError, "return_lse", 1.5),
+    (TypeError, "rng", "seed"),
+    (TypeError, "rng", 1.5),
+    (TypeError, "rng", True),
+    (ValueError, "rng", -1),
+    (TypeError, "rng", np.random.RandomState(0)),
+    (ValueError, "dropout_rate", 1.0),
+    (ValueError, "dropout_rate", -0.1),
+    (TypeError, "dropout_rate", "0.1"),
+    (TypeError, "mask", "causal"),
+    (TypeError, "mask", object()),
+    (TypeError, "bias", np.ones((5, 7), bool)),
+]
+
+
+@both
+@pytest.mark.parametrize(("error", "name", "value"), ATTENTION_VALUES, ids=lambda value: str(value)[:20])
+def test_attention_values(function: Callable[..., Any], error: type[Exception], name: str, value: Any) -> None:
+    refuse(function, error, name, **{name: value})
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, np.nan, np.inf])
+def test_dropout_outside_its_range(rate: float) -> None:
+    refuse(SDPA, ValueError, "dropout", dropout=rate)
+    refuse(hw.dropout, ValueError, "rate", rate=rate)
+    refuse(hw.dropout, ValueError, "rate", rate=rate, training=False)
+
+
+@pytest.mark.parametrize("rate", ["0.1", None, True, [0.1], 1j])
+def test_dropout_of_another_type(rate: Any) -> None:
+    refuse(SDPA, TypeError, "dropout", dropout=rate)
+    refuse(hw.dropout, TypeError, "rate", rate=rate)
+
+
+def test_dropout_by_both_names() -> None:
+    refuse(SDPA, TypeError, "dropout_rate dropout", dropout=0.1, dropout_rate=0.1)
+
+
+ARRAYS = {
+    "query": (SDPA, (2, 4, 5, 8)),
+    "key": (SDPA, (2, 2, 7, 8)),
+    "value": (SDPA, (2, 2, 7, 6)),
+    "mask": (SDPA, (5, 7)),
+    "bias": (SDPA, (5, 7)),
+    "key_padding_mask": (SDPA, (2, 7)),
+    "alibi_slopes": (SDPA, (4,)),
+    "sinks": (SDPA, (4,)),
+    "softmax x": (hw.softmax, (3, 4)),
+    "log_softmax x": (hw.log_softmax, (3, 4)),
+    "logsumexp x": (hw.logsumexp, (3, 4)),
+    "apply_rope x": (hw.apply_rope, (2, 5, 8)),
+    "apply_rope cos": (hw.apply_rope, (5, 4)),
+    "apply_rope sin": (hw.apply_rope, (5, 4)),
+    "add_alibi scores": (hw.add_alibi, (2, 4, 5, 6)),
+    "add_alibi slopes": (hw.add_alibi, (4,)),
+    "linear x": (hw.linear, (3, 4)),
+    "linear weight": (hw.linear, (4, 5)),
+    "linear bias": (hw.linear, (5,)),
+    "dropout x": (hw.dropout, (3, 4)),
+    "layer_normalization x": (hw.layer_normalization, (3, 4)),
+    "layer_normalization gamma": (hw.layer_normalization, (4,)),
+    "layer_normalization beta": (hw.layer_normalization, (4,)),
+}
+
+
+@pytest.mark.parametrize("which", ARRAYS)
+@pytest.mark.parametrize("dtype", BAD_DTYPES)
+def test_dtype(which: str, dtype: str) -> None:
+    function, shape = ARRAYS[which]
+    name = which.split()[-1]
+    bad = np.broadcast_to(BAD_DTYPES[dtype], shape)
+    refuse(function, TypeError, f"{name} {'dtype' if dtype != 'structured' else ''}", **{name: bad})
+
+
+@pytest.mark.parametrize("which", ARRAYS)
+@pytest.mark.parametrize("value", [object(), "text", {1: 2}, {"a"}], ids=["object", "str", "dict", "set"])
+def test_no_array_at_all(which: str, value: Any) -> None:
+    function, _ = ARRAYS[which]
+    name = which.split()[-1]
+    refuse(function, TypeError, name, **{name: value})
+
+
+@pytest.mark.parametrize("which", ARRAYS)
+def test_ragged_list(which: str) -> None:
+    function, _ = ARRAYS[which]
+    name = which.split()[-1]
+    refuse(function, ValueError, name, **{name: [[1.0, 2.0], [3.0]]})
+
+
+@pytest.mark.parametrize("which", ARRAYS)
+def test_masked_array(which: str) -> None:
+    """NumPy's masked arrays would lose their mask without a word."""
+    function, shape = ARRAYS[which]
+    name = which.split()[-1]
+    refuse(function, TypeError, name, **{name: np.ma.masked_less(normal(shape), 0)})
+
+
+OTHERS: list[tuple[Callable[..., Any], type[Exception], str, dict[str, Any]]] = [
+    *(
+        (function, error, names, changes)
+        for function in (hw.softmax, hw.log_softmax, hw.logsumexp)
+        for error, names, changes in [
+            (ValueError, "axis", {"axis": 2}),
+            (ValueError, "axis", {"axis": -3}),
+            (TypeError, "axis", {"axis": 1.0}),
+            (TypeError, "axis", {"axis": None}),
+            (TypeError, "axis", {"axis": (0, 1)}),
+            (TypeError, "axis", {"axis": True}),
+            (ValueError, "x", {"x": np.float64(1)}),
+            (ValueError, "x", {"x": 3}),
+        ]
+    ),
+    (hw.logsumexp, TypeError, "keepdims", {"keepdims": "no"}),
+    (hw.apply_rope, ValueError, "x even", {"x": array(2, 5, 7), "cos": array(5, 3), "sin": array(5, 3)}),
+    (hw.apply_rope, ValueError, "x even", {"x": array(2, 5, 1), "cos": array(5, 0), "sin": array(5, 0)}),
+    (hw.apply_rope, ValueError, "x", {"x": np.float64(1)}),
+    (hw.apply_rope, ValueError, "cos", {"cos": array(5, 8)}),
+    (hw.apply_rope, ValueError, "cos", {"cos": array(6, 4)}),
+    (hw.apply_rope, ValueError, "sin", {"sin": array(5, 3)}),
+    (hw.apply_rope, ValueError, "sin", {"sin": array(3, 5, 4)}),
+    (hw.apply_rope, ValueError, "sin", {"sin": array(1, 2, 5, 4)}),
+    (hw.apply_rope, ValueError, "cos", {"x": array(1, 8)}),
+    (hw.apply_rope, TypeError, "interleaved", {"interleaved": "yes"}),
+    *(
+        (function, error, "num_heads", {"num_heads": heads})
+        for function in (hw.alibi_slopes, hw.alibi_bias)
+        for error, heads in [
+            (ValueError, 0), (ValueError, -1), (TypeError, 2.0), (TypeError, "8"), (TypeError, None), (TypeError, True)
+        ]
+    ),
+    (hw.alibi_bias, ValueError, "query_len", {"query_len": 0}),
+    (hw.alibi_bias, ValueError, "query_len", {"query_len": -3}),
+    (hw.alibi_bias, TypeError, "query_len", {"query_len": 2.5}),
+    (hw.alibi_bias, ValueError, "key_len", {"key_len": -1}),
+    (hw.alibi_bias, TypeError, "key_len", {"key_len": "7"}),
+    (hw.alibi_bias, TypeError, "offset", {"offset": 0.5}),
+    (hw.add_alibi, ValueError, "scores", {"scores": array(5, 6)}),
+    (hw.add_alibi, ValueError, "scores", {"scores": np.float64(0)}),
+    (hw.add_alibi, ValueError, "slopes", {"slopes": array(3)}),
+    (hw.add_alibi, ValueError, "slopes", {"slopes": array(1)}),
+    (hw.add_alibi, ValueError, "slopes", {"slopes": array(4, 1)}),
+    (hw.add_alibi, TypeError, "offset", {"offset": 1.0}),
+    (hw.linear, ValueError, "x", {"x": np.float64(1)}),
+    (hw.linear, ValueError, "weight x in_features", {"weight": array(5, 5)}),
+    (hw.linear, ValueError, "weight", {"weight": array(4)}),
+    (hw.linear, ValueError, "weight", {"weight": array(1, 4, 5)}),
+    (hw.linear, ValueError, "weight x", {"weight": array(1, 5)}),
+    (hw.linear, ValueError, "bias", {"bias": array(4)}),
+    (hw.linear, ValueError, "bias", {"bias": array(1)}),
+    (hw.linear, ValueError, "bias", {"bias": array(1, 5)}),
+    (hw.linear, ValueError, "bias", {"bias": np.float64(1)}),
+    (hw.linear, ValueError, "precision", {"precision": "fast"}),
+    (hw.linear, TypeError, "precision", {"precision": 32}),
+    (hw.dropout, TypeError, "training", {"training": "no"}),
+    (hw.dropout, TypeError, "rng", {"rng": "seed"}),
+    (hw.dropout, ValueError, "rng", {"rng": -1}),
+    (hw.layer_normalization, ValueError, "x", {"x": np.float64(1)}),
+    (hw.layer_normalization, ValueError, "gamma", {"gamma": array(3)}),
+    (hw.layer_normalization, ValueError, "gamma", {"gamma": array(1)}),
+    (hw.layer_normalization, ValueError, "gamma", {"gamma": array(3, 4)}),
+    (hw.layer_normalization, ValueError, "beta", {"beta": array(5)}),
+    (hw.layer_normalization, ValueError, "beta", {"beta": 0.0}),
+    (hw.layer_normalization, ValueError, "gamma", {"axis": 0}),
+    (hw.layer_normalization, ValueError, "axis", {"axis": 2}),
+    (hw.layer_normalization, TypeError, "axis", {"axis": 0.0}),
+    (hw.layer_normalization, ValueError, "eps", {"eps": -1e-5}),
+    (hw.layer_normalization, ValueError, "eps", {"eps": np.nan}),
+    (hw.layer_normalization, ValueError, "eps", {"eps": np.inf}),
+    (hw.layer_normalization, TypeError, "eps", {"eps": "small"}),
+    (hw.set_num_threads, ValueError, "n", {"n": 0}),
+    (hw.set_num_threads, ValueError, "n", {"n": -2}),
+    (hw.set_num_threads, TypeError, "n", {"n": 2.0}),
+    (hw.set_num_threads, TypeError, "n", {"n": "2"}),
+    (hw.set_num_threads, TypeError, "n", {"n": True}),
+    (hw.set_num_threads, TypeError, "n", {"n": None}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "names", "changes"),
+    OTHERS,
+    ids=[f"{function.__name__}-{names}-{number}" for number, (function, _, names, _) in enumerate(OTHERS)],
+)
+def test_other_functions(
+    function: Callable[..., Any], error: type[Exception], names: str, changes: dict[str, Any]
+) -> None:
+    refuse(function, error, names, **changes)
+
+
+@pytest.mark.parametrize("name", ["avx1024", "", "AVX2 ", "none"])
+def test_unknown_target(name: str) -> None:
+    before = hw.config()["target"]
+    with pytest.raises(ValueError, match="target"):
+        hw.set_target(name)
+    assert hw.config()["target"] == before
+
+
+def test_target_of_another_type() -> None:
+    with pytest.raises(TypeError, match=r"target|name"):
+        hw.set_target(2)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "int4"])
+def test_only_bfloat16_of_the_narrow_types(name: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="narrow dtypes need the package ml_dtypes")
+    x = np.ones((2, 4)).astype(getattr(ml_dtypes, name))
+    if name == "bfloat16":
+        assert hw.softmax(x).dtype == dtype_named("bfloat16")
+        return
+    with pytest.raises(TypeError, match=r"\bx\b"):
+        hw.softmax(x)
+
+
+@pytest.mark.parametrize("positional", [5, 6])
+def test_keywords_only(positional: int) -> None:
+    x = array(2, 3, 4)
+    with pytest.raises(TypeError):
+        hw.flash_attention(*[x, x, x, None, None, None][:positional])
+    with pytest.raises(TypeError, match="windowsize"):
+        hw.flash_attention(x, x, x, windowsize=3)
+
+
+def test_after_an_error_the_next_call_is_right() -> None:
+    x = array(2, 3, 4)
+    expected = hw.flash_attention(x, x, x)
+    with pytest.raises(ValueError, match="mask"):
+        hw.flash_attention(x, x, x, np.ones((7, 7)))
+    np.testing.assert_array_equal(hw.flash_attention(x, x, x), expected)

@@ -1,0 +1,415 @@
+"""What runs, how the environment chooses it, and what importing headwise leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import headwise as hw
+import numpy as np
+import pytest
+from conftest import native_present
+from headwise import _backend, _threads
+
+VARIABLES = ("HEADWISE_BACKEND", "HEADWISE_TARGET", "HEADWISE_NUM_THREADS", "OMP_NUM_THREADS")
+PRINT_CONFIG = "import headwise, json; print(json.dumps(headwise.config()))"
+
+needs_native = pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
+once = pytest.mark.single_implementation
+
+
+def run(code: str, *, path: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``code`` in a new interpreter whose only variables of ours are those given."""
+    inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    # Where this process found the package, which the tests need not have been told by PYTHONPATH.
+    home = path or str(Path(hw.__file__).parent.parent)
+    inherited["PYTHONPATH"] = os.pathsep.join([home, *filter(None, [inherited.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, timeout=120)
+
+
+def config_with(*, path: str | None = None, **environment: str) -> dict[str, object]:
+    result = run(PRINT_CONFIG, path=path, **environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def error_with(*, code: str = "import headwise", path: str | None = None, **environment: str) -> str:
+    """The last line on standard error of an import that fails."""
+    result = run(code, path=path, **environment)
+    assert result.returncode == 1, result.stdout
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def pure_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package but without a native core."""
+    folder = tmp_path_factory.mktemp("pure")
+    copy_package(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def broken_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package and a native core that cannot be loaded."""
+    folder = tmp_path_factory.mktemp("broken")
+    copy_package(folder)
+    (folder / "headwise" / "_core.py").write_text("raise ImportError('undefined symbol: gomp_lost')\n")
+    return folder
+
+
+def copy_package(folder: Path) -> None:
+    source = Path(hw.__file__).parent
+    (folder / "headwise").mkdir()
+    for file in source.glob("*.py"):
+        (folder / "headwise" / file.name).write_bytes(file.read_bytes())
+
+
+# --- HEADWISE_BACKEND ---
+
+
+@once
+@pytest.mark.parametrize("choice", ["", "auto", "AUTO", " auto "])
+def test_auto_takes_the_native_core_if_there_is_one(choice: str) -> None:
+    config = config_with(HEADWISE_BACKEND=choice)
+    assert config["backend"] == ("native" if native_present() else "numpy")
+    assert config["error"] is None
+
+
+@once
+def test_auto_falls_back_quietly_without_a_native_core(pure_python: Path) -> None:
+    result = run(PRINT_CONFIG, path=str(pure_python))
+    config = json.loads(result.stdout)
+    assert (config["backend"], config["error"]) == ("numpy", None)
+    assert result.stderr == ""
+
+
+@once
+def test_auto_warns_of_a_broken_native_core_and_keeps_its_error(broken_core: Path) -> None:
+    result = run(PRINT_CONFIG, path=str(broken_core))
+    config = json.loads(result.stdout)
+    assert config["backend"] == "numpy"
+    assert config["error"] == "ImportError: undefined symbol: gomp_lost"
+    assert "RuntimeWarning" in result.stderr
+    assert "undefined symbol: gomp_lost" in result.stderr
+
+
+@once
+def test_auto_notices_that_a_native_core_lacks_something_else(broken_core: Path, tmp_path: Path) -> None:
+    """Not every ModuleNotFoundError says that the core is absent."""
+    copy_package(tmp_path)
+    (tmp_path / "headwise" / "_core.py").write_text("import a_module_that_is_missing\n")
+    result = run(PRINT_CONFIG, path=str(tmp_path))
+    assert "a_module_that_is_missing" in json.loads(result.stdout)["error"]
+    assert "RuntimeWarning" in result.stderr
+
+
+@once
+def test_native_raises_the_error_of_the_import(pure_python: Path, broken_core: Path) -> None:
+    absent = error_with(path=str(pure_python), HEADWISE_BACKEND="native")
+    assert absent == "ModuleNotFoundError: No module named 'headwise._core'"
+    broken = error_with(path=str(broken_core), HEADWISE_BACKEND="native")
+    assert broken == "ImportError: undefined symbol: gomp_lost"
+
+
+@once
+@needs_native
+def test_native_takes_the_native_core() -> None:
+    assert config_with(HEADWISE_BACKEND="native")["backend"] == "native"
+
+
+@once
+def test_numpy_does_not_even_load_the_native_core(broken_core: Path) -> None:
+    config = config_with(path=str(broken_core), HEADWISE_BACKEND="numpy")
+    assert (config["backend"], config["error"], config["targets"]) == ("numpy", None, ["numpy"])
+
+
+@once
+def test_unknown_backend() -> None:
+    message = error_with(HEADWISE_BACKEND="cuda")
+    assert message == "ValueError: HEADWISE_BACKEND: 'cuda', expected one of auto, native, numpy"
+
+
+# --- HEADWISE_TARGET and set_target ---
+
+
+@once
+def test_target_of_the_numpy_backend() -> None:
+    assert config_with(HEADWISE_BACKEND="numpy", HEADWISE_TARGET="numpy")["target"] == "numpy"
+    message = error_with(HEADWISE_BACKEND="numpy", HEADWISE_TARGET="avx2")
+    assert message.startswith("ValueError: HEADWISE_TARGET: ")
+    assert "'avx2'" in message
+    assert message.endswith("numpy")
+
+
+@once
+@needs_native
+def test_each_target_can_be_forced() -> None:
+    for target in config_with(HEADWISE_BACKEND="native")["targets"]:
+        assert config_with(HEADWISE_BACKEND="native", HEADWISE_TARGET=target)["target"] == target
+
+
+@once
+@needs_native
+def test_unknown_target_of_the_native_core() -> None:
+    message = error_with(HEADWISE_BACKEND="native", HEADWISE_TARGET="mmx")
+    assert message.startswith("ValueError: HEADWISE_TARGET: ")
+    assert "mmx" in message
+    assert all(target in message for target in config_with(HEADWISE_BACKEND="native")["targets"])
+
+
+def test_set_target() -> None:
+    for target in hw.list_targets():
+        before = hw.config()["target"]
+        hw.set_target(target)
+        assert hw.config()["target"] == target
+        hw.set_target(before)
+        assert hw.config()["target"] == before
+    before = hw.config()["target"]
+    with pytest.raises(ValueError, match="mmx"):
+        hw.set_target("mmx")
+    with pytest.raises(TypeError, match="target"):
+        hw.set_target(2)  # type: ignore[arg-type]
+    assert hw.config()["target"] == before
+
+
+# --- threads ---
+
+
+@once
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"HEADWISE_NUM_THREADS": "3"}, 3),
+        ({"HEADWISE_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, 3),
+        ({"HEADWISE_NUM_THREADS": "", "OMP_NUM_THREADS": "2"}, 2),
+        ({"OMP_NUM_THREADS": "2"}, 2),
+        ({"OMP_NUM_THREADS": " 4,2 "}, 4),
+        ({"OMP_NUM_THREADS": "many"}, None),
+        ({"OMP_NUM_THREADS": "0"}, None),
+        ({"OMP_NUM_THREADS": "-1"}, None),
+        ({}, None),
+    ],
+)
+def test_thread_count_comes_from_the_environment(environment: dict[str, str], threads: int | None) -> None:
+    assert config_with(**environment)["threads"] == (threads or _threads.available())
+
+
+@once
+@pytest.mark.parametrize("count", ["0", "-2", "two", "1.5", "4,2", "99999999999999999999"])
+def test_bad_thread_count_of_ours(count: str) -> None:
+    message = error_with(HEADWISE_NUM_THREADS=count)
+    assert message == f"ValueError: HEADWISE_NUM_THREADS: {count!r}, expected a positive integer"
+
+
+@once
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no sched_setaffinity")
+def test_thread_count_follows_the_affinity() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + PRINT_CONFIG
+    assert json.loads(run(code).stdout)["threads"] == 1
+
+
+@once
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/a/cpu.max": "250000 100000\n",
+            },
+            2,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/job\n0::/\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "200000\n",
+            },
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, None),
+        ({}, None),
+    ],
+)
+def test_thread_count_follows_the_cgroup(
+    files: dict[str, str], quota: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert _threads.available(str(tmp_path)) == (quota or 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    assert _threads.available(str(tmp_path)) == 1
+
+
+def test_set_num_threads() -> None:
+    hw.set_num_threads(2)
+    assert hw.get_num_threads() == hw.config()["threads"] == 2
+    hw.set_num_threads(np.int64(1))  # type: ignore[arg-type]
+    assert hw.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [(0, ValueError), (-1, ValueError), (1 << 40, ValueError), (1.0, TypeError), (True, TypeError), ("2", TypeError)],
+)
+def test_bad_thread_counts(count: object, error: type[Exception]) -> None:
+    before = hw.get_num_threads()
+    with pytest.raises(error, match=r"^n: "):
+        hw.set_num_threads(count)  # type: ignore[arg-type]
+    assert hw.get_num_threads() == before
+
+
+# --- config, show_config, switching in one process ---
+
+
+def test_config_keys() -> None:
+    config = hw.config()
+    assert set(config) >= {"version", "backend", "target", "targets", "threads", "error", "numpy"}
+    assert config["version"] == hw.__version__
+    assert config["numpy"] == np.__version__
+    assert config["target"] in config["targets"]
+    assert config["targets"] == hw.list_targets()
+    assert json.loads(json.dumps(config)) == config
+
+
+def test_show_config_prints_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    hw.show_config()
+    printed = capsys.readouterr().out
+    config = hw.config()
+    for key in ("version", "backend", "target", "threads"):
+        assert str(config[key]) in printed
+
+
+@once
+def test_show_config_says_what_to_install(pure_python: Path, tmp_path: Path) -> None:
+    result = run("import headwise; headwise.show_config()", path=str(pure_python), PATH=str(tmp_path))
+    assert "native core is not installed" in result.stdout
+    assert "a C++ compiler, CMake" in result.stdout
+    assert "apt-get install g++ cmake" in result.stdout
+
+
+@once
+def test_show_config_shows_the_error_of_a_broken_core(broken_core: Path) -> None:
+    code = "import warnings; warnings.simplefilter('ignore'); import headwise; headwise.show_config()"
+    result = run(code, path=str(broken_core))
+    assert "undefined symbol: gomp_lost" in result.stdout
+    assert "not installed" not in result.stdout
+
+
+@once
+def test_use_keeps_the_thread_count_and_refuses_what_it_does_not_know() -> None:
+    before = _backend.name()
+    hw.set_num_threads(3)
+    _backend.use("numpy")
+    assert (hw.config()["backend"], hw.get_num_threads()) == ("numpy", 3)
+    with pytest.raises(ValueError, match="backend: 'torch'"):
+        _backend.use("torch")
+    assert hw.config()["backend"] == "numpy"
+    _backend.use(before)
+    assert (hw.config()["backend"], hw.get_num_threads()) == (before, 3)
+
+
+# --- the command ---
+
+
+@once
+def test_the_command_prints_its_version() -> None:
+    result = run("import sys; sys.argv = ['headwise', '--version']; import headwise.__main__ as m; m.main()")
+    assert (result.returncode, result.stdout.strip()) == (0, f"headwise {hw.__version__}")
+
+
+@once
+def test_the_command_shows_what_runs_and_times_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import headwise.__main__ as command
+
+    monkeypatch.setattr(command, "_SECONDS", 0.0)
+    monkeypatch.setattr(command, "_REPEATS", 1)
+    command.main([])
+    printed = capsys.readouterr().out
+    assert f"headwise {hw.__version__}" in printed
+    assert "(32, 50, 512) -> output (32, 50, 512), weights (32, 8, 50, 50)" in printed
+    assert "False" not in printed
+    for case in ("attention (1, 8, 1024, 64)", "softmax", "layer norm", "RoPE"):
+        assert case in printed
+
+
+# --- what an import does not do ---
+
+
+@once
+def test_import_leaves_the_process_as_it_was() -> None:
+    """Environment, NumPy's error state, random state and print options, warning filters, signal handlers, locale, and
+    whether the processor keeps subnormal numbers."""
+    result = run(
+        """
+        import locale, os, signal, sys, threading, warnings
+        import numpy as np
+
+        def state():
+            tiny = np.array([np.finfo(np.float32).smallest_subnormal, np.float32(2.0**-127)])
+            kind, keys, position, *rest = np.random.get_state()
+            return (
+                dict(os.environ), np.geterr(), np.get_printoptions(), kind, keys.tolist(), position,
+                rest, list(warnings.filters), [signal.getsignal(s) for s in signal.valid_signals()],
+                locale.setlocale(locale.LC_ALL), os.getcwd(), threading.active_count(), sys.flags, sys.excepthook,
+                (tiny * np.float32(1)).view(np.uint32).tolist(), (tiny * np.float32(0.5)).view(np.uint32).tolist(),
+            )
+
+        np.random.seed(1)
+        before = state()
+        import headwise
+        after = state()
+        assert before == after, (before, after)
+        x = np.full((1, 1, 4, 8), 2.0**-130, np.float32)
+        headwise.scaled_dot_product_attention(x, x, x, dropout=0.5, rng=0)
+        headwise.MultiHeadAttention(8, 2)(x[0], training=True)
+        after = state()
+        assert before == after, (before, after)
+        """
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == result.stderr == ""
+
+
+@once
+def test_import_brings_along_numpy_alone() -> None:
+    result = run(
+        """
+        import sys, numpy
+        before = set(sys.modules)
+        import headwise
+        print({name.partition('.')[0] for name in set(sys.modules) - before} - {'headwise', '__future__'})
+        """
+    )
+    assert result.stdout.strip() == "set()"
+
+
+@once
+def test_every_public_name_is_there() -> None:
+    assert len(set(hw.__all__)) == len(hw.__all__)
+    for name in hw.__all__:
+        assert getattr(hw, name) is not None
+    for module in ("attention", "positional_encoding", "normalization", "masks", "rope", "layers"):
+        assert getattr(hw, module).__name__ == f"headwise.{module}"

@@ -1,0 +1,208 @@
+"""Memory: none of the size of the scores unless asked for, none lost, and a MemoryError where there is none left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import headwise as hw
+from support import normal
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+
+#: Run before the code of :func:`in_process`: the implementation asked for, and a way to read the kernel's figures.
+PRELUDE = """
+import sys
+import numpy as np
+import headwise as hw
+from headwise import _backend
+
+backend, _, target = sys.argv[1].partition("-")
+_backend.use(backend)
+if target:
+    hw.set_target(target)
+
+def megabytes(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(field + ":"))
+"""
+
+
+def in_process(implementation: str, code: str) -> str:
+    """What ``code`` prints in a process of its own, on the same implementation."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), implementation],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@linux
+def test_flash_attention_holds_no_scores(implementation: str) -> None:
+    """4096 x 4096 scores would be 64 MB; what is needed is a few blocks."""
+    peak = float(
+        in_process(
+            implementation,
+            """
+        S = 4096
+        x = np.ones((1, 1, S, 8), np.float32)
+        hw.flash_attention(x[:, :, :300], x[:, :, :300], x[:, :, :300])
+        before = megabytes("VmHWM")
+        hw.flash_attention(x, x, x)
+        hw.flash_attention(x, x, x, np.ones((1, S), bool), is_causal=True, window_size=(3000, 0), softcap=3.0,
+                           alibi_slopes=[0.1], sinks=[0.0], key_padding_mask=np.ones((1, S), bool),
+                           bias=np.zeros((S, 1)), return_lse=True)
+        print(megabytes("VmHWM") - before)
+        """,
+        )
+    )
+    assert peak < 32
+
+
+@linux
+def test_scratch_does_not_grow_with_the_sequence(implementation: str) -> None:
+    first, second = in_process(
+        implementation,
+        """
+        x = np.ones((1, 1, 65536, 8), np.float32)
+        query = x[:, :, :512]
+        out = np.empty_like(query)
+        def peak(length):
+            before = megabytes("VmHWM")
+            hw.flash_attention(query, x[:, :, :length], x[:, :, :length], out=out)
+            return megabytes("VmHWM") - before
+        print(peak(2048), peak(65536))
+        """,
+    ).split()
+    assert float(second) < float(first) + 16
+
+
+@linux
+def test_grouped_heads_are_not_expanded(implementation: str) -> None:
+    """32 query heads over one of keys and values, 16 MB each: 512 MB each if they were repeated."""
+    grown = float(
+        in_process(
+            implementation,
+            """
+        key = np.ones((1, 1, 65536, 64), np.float32)
+        query = np.ones((1, 32, 1, 64), np.float32)
+        hw.flash_attention(query, key[:, :, :100], key[:, :, :100])
+        before = megabytes("VmHWM")
+        hw.flash_attention(query, key, key)
+        print(megabytes("VmHWM") - before)
+        """,
+        )
+    )
+    assert grown < 48
+
+
+def test_no_copy_of_views() -> None:
+    """Heads inside the sequence, and broadcast batches, are read where they stand."""
+    joined = normal((1, 4000, 4 * 64)).reshape(1, 4000, 4, 64).swapaxes(1, 2)
+    batch = np.broadcast_to(normal((1, 1, 4000, 64)), (30, 1, 4000, 64))
+    query = np.ones((30, 1, 1, 64), np.float32)
+    hw.flash_attention(query, batch, batch)
+    tracemalloc.start()
+    hw.flash_attention(joined[:, :, :1], joined, joined)
+    hw.flash_attention(query, batch, batch)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6, "one copy would be 4 MB, or 30"
+
+
+@linux
+def test_no_leak_over_many_calls(implementation: str) -> None:
+    grown = float(
+        in_process(
+            implementation,
+            """
+        x = np.random.default_rng(0).standard_normal((1, 2, 20, 16)).astype(np.float32)
+        mask, weight, ones = x[0, 0, :, :1] > 0, x[0, 0, :16], np.ones(16, np.float32)
+        cos, sin = np.cos(x[0, 0, :, :8]), np.sin(x[0, 0, :, :8])
+        def calls(n):
+            for _ in range(n):
+                hw.scaled_dot_product_attention(x, x, x, mask, bias=np.zeros((1, 20)), is_causal=True, return_lse=True,
+                                                alibi_slopes=[0.1, 0.2], sinks=[0, 1], dropout=0.1, rng=0)
+                hw.flash_attention(x, x, x)
+                hw.softmax(x, 1); hw.log_softmax(x); hw.logsumexp(x)
+                hw.apply_rope(x, cos, sin); hw.add_alibi(x)
+                hw.linear(x, weight, ones); hw.layer_normalization(x, ones, ones)
+                try:
+                    hw.flash_attention(x, x, x, np.ones((7, 7)))
+                except ValueError:
+                    pass
+        calls(300)
+        before = megabytes("VmRSS")
+        calls(1000)
+        print(megabytes("VmRSS") - before)
+        """,
+        )
+    )
+    assert grown < 2, "10**4 calls that lost 200 bytes each would grow by 2 MB"
+
+
+def endless(*shape: int) -> np.ndarray:
+    """A view of one number."""
+    return np.broadcast_to(np.float32(1), shape)
+
+
+ROWS = 2**46  # of one float32 each: more than an address space of 47 bits
+LONG = endless(ROWS, 8)
+HUGE_CALLS: dict[str, Callable[[], object]] = {
+    "flash": lambda: hw.flash_attention(LONG, LONG[:4], LONG[:4]),
+    "weights": lambda: hw.scaled_dot_product_attention(LONG[:1024], LONG, LONG),
+    "softmax": lambda: hw.softmax(LONG),
+    "logsumexp": lambda: hw.logsumexp(LONG),
+    "linear": lambda: hw.linear(LONG, LONG[:8]),
+    "apply_rope": lambda: hw.apply_rope(LONG, LONG[0, :4], LONG[0, :4]),
+    "layer_normalization": lambda: hw.layer_normalization(LONG, LONG[0], LONG[0]),
+    "add_alibi": lambda: hw.add_alibi(endless(1, 2**24, 2**24)),
+    "dropout": lambda: hw.dropout(LONG, 0.5),
+    "weights past int64": lambda: hw.scaled_dot_product_attention(LONG, LONG, LONG),
+    "flash past int64": lambda: hw.flash_attention(LONG, LONG[:4], endless(4, 2**20)),
+    "linear past int64": lambda: hw.linear(LONG, endless(8, 2**20)),
+}
+
+
+@pytest.mark.parametrize("name", HUGE_CALLS)
+def test_what_cannot_be_allocated_is_a_memory_error(name: str) -> None:
+    """Views of stride 0 are as large as one likes; their results are not. The next call is fine."""
+    with pytest.raises(MemoryError):
+        HUGE_CALLS[name]()
+    small = np.ones((4, 8), np.float32)
+    np.testing.assert_array_equal(hw.flash_attention(small, small, small), small)
+
+
+@linux
+def test_memory_error_under_a_limit_and_the_call_after_it(implementation: str) -> None:
+    """With the address space cut to a little more than what is in use, a large call fails, in words, and a small one
+    that follows is right."""
+    assert "fine" in in_process(
+        implementation,
+        """
+        import resource
+        x = np.ones((1, 8, 2048, 64), np.float32)
+        small = np.ones((4, 8), np.float32)
+        hw.flash_attention(x[:, :, :64], x[:, :, :64], x[:, :, :64])
+        limit = int((megabytes("VmSize") + 64) * 2**20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        for _ in range(3):
+            try:
+                hw.scaled_dot_product_attention(x, x, x)
+            except MemoryError:
+                assert (hw.flash_attention(small, small, small) == 1).all()
+            else:
+                raise SystemExit("128 MB of weights fitted into 64 MB")
+        print("fine")
+        """,
+    )

@@ -1,0 +1,172 @@
+"""Threads: the same bits from any number of them, calls from many at once, and a fork in between."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headwise as hw
+import oracle
+from support import assert_close, normal
+
+QUERY, KEY, VALUE = normal((1, 4, 70, 16), 1), normal((1, 2, 200, 16), 2), normal((1, 2, 200, 24), 3)
+X = normal((8, 60, 96))
+ANGLES = normal((60, 48), 4)
+WORK: dict[str, Callable[[], Any]] = {
+    "attention": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, return_lse=True),
+    "flash": lambda: hw.flash_attention(QUERY, KEY, VALUE, return_lse=True),
+    "flash-one-head": lambda: hw.flash_attention(QUERY[0, 0], KEY[0, 0], VALUE[0, 0], return_lse=True),
+    "flash-one-row": lambda: hw.flash_attention(QUERY[:, :, :1], KEY, VALUE, return_lse=True),
+    "flash-everything": lambda: hw.flash_attention(
+        QUERY, KEY, VALUE, normal((70, 200)) > 0, bias=normal((4, 1, 200)), is_causal=True, window_size=(90, 5),
+        causal_alignment="lower_right", softcap=5.0, alibi_slopes=hw.alibi_slopes(4), sinks=np.ones(4), return_lse=True,
+    ),
+    "flash-float64": lambda: hw.flash_attention(*(a.astype(float) for a in (QUERY, KEY, VALUE)), is_causal=True),
+    "dropout": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout=0.3, rng=0),
+    "softmax": lambda: hw.softmax(X),
+    "softmax-axis-0": lambda: hw.softmax(X, 0),
+    "softmax-one-row": lambda: hw.softmax(X.reshape(1, -1)),
+    "log_softmax": lambda: hw.log_softmax(X),
+    "log_softmax-axis-1": lambda: hw.log_softmax(X, 1),
+    "logsumexp": lambda: hw.logsumexp(X),
+    "logsumexp-axis-0": lambda: hw.logsumexp(X, 0),
+    "apply_rope": lambda: hw.apply_rope(X, np.cos(ANGLES), np.sin(ANGLES)),
+    "apply_rope-interleaved": lambda: hw.apply_rope(X, np.cos(ANGLES), np.sin(ANGLES), interleaved=True),
+    "add_alibi": lambda: hw.add_alibi(X),
+    "linear": lambda: hw.linear(X, normal((96, 150), 5), normal((150,), 6)),
+    "linear-one-row": lambda: hw.linear(X[0, :1], normal((96, 150), 5)),
+    "layer_normalization": lambda: hw.layer_normalization(X, ANGLES[0].repeat(2), ANGLES[1].repeat(2)),
+}  # fmt: skip
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    for first, second in zip(*(x if isinstance(x, tuple) else (x,) for x in (one, other)), strict=True):
+        assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_same_bits_for_any_number_of_threads(name: str) -> None:
+    hw.set_num_threads(1)
+    alone = WORK[name]()
+    for threads in (2, 3, 4, 8):
+        hw.set_num_threads(threads)
+        assert hw.get_num_threads() == threads
+        assert_same_bits(WORK[name](), alone)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_called_from_many_threads_at_once(threads: int) -> None:
+    hw.set_num_threads(threads)
+    expected = {name: work() for name, work in WORK.items()}
+    barrier, problems = threading.Barrier(8), []
+
+    def caller(number: int) -> None:
+        try:
+            barrier.wait(timeout=60)
+            names = list(WORK)
+            for name in names[number:] + names[:number]:
+                assert_same_bits(WORK[name](), expected[name])
+        except BaseException as problem:
+            problems.append(problem)
+
+    callers = [threading.Thread(target=caller, args=(number,), daemon=True) for number in range(8)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join(timeout=120)
+    assert not any(one.is_alive() for one in callers), "a caller hangs"
+    assert not problems, problems
+
+
+def test_errors_from_many_threads_at_once() -> None:
+    barrier, refusals = threading.Barrier(8), []
+
+    def caller() -> None:
+        barrier.wait(timeout=60)
+        for _ in range(50):
+            try:
+                hw.flash_attention(QUERY, KEY, VALUE[:, :, 1:])
+            except ValueError as refusal:
+                refusals.append(str(refusal))
+
+    callers = [threading.Thread(target=caller, daemon=True) for _ in range(8)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join(timeout=60)
+    assert len(refusals) == 400 and len(set(refusals)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_after_a_parallel_call() -> None:
+    """libgomp hangs in a child that forks after a parallel region; here the child computes, and the parent goes on."""
+    hw.set_num_threads(4)
+    before = {name: work() for name, work in WORK.items()}
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child() -> None:
+        for name, work in WORK.items():
+            assert_same_bits(work(), before[name])
+        sender.send("right")
+
+    process = context.Process(target=child)
+    process.start()
+    try:
+        sender.close()  # the child has its own; if that ends without a word, so does the wait
+        assert receiver.poll(60), "the child hangs"
+        assert receiver.recv() == "right"
+        process.join(30)
+        assert process.exitcode == 0
+    finally:
+        if process.is_alive():
+            process.kill()
+    for name, work in WORK.items():
+        assert_same_bits(work(), before[name])
+
+
+def test_number_of_threads_is_kept_per_process_not_per_thread() -> None:
+    hw.set_num_threads(3)
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(hw.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [3] and hw.config()["threads"] == 3
+
+
+def test_more_threads_than_work() -> None:
+    hw.set_num_threads(64)
+    query = normal((1, 1, 3, 8))
+    assert_close(hw.flash_attention(query, query, query), oracle.attention(query, query, query).output)
+    assert_close(hw.softmax(query), oracle.softmax(query))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.single_implementation
+def test_import_starts_no_thread_and_changes_no_environment() -> None:
+    code = """
+import os, numpy, random
+numpy.ones((300, 300)) @ numpy.ones((300, 300))
+environment, threads = dict(os.environ), len(os.listdir('/proc/self/task'))
+state, python_state = numpy.random.get_state()[1].tobytes(), random.getstate()
+settings = numpy.geterr(), numpy.get_printoptions()
+import headwise
+assert dict(os.environ) == environment
+assert len(os.listdir('/proc/self/task')) == threads
+assert numpy.random.get_state()[1].tobytes() == state and random.getstate() == python_state
+assert (numpy.geterr(), numpy.get_printoptions()) == settings
+tiny = numpy.float32(1e-40)
+headwise.softmax(numpy.ones((64, 64), numpy.float32))
+assert tiny / numpy.float32(2) > 0, "denormals are flushed"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
