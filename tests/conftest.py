@@ -18,6 +18,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Threads of OpenMP that wait spin for a while. On a machine that has other work the one they wait for then does not get
+# a processor, and calls of microseconds take a time slice each. It must be set before the core is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import headwise
 from headwise import _backend
 

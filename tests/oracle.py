@@ -24,15 +24,15 @@ class Attention(NamedTuple):
 
 
 def wide(x: ArrayLike) -> Array:
-    """The same numbers in the widest floating type at hand (80 bits on x86)."""
+    """The same numbers (bfloat16 among them, of kind V) in the widest floating type at hand: 80 bits on x86."""
     x = np.asarray(x)
-    return (x.astype(np.float32) if x.dtype.name == "bfloat16" else x).astype(np.longdouble)
+    return (x.astype(np.float32) if x.dtype.kind == "V" else x).astype(np.longdouble)
 
 
 def double(x: ArrayLike) -> Array:
     """The same numbers as float64."""
     x = np.asarray(x)
-    return (x.astype(np.float32) if x.dtype.name == "bfloat16" else x).astype(np.float64)
+    return (x.astype(np.float32) if x.dtype.kind == "V" else x).astype(np.float64)
 
 
 def softmax(x: ArrayLike, axis: int = -1) -> Array:
@@ -170,17 +170,18 @@ def attention(
     kv_heads = key.shape[1]
 
     keep, added = np.ones((batch, heads, query_len, key_len), bool), np.zeros((batch, heads, query_len, key_len))
+    biases = [] if bias is None else [double(bias)]
     if mask is not None and is_keep(np.asarray(mask)):
         keep &= spread(np.asarray(mask), scores) != 0
     elif mask is not None:
-        added += spread(double(mask), scores)
-    if bias is not None:
-        added += spread(double(bias), scores)
+        biases.append(double(mask))
+    for one in biases:
+        keep &= spread(one, scores) != -np.inf
+        added += spread(one, scores)
     if key_padding_mask is not None:
         batches = lead[:-1] if len(lead) > 1 else lead
         padding = np.broadcast_to(np.asarray(key_padding_mask) != 0, (*batches, key_len) if batches else (1, key_len))
         keep &= padding.reshape(batch, 1, 1, key_len)
-    keep &= added != -np.inf
 
     offset = key_len - query_len if causal_alignment == "lower_right" else 0
     left, right = (window_size, window_size) if isinstance(window_size, int) else window_size or (-1, -1)
@@ -205,9 +206,13 @@ def attention(
             if softcap is not None:
                 score = softcap * np.tanh(score / softcap)
             score = score + added[n, h, i, kept] - slopes[h] * np.abs(position - np.array(kept, int))
-            logits = score if sinks is None else np.append(score, sinks[h])
-            lse[n, h, i] = logsumexp(logits)
-            weights[n, h, i, kept] = softmax(logits)[: len(kept)] if kept else 0
+            logits = np.append(score, () if sinks is None else sinks[h]).astype(np.longdouble)
+            largest = logits.max(initial=-np.inf)
+            if not kept and largest == -np.inf:
+                continue
+            powers = np.exp(logits - largest)
+            lse[n, h, i] = largest + np.log(powers.sum())
+            weights[n, h, i, kept] = powers[: len(kept)] / powers.sum()
             output[n, h, i] = weights[n, h, i, kept] @ value[n, h * kv_heads // heads, kept]
     return Attention(
         output.reshape(*lead, query_len, value_dim), weights.reshape(scores), lse.reshape(*lead, query_len)

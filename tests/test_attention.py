@@ -6,10 +6,10 @@ import inspect
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 
 import headwise as hw
+import oracle
 from headwise import attention
 
 BATCH, LENGTH = 32, 10
@@ -244,9 +244,9 @@ class TestMultiHead:
         assert not np.array_equal(run(None), run(None))
 
     def test_global_random_state_is_left_alone(self, rng: np.random.Generator) -> None:
-        before = np.random.get_state()[1].copy()  # noqa: NPY002
+        before = np.random.get_state()[1].copy()
         attention.multi_head_self_attention(rng.standard_normal((1, 3, 4)), 2, 4, dropout_rate=0.5)
-        np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+        np.testing.assert_array_equal(np.random.get_state()[1], before)
 
     def test_drawn_projections_are_glorot_uniform(self) -> None:
         identity = np.eye(64)

@@ -9,9 +9,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-import headwise as hw
 import numpy as np
 import pytest
+
+import headwise as hw
 from conftest import native_present
 from headwise import _backend, _threads
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 
 import headwise as hw
+import oracle
 
 NAMES = ("W_q", "W_k", "W_v", "W_o")
 
@@ -55,6 +55,9 @@ class TestNumbers:
         np.testing.assert_array_equal(layer(query)[0], layer(query, query, query)[0])
         np.testing.assert_array_equal(layer(query, memory)[0], layer(query, memory, memory)[0])
         np.testing.assert_allclose(layer(query, value=query)[0], by_hand(layer, query, query, query).output, atol=1e-13)
+        other = query[:, ::-1] + 1
+        expected = by_hand(layer, query, other, query)
+        np.testing.assert_allclose(layer(query, other, query)[0], expected.output, atol=1e-13)
 
     def test_calling_is_forward(self, layer: Any, query: np.ndarray) -> None:
         np.testing.assert_array_equal(layer(query)[1], layer.forward(query)[1])
@@ -94,9 +97,9 @@ class TestNumbers:
         np.testing.assert_array_equal(half, layer(query.astype(np.float16))[0])
         single = np.empty((4, 12))
         assert layer(query[0], out=single)[0] is single
-        with pytest.raises(ValueError, match="^out"):
+        with pytest.raises(ValueError, match=r"^out"):
             layer(query, out=np.empty((2, 4, 11)))
-        with pytest.raises(TypeError, match="^out"):
+        with pytest.raises(TypeError, match=r"^out"):
             layer(query, out=np.empty((2, 4, 12), np.float32))
 
     @pytest.mark.parametrize("shape", [(0, 4, 12), (2, 0, 12)])
@@ -253,6 +256,10 @@ class TestParameters:
         expected = by_hand(exact, narrow.astype(float), narrow.astype(float), narrow.astype(float))
         rounding = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 1e-6, "float64": 1e-14}[name]
         np.testing.assert_allclose(output.astype(float), expected.output, rtol=1.01 * rounding, atol=5e-6)
+
+    def test_mixed_dtypes_promote(self, layer: Any, query: np.ndarray) -> None:
+        output, weights = layer(query.astype(np.float32), query, query.astype(np.float16))
+        assert output.dtype == weights.dtype == np.float64
 
     def test_integers(self, layer: Any) -> None:
         assert layer(np.arange(24).reshape(1, 2, 12))[0].dtype == np.float64

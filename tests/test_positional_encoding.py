@@ -6,13 +6,15 @@ Its attention layers have a file of their own, ``test_layers.py``, as far as the
 from __future__ import annotations
 
 import pickle
+import runpy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 
 import headwise as hw
+import oracle
 from headwise import _layer, positional_encoding
 
 BATCH, SEQ_LEN, D_MODEL = 32, 50, 512
@@ -205,6 +207,16 @@ class TestExamples:
         assert hw.rope.RotaryPositionalEmbedding is hw.RotaryPositionalEmbedding  # headwise.rope is the module
 
 
+def test_model_sketches(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example script: an encoder block, a decoder, rotary attention, a sentiment model. It checks its claims."""
+    script = Path(__file__).parents[1] / "examples" / "positional_encoding_examples.py"
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.count("  holds: ") == 5
+    for shapes in ("output (4, 50, 512)", "logits (4, 50, 1000)", "query (2, 8, 50, 64)", "attention (400, 8, 20, 20)"):
+        assert shapes in printed
+
+
 class TestSinusoidal:
     @pytest.mark.parametrize("d_model", [1, 2, 7, 16])
     def test_table(self, d_model: int) -> None:
@@ -225,7 +237,7 @@ class TestSinusoidal:
 
     def test_positions(self) -> None:
         pe = hw.SinusoidalPositionalEncoding(6, max_len=10)
-        for positions in (3, [[0, 9], [10, 500]], [-4, 10**9], np.uint8([1, 2]), []):
+        for positions in (3, [[0, 9], [10, 500]], [-4, 10**9], np.uint8([1, 2]), np.uint64([1, 90]), []):
             expected = sinusoid(np.array(positions, float), 6)
             np.testing.assert_allclose(pe.get_encoding(positions), expected, atol=1e-7)
         first = pe.get_encoding(3)
@@ -304,16 +316,16 @@ class TestLearned:
         layer = hw.LearnedPositionalEmbedding(4, 2)
         before = layer.embeddings.copy()
         for gradients, rate in ((np.ones(2), 0.1), (np.ones((4, 3)), 0.1), (np.ones((4, 2)), np.nan)):
-            with pytest.raises(ValueError, match="^(gradients|learning_rate)"):
+            with pytest.raises(ValueError, match=r"^(gradients|learning_rate)"):
                 layer.update_embeddings(gradients, rate)
         for gradients in (np.ones((4, 2), complex), np.array([["a", "b"]])):
-            with pytest.raises(TypeError, match="^gradients"):
+            with pytest.raises(TypeError, match=r"^gradients"):
                 layer.update_embeddings(gradients)
         np.testing.assert_array_equal(layer.embeddings, before)
         frozen = before.copy()
         frozen.flags.writeable = False
         layer.embeddings = frozen
-        with pytest.raises(ValueError, match="^embeddings: a read-only array"):
+        with pytest.raises(ValueError, match=r"^embeddings: a read-only array"):
             layer.update_embeddings(np.ones((4, 2)))
 
 

@@ -19,7 +19,7 @@ SENTENCES = [
     "Hello.",
     "The cat sleeps on the warm windowsill.",
     "A kitten naps.",
-    "Transformers mix the values of a sequence by how well its keys match each query: that is all there is to attention.",
+    "Transformers mix the values of a sequence by how well its keys match each query: that is attention.",
     "",
 ]
 
@@ -89,7 +89,7 @@ def test_the_batch_does_not_matter(encoder: Any) -> None:
         np.testing.assert_allclose(alone, together, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
     assert encoder.encode([]).shape == (0, 384)
-    with pytest.raises(TypeError, match="^sentences"):
+    with pytest.raises(TypeError, match=r"^sentences"):
         encoder.encode("one sentence")
 
 

@@ -1,21 +1,23 @@
 // A block of queries against all keys that any of them keeps: flash attention for one core.
 //
 // Keys go by in blocks of 1 KB a row (256 in float32). A block's keys are packed into panels [head_dim][keys] and its
-// values into panels [keys][value_dim] once (pack-inl.h), then every tile of up to kTileRows rows of the block of queries
-//   1. multiplies its packed queries, which carry scale * log2(e), with the key panels: scores to base 2, in L1; the
-//      largest score of each row is found while the sums are in registers;
+// values into panels [keys][value_dim] once (pack-inl.h), then every tile of up to kTileRows rows of the block of
+// queries
+//   1. multiplies its packed queries, which carry the scale, with the key panels: scores, in L1; the largest of each
+//   row
+//      is found while the sums are in registers;
 //   2. changes and limits the scores where anything asks for it (scores-inl.h);
-//   3. moves each row's maximum m and takes p_j = 2^(s_j - m), sum p_j;
-//   4. adds p V to its outputs, which are multiplied by 2^(old m - new m) as they are loaded.
-// One division per output ends it. With weights, scores are kept (in the weights' own memory) until the maximum over all
-// keys is known, and are normalised before they meet the values.
+//   3. moves each row's maximum m and takes p_j = exp(s_j - m), sum p_j;
+//   4. adds p V to its outputs, which are multiplied by exp(old m - new m) as they are loaded.
+// One division per output ends it. With weights, scores are kept (in the weights' own memory) until the maximum over
+// all keys is known, and are normalised before they meet the values.
 //
 // Blocks of keys and panels begin at multiples of their size from key 0, whatever the block of queries: what a row adds
 // up, and in which order, depends on that row alone, so that results are the same bits for any number of threads.
 //
-// Work: 4 * head_dim operations a score in the products at the speed of gemm-inl.h, about 15 vector operations per vector
-// of scores besides. Scratch: the packed queries and outputs of the block of queries, one packed block of keys and of
-// values, one tile of scores; nothing grows with the number of keys.
+// Work: 4 * head_dim operations a score in the products at the speed of gemm-inl.h, about 15 vector operations per
+// vector of scores besides. Scratch: the packed queries and outputs of the block of queries, one packed block of keys
+// and of values, one tile of scores; nothing grows with the number of keys.
 
 #if defined(HEADWISE_KERNELS_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_ATTENTION_INL_H_
@@ -29,7 +31,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/attention.h"
-#include "kernels/exp2-inl.h"
+#include "kernels/attention_exp-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/rows-inl.h"
@@ -65,8 +67,8 @@ struct AttentionScratch {
   int64_t padded_rows, value_width;
   T* query;     // tiles of [head_dim][height]
   T* output;    // [padded_rows][value_width], not divided by the sum yet
-  T* max;       // [padded_rows] of the scores so far, base 2
-  T* sum;       // [padded_rows] of 2^(score - max) so far
+  T* max;       // [padded_rows] of the scores so far
+  T* sum;       // [padded_rows] of exp(score - max) so far
   T* key;       // panels of [head_dim][panel]
   T* value;     // panels of [keys][panel]
   T* scores;    // [kTileRows][kScoreStride], then weights
@@ -150,13 +152,13 @@ bool AllFinite(const T* packed, int64_t count) {
 }
 
 template <typename T>
-T ScalarExp2(T x) {
+T ScalarExp(T x) {
   const Tag<T> d;
-  return hn::GetLane(Exp2(d, hn::Set(d, x)));
+  return hn::GetLane(AttentionExp(d, hn::Set(d, x)));
 }
 
-// scores[from, to) become 2^(score - max), in place; returns their sum. `from` is a multiple of a panel. Which lane adds
-// up which score follows from its place alone, so that zeros at either end change no bit of the sum.
+// scores[from, to) become exp(score - max), in place; returns their sum. `from` is a multiple of a panel. Which lane
+// adds up which score follows from its place alone, so that zeros at either end change no bit of the sum.
 template <typename T>
 T Exponentials(T* scores, int64_t from, int64_t to, T max) {
   const Tag<T> d;
@@ -164,8 +166,8 @@ T Exponentials(T* scores, int64_t from, int64_t to, T max) {
   auto even = hn::Zero(d), odd = hn::Zero(d);
   int64_t j = from;
   for (; j + kPanel<T> <= to; j += kPanel<T>) {
-    const auto p0 = Exp2(d, hn::Add(hn::LoadU(d, scores + j), minus_max));
-    const auto p1 = Exp2(d, hn::Add(hn::LoadU(d, scores + j + kLanes<T>), minus_max));
+    const auto p0 = AttentionExp(d, hn::Add(hn::LoadU(d, scores + j), minus_max));
+    const auto p1 = AttentionExp(d, hn::Add(hn::LoadU(d, scores + j + kLanes<T>), minus_max));
     hn::StoreU(p0, d, scores + j);
     hn::StoreU(p1, d, scores + j + kLanes<T>);
     even = hn::Add(even, p0);
@@ -173,7 +175,7 @@ T Exponentials(T* scores, int64_t from, int64_t to, T max) {
   }
   bool is_odd = false;
   ForEachVector(d, to - j, [&](auto lanes, int64_t i) HWY_ATTR {
-    const auto p = lanes.Or(d, Exp2(d, hn::Add(lanes.Load(d, scores + j + i), minus_max)), hn::Zero(d));
+    const auto p = lanes.Or(d, AttentionExp(d, hn::Add(lanes.Load(d, scores + j + i), minus_max)), hn::Zero(d));
     lanes.Store(p, d, scores + j + i);
     (is_odd ? odd : even) = hn::Add(is_odd ? odd : even, p);
     is_odd = true;
@@ -258,22 +260,41 @@ class AttentionRun {
   }
 
   void Begin() {
-    const T factor = static_cast<T>(args_.scale * kLog2e);
     std::fill_n(scratch_.output, scratch_.padded_rows * scratch_.value_width, T{0});
-    for (int64_t first = 0; first < rows_; first += kTileRows) {
-      const int64_t rows = std::min<int64_t>(kTileRows, rows_ - first);
-      const int height = TileHeight(rows);
-      for (int64_t r = 0; r < height; ++r) {
-        const Row row = RowAt(first + std::min(r, rows - 1));
-        PackTileRow(args_.query.at(batch_, row.head, row.query), head_dim_, factor, height,
-                    scratch_.query + first * head_dim_ + r);
-      }
-    }
+    for (int64_t first = 0; first < rows_; first += kTileRows) PackQueries(first);
     for (int64_t r = 0; r < rows_; ++r) {
-      const T sink = args_.sinks ? static_cast<T>(args_.sinks[RowAt(r).head] * kLog2e) : kMinusInf<T>;
+      const T sink = args_.sinks ? args_.sinks[RowAt(r).head] : kMinusInf<T>;
       scratch_.max[r] = sink;
       scratch_.sum[r] = sink == kMinusInf<T> ? T{0} : T{1};
     }
+  }
+
+  // The tile of queries that begins at row `first`, times the scale.
+  void PackQueries(int64_t first) const {
+    const Tag<T> d;
+    const int64_t rows = std::min<int64_t>(kTileRows, rows_ - first);
+    const int height = TileHeight(rows);
+    T* packed = scratch_.query + first * head_dim_;
+    // A tile may reach into the next head, whose rows are elsewhere.
+    const int64_t here = std::min(rows, queries_ - first % queries_);
+    const int64_t stride = args_.query.stride[2];
+    if (here == rows) {
+      PackTile(QueryAt(first), rows, stride, head_dim_, height, packed);
+    } else {
+      std::fill_n(packed, head_dim_ * height, T{0});
+      for (int64_t r = 0, count = here; r < rows; r += count, count = std::min(queries_, rows - r)) {
+        PackPanel(QueryAt(first + r), head_dim_, count, int64_t{1}, stride, height, packed + r);
+      }
+    }
+    const auto factor = hn::Set(d, static_cast<T>(args_.scale));
+    ForEachVector(d, head_dim_ * height, [&](auto lanes, int64_t i) HWY_ATTR {
+      lanes.Store(hn::Mul(lanes.Load(d, packed + i), factor), d, packed + i);
+    });
+  }
+
+  const T* QueryAt(int64_t r) const {
+    const Row row = RowAt(r);
+    return args_.query.at(batch_, row.head, row.query);
   }
 
   void PackKeys(int64_t begin, int64_t end) const {
@@ -298,7 +319,7 @@ class AttentionRun {
     });
   }
 
-  // Scores of the tile, base 2, and each row's largest in its first lane of tile_max.
+  // Scores of the tile, and each row's largest in its first lane of tile_max.
   void Score(const Tile& tile, int64_t begin, int64_t end) const {
     const Tag<T> d;
     std::fill_n(scratch_.tile_max, kTileRows * kLanes<T>, kMinusInf<T>);
@@ -351,7 +372,7 @@ class AttentionRun {
       scratch_.rescale[r] = T{1};
       return false;
     }
-    scratch_.rescale[r] = max == old ? T{1} : ScalarExp2(old - max);
+    scratch_.rescale[r] = max == old ? T{1} : ScalarExp(old - max);
     sum = sum * scratch_.rescale[r] + Exponentials(scores, tile.from, to, max);
     Drop(tile, r, begin);
     return true;
@@ -418,7 +439,7 @@ class AttentionRun {
         T& max = scratch_.max[tile.first_row + r];
         const T tile_max = scratch_.tile_max[r * kLanes<T>], old = max;
         max = tile_max <= old ? old : tile_max;
-        scratch_.sum[tile.first_row + r] *= max == old ? T{1} : ScalarExp2(old - max);  // the sink's part
+        scratch_.sum[tile.first_row + r] *= max == old ? T{1} : ScalarExp(old - max);  // the sink's part
       }
     });
   }
@@ -469,7 +490,7 @@ class AttentionRun {
         lanes.Store(hn::Mul(hn::Load(d, from + i), factor), d, to + i);
       });
       if (args_.lse) {
-        const double lse = (static_cast<double>(max) + std::log2(static_cast<double>(sum))) / kLog2e;
+        const double lse = static_cast<double>(max) + std::log(static_cast<double>(sum));
         *args_.lse.at(batch_, row.head, row.query) = empty ? kMinusInf<T> : static_cast<T>(lse);
       }
     }

@@ -42,8 +42,8 @@ constexpr int kTileRows = 12;
 constexpr int kTileRows = 6;
 #endif
 
-// A[r, k] is a[r * kRowStride + k * kDepthStride]: strides known to the compiler spare a register per row. `start(r, v)`
-// gives the first value of a sum, `finish(r, sums)` takes the last ones of a row.
+// A[r, k] is a[r * kRowStride + k * kDepthStride]: strides known to the compiler spare a register per row. `start(r,
+// v)` gives the first value of a sum, `finish(r, sums)` takes the last ones of a row.
 template <int kRows, int kVectors, int kRowStride, int kDepthStride, typename T, class Start, class Finish>
 HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, const Start& start,
                          const Finish& finish) {

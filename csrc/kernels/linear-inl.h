@@ -1,8 +1,8 @@
 // A block of x W + b.
 //
-// W goes into panels (pack-inl.h) one chunk of the depth at a time, small enough for L2; each tile of rows of x is packed
-// beside them and run over all panels. Between chunks the sums wait in `out`. Sums run over the depth in order, starting
-// with the bias.
+// W goes into panels (pack-inl.h) one chunk of the depth at a time, small enough for L2; each tile of rows of x is
+// packed beside them and run over all panels. Between chunks the sums wait in `out`. Sums run over the depth in order,
+// starting with the bias.
 
 #if defined(HEADWISE_KERNELS_LINEAR_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_LINEAR_INL_H_
@@ -117,14 +117,15 @@ void LinearRun(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<
     for (int64_t row = block.row_begin; row < block.row_end; row += kTileRows) {
       const int64_t rows = std::min<int64_t>(kTileRows, block.row_end - row);
       const int height = TileHeight(rows);
-      for (int64_t r = 0; r < height; ++r) {
-        PackTileRow(x.at(row + std::min(r, rows - 1), k), chunk, T{1}, height, scratch.x + r);
-      }
-      const LinearTile<T> tile{out.at(row, block.column_begin),         out.stride[0], rows, columns,
-                               bias ? bias + block.column_begin : nullptr, k > 0};
-      WithHeight(height, [&](auto rows_of_tile) HWY_ATTR {
-        LinearTileRow<T, rows_of_tile.value>(scratch, chunk, columns, tile);
-      });
+      PackTile(x.at(row, k), rows, x.stride[0], chunk, height, scratch.x);
+      const LinearTile<T> tile{out.at(row, block.column_begin),
+                               out.stride[0],
+                               rows,
+                               columns,
+                               bias ? bias + block.column_begin : nullptr,
+                               k > 0};
+      WithHeight(height, [&](auto rows_of_tile)
+                             HWY_ATTR { LinearTileRow<T, rows_of_tile.value>(scratch, chunk, columns, tile); });
     }
   }
 }

@@ -1,9 +1,9 @@
 // Packing for the register tile of gemm-inl.h.
 //
 // B [depth, columns] becomes panels of kPanel columns, each [depth][kPanel] and contiguous, the last one [depth][lanes]
-// where one vector holds what is left; missing columns are zero. A tile reads a panel straight through, aligned, whatever
-// the strides of the array were. A [rows, depth] becomes [depth][height], so that one step's scalars share a cache line.
-// Each element is moved once per block and used by every row that shares the panel.
+// where one vector holds what is left; missing columns are zero. A tile reads a panel straight through, aligned,
+// whatever the strides of the array were. A [rows, depth] becomes [depth][height], so that one step's scalars share a
+// cache line. Each element is moved once per block and used by every row that shares the panel.
 
 #if defined(HEADWISE_KERNELS_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_PACK_INL_H_
@@ -76,32 +76,38 @@ HWY_INLINE void TransposeSquare(const double* in, int64_t in_stride, double* out
 }
 #endif
 
-// Columns of B contiguous (or neither): transposes, squares first.
+// `columns` columns of B to packed[k * width + column], transposed by squares where a column's numbers are side by
+// side.
+template <typename T>
+void PackPanel(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t width,
+               T* packed) {
+  const auto copy = [&](int64_t k, int64_t column) HWY_ATTR {
+    for (; k < depth; ++k) packed[k * width + column] = b[k * depth_stride + column * column_stride];
+  };
+  int64_t column = 0;
+#if HWY_TARGET != HWY_SCALAR
+  constexpr int64_t kSide = 16 / sizeof(T);
+  if (depth_stride == 1) {
+    for (; column + kSide <= columns; column += kSide) {
+      int64_t k = 0;
+      for (; k + kSide <= depth; k += kSide) {
+        TransposeSquare(b + column * column_stride + k, column_stride, packed + k * width + column, width);
+      }
+      for (int64_t i = 0; i < kSide; ++i) copy(k, column + i);
+    }
+  }
+#endif
+  for (; column < columns; ++column) copy(0, column);
+}
+
+// Columns of B contiguous, or neither columns nor rows.
 template <typename T>
 void PackColumns(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, T* packed) {
-  const auto copy = [&](int64_t k, int64_t k_end, int64_t column, int64_t width, T* panel) HWY_ATTR {
-    for (; k < k_end; ++k) panel[k * width] = b[k * depth_stride + column * column_stride];
-  };
   for (int64_t column = 0; column < columns; column += kPanel<T>) {
     const int64_t width = PanelWidth<T>(column, columns);
     const int64_t filled = std::min(width, columns - column);
-    int64_t c = 0;
-#if HWY_TARGET != HWY_SCALAR
-    constexpr int64_t kSide = 16 / sizeof(T);
-    if (depth_stride == 1) {
-      for (; c + kSide <= filled; c += kSide) {
-        int64_t k = 0;
-        for (; k + kSide <= depth; k += kSide) {
-          TransposeSquare(b + (column + c) * column_stride + k, column_stride, packed + k * width + c, width);
-        }
-        for (int64_t i = 0; i < kSide; ++i) copy(k, depth, column + c + i, width, packed + c + i);
-      }
-    }
-#endif
-    for (; c < filled; ++c) copy(0, depth, column + c, width, packed + c);
-    for (; c < width; ++c) {
-      for (int64_t k = 0; k < depth; ++k) packed[k * width + c] = T{0};
-    }
+    if (filled < width) std::fill_n(packed, depth * width, T{0});
+    PackPanel(b + column * column_stride, depth, filled, depth_stride, column_stride, width, packed);
     packed += depth * width;
   }
 }
@@ -115,10 +121,11 @@ void PackPanels(const T* b, int64_t depth, int64_t columns, int64_t depth_stride
   }
 }
 
-// One row of a tile of A, times `factor`.
+// Rows of a tile of A, contiguous each and row_stride apart, to packed[k * height + row].
 template <typename T>
-HWY_INLINE void PackTileRow(const T* row, int64_t depth, T factor, int height, T* packed) {
-  for (int64_t k = 0; k < depth; ++k) packed[k * height] = row[k] * factor;
+void PackTile(const T* a, int64_t rows, int64_t row_stride, int64_t depth, int height, T* packed) {
+  if (rows < height) std::fill_n(packed, depth * height, T{0});
+  PackPanel(a, depth, rows, int64_t{1}, row_stride, height, packed);
 }
 
 }  // namespace HWY_NAMESPACE

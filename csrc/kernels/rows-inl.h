@@ -78,6 +78,21 @@ HWY_INLINE void ForEachVector(D d, std::int64_t n, Visit&& visit) {
   if (j < n) visit(FirstLanes{n - j}, j);
 }
 
+// The greatest lane; may overlook NaN. Highway's own emulation of vectors (EMU128) never gives less than the lowest
+// finite number, and -inf is not that.
+template <class D, class V, class T = hn::TFromD<D>>
+HWY_INLINE T GreatestLane(D d, V v) {
+#if HWY_TARGET == HWY_EMU128
+  HWY_ALIGN T lanes[hn::MaxLanes(d)];
+  hn::Store(v, d, lanes);
+  T greatest = lanes[0];
+  for (std::size_t i = 1; i < hn::MaxLanes(d); ++i) greatest = lanes[i] > greatest ? lanes[i] : greatest;
+  return greatest;
+#else
+  return hn::GetLane(hn::MaxOfLanes(d, v));
+#endif
+}
+
 // The greatest of the row; -inf for an empty one, anything for one that holds NaN.
 template <class D, class T = hn::TFromD<D>>
 HWY_INLINE T MaxOfRow(D d, const T* x, std::int64_t n) {
@@ -94,7 +109,7 @@ HWY_INLINE T MaxOfRow(D d, const T* x, std::int64_t n) {
   ForEachVector(d, n - j, [&](auto lanes, std::int64_t i) HWY_ATTR {
     max0 = hn::Max(max0, lanes.Or(d, lanes.Load(d, x + j + i), lowest));
   });
-  return hn::GetLane(hn::MaxOfLanes(d, hn::Max(hn::Max(max0, max1), hn::Max(max2, max3))));
+  return GreatestLane(d, hn::Max(hn::Max(max0, max1), hn::Max(max2, max3)));
 }
 
 // The sum of term(lanes, j) over the vectors of [0, n). Four accumulators hide the latency of the addition; every 64

@@ -1,9 +1,9 @@
 // What happens to a row of scores between the product with the keys and the softmax: softcap, biases, ALiBi, masks and
-// the range of keys that causality and the window leave. Scores are logarithms to base 2, so everything that is added is
-// multiplied by log2(e). What is dropped becomes -inf by selection, never by arithmetic: NaN ends here.
+// the range of keys that causality and the window leave. What is dropped becomes -inf by selection, never by
+// arithmetic: NaN ends here.
 //
-// One short sweep per feature over at most a key block of one row, which stays in L1. Called by attention-inl.h for tiles
-// that need any of it.
+// One short sweep per feature over at most a key block of one row, which stays in L1. Called by attention-inl.h for
+// tiles that need any of it.
 
 #if defined(HEADWISE_KERNELS_SCORES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_SCORES_INL_H_
@@ -27,8 +27,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
-
-constexpr double kLog2e = 1.4426950408889634074;
 
 template <typename T>
 constexpr T kMinusInf = -std::numeric_limits<T>::infinity();
@@ -123,11 +121,11 @@ class ScoreRow {
   }
 
  private:
-  // softcap * tanh(score / softcap), in base 2 on both sides.
+  // softcap * tanh(score / softcap)
   void Softcap(double softcap) const {
     const Tag<T> d;
-    const auto in = hn::Set(d, static_cast<T>(1.0 / (softcap * kLog2e)));
-    const auto out = hn::Set(d, static_cast<T>(softcap * kLog2e));
+    const auto in = hn::Set(d, static_cast<T>(1.0 / softcap));
+    const auto out = hn::Set(d, static_cast<T>(softcap));
     for (int64_t j = from_; j < to_; j += kLanes<T>) {
       const auto x = hn::Mul(hn::LoadU(d, scores_ + j), in);
       hn::StoreU(hn::Mul(hn::CallTanh(d, x), out), d, scores_ + j);
@@ -135,28 +133,23 @@ class ScoreRow {
     std::fill(scores_ + to_, scores_ + PackedColumns<T>(to_), kMinusInf<T>);  // tanh has made numbers of them
   }
 
-  // A bias of -inf drops; a finite one must not become -inf times log2(e), or a row of them would be empty.
+  // A bias of -inf drops, whatever the score has become.
   void AddBias(const T* bias, int64_t stride) const {
     const Tag<T> d;
-    const auto log2e = hn::Set(d, static_cast<T>(kLog2e));
-    const auto lowest = hn::Set(d, std::numeric_limits<T>::lowest()), minus_inf = hn::Set(d, kMinusInf<T>);
-    const auto shared = hn::Set(d, *bias);
+    const auto shared = hn::Set(d, *bias), minus_inf = hn::Set(d, kMinusInf<T>);
     for (int64_t j = from_; j < to_; j += kLanes<T>) {
       auto b = shared;
       if (stride != 0) {
         b = to_ - j >= kLanes<T> ? hn::LoadU(d, bias + j) : FirstLanes{to_ - j}.Load(d, bias + j);
       }
-      const auto score = hn::LoadU(d, scores_ + j);
-      const auto sum = hn::MulAdd(b, log2e, score);
-      const auto overflow = hn::And(hn::Eq(sum, minus_inf), hn::And(hn::Gt(b, minus_inf), hn::Gt(score, minus_inf)));
-      const auto dropped = hn::Eq(b, minus_inf);
-      hn::StoreU(hn::IfThenElse(dropped, minus_inf, hn::IfThenElse(overflow, lowest, sum)), d, scores_ + j);
+      const auto sum = hn::Add(hn::LoadU(d, scores_ + j), b);
+      hn::StoreU(hn::IfThenElse(hn::Eq(b, minus_inf), minus_inf, sum), d, scores_ + j);
     }
   }
 
   void AddAlibi(T slope, int64_t position) const {
     const Tag<T> d;
-    const auto minus_slope = hn::Set(d, static_cast<T>(-slope * kLog2e));
+    const auto minus_slope = hn::Set(d, -slope);
     const auto step = hn::Set(d, static_cast<T>(kLanes<T>));
     auto distance = hn::Iota(d, static_cast<T>(key_begin_ + from_ - position));
     for (int64_t j = from_; j < to_; j += kLanes<T>) {

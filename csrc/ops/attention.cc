@@ -9,8 +9,8 @@
 namespace headwise {
 namespace {
 
-// Packed queries and outputs of a block of queries live in L2 beside one block of packed keys and values; the more rows,
-// the less packing costs, and 512 make it about 1 %.
+// Packed queries and outputs of a block of queries live in L2 beside one block of packed keys and values; the more
+// rows, the less packing costs, and 512 make it about 1 %.
 constexpr std::int64_t kBlockBytes = 512 * 1024;
 constexpr std::int64_t kMostRows = 512;
 constexpr std::int64_t kFewestRows = 48;
@@ -41,7 +41,9 @@ void Run(const AttentionArgs<T>& args) {
   const int wanted = ThreadsFor(heads_of_batch * query_len, work);
   // Smaller blocks where there would be too few for all threads to be busy to the end.
   std::int64_t rows = BlockRows(args);
-  const auto tasks_with = [&](std::int64_t r) { return heads_of_batch * CeilDiv(queries, std::max<std::int64_t>(1, r / group)); };
+  const auto tasks_with = [&](std::int64_t r) {
+    return heads_of_batch * CeilDiv(queries, std::max<std::int64_t>(1, r / group));
+  };
   while (rows > kFewestRows && wanted > 1 && tasks_with(rows) < 4 * wanted) rows /= 2;
   const std::int64_t block_queries = std::min(query_len, std::max<std::int64_t>(1, rows / group));
   const std::int64_t blocks = CeilDiv(query_len, block_queries), tasks = heads_of_batch * blocks;

@@ -21,8 +21,9 @@ namespace {
 std::atomic<int> num_threads{0};  // 0: not set, OpenMP's default
 
 #ifdef _OPENMP
-// A parallel region costs about 5 µs to enter and leave; below some 20 µs of work on one core it does not pay.
-constexpr double kSerialWork = 1e6;
+// A parallel region costs about 5 µs to enter and leave, and far more where other programs want the same cores; below
+// some 20 µs of work on one core it does not pay.
+constexpr double kSerialWork = 2e6;
 
 std::atomic<bool> ran_parallel{false};
 std::atomic<bool> forked{false};

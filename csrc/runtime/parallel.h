@@ -20,7 +20,8 @@ template <typename Function>
 void ParallelFor(std::int64_t tasks, int threads, Function&& function) {
   RunParallel(
       tasks, threads,
-      [](void* context, std::int64_t task, int thread) { (*static_cast<Function*>(context))(task, thread); }, &function);
+      [](void* context, std::int64_t task, int thread) { (*static_cast<Function*>(context))(task, thread); },
+      &function);
 }
 
 // Calls function(begin, end) for ranges that make up [0, size); `work` is as for ThreadsFor.
@@ -29,9 +30,8 @@ void ParallelRanges(std::int64_t size, double work, Function&& function) {
   if (size <= 0) return;
   const int threads = ThreadsFor(size, work);
   const std::int64_t tasks = threads == 1 ? 1 : (size < 8 * threads ? size : 8 * threads);
-  ParallelFor(tasks, threads, [&](std::int64_t task, int) {
-    function(size * task / tasks, size * (task + 1) / tasks);
-  });
+  ParallelFor(tasks, threads,
+              [&](std::int64_t task, int) { function(size * task / tasks, size * (task + 1) / tasks); });
 }
 
 }  // namespace headwise

@@ -37,14 +37,14 @@ class Scratch {
   Scratch(int threads, std::size_t bytes_per_thread) : stride_(bytes_per_thread + kCacheLine) {
     if (stride_ > std::numeric_limits<std::size_t>::max() / static_cast<std::size_t>(threads)) throw std::bad_alloc();
     memory_.reset(static_cast<std::byte*>(
-        ::operator new(stride_ * static_cast<std::size_t>(threads), std::align_val_t{kCacheLine})));
+        ::operator new (stride_* static_cast<std::size_t>(threads), std::align_val_t{kCacheLine})));
   }
 
   std::byte* thread(int index) const { return memory_.get() + stride_ * static_cast<std::size_t>(index); }
 
  private:
   struct Free {
-    void operator()(std::byte* memory) const { ::operator delete(memory, std::align_val_t{kCacheLine}); }
+    void operator()(std::byte* memory) const { ::operator delete (memory, std::align_val_t{kCacheLine}); }
   };
   std::size_t stride_;
   std::unique_ptr<std::byte, Free> memory_;

@@ -12,7 +12,9 @@ namespace {
 // Our names, best first within a processor family. Highway splits some sets further (AVX3_ZEN4, NEON_WITHOUT_AES, …);
 // csrc/CMakeLists.txt builds one of each.
 const std::pair<std::int64_t, const char*> kNames[] = {
-    {HWY_AVX3, "avx512"},  {HWY_AVX2, "avx2"},     {HWY_SSE4, "sse4"},
+    {HWY_AVX3, "avx512"},
+    {HWY_AVX2, "avx2"},
+    {HWY_SSE4, "sse4"},
 #ifdef HWY_SSE2
     {HWY_SSE2, "sse2"},
 #endif
@@ -20,7 +22,8 @@ const std::pair<std::int64_t, const char*> kNames[] = {
 #ifdef HWY_NEON_WITHOUT_AES
     {HWY_NEON_WITHOUT_AES, "neon"},
 #endif
-    {HWY_EMU128, "scalar"}, {HWY_SCALAR, "scalar"},
+    {HWY_EMU128, "scalar"},
+    {HWY_SCALAR, "scalar"},
 };
 
 using Target = std::pair<std::int64_t, std::string>;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -32,7 +33,7 @@ def as_positions(positions: ArrayLike) -> Array:
     return where
 
 
-class Layer:
+class Layer(ABC):
     """A layer is callable: ``layer(x)`` is ``layer.forward(x)``. Dropout acts only while ``training`` is true."""
 
     training: bool = False
@@ -40,8 +41,8 @@ class Layer:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _cast(self, name: str, dtype: np.dtype[Any]) -> Array:
         """The parameter ``name`` in ``dtype``; see :class:`Parameter`."""
@@ -168,14 +169,15 @@ class PositionTable:
 
     def first(self, length: int, dtype: np.dtype[Any]) -> Array:
         """The rows of positions ``0 .. length - 1``: (length, width)."""
-        if self._reaches(length):
-            return self._in_dtype(dtype)[:length]
-        return self._rows(0, length).astype(dtype, copy=False)
+        table = self._covering(length, dtype)
+        return self._rows(0, length).astype(dtype, copy=False) if table is None else table[:length]
 
     def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
         """The rows of any integer positions: (…, width)."""
-        if positions.size and positions.min() >= 0 and self._reaches(int(positions.max()) + 1):
-            return np.take(self._in_dtype(dtype), positions, axis=0)
+        if positions.size and positions.min() >= 0:
+            table = self._covering(int(positions.max()) + 1, dtype)
+            if table is not None:
+                return np.take(table, positions.astype(np.intp, copy=False), axis=0)
         return self._function(positions.astype(np.float64)).astype(dtype, copy=False)
 
     def _rows(self, start: int, stop: int) -> Array:
@@ -183,24 +185,21 @@ class PositionTable:
         rows.flags.writeable = False
         return rows
 
-    def _in_dtype(self, dtype: np.dtype[Any]) -> Array:
-        array, cast = self.array, self._cast
-        if array.dtype == dtype:
-            return array
-        if cast.dtype != dtype or len(cast) != len(array):
-            cast = self._cast = array.astype(dtype)
-        return cast
-
-    def _reaches(self, length: int) -> bool:
-        """Whether the table covers ``length`` positions, grown to do so, at least twofold, if it may."""
+    def _covering(self, length: int, dtype: np.dtype[Any]) -> Array | None:
+        """A table in ``dtype`` with at least ``length`` rows, grown to that, at least twofold; None if it would be too
+        big. Threads may grow it at once: each goes on with what it made."""
         table = self.array
-        if length <= len(table):
-            return True
-        row_bytes = table[:1].nbytes
-        if length * row_bytes > _MAX_TABLE_BYTES:
-            return False
-        grown = max(length, min(2 * len(table), _MAX_TABLE_BYTES // row_bytes))
-        rows = np.concatenate([table, self._rows(len(table), grown)])
-        rows.flags.writeable = False
-        self.array = rows
-        return True
+        if length > len(table):
+            row_bytes = table[:1].nbytes
+            if length * row_bytes > _MAX_TABLE_BYTES:
+                return None
+            grown = max(length, min(2 * len(table), _MAX_TABLE_BYTES // row_bytes))
+            table = np.concatenate([table, self._rows(len(table), grown)])
+            table.flags.writeable = False
+            self.array = table
+        if table.dtype == dtype:
+            return table
+        cast = self._cast
+        if cast.dtype != dtype or len(cast) < len(table):
+            cast = self._cast = table.astype(dtype)
+        return cast

@@ -355,9 +355,7 @@ def layer_normalization(
     return deliver(work if last else np.moveaxis(work, -1, axis), out, dtype)
 
 
-def dropout(
-    x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.random.Generator | None = None
-) -> Array:
+def dropout(x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.random.Generator | None = None) -> Array:
     """Set entries to 0 at random and divide the others by ``1 - rate``, which leaves the expectation as it was.
 
     Parameters

@@ -202,9 +202,7 @@ def scaled_dot_product_attention(
                 q, k, v, output, weights, lse, keep, biases, None, *options, offset, 1.0, precision
             )
         else:
-            _run_with_dropout(
-                q, k, v, output, weights, lse, keep, biases, options, offset, precision, rate, generator
-            )
+            _run_with_dropout(q, k, v, output, weights, lse, keep, biases, options, offset, precision, rate, generator)
 
     result = deliver(output.reshape(shape), out, dtype) if work is None or out is None else out
     if weights is not None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arrays import as_array, check_dtype, check_int, check_rate, check_real, check_rng, check_size, promote
+from ._layer import fresh_embeddings
 from ._ops import dropout, scaled_dot_product_attention, softmax
 from .layers import Projections, check_heads, check_sequences, given_projections, glorot_uniform, multi_head
 from .masks import create_causal_mask, create_look_ahead_mask, create_padding_mask
-from .positional_encoding import LearnedPositionalEmbedding, sinusoid
+from .positional_encoding import sinusoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -342,7 +343,7 @@ def learned_positional_encoding(seq_len: int, d_model: int, *, rng: Rng = None) 
     >>> hw.learned_positional_encoding(100, 512, rng=0).shape
     (100, 512)
     """
-    return LearnedPositionalEmbedding(check_size(seq_len, "seq_len"), d_model, rng=rng).embeddings
+    return fresh_embeddings(rng, check_size(seq_len, "seq_len"), check_size(d_model, "d_model"), None)
 
 
 def attention_score_visualization(

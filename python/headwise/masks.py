@@ -43,7 +43,7 @@ class _Mask(np.ndarray[Any, np.dtype[Any]]):
             kwargs["out"] = tuple(plain(array) for array in out)
         result = getattr(ufunc, method)(*(plain(x) for x in inputs), **kwargs)
         if out is not None and result is not NotImplemented:
-            return out[0] if len(out) == 1 else out
+            return out[0] if len(out) == 1 else result
         same_reading = method == "__call__" and all(type(x) is type(self) or np.ndim(x) == 0 for x in inputs)
         if same_reading and isinstance(result, np.ndarray) and result.shape == self.shape:
             return result.view(type(self))

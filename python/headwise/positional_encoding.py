@@ -49,6 +49,7 @@ __all__ = [
     "softmax",
 ]
 
+
 def sinusoid(positions: Array, d_model: int, n: float = 10000.0) -> Array:
     """Sines of the positions in the even columns, cosines in the odd ones, (…, d_model), float64.
 

@@ -100,9 +100,7 @@ class RotaryPositionalEmbedding(Layer):
            [0.5403, 0.8415]])
     """
 
-    def __init__(
-        self, d_model: int, max_len: int = 2048, base: float = 10000.0, *, interleaved: bool = False
-    ) -> None:
+    def __init__(self, d_model: int, max_len: int = 2048, base: float = 10000.0, *, interleaved: bool = False) -> None:
         self.d_model = check_size(d_model, "d_model")
         if self.d_model % 2:
             raise ValueError(f"d_model: {self.d_model}, expected an even number, as features are rotated in pairs")

@@ -1,5 +1,5 @@
-// Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), tiled with an online softmax (Milakov and
-// Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135).
+// Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), tiled with an online softmax (Milakov
+// and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135).
 #pragma once
 
 #include <vector>
@@ -17,15 +17,16 @@ namespace headwise {
 //   lse    = log of the denominator
 //
 // A query that keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h). Whatever stands in a key or value that
-// is not kept, NaN included, reaches nothing. Unless weights are asked for, nothing of size query_len * key_len is built.
+// is not kept, NaN included, reaches nothing. Unless weights are asked for, nothing of size query_len * key_len is
+// built.
 template <typename T>
 struct AttentionArgs {
-  View<const T, 4> query;                      // (batch, heads, query_len, head_dim), last axis contiguous
-  View<const T, 4> key;                        // (batch, kv_heads, key_len, head_dim), last axis contiguous
-  View<const T, 4> value;                      // (batch, kv_heads, key_len, value_dim), last axis contiguous
-  View<T, 4> output;                           // (batch, heads, query_len, value_dim), last axis contiguous
-  View<T, 4> weights;                          // (batch, heads, query_len, key_len), last axis contiguous; optional
-  View<T, 3> lse;                              // (batch, heads, query_len); optional
+  View<const T, 4> query;                         // (batch, heads, query_len, head_dim), last axis contiguous
+  View<const T, 4> key;                           // (batch, kv_heads, key_len, head_dim), last axis contiguous
+  View<const T, 4> value;                         // (batch, kv_heads, key_len, value_dim), last axis contiguous
+  View<T, 4> output;                              // (batch, heads, query_len, value_dim), last axis contiguous
+  View<T, 4> weights;                             // (batch, heads, query_len, key_len), last axis contiguous; optional
+  View<T, 3> lse;                                 // (batch, heads, query_len); optional
   std::vector<View<const std::uint8_t, 4>> keep;  // nonzero keeps; stride 0 where broadcast, last stride 0 or 1
   std::vector<View<const T, 4>> bias;             // likewise; -inf drops
   View<const std::uint8_t, 4> drop;               // dropout: nonzero keeps; optional
