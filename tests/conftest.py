@@ -26,6 +26,7 @@ import headwise
 from headwise import _backend
 
 SELECTION = ("HEADWISE_BACKEND", "HEADWISE_TARGET")
+ONCE = "single implementation"
 PASSED: Counter[str] = Counter()
 
 settings.register_profile(
@@ -78,8 +79,8 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces one implementation for one test, and puts back what was there before."""
     name = getattr(request, "param", None)
     backend, threads, target = _backend.name(), headwise.get_num_threads(), headwise.config()["target"]
+    request.node.user_properties.append(("implementation", name or ONCE))
     if name is not None:
-        request.node.user_properties.append(("implementation", name))
         choose(name)
     yield name or backend
     assert name in (None, in_force()), f"{name} was forced, {in_force()} ran"
@@ -109,7 +110,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("headwise implementations")
-    for name in IMPLEMENTATIONS:
+    for name in [*IMPLEMENTATIONS, ONCE]:
         terminalreporter.line(f"{name}: {PASSED[name]} tests passed")
 
 

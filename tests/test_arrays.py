@@ -10,7 +10,7 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import LAYOUTS, Case, assert_close, check_attention, normal, spaced, unaligned
+from support import LAYOUTS, Case, assert_close, check_attention, normal, read_only, spaced, unaligned
 
 # Attention on every layout
 
@@ -197,7 +197,7 @@ BAD_OUTS: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "byte-swapped": (TypeError, lambda: np.empty(X.shape, np.dtype("f4").newbyteorder("S"))),
     "list": (TypeError, lambda: X.tolist()),
     "string": (TypeError, lambda: "out"),
-    "read-only": (ValueError, lambda: np.broadcast_to(np.float32(0), X.shape)),
+    "read-only": (ValueError, lambda: read_only(X)),
     "overlaps-itself": (
         ValueError,
         lambda: np.lib.stride_tricks.as_strided(np.empty(999, np.float32), X.shape, (0, 36, 4, 4), writeable=True),

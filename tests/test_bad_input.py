@@ -124,6 +124,15 @@ ATTENTION_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "sinks-rank": ("sinks", {"sinks": array(1, 4)}),
     "made-padding-mask": ("mask", {"mask": hw.create_padding_mask(np.ones((3, 7), int))}),
     "made-causal-mask": ("mask", {"mask": hw.create_causal_mask(5)}),
+    "made-causal-mask-like-padding": (
+        "mask",
+        {
+            "query": array(7, 2, 5, 8),
+            "key": array(7, 2, 7, 8),
+            "value": array(7, 2, 7, 6),
+            "mask": hw.create_causal_mask(7),
+        },
+    ),
 }
 both = pytest.mark.parametrize("function", [hw.scaled_dot_product_attention, hw.flash_attention], ids=["sdpa", "flash"])
 

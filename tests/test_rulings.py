@@ -241,13 +241,25 @@ def test_ruling_dropout_of_attention_keeps_each_weight_or_none_of_it() -> None:
     assert (kept.mean(axis=(0, 1, 2)) < 1).all() and (kept.mean(axis=(0, 1, 3)) < 1).all()
 
 
-def test_ruling_dropout_over_many_blocks() -> None:
-    """The draws depend on shapes alone, however the work is blocked and whether weights are wanted."""
-    x = normal((1, 2, 700, 4))
-    keywords: dict[str, Any] = {"dropout": 0.4, "is_causal": True, "alibi_slopes": np.array([0.1, 0.0])}
-    full = hw.scaled_dot_product_attention(x, x, x, rng=3, **keywords)[0]
-    lean = hw.scaled_dot_product_attention(x, x, x, rng=3, need_weights=False, **keywords)[0]
-    assert_close(lean, full.astype(np.float64))
+def test_ruling_dropout_over_millions_of_weights() -> None:
+    """However the work is blocked, each weight is kept whole or dropped, and the draws do not depend on what is wanted.
+
+    With unit vectors for the first four values the output shows what became of the weights of these four keys.
+    """
+    x = normal((1, 2, 1500, 4))
+    value = np.broadcast_to(np.eye(1500, 4, dtype=np.float32), x.shape)
+    keywords: dict[str, Any] = {"is_causal": True, "alibi_slopes": np.array([0.001, 0.0]), "return_lse": True}
+    _, clean_weights, clean_lse = hw.scaled_dot_product_attention(x, x, value, **keywords)
+    keywords |= {"dropout": 0.4, "rng": 3}
+    output, weights, lse = hw.scaled_dot_product_attention(x, x, value, **keywords)
+    assert_close(weights, clean_weights.astype(np.float64))
+    assert_close(lse, clean_lse.astype(np.float64))
+    kept = output != 0
+    np.testing.assert_allclose(output[kept], weights[..., :4][kept] / np.float32(0.6), rtol=1e-6)
+    assert abs(kept[..., 4:, :].mean() - 0.6) < 0.02
+    lean, _, lean_lse = hw.scaled_dot_product_attention(x, x, value, need_weights=False, **keywords)
+    assert_close(lean, output.astype(np.float64))
+    assert_close(lean_lse, lse.astype(np.float64))
 
 
 def test_ruling_dropout_function() -> None:

@@ -17,6 +17,7 @@
 #define HEADWISE_KERNELS_SOFTMAX_INL_H_
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -25,6 +26,7 @@
 #include "hwy/highway.h"
 #include "kernels/exp-inl.h"
 #include "kernels/rows-inl.h"
+#include "kernels/softmax.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
@@ -93,127 +95,152 @@ HWY_INLINE V LogOfSum(D d, V sum) {
   return hn::IfThenElse(hn::Gt(unscaled, hn::Zero(d)), hn::Log(d, unscaled), minus_inf_or_nan);
 }
 
-// kVectors vectors of neighbouring lanes of the axis, or the part of one that `lanes` tells.
+// Rows [row, row_end) of kVectors vectors of columns from `column` on, or of the part of one vector that `lanes` tells.
 template <typename T, int kVectors, class Lanes>
-struct ColumnBlock {
+struct ColumnTile {
   using D = hn::ScalableTag<T>;
   using V = hn::Vec<D>;
 
-  const T* x;
-  std::int64_t x_stride;
-  std::int64_t n;
-  T* out;
-  std::int64_t out_stride;
+  std::int64_t row, row_end, column;
   Lanes lanes;
 
-  HWY_INLINE V Load(const T* row, int v) const { return lanes.Load(D(), row + v * Width()); }
-  HWY_INLINE void Store(V value, T* row, int v) const { lanes.Store(value, D(), row + v * Width()); }
-  static HWY_INLINE std::int64_t Width() { return static_cast<std::int64_t>(hn::Lanes(D())); }
+  HWY_INLINE std::int64_t Column(int v) const { return column + v * static_cast<std::int64_t>(hn::Lanes(D())); }
+  HWY_INLINE V Load(const T* from, int v) const { return lanes.Load(D(), from + Column(v)); }
+  HWY_INLINE void Store(V value, T* to, int v) const { lanes.Store(value, D(), to + Column(v)); }
 
-  HWY_INLINE void Max(V* max) const {
-    for (int v = 0; v < kVectors; ++v) max[v] = hn::Set(D(), -std::numeric_limits<T>::infinity());
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (int v = 0; v < kVectors; ++v) max[v] = hn::Max(max[v], Load(x + i * x_stride, v));
+  // Calls step(i, v) for all of it.
+  template <class Step>
+  HWY_INLINE void ForEach(Step&& step) const {
+    for (std::int64_t i = row; i < row_end; ++i) {
+      for (int v = 0; v < kVectors; ++v) step(i, v);
     }
   }
 
-  // The sums of term(i, v). One accumulator per lane is all there is, so every 64 terms go into a compensated total
-  // (Kahan 1965).
+  // state = step(state, i, v), the state of each column being kept in memory.
+  template <class Step>
+  HWY_INLINE void Update(T* state, Step&& step) const {
+    V values[kVectors];
+    for (int v = 0; v < kVectors; ++v) values[v] = hn::Load(D(), state + Column(v));
+    ForEach([&](std::int64_t i, int v) HWY_ATTR { values[v] = step(values[v], i, v); });
+    for (int v = 0; v < kVectors; ++v) hn::Store(values[v], D(), state + Column(v));
+  }
+
+  // The same with a state that begins at zero and is added to a compensated total (Kahan 1965).
   template <class Term>
-  HWY_INLINE void Sum(V* total, Term&& term) const {
-    constexpr std::int64_t kTerms = 64;
-    V lost[kVectors];
-    for (int v = 0; v < kVectors; ++v) total[v] = lost[v] = hn::Zero(D());
-    for (std::int64_t begin = 0; begin < n; begin += kTerms) {
-      const std::int64_t end = begin + kTerms < n ? begin + kTerms : n;
-      V sum[kVectors];
-      for (int v = 0; v < kVectors; ++v) sum[v] = hn::Zero(D());
-      for (std::int64_t i = begin; i < end; ++i) {
-        for (int v = 0; v < kVectors; ++v) sum[v] = hn::Add(sum[v], term(i, v));
-      }
-      for (int v = 0; v < kVectors; ++v) {
-        const V rest = hn::Sub(sum[v], lost[v]);
-        const V next = hn::Add(total[v], rest);
-        lost[v] = hn::Sub(hn::Sub(next, total[v]), rest);
-        total[v] = next;
-      }
+  HWY_INLINE void Add(T* total, T* lost, Term&& term) const {
+    V sum[kVectors];
+    for (int v = 0; v < kVectors; ++v) sum[v] = hn::Zero(D());
+    ForEach([&](std::int64_t i, int v) HWY_ATTR { sum[v] = hn::Add(sum[v], term(i, v)); });
+    for (int v = 0; v < kVectors; ++v) {
+      const V old = hn::Load(D(), total + Column(v));
+      const V rest = hn::Sub(sum[v], hn::Load(D(), lost + Column(v)));
+      const V next = hn::Add(old, rest);
+      hn::Store(hn::Sub(hn::Sub(next, old), rest), D(), lost + Column(v));
+      hn::Store(next, D(), total + Column(v));
     }
-  }
-
-  HWY_INLINE void Softmax() const {
-    V max[kVectors], sum[kVectors];
-    Max(max);
-    Sum(sum, [&](std::int64_t i, int v) HWY_ATTR {
-      const V term = ScaledExp(D(), hn::Sub(Load(x + i * x_stride, v), max[v]));
-      Store(term, out + i * out_stride, v);
-      return term;
-    });
-    for (int v = 0; v < kVectors; ++v) sum[v] = hn::Div(hn::Set(D(), T{1}), sum[v]);
-    for (std::int64_t i = 0; i < n; ++i) {
-      T* const row = out + i * out_stride;
-      for (int v = 0; v < kVectors; ++v) Store(hn::Mul(Load(row, v), sum[v]), row, v);
-    }
-  }
-
-  HWY_INLINE void LogSoftmax() const {
-    V max[kVectors], sum[kVectors];
-    Max(max);
-    const auto term = [&](std::int64_t i, int v)
-                          HWY_ATTR { return ScaledExp(D(), hn::Sub(Load(x + i * x_stride, v), max[v])); };
-    Sum(sum, term);
-    for (int v = 0; v < kVectors; ++v) sum[v] = LogOfSum(D(), sum[v]);
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (int v = 0; v < kVectors; ++v) {
-        Store(hn::Sub(hn::Sub(Load(x + i * x_stride, v), max[v]), sum[v]), out + i * out_stride, v);
-      }
-    }
-  }
-
-  HWY_INLINE void LogSumExp() const {
-    V max[kVectors], shift[kVectors], sum[kVectors];
-    Max(max);
-    for (int v = 0; v < kVectors; ++v) shift[v] = FiniteMax(D(), max[v]);
-    const auto term = [&](std::int64_t i, int v) HWY_ATTR {
-      const V less = hn::Sub(Load(x + i * x_stride, v), shift[v]);
-      return ScaledExp(D(), AtMostZero(D(), less));
-    };
-    Sum(sum, term);
-    for (int v = 0; v < kVectors; ++v) Store(hn::Add(max[v], LogOfSum(D(), sum[v])), out, v);
   }
 };
 
-// Calls run(block) for blocks that cover the columns.
-template <typename T, class Run>
-HWY_INLINE void ForEachBlock(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
-                             std::int64_t out_stride, Run&& run) {
+// Calls visit(tile) for tiles that make up n rows of columns. Rows may lie pages apart: a few of them go by together,
+// from the first column to the last, so that memory is read along as many streams as hardware prefetchers follow.
+template <typename T, class Visit>
+HWY_INLINE void ForEachTile(std::int64_t n, std::int64_t columns, Visit&& visit) {
+  constexpr std::int64_t kRows = 16;
   constexpr int kVectors = 4;
   const auto width = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<T>()));
-  std::int64_t p = 0;
-  for (; p + kVectors * width <= columns; p += kVectors * width) {
-    run(ColumnBlock<T, kVectors, AllLanes>{x + p, x_stride, n, out + p, out_stride, {}});
+  for (std::int64_t row = 0; row < n; row += kRows) {
+    const std::int64_t row_end = std::min(n, row + kRows);
+    std::int64_t p = 0;
+    for (; p + kVectors * width <= columns; p += kVectors * width) {
+      visit(ColumnTile<T, kVectors, AllLanes>{row, row_end, p, {}});
+    }
+    for (; p + width <= columns; p += width) visit(ColumnTile<T, 1, AllLanes>{row, row_end, p, {}});
+    if (p < columns) visit(ColumnTile<T, 1, FirstLanes>{row, row_end, p, {columns - p}});
   }
-  for (; p + width <= columns; p += width) {
-    run(ColumnBlock<T, 1, AllLanes>{x + p, x_stride, n, out + p, out_stride, {}});
-  }
-  if (p < columns) {
-    run(ColumnBlock<T, 1, FirstLanes>{x + p, x_stride, n, out + p, out_stride, {columns - p}});
-  }
+}
+
+// Columns' states are touched in whole vectors: those of columns that do not exist are there, and mean nothing.
+template <typename T>
+HWY_INLINE std::int64_t States(std::int64_t columns) {
+  const auto width = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<T>()));
+  return (columns + width - 1) / width * width;
+}
+
+template <typename T>
+HWY_INLINE void MaxOfColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* max) {
+  std::fill_n(max, States<T>(columns), -std::numeric_limits<T>::infinity());
+  ForEachTile<T>(n, columns, [&](const auto& tile) HWY_ATTR {
+    tile.Update(max, [&](auto so_far, std::int64_t i, int v)
+                         HWY_ATTR { return hn::Max(so_far, tile.Load(x + i * x_stride, v)); });
+  });
+}
+
+// The sum of term(tile, i, v) down the columns.
+template <typename T, class Term>
+HWY_INLINE void SumOfColumns(std::int64_t n, std::int64_t columns, T* sum, Term&& term) {
+  HWY_ALIGN T lost[kMostColumns];
+  std::fill_n(lost, States<T>(columns), T{0});
+  std::fill_n(sum, States<T>(columns), T{0});
+  ForEachTile<T>(n, columns, [&](const auto& tile) HWY_ATTR {
+    tile.Add(sum, lost, [&](std::int64_t i, int v) HWY_ATTR { return term(tile, i, v); });
+  });
 }
 
 template <typename T>
 void SoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
                     std::int64_t out_stride) {
-  ForEachBlock(x, x_stride, n, columns, out, out_stride, [](const auto& block) HWY_ATTR { block.Softmax(); });
+  const hn::ScalableTag<T> d;
+  HWY_ALIGN T max[kMostColumns], sum[kMostColumns];
+  MaxOfColumns(x, x_stride, n, columns, max);
+  SumOfColumns(n, columns, sum, [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
+    const auto less = hn::Sub(tile.Load(x + i * x_stride, v), hn::Load(d, max + tile.Column(v)));
+    const auto term = ScaledExp(d, less);
+    tile.Store(term, out + i * out_stride, v);
+    return term;
+  });
+  ForEachVector(d, States<T>(columns), [&](auto, std::int64_t p) HWY_ATTR {
+    hn::Store(hn::Div(hn::Set(d, T{1}), hn::Load(d, sum + p)), d, sum + p);
+  });
+  ForEachTile<T>(n, columns, [&](const auto& tile) HWY_ATTR {
+    tile.ForEach([&](std::int64_t i, int v) HWY_ATTR {
+      T* const row = out + i * out_stride;
+      tile.Store(hn::Mul(tile.Load(row, v), hn::Load(d, sum + tile.Column(v))), row, v);
+    });
+  });
 }
+
 template <typename T>
 void LogSoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
                        std::int64_t out_stride) {
-  ForEachBlock(x, x_stride, n, columns, out, out_stride, [](const auto& block) HWY_ATTR { block.LogSoftmax(); });
+  const hn::ScalableTag<T> d;
+  HWY_ALIGN T max[kMostColumns], sum[kMostColumns];
+  MaxOfColumns(x, x_stride, n, columns, max);
+  const auto less_max = [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
+    return hn::Sub(tile.Load(x + i * x_stride, v), hn::Load(d, max + tile.Column(v)));
+  };
+  SumOfColumns(n, columns, sum,
+               [&](const auto& tile, std::int64_t i, int v) HWY_ATTR { return ScaledExp(d, less_max(tile, i, v)); });
+  ForEachVector(d, States<T>(columns),
+                [&](auto, std::int64_t p) HWY_ATTR { hn::Store(LogOfSum(d, hn::Load(d, sum + p)), d, sum + p); });
+  ForEachTile<T>(n, columns, [&](const auto& tile) HWY_ATTR {
+    tile.ForEach([&](std::int64_t i, int v) HWY_ATTR {
+      tile.Store(hn::Sub(less_max(tile, i, v), hn::Load(d, sum + tile.Column(v))), out + i * out_stride, v);
+    });
+  });
 }
+
 template <typename T>
-void LogSumExpColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
-                      std::int64_t out_stride) {
-  ForEachBlock(x, x_stride, n, columns, out, out_stride, [](const auto& block) HWY_ATTR { block.LogSumExp(); });
+void LogSumExpColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out, std::int64_t) {
+  const hn::ScalableTag<T> d;
+  HWY_ALIGN T max[kMostColumns], sum[kMostColumns];
+  MaxOfColumns(x, x_stride, n, columns, max);
+  SumOfColumns(n, columns, sum, [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
+    const auto shift = FiniteMax(d, hn::Load(d, max + tile.Column(v)));
+    return ScaledExp(d, AtMostZero(d, hn::Sub(tile.Load(x + i * x_stride, v), shift)));
+  });
+  ForEachVector(d, columns, [&](auto lanes, std::int64_t p) HWY_ATTR {
+    lanes.Store(hn::Add(hn::Load(d, max + p), LogOfSum(d, hn::Load(d, sum + p))), d, out + p);
+  });
 }
 
 }  // namespace HWY_NAMESPACE

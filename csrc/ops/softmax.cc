@@ -8,9 +8,6 @@
 namespace headwise {
 namespace {
 
-// Columns that one task takes at least: a few vectors of any target, a few cache lines.
-constexpr std::int64_t kColumns = 64;
-
 // The exponential and its share of the sweeps over memory, in floating-point operations.
 constexpr double kWorkPerElement = 25;
 
@@ -27,11 +24,11 @@ void Run(View<const T, 3> x, SoftmaxFunctions<T> SoftmaxKernel<T>::*operation, V
     });
     return;
   }
-  const std::int64_t blocks = (inner + kColumns - 1) / kColumns;
+  const std::int64_t blocks = (inner + kMostColumns - 1) / kMostColumns;
   ParallelRanges(outer * blocks, work, [&, n = n, inner = inner](std::int64_t begin, std::int64_t end) {
     for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t o = task / blocks, p = task % blocks * kColumns;
-      functions.columns(x.data + o * x.stride[0] + p, x.stride[1], n, std::min(kColumns, inner - p),
+      const std::int64_t o = task / blocks, p = task % blocks * kMostColumns;
+      functions.columns(x.data + o * x.stride[0] + p, x.stride[1], n, std::min(kMostColumns, inner - p),
                         out.data + o * out.stride[0] + p, out.stride[1]);
     }
   });

@@ -122,10 +122,10 @@ TEST_P(SoftmaxTest, InPlace) {
 template <typename T>
 void CheckNonFinite() {
   Random random(4);
-  for (const std::int64_t inner : {1, 5, 37, 70}) {
-    for (const std::int64_t n : {1, 2, 16, 37, 70}) {
+  for (const std::int64_t inner : {1, 5, 70}) {
+    for (const std::int64_t n : {1, 2, 17, 70}) {
       for (const double odd : {kNaN, kInf, -kInf}) {
-        for (std::int64_t where = 0; where < n; ++where) {
+        for (std::int64_t where = 0; where < n; where += n / 20 + 1) {
           const Tensor<T, 3> x({2, n, inner});
           FillNormal(x, random);
           *x.view().at(1, where, inner / 2) = static_cast<T>(odd);

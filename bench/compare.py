@@ -1,0 +1,108 @@
+"""Times headwise against other libraries, in turn in one process, and says how many times as long they take.
+
+python bench/compare.py --quick
+python bench/compare.py --json results.json --chart results.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from comparison import environment
+from comparison.cases import SECTIONS, Case
+from comparison.peers import LABELS, load
+
+# Each round times every contender once.
+ROUNDS, QUICK_ROUNDS = 21, 5
+
+
+def main() -> int:
+    parser = make_parser()
+    args = parser.parse_args()
+    sections = select(args.cases, args.quick)
+    if not sections:
+        parser.error(f"--cases: no case has {args.cases!r} in its name")
+    if args.list:
+        print("\n".join(case.name for cases in sections.values() for case in cases))
+        return 0
+
+    environment.limit_threads(args.threads)
+    # Not before: NumPy and its like count their threads when they are imported.
+    from comparison import race, report
+
+    if args.chart:
+        from comparison import chart  # needs matplotlib: better to fail now than at the end
+
+    contenders, missing = load(args.peers, args.threads)
+    if args.target:
+        import headwise
+
+        try:
+            headwise.set_target(args.target)
+        except ValueError as error:
+            parser.error(f"--target: {error}")
+    facts = environment.describe(contenders, missing, args.threads)
+    for warning in environment.warnings(facts):
+        print(f"warning: {warning}", file=sys.stderr)
+
+    rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
+    results, complaints = race.run(sections, contenders, rounds)
+
+    print(report.markdown(facts, results))
+    if args.json:
+        report.write_json(args.json, facts, results)
+    if args.chart:
+        chart.draw(args.chart, facts, results)
+    for complaint in complaints:
+        print(f"error: {complaint}", file=sys.stderr)
+    return 1 if complaints else 0
+
+
+def select(substring: str, quick: bool) -> dict[str, list[Case]]:
+    """The cases asked for, by section, without empty sections."""
+    chosen = {
+        title: [case for case in cases if substring in case.name and (case.quick or not quick)]
+        for title, cases in SECTIONS.items()
+    }
+    return {title: cases for title, cases in chosen.items() if cases}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a handful of cases, in less than a minute")
+    parser.add_argument("--cases", default="", metavar="SUBSTRING", help="only cases with this in their names")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    parser.add_argument("--peers", type=parse_peers, default=list(LABELS), help=f"of {','.join(LABELS)}; default: all")
+    parser.add_argument("--target", help="headwise's instruction set: avx512, avx2, …; default: the best")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=environment.available_processors(),
+        help="for everybody; default: the processors that this process may use (%(default)s)",
+    )
+    parser.add_argument("--rounds", type=positive, help=f"default: {ROUNDS}, or {QUICK_ROUNDS} with --quick")
+    parser.add_argument("--json", metavar="FILE", help="write every sample there")
+    parser.add_argument("--chart", metavar="FILE.png", help="draw the ratios there")
+    return parser
+
+
+def parse_peers(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    unknown = [name for name in names if name not in LABELS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(LABELS)}")
+    return names
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notices
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The parts of ``compare.py``: what is timed, by whom, how, and how it is shown."""

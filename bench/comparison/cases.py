@@ -1,0 +1,208 @@
+"""What is timed: a line of data for each case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Shape = tuple[int, ...]
+
+
+def _commas(shape: Shape) -> str:
+    return ",".join(map(str, shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The method of a peer that runs it is called ``operation``."""
+
+    operation: ClassVar[str]
+    shape: Shape
+    dtype: Literal["float32", "float64"] = "float32"
+    quick: bool = False  # with --quick too
+
+    @property
+    def options(self) -> str:
+        return ""
+
+    @property
+    def name(self) -> str:
+        dtype = "" if self.dtype == "float32" else self.dtype
+        words = (self.operation.replace("_", " "), _commas(self.shape), self.options, dtype)
+        return " ".join(word for word in words if word)
+
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations of the matrix products; None where memory is what counts."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Case):
+    """``shape`` is (batch, heads, query_len, head_dim)."""
+
+    operation: ClassVar[str] = "attention"
+    key_len: int = 0  # 0: query_len
+    kv_heads: int = 0  # 0: heads
+    causal: bool = False
+    window: int = 0  # keys that a query sees, itself included; 0: all
+    extra: Literal["", "boolean mask", "bias", "key padding", "ALiBi"] = ""
+    weights: bool = False  # wanted besides the output
+
+    @property
+    def options(self) -> str:
+        words = [
+            f"kv heads {self.kv_heads}" if self.kv_heads else "",
+            f"keys {self.key_len}" if self.key_len else "",
+            "causal" if self.causal else "",
+            f"window {self.window}" if self.window else "",
+            self.extra,
+            "with weights" if self.weights else "",
+        ]
+        return " ".join(word for word in words if word)
+
+    @property
+    def keys(self) -> int:
+        return self.key_len or self.shape[2]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Keys that are not padding, for each batch entry: all, a half, a quarter, …"""
+        batch = self.shape[0]
+        return [self.keys >> n if self.extra == "key padding" else self.keys for n in range(batch)]
+
+    @property
+    def score_bytes(self) -> int:
+        """Memory of a matrix of all scores, for who makes one."""
+        batch, heads, query_len, _ = self.shape
+        return batch * heads * query_len * self.keys * (8 if self.dtype == "float64" else 4)
+
+    @property
+    def flops(self) -> float:
+        """Counts the pairs that causality, window and padding keep; entries of masks all count."""
+        _, heads, query_len, head_dim = self.shape
+        pairs = 0
+        for length in self.lengths:
+            for query in range(query_len):
+                last = min(query, length - 1) if self.causal else length - 1
+                first = max(0, query - self.window + 1) if self.window else 0
+                pairs += max(0, last - first + 1)
+        return 4.0 * heads * pairs * head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elementwise(Case):
+    """Something of the size of its input."""
+
+    out: bool = False  # into an existing array
+
+    @property
+    def options(self) -> str:
+        return "out=" if self.out else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax(Elementwise):
+    operation: ClassVar[str] = "softmax"
+    axis: int = -1
+
+    @property
+    def options(self) -> str:
+        return " ".join(word for word in (f"axis {self.axis}" if self.axis != -1 else "", super().options) if word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSoftmax(Softmax):
+    operation: ClassVar[str] = "log_softmax"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope(Elementwise):
+    """``shape`` is (batch, heads, seq_len, dim); one table of angles serves all heads."""
+
+    operation: ClassVar[str] = "rope"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm(Elementwise):
+    """``shape`` is (rows, n), normalised along n."""
+
+    operation: ClassVar[str] = "layer_norm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Case):
+    """``shape`` is (rows, in_features, out_features)."""
+
+    operation: ClassVar[str] = "linear"
+
+    @property
+    def flops(self) -> float:
+        rows, inner, columns = self.shape
+        return 2.0 * rows * inner * columns
+
+
+def _dense_and_causal(*shape: int, quick: bool = False) -> list[Case]:
+    return [Attention(shape=shape, causal=causal, quick=quick) for causal in (False, True)]
+
+
+_MASKED = (4, 8, 1024, 64)
+_LARGE = (4, 8, 1024, 1024)  # 134 MB of float32
+
+SECTIONS: dict[str, list[Case]] = {
+    "Attention": [
+        *_dense_and_causal(1, 8, 1024, 64, quick=True),
+        *_dense_and_causal(4, 8, 512, 64),
+        *_dense_and_causal(1, 8, 4096, 64),
+        *_dense_and_causal(1, 32, 2048, 128),
+        Attention(shape=(32, 8, 50, 64), quick=True),
+        Attention(shape=(2, 8, 513, 80)),
+        Attention(shape=_MASKED, kv_heads=2),
+    ],
+    "Attention with masks": [
+        Attention(shape=_MASKED, extra="boolean mask"),
+        Attention(shape=_MASKED, extra="bias"),
+        Attention(shape=_MASKED, extra="key padding", quick=True),
+        Attention(shape=_MASKED, extra="ALiBi"),
+        Attention(shape=(1, 8, 8192, 64), causal=True, window=256),
+    ],
+    "Attention with the weights returned": [
+        Attention(shape=(1, 8, 1024, 64), weights=True),
+        Attention(shape=(4, 8, 512, 64), weights=True),
+        Attention(shape=(32, 8, 50, 64), weights=True),
+    ],
+    "Attention, one query (decoding)": [
+        Attention(shape=(1, 32, 1, 128), key_len=4096, quick=True),
+        Attention(shape=(1, 32, 1, 128), key_len=4096, kv_heads=8),
+        Attention(shape=(1, 32, 1, 128), key_len=32768, kv_heads=8),
+    ],
+    "Attention, float64": [
+        Attention(shape=(1, 8, 1024, 64), dtype="float64"),
+        Attention(shape=(4, 8, 512, 64), causal=True, dtype="float64"),
+    ],
+    "Element by element": [
+        Softmax(shape=_LARGE),
+        Softmax(shape=_LARGE, out=True, quick=True),
+        Softmax(shape=_LARGE, dtype="float64"),
+        Softmax(shape=_LARGE, dtype="float64", out=True),
+        Softmax(shape=(64, 512, 512), axis=0),
+        LogSoftmax(shape=_LARGE, out=True),
+        Rope(shape=(4, 32, 1024, 128)),
+        Rope(shape=(4, 32, 1024, 128), out=True, quick=True),
+        LayerNorm(shape=(32768, 1024)),
+        LayerNorm(shape=(32768, 1024), out=True),
+    ],
+    "Linear": [
+        Linear(shape=(1600, 512, 512)),
+        Linear(shape=(2048, 512, 2048)),
+        Linear(shape=(1, 4096, 4096)),
+    ],
+    "Small calls": [
+        Softmax(shape=(64, 64), quick=True),
+        Attention(shape=(1, 1, 16, 16)),
+        Attention(shape=(8, 4, 16, 16), quick=True),
+        Attention(shape=(8, 4, 64, 32)),
+        Attention(shape=(8, 4, 128, 64)),
+        LayerNorm(shape=(64, 512)),
+    ],
+}

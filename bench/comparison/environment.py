@@ -1,0 +1,76 @@
+"""The machine and the libraries that the times belong to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .peers import Peer
+
+
+@dataclass(frozen=True)
+class Environment:
+    cpu: str
+    system: str
+    target: str
+    threads: int
+    load: float  # runnable processes in the last minute before the start
+    versions: dict[str, str]
+    missing: list[str]  # labels of peers that are not installed
+
+
+def available_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def limit_threads(threads: int) -> None:
+    """Give every library of the process the same number of threads, however it finds out how many it may have."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "HEADWISE_NUM_THREADS", "NPROC"):
+        os.environ[name] = str(threads)
+
+
+def describe(contenders: list[Peer], missing: list[str], threads: int) -> Environment:
+    import headwise
+
+    config = headwise.config()
+    versions = {peer.label: peer.version for peer in contenders if peer.version}
+    return Environment(
+        cpu=_cpu_model(),
+        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        target=config["target"],
+        threads=threads,
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
+        versions=versions,
+        missing=missing,
+    )
+
+
+def warnings(facts: Environment) -> list[str]:
+    found = []
+    if facts.load > 0.3 * available_processors():
+        found.append(f"the machine is busy (load {facts.load}); do not trust the times, and the ratios only roughly")
+    if facts.target == "numpy":
+        found.append("headwise's native core is not in use: this times its NumPy backend")
+    if facts.missing:
+        found.append(f"not installed, so left out: {', '.join(facts.missing)} (pip install 'headwise[bench]')")
+    # Set on machines where an old OpenBLAS fails; a new one chooses better by itself.
+    if "OPENBLAS_CORETYPE" in os.environ:
+        found.append("OPENBLAS_CORETYPE is set, which may slow NumPy down")
+    return found
+
+
+def _cpu_model() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

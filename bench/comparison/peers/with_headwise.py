@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import headwise as hw
+
+from .base import Call, Peer
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+    from ..cases import Attention, LayerNorm, Linear, Rope, Softmax
+
+
+class Headwise(Peer):
+    label = "headwise"
+    version = hw.__version__
+
+    def __init__(self, threads: int) -> None:
+        hw.set_num_threads(threads)
+
+    def attention(self, case: Attention, data: SimpleNamespace) -> Call:
+        options: dict[str, Any] = {}
+        if case.causal:
+            options["is_causal"] = True
+        if case.window:
+            options["window_size"] = (case.window - 1, 0)
+        if case.extra == "boolean mask":
+            options["mask"] = data.mask
+        if case.extra == "bias":
+            options["bias"] = data.mask
+        if case.extra == "key padding":
+            options["key_padding_mask"] = data.mask[:, 0, 0]
+        if case.extra == "ALiBi":
+            options["alibi_slopes"] = data.slopes
+        function = hw.scaled_dot_product_attention if case.weights else hw.flash_attention
+        return partial(function, data.query, data.key, data.value, **options)
+
+    def softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
+        return partial(hw.softmax, data.x, case.axis, out=data.out)
+
+    def log_softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
+        return partial(hw.log_softmax, data.x, case.axis, out=data.out)
+
+    def rope(self, case: Rope, data: SimpleNamespace) -> Call:
+        return partial(hw.apply_rope, data.x, data.cos, data.sin, out=data.out)
+
+    def layer_norm(self, case: LayerNorm, data: SimpleNamespace) -> Call:
+        return partial(hw.layer_normalization, data.x, data.gamma, data.beta, out=data.out)
+
+    def linear(self, case: Linear, data: SimpleNamespace) -> Call:
+        return partial(hw.linear, data.x, data.weight, data.bias)
+
+
+PEERS = {"headwise": Headwise}

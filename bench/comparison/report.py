@@ -1,0 +1,80 @@
+"""Results as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .environment import Environment
+    from .race import Result
+
+
+def markdown(facts: Environment, results: list[Result]) -> str:
+    labels = peer_labels(results)
+    lines = [
+        f"{facts.cpu}; {facts.system}; load {facts.load} before the start.",
+        "",
+        f"{versions(facts)}. headwise on {facts.target}; {threads(facts)} for everybody.",
+        *([f"Not installed: {', '.join(facts.missing)}."] if facts.missing else []),
+        "",
+        "Medians. Behind each peer's time: how many times as long as headwise it takes.",
+        "",
+        _row("case", "GFLOP/s", "headwise", *labels),
+        _row("---", *["---:"] * (2 + len(labels))),
+    ]
+    for section, group in groupby(results, key=lambda result: result.section):
+        lines.append(_row(f"**{section}**", *[""] * (2 + len(labels))))
+        for result in group:
+            seconds, ratios = result.seconds, result.ratios
+            gflops = "" if result.gflops is None else f"{result.gflops:.3g}"
+            cells = [f"{duration(seconds[x])} · **{ratios[x]:.2f}**" if x in ratios else "" for x in labels]
+            lines.append(_row(result.case.name, gflops, duration(seconds["headwise"]), *cells))
+    return "\n".join(lines)
+
+
+def write_json(path: str, facts: Environment, results: list[Result]) -> None:
+    document = {
+        "environment": asdict(facts),
+        "results": [
+            {
+                "section": result.section,
+                "name": result.case.name,
+                "case": {"operation": result.case.operation, **asdict(result.case)},
+                "gflops": result.gflops,
+                "seconds": result.seconds,
+                "ratios": result.ratios,
+                "samples": result.samples,
+            }
+            for result in results
+        ],
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1)
+
+
+def peer_labels(results: list[Result]) -> list[str]:
+    """Those that have a time, in the order in which they first come."""
+    return list(dict.fromkeys(label for result in results for label in result.ratios))
+
+
+def versions(facts: Environment) -> str:
+    return ", ".join(f"{label} {version}" for label, version in facts.versions.items())
+
+
+def threads(facts: Environment) -> str:
+    return "1 thread" if facts.threads == 1 else f"{facts.threads} threads"
+
+
+def duration(seconds: float) -> str:
+    """Three digits, with the unit that they are read best in."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,154 @@
+"""What a backend is handed: arrays in the normal form that ``headwise._backend.Backend`` promises it, from any input.
+
+The NumPy backend would take much more, and most processors read unaligned numbers without complaint, so results alone
+do not show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headwise as hw
+from headwise import _backend
+from support import LAYOUTS, normal
+
+pytestmark = pytest.mark.single_implementation
+
+
+def contiguous_last(array: np.ndarray) -> bool:
+    return array.shape[-1] == 1 or array.strides[-1] == array.itemsize
+
+
+def check(arrays: list[np.ndarray], dtype: np.dtype[Any]) -> None:
+    for array in arrays:
+        assert type(array) is np.ndarray
+        assert array.dtype in (np.dtype(bool), dtype) and array.dtype.isnative
+        assert array.flags.aligned
+        assert all(stride % array.itemsize == 0 for stride in array.strides)
+
+
+class Contract:
+    """Stands before a backend and checks what passes."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def passed_on(*arguments: Any) -> None:
+            self.calls += 1
+            lists = [x if isinstance(x, (list, tuple)) else [x] for x in arguments]
+            arrays = [x for items in lists for x in items if isinstance(x, np.ndarray)]
+            assert arrays[0].dtype in (np.float32, np.float64)
+            check(arrays, arrays[0].dtype)
+            getattr(self, f"check_{name}")(*arguments)
+            getattr(self.backend, name)(*arguments)
+
+        return passed_on
+
+    def check_softmax(self, x: np.ndarray, out: np.ndarray) -> None:
+        assert x.ndim == 3 and x.shape == out.shape and out.flags.c_contiguous
+        assert contiguous_last(x if x.shape[2] > 1 else x[:, :, 0])
+
+    check_log_softmax = check_softmax
+
+    def check_logsumexp(self, x: np.ndarray, out: np.ndarray) -> None:
+        assert x.ndim == 3 and out.shape == (x.shape[0], x.shape[2]) and out.flags.c_contiguous
+        assert contiguous_last(x if x.shape[2] > 1 else x[:, :, 0])
+
+    def check_attention(
+        self, query: Any, key: Any, value: Any, output: Any, weights: Any, lse: Any, *rest: Any
+    ) -> None:
+        keep, bias, drop, slopes, sinks = rest[:5]
+        batch, heads, query_len, head_dim = query.shape
+        scores = (batch, heads, query_len, key.shape[2])
+        assert key.shape[::3] == (batch, head_dim) and heads % key.shape[1] == 0
+        assert value.shape[:3] == key.shape[:3] and output.shape == (*scores[:3], value.shape[3])
+        assert all(map(contiguous_last, (query, key, value, output)))
+        assert weights is None or (weights.shape == scores and weights.flags.c_contiguous)
+        assert lse is None or (lse.shape == scores[:3] and lse.flags.c_contiguous)
+        for mask in (*keep, *bias, *(() if drop is None else (drop,))):
+            assert mask.shape == scores and mask.strides[-1] in (0, mask.itemsize)
+        assert all(mask.dtype == bool for mask in keep) and all(one.dtype == query.dtype for one in bias)
+        for one in (slopes, sinks):
+            assert one is None or (one.shape == (heads,) and one.dtype == query.dtype and one.flags.c_contiguous)
+
+    def check_apply_rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray, _: bool) -> None:
+        assert x.ndim == 4 and x.shape == out.shape
+        assert cos.shape == sin.shape == (*x.shape[:-1], x.shape[-1] // 2)
+        assert all(map(contiguous_last, (x, cos, sin, out)))
+
+    def check_add_alibi(self, scores: np.ndarray, slopes: np.ndarray, offset: int, out: np.ndarray) -> None:
+        assert scores.ndim == 4 and scores.shape == out.shape and slopes.shape == scores.shape[1:2]
+        assert isinstance(offset, int) and slopes.flags.c_contiguous
+        assert contiguous_last(scores) and contiguous_last(out)
+
+    def check_linear(self, x: np.ndarray, weight: np.ndarray, bias: Any, out: np.ndarray, precision: str) -> None:
+        assert x.ndim == weight.ndim == out.ndim == 2 and out.flags.c_contiguous and contiguous_last(x)
+        assert weight.itemsize in weight.strides and precision in ("highest", "high", "medium")
+        assert bias is None or (bias.shape == weight.shape[1:] and bias.flags.c_contiguous)
+
+    def check_layer_normalization(self, x: Any, gamma: Any, beta: Any, eps: float, out: Any) -> None:
+        assert x.ndim == 2 and x.shape == out.shape and contiguous_last(x) and out.flags.c_contiguous
+        assert gamma.shape == beta.shape == x.shape[1:] and gamma.flags.c_contiguous and beta.flags.c_contiguous
+        assert isinstance(eps, float)
+
+
+@pytest.fixture
+def contract(monkeypatch: pytest.MonkeyPatch) -> Contract:
+    contract = Contract(_backend.current())
+    monkeypatch.setattr(_backend, "current", lambda: contract)
+    return contract
+
+
+X = normal((2, 3, 9, 12))
+MASK, WEIGHT, ANGLES = normal((2, 3, 9, 9), 1), normal((12, 10), 2), normal((9, 6), 3)
+OPERATIONS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray]], Any]] = {
+    "softmax": lambda lay: [hw.softmax(lay(X), axis) for axis in range(4)],
+    "softmax-out": lambda lay: [hw.softmax(X, axis, out=lay(X * 0)) for axis in range(4)],
+    "log_softmax": lambda lay: [hw.log_softmax(lay(X), axis) for axis in range(4)],
+    "logsumexp": lambda lay: [hw.logsumexp(lay(X), axis) for axis in range(4)],
+    "attention": lambda lay: hw.scaled_dot_product_attention(
+        lay(X), lay(X), lay(X), lay(MASK > 0), bias=lay(MASK), key_padding_mask=lay(MASK[:, 0, 0] > 0), return_lse=True,
+        alibi_slopes=lay(MASK[0])[:, 0, 0], sinks=lay(MASK[0])[:, 0, 0],
+    ),
+    "attention-dropout": lambda lay: hw.scaled_dot_product_attention(lay(X), lay(X), lay(X), lay(MASK), 0.5, rng=0),
+    "attention-out": lambda lay: hw.flash_attention(X, X, X, out=lay(X * 0)),
+    "attention-rank-3": lambda lay: hw.flash_attention(lay(X[0]), lay(X[0]), lay(X[0]), lay(MASK[0] > 0)),
+    "attention-rank-5": lambda lay: hw.flash_attention(lay(X[None]), lay(X[None]), lay(X[None]), lay(MASK[None])),
+    "attention-broadcast": lambda lay: hw.flash_attention(
+        *[np.broadcast_to(lay(X[:1]), X.shape)] * 3, np.broadcast_to(lay(MASK[:, :, :, :1] > 0), MASK.shape),
+        bias=np.broadcast_to(lay(MASK[:, :1]), MASK.shape),
+    ),
+    "apply_rope": lambda lay: hw.apply_rope(lay(X), lay(ANGLES), lay(ANGLES)),
+    "apply_rope-out": lambda lay: hw.apply_rope(X, ANGLES, ANGLES, out=lay(X * 0)),
+    "apply_rope-rank-5": lambda lay: hw.apply_rope(lay(X[None]), lay(ANGLES[:, :1]), np.float32(0)),
+    "add_alibi": lambda lay: hw.add_alibi(lay(X), lay(MASK[0])[:, 0, 0]),
+    "add_alibi-out": lambda lay: hw.add_alibi(X, out=lay(X * 0)),
+    "linear": lambda lay: hw.linear(lay(X), lay(WEIGHT), lay(WEIGHT)[0]),
+    "linear-out": lambda lay: hw.linear(X, WEIGHT[:, :1].repeat(12, 1), out=lay(X * 0)),
+    "layer_normalization": lambda lay: [
+        hw.layer_normalization(lay(X), *[lay(WEIGHT[: X.shape[axis]])[:, 0]] * 2, axis=axis) for axis in range(4)
+    ],
+    "layer_normalization-out": lambda lay: hw.layer_normalization(X, WEIGHT[:, 0], WEIGHT[:, 1], out=lay(X * 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_backend_gets_what_it_was_promised(contract: Contract, name: str, layout: str) -> None:
+    if name.endswith("-out") and layout in ("unaligned", "byte-swapped", "read-only"):
+        pytest.skip("refused as out=, see test_arrays.py")
+    OPERATIONS[name](LAYOUTS[layout])
+    assert contract.calls > 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint16"])
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if not name.endswith("-out")])
+def test_backend_gets_one_floating_dtype(contract: Contract, name: str, dtype: str) -> None:
+    OPERATIONS[name](lambda x: x.astype(dtype) if x.dtype != bool else x)
+    assert contract.calls > 0
