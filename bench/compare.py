@@ -32,8 +32,11 @@ def main() -> int:
     # Not before: NumPy and its like count their threads when they are imported.
     from comparison import race, report
 
-    if args.chart:
-        from comparison import chart  # needs matplotlib: better to fail now than at the end
+    if args.chart:  # better to fail now than at the end
+        try:
+            from comparison import chart
+        except ModuleNotFoundError as error:
+            parser.error(f"--chart: {error}")
 
     contenders, missing = load(args.peers, args.threads)
     if args.target:

@@ -30,7 +30,7 @@ _COLOURS = {
 _INK, _PALE = "#22262b", "#6b7280"
 
 _GAP, _HEADING = 0.9, 2.0  # in bars
-_WIDTH, _HEADER, _FOOTER, _MARGIN, _LABELS, _BAR = 10.0, 1.05, 0.45, 0.2, 3.5, 0.155  # in inches
+_WIDTH, _HEADER, _FOOTER, _MARGIN, _LABELS, _BAR = 10.0, 1.05, 0.45, 0.2, 3.8, 0.155  # in inches
 
 
 def draw(path: str, facts: Environment, results: list[Result]) -> None:

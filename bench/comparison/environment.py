@@ -56,7 +56,7 @@ def describe(contenders: list[Peer], missing: list[str], threads: int) -> Enviro
 
 def warnings(facts: Environment) -> list[str]:
     found = []
-    if facts.load > 0.3 * available_processors():
+    if facts.load > 0.3 * (os.cpu_count() or 1):
         found.append(f"the machine is busy (load {facts.load}); do not trust the times, and the ratios only roughly")
     if facts.target == "numpy":
         found.append("headwise's native core is not in use: this times its NumPy backend")

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from .peers import LABELS
+
 if TYPE_CHECKING:
     from .environment import Environment
     from .race import Result
@@ -56,8 +58,8 @@ def write_json(path: str, facts: Environment, results: list[Result]) -> None:
 
 
 def peer_labels(results: list[Result]) -> list[str]:
-    """Those that have a time, in the order in which they first come."""
-    return list(dict.fromkeys(label for result in results for label in result.ratios))
+    """Those that have a time."""
+    return [label for label in LABELS.values() if any(label in result.samples for result in results)]
 
 
 def versions(facts: Environment) -> str:
