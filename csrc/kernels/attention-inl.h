@@ -125,21 +125,22 @@ struct StoreLastScores {
   }
 };
 
-// Outputs, rescaled when loaded.
+// Adds a block's weighted values to the outputs, which are rescaled as they are loaded. The block's sum is its own, so
+// that rounding grows with the length of a block and the number of blocks, not with the number of keys.
 template <typename T>
-struct Outputs {
+struct AddToOutputs {
   T* output;
   int64_t stride;
   const T* rescale;
 
-  HWY_INLINE hn::Vec<Tag<T>> operator()(int r, int v) const {
-    const Tag<T> d;
-    return hn::Mul(hn::Load(d, output + r * stride + v * kLanes<T>), hn::Set(d, rescale[r]));
-  }
   template <int kVectors>
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
     const Tag<T> d;
-    for (int v = 0; v < kVectors; ++v) hn::Store(sums[v], d, output + r * stride + v * kLanes<T>);
+    const auto factor = hn::Set(d, rescale[r]);
+    for (int v = 0; v < kVectors; ++v) {
+      T* to = output + r * stride + v * kLanes<T>;
+      hn::Store(hn::MulAdd(hn::Load(d, to), factor, sums[v]), d, to);
+    }
   }
 };
 
@@ -261,6 +262,7 @@ class AttentionRun {
 
   void Begin() {
     std::fill_n(scratch_.output, scratch_.padded_rows * scratch_.value_width, T{0});
+    std::fill_n(scratch_.rescale, kTileRows, T{1});
     for (int64_t first = 0; first < rows_; first += kTileRows) PackQueries(first);
     for (int64_t r = 0; r < rows_; ++r) {
       const T sink = args_.sinks ? args_.sinks[RowAt(r).head] : kMinusInf<T>;
@@ -332,7 +334,7 @@ class AttentionRun {
         row.Limit(tile.row[r].low, tile.row[r].high);
         max = row.Max();
       } else {
-        max = hn::GetLane(hn::MaxOfLanes(d, hn::Load(d, scratch_.tile_max + r * kLanes<T>)));
+        max = GreatestLane(d, hn::Load(d, scratch_.tile_max + r * kLanes<T>));
       }
       // A maximum may overlook NaN; one of -inf must not, or the row would pass for one that keeps nothing.
       const ScoreRow<T> row(scratch_.scores + r * kScoreStride<T>, begin, tile.from, tile.to);
@@ -395,32 +397,32 @@ class AttentionRun {
     const T* panel = scratch_.value;
     for (int64_t column = 0; column < value_dim_; column += kPanel<T>) {
       const int64_t width = PanelWidth<T>(column, value_dim_);
-      const Outputs<T> outputs{scratch_.output + tile.first_row * scratch_.value_width + column, scratch_.value_width,
-                               scratch_.rescale};
+      const AddToOutputs<T> outputs{scratch_.output + tile.first_row * scratch_.value_width + column,
+                                    scratch_.value_width, scratch_.rescale};
       const T* values = panel + tile.from * width;
       if (!values_finite_) {
         AddNonFinite(tile, values, width, outputs);
       } else if (width == kPanel<T>) {
-        GemmTile<kHeight, 2, kScoreStride<T>, 1>(tile.to - tile.from, weights, values, outputs, outputs);
+        GemmTile<kHeight, 2, kScoreStride<T>, 1>(tile.to - tile.from, weights, values, FromZero<T>(), outputs);
       } else {
-        GemmTile<kHeight, 1, kScoreStride<T>, 1>(tile.to - tile.from, weights, values, outputs, outputs);
+        GemmTile<kHeight, 1, kScoreStride<T>, 1>(tile.to - tile.from, weights, values, FromZero<T>(), outputs);
       }
       panel += keys * width;
     }
   }
 
   // The same for values with NaN or Inf among them: a key of weight 0 is passed over, for 0 * NaN is not 0.
-  void AddNonFinite(const Tile& tile, const T* values, int64_t width, const Outputs<T>& outputs) const {
+  void AddNonFinite(const Tile& tile, const T* values, int64_t width, const AddToOutputs<T>& outputs) const {
     const Tag<T> d;
     for (int r = 0; r < tile.rows; ++r) {
       const T* weights = scratch_.scores + r * kScoreStride<T> + tile.from;
       for (int64_t v = 0; v < width; v += kLanes<T>) {
         T* output = outputs.output + r * outputs.stride + v;
-        auto sum = hn::Mul(hn::Load(d, output), hn::Set(d, outputs.rescale[r]));
+        auto sum = hn::Zero(d);
         for (int64_t j = 0; j < tile.to - tile.from; ++j) {
           if (weights[j] != T{0}) sum = hn::MulAdd(hn::Set(d, weights[j]), hn::Load(d, values + j * width + v), sum);
         }
-        hn::Store(sum, d, output);
+        hn::Store(hn::MulAdd(hn::Load(d, output), hn::Set(d, outputs.rescale[r]), sum), d, output);
       }
     }
   }
@@ -466,7 +468,6 @@ class AttentionRun {
   // Second sweep with weights.
   void ApplyWeights(int64_t begin, int64_t end) {
     PackValues(begin, end);
-    std::fill_n(scratch_.rescale, kTileRows, T{1});
     ForTiles(begin, end, [&](const Tile& tile) HWY_ATTR {
       for (int r = 0; r < tile.rows; ++r) {
         const T* weights = WeightsOf(tile.row[r]) + begin;

@@ -113,7 +113,7 @@ class ScoreRow {
     const Tag<T> d;
     auto max = hn::Set(d, kMinusInf<T>);
     for (int64_t j = from_; j < to_; j += kLanes<T>) max = hn::Max(max, hn::LoadU(d, scores_ + j));
-    return hn::GetLane(hn::MaxOfLanes(d, max));
+    return GreatestLane(d, max);
   }
 
   bool AnyNaN() const {
