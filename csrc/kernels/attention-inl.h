@@ -202,6 +202,7 @@ class AttentionRun {
         scratch_(arena_, args, rows_) {
     first_key_ = MakeRow(args, 0, block.query_begin).low / kPanel<T> * kPanel<T>;
     last_key_ = std::max(first_key_, MakeRow(args, 0, block.query_end - 1).high);
+    for (const auto& keep : args.keep) SkipPadding(keep);
   }
 
   void Run() {
@@ -227,6 +228,16 @@ class AttentionRun {
   };
 
   Row RowAt(int64_t r) const { return MakeRow(args_, kv_head_ * group_ + r / queries_, query_begin_ + r % queries_); }
+
+  // Leaves out the keys at either end that a mask without heads and queries, key padding, drops.
+  void SkipPadding(const View<const std::uint8_t, 4>& keep) {
+    const bool shared = (keep.stride[1] == 0 || keep.shape[1] == 1) && (keep.stride[2] == 0 || keep.shape[2] == 1);
+    if (!shared || keep.stride[3] == 0) return;
+    const std::uint8_t* kept = keep.at(batch_);
+    while (last_key_ > first_key_ && !kept[last_key_ - 1]) --last_key_;
+    while (first_key_ < last_key_ && !kept[first_key_]) ++first_key_;
+    first_key_ = first_key_ / kPanel<T> * kPanel<T>;
+  }
 
   template <class Function>
   void ForKeyBlocks(const Function& function) const {
