@@ -1,16 +1,15 @@
-// A block of queries against all keys that any of them keeps: flash attention for one core.
+// Many queries against all keys that any of them keeps: flash attention for one core.
 //
 // Keys go by in blocks of 1 KB a row (256 in float32). A block's keys are packed into panels [head_dim][keys] and its
 // values into panels [keys][value_dim] once (pack-inl.h), then every tile of up to kTileRows rows of the block of
 // queries
-//   1. multiplies its packed queries, which carry the scale, with the key panels: scores, in L1; the largest of each
-//   row
-//      is found while the sums are in registers;
+//   1. multiplies its packed queries, which carry the scale, with the key panels: scores, in L1; ALiBi is added, and
+//      the largest of each row found, while the sums are in registers;
 //   2. changes and limits the scores where anything asks for it (scores-inl.h);
-//   3. moves each row's maximum m and takes p_j = exp(s_j - m), sum p_j;
+//   3. moves its rows' maxima m, all at once, and takes p_j = exp(s_j - m), sum p_j;
 //   4. adds p V to its outputs, which are multiplied by exp(old m - new m) as they are loaded.
-// One division per output ends it. With weights, scores are kept (in the weights' own memory) until the maximum over
-// all keys is known, and are normalised before they meet the values.
+// One division per output ends it. With weights and more than one block of keys, scores are kept (in the weights' own
+// memory) until the maximum over all keys is known, and meet the values in a second sweep.
 //
 // Blocks of keys and panels begin at multiples of their size from key 0, whatever the block of queries: what a row adds
 // up, and in which order, depends on that row alone, so that results are the same bits for any number of threads.
@@ -27,11 +26,10 @@
 #endif
 
 #include <algorithm>
-#include <cmath>
 
 #include "hwy/highway.h"
 #include "kernels/attention.h"
-#include "kernels/attention_exp-inl.h"
+#include "kernels/attention_rows-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/pack-inl.h"
 #include "kernels/rows-inl.h"
@@ -42,18 +40,25 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-template <typename T>
-constexpr int kKeyBlock = 1024 / sizeof(T);
-
 // A cache line more than a block: rows of a tile of scores do not fall on the same cache sets.
 template <typename T>
 constexpr int kScoreStride = kKeyBlock<T> + 64 / sizeof(T);
 
+// Up to kTileRows rows, and the keys that any and that all of them keep.
+struct Tile {
+  int64_t first_row;
+  int rows, height;
+  int64_t low, high, all_low, all_high;
+  Row row[kTileRows];
+};
+
 template <typename T>
 struct AttentionScratch {
   AttentionScratch(Arena& arena, const AttentionArgs<T>& args, int64_t rows)
-      : padded_rows((rows + kTileRows - 1) / kTileRows * kTileRows),
+      : tile_count((rows + kTileRows - 1) / kTileRows),
+        padded_rows(tile_count * kTileRows),
         value_width(PackedColumns<T>(args.value.shape[3])),
+        tiles(arena.Take<Tile>(tile_count)),
         query(arena.Take<T>(padded_rows * args.query.shape[3])),
         output(arena.Take<T>(padded_rows * value_width)),
         max(arena.Take<T>(padded_rows)),
@@ -61,10 +66,12 @@ struct AttentionScratch {
         key(arena.Take<T>(kKeyBlock<T> * args.query.shape[3])),
         value(arena.Take<T>(kKeyBlock<T> * value_width)),
         scores(arena.Take<T>(kTileRows * kScoreStride<T>)),
-        tile_max(arena.Take<T>(kTileRows * kLanes<T>)),
+        lane_max(arena.Take<T>(kTileRows * kLanes<T>)),
+        shift(arena.Take<T>(kTileRows)),
         rescale(arena.Take<T>(kTileRows)) {}
 
-  int64_t padded_rows, value_width;
+  int64_t tile_count, padded_rows, value_width;
+  Tile* tiles;
   T* query;     // tiles of [head_dim][height]
   T* output;    // [padded_rows][value_width], not divided by the sum yet
   T* max;       // [padded_rows] of the scores so far
@@ -72,7 +79,8 @@ struct AttentionScratch {
   T* key;       // panels of [head_dim][panel]
   T* value;     // panels of [keys][panel]
   T* scores;    // [kTileRows][kScoreStride], then weights
-  T* tile_max;  // [kTileRows][lanes]
+  T* lane_max;  // [kTileRows][lanes] of the tile's scores
+  T* shift;     // [kTileRows]: largest of the tile's scores, then what to subtract from them
   T* rescale;   // [kTileRows] factors for the outputs of the tile
 };
 
@@ -89,39 +97,49 @@ struct FromZero {
   HWY_INLINE hn::Vec<Tag<T>> operator()(int, int) const { return hn::Zero(Tag<T>()); }
 };
 
-// Stores a panel of scores and keeps the lanewise maximum of each row.
+// Stores a panel of scores, of which `valid` belong to keys, and keeps the lanewise maximum of each row.
 template <typename T>
 struct StoreScores {
   T* scores;
   T* max;
+  int64_t valid;
 
   template <int kVectors>
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
     const Tag<T> d;
     auto row_max = hn::Load(d, max + r * kLanes<T>);
     for (int v = 0; v < kVectors; ++v) {
-      hn::StoreU(sums[v], d, scores + r * kScoreStride<T> + v * kLanes<T>);
-      row_max = hn::Max(row_max, sums[v]);
+      auto score = sums[v];
+      if (const int64_t left = valid - v * kLanes<T>; HWY_UNLIKELY(left < kLanes<T>)) {
+        const auto kept = hn::FirstN(d, static_cast<std::size_t>(std::max<int64_t>(0, left)));
+        score = hn::IfThenElse(kept, score, hn::Set(d, kMinusInf<T>));
+      }
+      hn::StoreU(score, d, scores + r * kScoreStride<T> + v * kLanes<T>);
+      row_max = hn::Max(row_max, score);
     }
     hn::Store(row_max, d, max + r * kLanes<T>);
   }
 };
 
-// The same for the panel in which the keys end after `valid` columns.
+// The same after -slope * |query - key|.
 template <typename T>
-struct StoreLastScores {
+struct StoreAlibiScores {
   StoreScores<T> store;
-  int64_t valid;
+  const AttentionArgs<T>& args;
+  const Tile& tile;
+  int64_t key;  // of the first score
 
   template <int kVectors>
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
     const Tag<T> d;
-    hn::Vec<Tag<T>> limited[kVectors];
+    const Row& row = tile.row[r < tile.rows ? r : 0];
+    const auto slope = hn::Set(d, args.slopes[row.head]);
+    hn::Vec<Tag<T>> biased[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      const auto kept = hn::FirstN(d, static_cast<std::size_t>(std::max<int64_t>(0, valid - v * kLanes<T>)));
-      limited[v] = hn::IfThenElse(kept, sums[v], hn::Set(d, kMinusInf<T>));
+      const int64_t from_query = key + v * kLanes<T> - row.query - args.offset;
+      biased[v] = hn::NegMulAdd(slope, hn::Abs(hn::Iota(d, static_cast<T>(from_query))), sums[v]);
     }
-    store(r, limited);
+    store(r, biased);
   }
 };
 
@@ -153,38 +171,6 @@ bool AllFinite(const T* packed, int64_t count) {
 }
 
 template <typename T>
-T ScalarExp(T x) {
-  const Tag<T> d;
-  return hn::GetLane(AttentionExp(d, hn::Set(d, x)));
-}
-
-// scores[from, to) become exp(score - max), in place; returns their sum. `from` is a multiple of a panel. Which lane
-// adds up which score follows from its place alone, so that zeros at either end change no bit of the sum.
-template <typename T>
-T Exponentials(T* scores, int64_t from, int64_t to, T max) {
-  const Tag<T> d;
-  const auto minus_max = hn::Set(d, -max);
-  auto even = hn::Zero(d), odd = hn::Zero(d);
-  int64_t j = from;
-  for (; j + kPanel<T> <= to; j += kPanel<T>) {
-    const auto p0 = AttentionExp(d, hn::Add(hn::LoadU(d, scores + j), minus_max));
-    const auto p1 = AttentionExp(d, hn::Add(hn::LoadU(d, scores + j + kLanes<T>), minus_max));
-    hn::StoreU(p0, d, scores + j);
-    hn::StoreU(p1, d, scores + j + kLanes<T>);
-    even = hn::Add(even, p0);
-    odd = hn::Add(odd, p1);
-  }
-  bool is_odd = false;
-  ForEachVector(d, to - j, [&](auto lanes, int64_t i) HWY_ATTR {
-    const auto p = lanes.Or(d, AttentionExp(d, hn::Add(lanes.Load(d, scores + j + i), minus_max)), hn::Zero(d));
-    lanes.Store(p, d, scores + j + i);
-    (is_odd ? odd : even) = hn::Add(is_odd ? odd : even, p);
-    is_odd = true;
-  });
-  return hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
-}
-
-template <typename T>
 class AttentionRun {
  public:
   AttentionRun(const AttentionArgs<T>& args, const AttentionBlock& block, std::byte* memory)
@@ -197,117 +183,94 @@ class AttentionRun {
         rows_(queries_ * group_),
         head_dim_(args.query.shape[3]),
         value_dim_(args.value.shape[3]),
-        changes_scores_(ChangesScores(args)),
+        keys_(KeysOf(args, block.batch, block.query_begin, block.query_end)),
+        changes_(ChangesOf(args)),
         arena_(memory),
-        scratch_(arena_, args, rows_) {
-    first_key_ = MakeRow(args, 0, block.query_begin).low / kPanel<T> * kPanel<T>;
-    last_key_ = std::max(first_key_, MakeRow(args, 0, block.query_end - 1).high);
-    for (const auto& keep : args.keep) SkipPadding(keep);
-  }
+        scratch_(arena_, args, rows_) {}
 
   void Run() {
     Begin();
-    if (args_.weights) {
-      ForKeyBlocks([this](int64_t begin, int64_t end) HWY_ATTR { KeepScores(begin, end); });
-      for (int64_t r = 0; r < rows_; ++r) NormaliseWeights(r);
-      ForKeyBlocks([this](int64_t begin, int64_t end) HWY_ATTR { ApplyWeights(begin, end); });
+    if (args_.weights && keys_.begin / kKeyBlock<T> != (keys_.end - 1) / kKeyBlock<T>) {
+      Sweep([this](int64_t begin, int64_t end) HWY_ATTR { KeepScores(begin, end); });
+      for (int64_t t = 0; t < scratch_.tile_count; ++t) ExponentialsOfWeights(scratch_.tiles[t]);
+      Sweep([this](int64_t begin, int64_t end) HWY_ATTR { ApplyWeights(begin, end); });
     } else {
-      ForKeyBlocks([this](int64_t begin, int64_t end) HWY_ATTR { Online(begin, end); });
+      Sweep([this](int64_t begin, int64_t end) HWY_ATTR { Online(begin, end); });
     }
     Finish();
   }
 
  private:
-  // Up to kTileRows rows and the keys of the current block, counted from its first, that any of them keeps.
-  struct Tile {
-    int64_t first_row;
-    int rows, height;
-    Row row[kTileRows];
+  // The keys of the current block, counted from its first, that a tile keeps any of.
+  struct Part {
     int64_t from, to;  // from: a multiple of a panel
-    bool limited;      // some row keeps only some of these keys
+    Changes changes;
+    bool empty() const { return from >= to; }
   };
 
-  Row RowAt(int64_t r) const { return MakeRow(args_, kv_head_ * group_ + r / queries_, query_begin_ + r % queries_); }
-
-  // Leaves out the keys at either end that a mask without heads and queries, key padding, drops.
-  void SkipPadding(const View<const std::uint8_t, 4>& keep) {
-    const bool shared = (keep.stride[1] == 0 || keep.shape[1] == 1) && (keep.stride[2] == 0 || keep.shape[2] == 1);
-    if (!shared || keep.stride[3] == 0) return;
-    const std::uint8_t* kept = keep.at(batch_);
-    while (last_key_ > first_key_ && !kept[last_key_ - 1]) --last_key_;
-    while (first_key_ < last_key_ && !kept[first_key_]) ++first_key_;
-    first_key_ = first_key_ / kPanel<T> * kPanel<T>;
+  template <class Function>
+  void Sweep(const Function& function) const {
+    ForKeyBlocks<T>(keys_, function);
   }
 
-  template <class Function>
-  void ForKeyBlocks(const Function& function) const {
-    for (int64_t begin = first_key_; begin < last_key_;) {
-      const int64_t end = std::min(last_key_, (begin / kKeyBlock<T> + 1) * kKeyBlock<T>);
-      function(begin, end);
-      begin = end;
-    }
-  }
-
-  // Calls function(tile) for each tile that keeps any key of [begin, end).
-  template <class Function>
-  void ForTiles(int64_t begin, int64_t end, const Function& function) const {
-    for (int64_t first = 0; first < rows_; first += kTileRows) {
-      Tile tile;
-      tile.first_row = first;
-      tile.rows = static_cast<int>(std::min<int64_t>(kTileRows, rows_ - first));
-      tile.height = TileHeight(tile.rows);
-      int64_t low = end, high = begin, all_from = begin, all_to = end;
-      for (int r = 0; r < tile.rows; ++r) {
-        const Row& row = tile.row[r] = RowAt(first + r);
-        low = std::min(low, row.low), high = std::max(high, row.high);
-        all_from = std::max(all_from, row.low), all_to = std::min(all_to, row.high);
+  Part PartOf(const Tile& tile, int64_t begin, int64_t end) const {
+    const int64_t low = std::max(tile.low, begin), high = std::min(tile.high, end);
+    Part part{(low - begin) / kPanel<T> * kPanel<T>, high - begin, changes_};
+    if (low >= high) part.from = part.to = 0;
+    if (changes_.keep) {
+      bool all = true;
+      for (const auto& keep : args_.keep) {
+        if (part.empty()) break;
+        const KeptKeys kept = KeptByMask<T>(keep, batch_, tile.row, tile.rows, begin, part.from, part.to);
+        part.from = kept.from, part.to = kept.to, all &= kept.all;
       }
-      if (low >= high) continue;
-      low = std::max(low, begin), high = std::min(high, end);
-      tile.from = (low - begin) / kPanel<T> * kPanel<T>;
-      tile.to = high - begin;
-      tile.limited = all_from > begin + tile.from || all_to < high;
-      function(tile);
+      part.changes.keep = !all;
     }
+    if (part.empty()) return part;
+    part.changes.limit = tile.all_low > begin + part.from || tile.all_high < begin + part.to;
+    return part;
   }
 
-  void Begin() {
-    std::fill_n(scratch_.output, scratch_.padded_rows * scratch_.value_width, T{0});
+  void Begin() const {
+    const int64_t padded = scratch_.padded_rows;
+    std::fill_n(scratch_.output, padded * scratch_.value_width, T{0});
     std::fill_n(scratch_.rescale, kTileRows, T{1});
-    for (int64_t first = 0; first < rows_; first += kTileRows) PackQueries(first);
-    for (int64_t r = 0; r < rows_; ++r) {
-      const T sink = args_.sinks ? args_.sinks[RowAt(r).head] : kMinusInf<T>;
-      scratch_.max[r] = sink;
-      scratch_.sum[r] = sink == kMinusInf<T> ? T{0} : T{1};
-    }
-  }
-
-  // The tile of queries that begins at row `first`, times the scale.
-  void PackQueries(int64_t first) const {
-    const Tag<T> d;
-    const int64_t rows = std::min<int64_t>(kTileRows, rows_ - first);
-    const int height = TileHeight(rows);
-    T* packed = scratch_.query + first * head_dim_;
-    // A tile may reach into the next head, whose rows are elsewhere.
-    const int64_t here = std::min(rows, queries_ - first % queries_);
-    const int64_t stride = args_.query.stride[2];
-    if (here == rows) {
-      PackTile(QueryAt(first), rows, stride, head_dim_, height, packed);
-    } else {
-      std::fill_n(packed, head_dim_ * height, T{0});
-      for (int64_t r = 0, count = here; r < rows; r += count, count = std::min(queries_, rows - r)) {
-        PackPanel(QueryAt(first + r), head_dim_, count, int64_t{1}, stride, height, packed + r);
+    std::fill_n(scratch_.max, padded, kMinusInf<T>);
+    std::fill_n(scratch_.sum, padded, T{0});
+    int64_t member = 0, query = 0;  // of the group, of the queries
+    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
+      Tile& tile = scratch_.tiles[t];
+      tile.first_row = t * kTileRows;
+      tile.rows = static_cast<int>(std::min<int64_t>(kTileRows, rows_ - tile.first_row));
+      tile.height = TileHeight(tile.rows);
+      tile.low = tile.all_high = args_.key.shape[2], tile.high = tile.all_low = 0;
+      for (int r = 0; r < tile.rows; ++r) {
+        const Row& row = tile.row[r] = MakeRow(args_, kv_head_ * group_ + member, query_begin_ + query);
+        if (row.low < row.high) tile.low = std::min(tile.low, row.low), tile.high = std::max(tile.high, row.high);
+        tile.all_low = std::max(tile.all_low, row.low), tile.all_high = std::min(tile.all_high, row.high);
+        if (args_.sinks && args_.sinks[row.head] != kMinusInf<T>) {
+          scratch_.max[tile.first_row + r] = args_.sinks[row.head];
+          scratch_.sum[tile.first_row + r] = T{1};
+        }
+        if (++query == queries_) query = 0, ++member;
       }
+      PackQueries(tile);
     }
-    const auto factor = hn::Set(d, static_cast<T>(args_.scale));
-    ForEachVector(d, head_dim_ * height, [&](auto lanes, int64_t i) HWY_ATTR {
-      lanes.Store(hn::Mul(lanes.Load(d, packed + i), factor), d, packed + i);
-    });
   }
 
-  const T* QueryAt(int64_t r) const {
-    const Row row = RowAt(r);
-    return args_.query.at(batch_, row.head, row.query);
+  // Times the scale.
+  void PackQueries(const Tile& tile) const {
+    T* packed = scratch_.query + tile.first_row * head_dim_;
+    if (tile.rows < tile.height) std::fill_n(packed, head_dim_ * tile.height, T{0});
+    for (int r = 0; r < tile.rows;) {
+      // A tile may reach into the next head, whose rows are elsewhere.
+      int count = 1;
+      while (r + count < tile.rows && tile.row[r + count].head == tile.row[r].head) ++count;
+      PackPanel(args_.query.at(batch_, tile.row[r].head, tile.row[r].query), head_dim_, count, int64_t{1},
+                args_.query.stride[2], tile.height, packed + r);
+      r += count;
+    }
+    ScaleRow(packed, head_dim_ * tile.height, static_cast<T>(args_.scale), packed);
   }
 
   void PackKeys(int64_t begin, int64_t end) const {
@@ -321,116 +284,120 @@ class AttentionRun {
     values_finite_ = AllFinite(scratch_.value, (end - begin) * scratch_.value_width);
   }
 
+  T* ScoresOf(int r) const { return scratch_.scores + r * kScoreStride<T>; }
+
+  T* WeightsOf(const Row& row, int64_t key) const { return args_.weights.at(batch_, row.head, row.query, key); }
+
   void Online(int64_t begin, int64_t end) {
     PackKeys(begin, end);
     PackValues(begin, end);
-    ForTiles(begin, end, [&](const Tile& tile) HWY_ATTR {
-      Score(tile, begin, end);
-      bool any = false;
-      for (int r = 0; r < tile.rows; ++r) any |= Exponentiate(tile, r, begin);
-      if (any) AddValues(tile, end - begin);
-    });
+    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
+      const Tile& tile = scratch_.tiles[t];
+      const Part part = PartOf(tile, begin, end);
+      if (!part.empty()) {
+        Score(tile, part, begin, end);
+        MoveMaxima(kTileRows, scratch_.max + tile.first_row, scratch_.sum + tile.first_row, scratch_.shift,
+                   scratch_.rescale);
+        for (int r = 0; r < tile.rows; ++r) {
+          scratch_.sum[tile.first_row + r] += Exponentials(ScoresOf(r), part.from, part.to, scratch_.shift[r]);
+        }
+      }
+      if (args_.weights) {  // all keys are in this block
+        for (int r = 0; r < tile.rows; ++r) StoreWeights(tile, r, part, begin, end);
+      }
+      if (part.empty()) continue;
+      for (int r = 0; r < tile.rows; ++r) Drop(tile, r, part, begin);
+      AddValues(tile, part, end - begin);
+    }
   }
 
-  // Scores of the tile, and each row's largest in its first lane of tile_max.
-  void Score(const Tile& tile, int64_t begin, int64_t end) const {
+  // Scores of the tile; shift has each row's largest.
+  void Score(const Tile& tile, const Part& part, int64_t begin, int64_t end) const {
     const Tag<T> d;
-    std::fill_n(scratch_.tile_max, kTileRows * kLanes<T>, kMinusInf<T>);
-    WithHeight(tile.height, [&](auto height) HWY_ATTR { ScorePanels<height.value>(tile, end - begin); });
-    for (int r = 0; r < tile.rows; ++r) {
-      T& max = scratch_.tile_max[r * kLanes<T>];
-      if (changes_scores_ || tile.limited) {
-        const ScoreRow<T> row(scratch_.scores + r * kScoreStride<T>, begin, tile.from, tile.to);
-        row.Change(args_, batch_, tile.row[r]);
-        row.Limit(tile.row[r].low, tile.row[r].high);
-        max = row.Max();
-      } else {
-        max = GreatestLane(d, hn::Load(d, scratch_.tile_max + r * kLanes<T>));
+    Changes changes = part.changes;
+    const bool alibi = changes.alibi && !changes.softcap;
+    if (alibi) changes.alibi = false;
+    std::fill_n(scratch_.lane_max, kTileRows * kLanes<T>, kMinusInf<T>);
+    WithHeight(tile.height, [&](auto height) HWY_ATTR {
+      ForPanels(part, end - begin, [&](int64_t column, auto vectors) HWY_ATTR {
+        const T* query = scratch_.query + tile.first_row * head_dim_;
+        const T* key = scratch_.key + column * head_dim_;
+        const StoreScores<T> store{scratch_.scores + column, scratch_.lane_max, part.to - column};
+        if (alibi) {
+          GemmTile<height.value, vectors.value, 1, height.value>(
+              head_dim_, query, key, FromZero<T>(), StoreAlibiScores<T>{store, args_, tile, begin + column});
+        } else {
+          GemmTile<height.value, vectors.value, 1, height.value>(head_dim_, query, key, FromZero<T>(), store);
+        }
+      });
+    });
+    if (changes) {
+      std::fill_n(scratch_.shift, kTileRows, kMinusInf<T>);
+      for (int r = 0; r < tile.rows; ++r) {
+        const ScoreRow<T> row(ScoresOf(r), begin, part.from, part.to);
+        row.Change(args_, batch_, tile.row[r], changes);
+        scratch_.shift[r] = row.Max();
       }
-      // A maximum may overlook NaN; one of -inf must not, or the row would pass for one that keeps nothing.
-      const ScoreRow<T> row(scratch_.scores + r * kScoreStride<T>, begin, tile.from, tile.to);
-      if (max == kMinusInf<T> && row.AnyNaN()) max = std::numeric_limits<T>::quiet_NaN();
-    }
-  }
-
-  template <int kHeight>
-  void ScorePanels(const Tile& tile, int64_t keys) const {
-    const T* query = scratch_.query + tile.first_row * head_dim_;
-    for (int64_t column = tile.from; column < tile.to; column += kPanel<T>) {
-      const T* panel = scratch_.key + column * head_dim_;
-      const StoreScores<T> store{scratch_.scores + column, scratch_.tile_max};
-      const int64_t width = PanelWidth<T>(column, keys);
-      if (column + width <= tile.to && width == kPanel<T>) {
-        GemmTile<kHeight, 2, 1, kHeight>(head_dim_, query, panel, FromZero<T>(), store);
-      } else if (width == kPanel<T>) {
-        GemmTile<kHeight, 2, 1, kHeight>(head_dim_, query, panel, FromZero<T>(),
-                                         StoreLastScores<T>{store, tile.to - column});
-      } else {
-        GemmTile<kHeight, 1, 1, kHeight>(head_dim_, query, panel, FromZero<T>(),
-                                         StoreLastScores<T>{store, tile.to - column});
+    } else {
+      for (int r = 0; r < kTileRows; ++r) {
+        scratch_.shift[r] = GreatestLane(d, hn::Load(d, scratch_.lane_max + r * kLanes<T>));
       }
     }
   }
 
-  // Moves the row's maximum; its scores become weights relative to it. False if nothing was ever kept.
-  bool Exponentiate(const Tile& tile, int r, int64_t begin) const {
-    T* scores = scratch_.scores + r * kScoreStride<T>;
-    const int64_t to = PackedColumns<T>(tile.to);
-    T& max = scratch_.max[tile.first_row + r];
-    T& sum = scratch_.sum[tile.first_row + r];
-    const T tile_max = scratch_.tile_max[r * kLanes<T>], old = max;
-    max = tile_max <= old ? old : tile_max;  // NaN if that is
-    if (max == kMinusInf<T>) {
-      std::fill(scores + tile.from, scores + to, T{0});
-      scratch_.rescale[r] = T{1};
-      return false;
+  // function(column, vectors) for the panels of the part, in a block of `keys` keys.
+  template <class Function>
+  HWY_INLINE void ForPanels(const Part& part, int64_t keys, const Function& function) const {
+    for (int64_t column = part.from; column < part.to; column += kPanel<T>) {
+      if (PanelWidth<T>(column, keys) == kPanel<T>) {
+        function(column, Int<2>());
+      } else {
+        function(column, Int<1>());
+      }
     }
-    scratch_.rescale[r] = max == old ? T{1} : ScalarExp(old - max);
-    sum = sum * scratch_.rescale[r] + Exponentials(scores, tile.from, to, max);
-    Drop(tile, r, begin);
-    return true;
   }
 
-  void Drop(const Tile& tile, int r, int64_t begin) const {
+  void Drop(const Tile& tile, int r, const Part& part, int64_t begin) const {
     if (!args_.drop) return;
     const Row& row = tile.row[r];
     DropWeights(args_.drop.at(batch_, row.head, row.query, begin), args_.drop.stride[3],
-                static_cast<T>(args_.drop_scale), tile.from, tile.to, scratch_.scores + r * kScoreStride<T>);
+                static_cast<T>(args_.drop_scale), part.from, part.to, ScoresOf(r));
   }
 
-  void AddValues(const Tile& tile, int64_t keys) const {
-    WithHeight(tile.height, [&](auto height) HWY_ATTR { AddValuePanels<height.value>(tile, keys); });
+  void AddValues(const Tile& tile, const Part& part, int64_t keys) const {
+    WithHeight(tile.height, [&](auto height) HWY_ATTR { AddValuePanels<height.value>(tile, part, keys); });
   }
 
   template <int kHeight>
-  void AddValuePanels(const Tile& tile, int64_t keys) const {
-    const T* weights = scratch_.scores + tile.from;
+  void AddValuePanels(const Tile& tile, const Part& part, int64_t keys) const {
+    const T* weights = scratch_.scores + part.from;
     const T* panel = scratch_.value;
+    const int64_t depth = part.to - part.from;
     for (int64_t column = 0; column < value_dim_; column += kPanel<T>) {
       const int64_t width = PanelWidth<T>(column, value_dim_);
       const AddToOutputs<T> outputs{scratch_.output + tile.first_row * scratch_.value_width + column,
                                     scratch_.value_width, scratch_.rescale};
-      const T* values = panel + tile.from * width;
+      const T* values = panel + part.from * width;
       if (!values_finite_) {
-        AddNonFinite(tile, values, width, outputs);
+        AddNonFinite(tile.rows, depth, values, width, weights, outputs);
       } else if (width == kPanel<T>) {
-        GemmTile<kHeight, 2, kScoreStride<T>, 1>(tile.to - tile.from, weights, values, FromZero<T>(), outputs);
+        GemmTile<kHeight, 2, kScoreStride<T>, 1>(depth, weights, values, FromZero<T>(), outputs);
       } else {
-        GemmTile<kHeight, 1, kScoreStride<T>, 1>(tile.to - tile.from, weights, values, FromZero<T>(), outputs);
+        GemmTile<kHeight, 1, kScoreStride<T>, 1>(depth, weights, values, FromZero<T>(), outputs);
       }
       panel += keys * width;
     }
   }
 
   // The same for values with NaN or Inf among them: a key of weight 0 is passed over, for 0 * NaN is not 0.
-  void AddNonFinite(const Tile& tile, const T* values, int64_t width, const AddToOutputs<T>& outputs) const {
+  void AddNonFinite(int rows, int64_t depth, const T* values, int64_t width, const T* weights,
+                    const AddToOutputs<T>& outputs) const {
     const Tag<T> d;
-    for (int r = 0; r < tile.rows; ++r) {
-      const T* weights = scratch_.scores + r * kScoreStride<T> + tile.from;
+    for (int r = 0; r < rows; ++r, weights += kScoreStride<T>) {
       for (int64_t v = 0; v < width; v += kLanes<T>) {
         T* output = outputs.output + r * outputs.stride + v;
         auto sum = hn::Zero(d);
-        for (int64_t j = 0; j < tile.to - tile.from; ++j) {
+        for (int64_t j = 0; j < depth; ++j) {
           if (weights[j] != T{0}) sum = hn::MulAdd(hn::Set(d, weights[j]), hn::Load(d, values + j * width + v), sum);
         }
         hn::Store(hn::MulAdd(hn::Load(d, output), hn::Set(d, outputs.rescale[r]), sum), d, output);
@@ -438,82 +405,88 @@ class AttentionRun {
     }
   }
 
-  T* WeightsOf(const Row& row) const { return args_.weights.at(batch_, row.head, row.query); }
-
   // First sweep with weights: final scores go where the weights will be.
-  void KeepScores(int64_t begin, int64_t end) {
+  void KeepScores(int64_t begin, int64_t end) const {
     PackKeys(begin, end);
-    for (int64_t r = 0; r < rows_; ++r) std::fill(WeightsOf(RowAt(r)) + begin, WeightsOf(RowAt(r)) + end, kMinusInf<T>);
-    ForTiles(begin, end, [&](const Tile& tile) HWY_ATTR {
-      Score(tile, begin, end);
-      for (int r = 0; r < tile.rows; ++r) {
-        const T* scores = scratch_.scores + r * kScoreStride<T>;
-        std::copy(scores + tile.from, scores + tile.to, WeightsOf(tile.row[r]) + begin + tile.from);
-        T& max = scratch_.max[tile.first_row + r];
-        const T tile_max = scratch_.tile_max[r * kLanes<T>], old = max;
-        max = tile_max <= old ? old : tile_max;
-        scratch_.sum[tile.first_row + r] *= max == old ? T{1} : ScalarExp(old - max);  // the sink's part
+    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
+      const Tile& tile = scratch_.tiles[t];
+      const Part part = PartOf(tile, begin, end);
+      if (!part.empty()) {
+        Score(tile, part, begin, end);
+        // The sums are the sinks' parts so far.
+        MoveMaxima(kTileRows, scratch_.max + tile.first_row, scratch_.sum + tile.first_row, scratch_.shift,
+                   scratch_.rescale);
       }
-    });
+      for (int r = 0; r < tile.rows; ++r) {
+        T* weights = WeightsOf(tile.row[r], begin);
+        std::fill(weights, weights + part.from, kMinusInf<T>);
+        std::copy(ScoresOf(r) + part.from, ScoresOf(r) + part.to, weights + part.from);
+        std::fill(weights + part.to, weights + (end - begin), kMinusInf<T>);
+      }
+    }
   }
 
-  void NormaliseWeights(int64_t r) const {
-    const Tag<T> d;
-    T* weights = WeightsOf(RowAt(r));
-    const T max = scratch_.max[r];
-    std::fill(weights, weights + first_key_, T{0});
-    std::fill(weights + last_key_, weights + args_.key.shape[2], T{0});
-    if (max == kMinusInf<T>) {
-      std::fill(weights + first_key_, weights + last_key_, T{0});
-      return;
+  // Between the sweeps: scores become weights that are not divided by their sum yet.
+  void ExponentialsOfWeights(const Tile& tile) const {
+    for (int r = 0; r < tile.rows; ++r) {
+      const T max = scratch_.max[tile.first_row + r];
+      scratch_.sum[tile.first_row + r] +=
+          Exponentials(WeightsOf(tile.row[r], 0), keys_.begin, keys_.end, max == kMinusInf<T> ? T{0} : max);
     }
-    T& sum = scratch_.sum[r];
-    sum += Exponentials(weights, first_key_, last_key_, max);
-    const auto factor = hn::Set(d, T{1} / sum);
-    ForEachVector(d, last_key_ - first_key_, [&](auto lanes, int64_t j) HWY_ATTR {
-      T* w = weights + first_key_ + j;
-      lanes.Store(hn::Mul(lanes.Load(d, w), factor), d, w);
-    });
+    std::fill_n(scratch_.rescale, kTileRows, T{1});
   }
 
   // Second sweep with weights.
   void ApplyWeights(int64_t begin, int64_t end) {
     PackValues(begin, end);
-    ForTiles(begin, end, [&](const Tile& tile) HWY_ATTR {
+    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
+      const Tile& tile = scratch_.tiles[t];
+      const Part part = PartOf(tile, begin, end);
       for (int r = 0; r < tile.rows; ++r) {
-        const T* weights = WeightsOf(tile.row[r]) + begin;
-        std::copy(weights + tile.from, weights + tile.to, scratch_.scores + r * kScoreStride<T> + tile.from);
-        Drop(tile, r, begin);
+        const T* weights = WeightsOf(tile.row[r], begin);
+        std::copy(weights + part.from, weights + part.to, ScoresOf(r) + part.from);
+        StoreWeights(tile, r, part, begin, end);
+        Drop(tile, r, part, begin);
       }
-      AddValues(tile, end - begin);
-    });
+      if (!part.empty()) AddValues(tile, part, end - begin);
+    }
+  }
+
+  // The row's weights for the keys [begin, end), from scores that have become weights.
+  void StoreWeights(const Tile& tile, int r, const Part& part, int64_t begin, int64_t end) const {
+    const T factor = Normaliser(scratch_.sum[tile.first_row + r]);
+    const T nothing = T{0} * factor;  // NaN where the row is
+    T* weights = WeightsOf(tile.row[r], begin);
+    std::fill(weights, weights + part.from, nothing);
+    ScaleRow(ScoresOf(r) + part.from, part.to - part.from, factor, weights + part.from);
+    std::fill(weights + part.to, weights + (end - begin), nothing);
   }
 
   void Finish() const {
-    const Tag<T> d;
-    for (int64_t r = 0; r < rows_; ++r) {
-      const Row row = RowAt(r);
-      const T sum = scratch_.sum[r], max = scratch_.max[r];
-      const bool empty = max == kMinusInf<T>;
-      const auto factor = hn::Set(d, args_.weights || empty ? T{1} : T{1} / sum);
-      const T* from = scratch_.output + r * scratch_.value_width;
-      T* to = args_.output.at(batch_, row.head, row.query);
-      ForEachVector(d, value_dim_, [&](auto lanes, int64_t i) HWY_ATTR {
-        lanes.Store(hn::Mul(hn::Load(d, from + i), factor), d, to + i);
-      });
-      if (args_.lse) {
-        const double lse = static_cast<double>(max) + std::log(static_cast<double>(sum));
-        *args_.lse.at(batch_, row.head, row.query) = empty ? kMinusInf<T> : static_cast<T>(lse);
+    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
+      const Tile& tile = scratch_.tiles[t];
+      for (int r = 0; r < tile.rows; ++r) {
+        const Row& row = tile.row[r];
+        const T sum = scratch_.sum[tile.first_row + r];
+        ScaleRow(scratch_.output + (tile.first_row + r) * scratch_.value_width, value_dim_, Normaliser(sum),
+                 args_.output.at(batch_, row.head, row.query));
+        if (args_.lse) {
+          *args_.lse.at(batch_, row.head, row.query) = LogSumExp(scratch_.max[tile.first_row + r], sum);
+        }
+        if (args_.weights) {
+          std::fill(WeightsOf(row, 0), WeightsOf(row, keys_.begin), T{0});
+          std::fill(WeightsOf(row, keys_.end), WeightsOf(row, args_.key.shape[2]), T{0});
+        }
       }
     }
   }
 
   const AttentionArgs<T>& args_;
   const int64_t batch_, kv_head_, query_begin_, queries_, group_, rows_, head_dim_, value_dim_;
-  const bool changes_scores_;
+  const KeyRange keys_;
+  const Changes changes_;
   Arena arena_;
   const AttentionScratch<T> scratch_;
-  int64_t first_key_, last_key_;
   bool values_finite_ = true;
 };
 

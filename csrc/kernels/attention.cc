@@ -5,17 +5,19 @@
 // Below foreach_target.h, or the first target would miss them.
 #include "kernels/attention-inl.h"
 #include "kernels/attention.h"
+#include "kernels/decode-inl.h"
 #include "runtime/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-constexpr AttentionKernel<float> kAttentionF32{&AttentionScratchBytes<float>, &AttentionRunBlock<float>};
-constexpr AttentionKernel<double> kAttentionF64{&AttentionScratchBytes<double>, &AttentionRunBlock<double>};
+template <typename T>
+constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<T>, &AttentionRunBlock<T>, &PartialBytes<T>,
+                                        &DecodeScratchBytes<T>,    &DecodeRunChunk<T>,    &MergeChunks<T>};
 
-const AttentionKernel<float>* AttentionF32() { return &kAttentionF32; }
-const AttentionKernel<double>* AttentionF64() { return &kAttentionF64; }
+const AttentionKernel<float>* AttentionF32() { return &kAttention<float>; }
+const AttentionKernel<double>* AttentionF64() { return &kAttention<double>; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

@@ -14,12 +14,25 @@ struct AttentionBlock {
   std::int64_t batch, kv_head, query_begin, query_end;
 };
 
+// Keys [key_begin, key_end) of one key and value head, and all queries of the heads that share it. key_begin is a
+// multiple of the 1 KB of a row that keys go by in.
+struct DecodeChunk {
+  std::int64_t batch, kv_head, key_begin, key_end;
+};
+
 template <typename T>
 struct AttentionKernel {
-  // For a block of at most `rows` rows.
+  // Many queries. For a block of at most `rows` rows:
   std::size_t (*scratch_bytes)(const AttentionArgs<T>& args, std::int64_t rows);
   // Fills output, and weights and lse where asked for. A row's result does not depend on the block it is in.
   void (*block)(const AttentionArgs<T>& args, const AttentionBlock& block, std::byte* scratch);
+
+  // Few queries: `chunk` for all chunks of a head, each with a partial result of its own, side by side, then `merge`.
+  std::size_t (*partial_bytes)(const AttentionArgs<T>& args);
+  std::size_t (*chunk_scratch_bytes)(const AttentionArgs<T>& args);
+  void (*chunk)(const AttentionArgs<T>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* scratch);
+  void (*merge)(const AttentionArgs<T>& args, std::int64_t batch, std::int64_t kv_head, std::int64_t chunks,
+                std::byte* partials);
 };
 
 // That of the chosen target.

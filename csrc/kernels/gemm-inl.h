@@ -55,6 +55,7 @@ HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RE
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) sum[r][v] = start(r, v);
   }
+#pragma GCC unroll 4
   for (int64_t k = 0; k < depth; ++k) {
     hn::Vec<Tag<T>> b_k[kVectors];
 #pragma GCC unroll 2

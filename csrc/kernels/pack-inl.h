@@ -52,12 +52,26 @@ void PackRows(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, 
 }
 
 #if HWY_TARGET != HWY_SCALAR
-// out[j * out_stride + i] = in[i * in_stride + j] for a square of one 128-bit vector a side.
-HWY_INLINE void TransposeSquare(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
-  const hn::FixedTag<float, 4> d;
-  const hn::Repartition<double, decltype(d)> pairs;
-  const auto r0 = hn::LoadU(d, in), r1 = hn::LoadU(d, in + in_stride);
-  const auto r2 = hn::LoadU(d, in + 2 * in_stride), r3 = hn::LoadU(d, in + 3 * in_stride);
+// 128-bit blocks, the i-th from `from + i * stride`.
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE hn::Vec<D> LoadBlocks(D d, const T* from, int64_t stride) {
+  if constexpr (hn::MaxLanes(d) * sizeof(T) <= 16) {
+    return hn::LoadU(d, from);
+  } else {
+    const hn::Half<D> half;
+    const int64_t blocks = static_cast<int64_t>(hn::MaxLanes(half) * sizeof(T) / 16);
+    return hn::Combine(d, LoadBlocks(half, from + blocks * stride, stride), LoadBlocks(half, from, stride));
+  }
+}
+
+// out[k * out_stride + column] = in[column * in_stride + k] for the columns of a vector and the numbers of a 128-bit
+// block: squares of such blocks side by side, each transposed by itself.
+template <class D>
+HWY_INLINE void TransposeBlocks(D d, const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+  const hn::Repartition<double, D> pairs;
+  const auto r0 = LoadBlocks(d, in, 4 * in_stride), r1 = LoadBlocks(d, in + in_stride, 4 * in_stride);
+  const auto r2 = LoadBlocks(d, in + 2 * in_stride, 4 * in_stride);
+  const auto r3 = LoadBlocks(d, in + 3 * in_stride, 4 * in_stride);
   const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));
   const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
   const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
@@ -68,9 +82,9 @@ HWY_INLINE void TransposeSquare(const float* in, int64_t in_stride, float* out, 
   hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23)), d, out + 3 * out_stride);
 }
 
-HWY_INLINE void TransposeSquare(const double* in, int64_t in_stride, double* out, int64_t out_stride) {
-  const hn::FixedTag<double, 2> d;
-  const auto r0 = hn::LoadU(d, in), r1 = hn::LoadU(d, in + in_stride);
+template <class D>
+HWY_INLINE void TransposeBlocks(D d, const double* in, int64_t in_stride, double* out, int64_t out_stride) {
+  const auto r0 = LoadBlocks(d, in, 2 * in_stride), r1 = LoadBlocks(d, in + in_stride, 2 * in_stride);
   hn::StoreU(hn::InterleaveLower(d, r0, r1), d, out);
   hn::StoreU(hn::InterleaveUpper(d, r0, r1), d, out + out_stride);
 }
@@ -81,20 +95,25 @@ HWY_INLINE void TransposeSquare(const double* in, int64_t in_stride, double* out
 template <typename T>
 void PackPanel(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t width,
                T* packed) {
-  const auto copy = [&](int64_t k, int64_t column) HWY_ATTR {
-    for (; k < depth; ++k) packed[k * width + column] = b[k * depth_stride + column * column_stride];
-  };
   int64_t column = 0;
+  const auto copy = [&](int64_t k, int64_t c) HWY_ATTR {
+    for (; k < depth; ++k) packed[k * width + c] = b[k * depth_stride + c * column_stride];
+  };
 #if HWY_TARGET != HWY_SCALAR
-  constexpr int64_t kSide = 16 / sizeof(T);
-  if (depth_stride == 1) {
-    for (; column + kSide <= columns; column += kSide) {
+  const auto transpose = [&](auto d) HWY_ATTR {
+    constexpr int64_t kSide = 16 / sizeof(T), kColumns = hn::MaxLanes(d);
+    for (; column + kColumns <= columns; column += kColumns) {
+      const T* from = b + column * column_stride;
       int64_t k = 0;
       for (; k + kSide <= depth; k += kSide) {
-        TransposeSquare(b + column * column_stride + k, column_stride, packed + k * width + column, width);
+        TransposeBlocks(d, from + k, column_stride, packed + k * width + column, width);
       }
-      for (int64_t i = 0; i < kSide; ++i) copy(k, column + i);
+      for (int64_t i = 0; i < kColumns && k < depth; ++i) copy(k, column + i);
     }
+  };
+  if (depth_stride == 1) {
+    transpose(Tag<T>());
+    transpose(hn::FixedTag<T, 16 / sizeof(T)>());
   }
 #endif
   for (; column < columns; ++column) copy(0, column);

@@ -2,8 +2,8 @@
 // the range of keys that causality and the window leave. What is dropped becomes -inf by selection, never by
 // arithmetic: NaN ends here.
 //
-// One short sweep per feature over at most a key block of one row, which stays in L1. Called by attention-inl.h for
-// tiles that need any of it.
+// One short sweep per feature over at most a key block of one row, which stays in L1, where a tile needs any of it.
+// Called by attention-inl.h and decode-inl.h.
 
 #if defined(HEADWISE_KERNELS_SCORES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_SCORES_INL_H_
@@ -31,6 +31,10 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr T kMinusInf = -std::numeric_limits<T>::infinity();
 
+// Keys go by in blocks of 1 KB a row.
+template <typename T>
+constexpr int kKeyBlock = 1024 / sizeof(T);
+
 // One query of one head, and the keys [low, high) that causality and the window leave it.
 struct Row {
   int64_t head, query, low, high;
@@ -44,9 +48,54 @@ Row MakeRow(const AttentionArgs<T>& args, int64_t head, int64_t query) {
   return {head, query, low, std::max(low, high)};
 }
 
+// What a tile of scores needs besides the product.
+struct Changes {
+  bool softcap = false, bias = false, alibi = false;
+  bool keep = false;   // some key is dropped by a mask
+  bool limit = false;  // some row keeps only some of these keys
+  explicit operator bool() const { return softcap || bias || alibi || keep || limit; }
+};
+
 template <typename T>
-bool ChangesScores(const AttentionArgs<T>& args) {
-  return args.softcap > 0 || args.slopes || !args.bias.empty() || !args.keep.empty();
+Changes ChangesOf(const AttentionArgs<T>& args) {
+  Changes changes;
+  changes.softcap = args.softcap > 0;
+  changes.bias = !args.bias.empty();
+  changes.alibi = args.slopes != nullptr;
+  changes.keep = !args.keep.empty();
+  return changes;
+}
+
+// The keys [from, to) of a block, counted from its first; `all`: every row keeps every one of them.
+struct KeptKeys {
+  int64_t from, to;
+  bool all;
+};
+
+// Narrows [from, to) to the panels in which a mask keeps a key for some of the rows.
+template <typename T>
+KeptKeys KeptByMask(const View<const std::uint8_t, 4>& keep, int64_t batch, const Row* rows, int count,
+                    int64_t key_begin, int64_t from, int64_t to) {
+  std::uint8_t any[kKeyBlock<T>] = {}, least = 255;
+  const std::uint8_t* last = nullptr;
+  for (int r = 0; r < count; ++r) {
+    const std::uint8_t* kept = keep.at(batch, rows[r].head, rows[r].query, key_begin);
+    if (kept == last) continue;  // a row for all queries
+    last = kept;
+    if (keep.stride[3] == 0) {
+      std::fill(any + from, any + to, static_cast<std::uint8_t>(any[from] | *kept));
+      least = std::min(least, *kept);
+      continue;
+    }
+    for (int64_t j = from; j < to; ++j) {
+      any[j] = static_cast<std::uint8_t>(any[j] | kept[j]);
+      least = std::min(least, kept[j]);
+    }
+  }
+  while (from < to && !any[to - 1]) --to;
+  while (from < to && !any[from]) ++from;
+  if (from == to) return {0, 0, false};
+  return {from / kPanel<T> * kPanel<T>, to, least != 0};
 }
 
 // True where a byte of `keep` is not 0; `count` bytes may be read.
@@ -83,32 +132,28 @@ void DropWeights(const std::uint8_t* drop, int64_t stride, T scale, int64_t from
   }
 }
 
-// scores[j], from <= j < to, belongs to key key_begin + j. Room for whole vectors is there and their rest is -inf.
+// scores[j], from <= j < to, belongs to key key_begin + j. Room for whole vectors is there.
 template <typename T>
 class ScoreRow {
  public:
   ScoreRow(T* scores, int64_t key_begin, int64_t from, int64_t to)
       : scores_(scores), key_begin_(key_begin), from_(from), to_(to) {}
 
-  void Change(const AttentionArgs<T>& args, int64_t batch, const Row& row) const {
-    if (args.softcap > 0) Softcap(args.softcap);
-    for (const auto& bias : args.bias) {
-      AddBias(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+  void Change(const AttentionArgs<T>& args, int64_t batch, const Row& row, const Changes& changes) const {
+    if (changes.softcap) Softcap(args.softcap);
+    if (changes.bias) {
+      for (const auto& bias : args.bias) AddBias(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
     }
-    if (args.slopes) AddAlibi(args.slopes[row.head], row.query + args.offset);
-    for (const auto& keep : args.keep) {
-      Keep(keep.at(batch, row.head, row.query, key_begin_), keep.stride[3]);
+    if (changes.alibi) AddAlibi(args.slopes[row.head], row.query + args.offset);
+    if (changes.keep) {
+      for (const auto& keep : args.keep) Keep(keep.at(batch, row.head, row.query, key_begin_), keep.stride[3]);
     }
+    if (changes.limit) Limit(row.low, row.high);
+    // What the last vector holds beyond the keys.
+    std::fill(scores_ + to_, scores_ + PackedColumns<T>(to_), kMinusInf<T>);
   }
 
-  // Drops the keys outside [low, high).
-  void Limit(int64_t low, int64_t high) const {
-    const int64_t begin = std::clamp(low - key_begin_, from_, to_), end = std::clamp(high - key_begin_, begin, to_);
-    std::fill(scores_ + from_, scores_ + begin, kMinusInf<T>);
-    std::fill(scores_ + end, scores_ + to_, kMinusInf<T>);
-  }
-
-  // The largest score; may overlook a NaN beside numbers.
+  // The largest score; may overlook NaN.
   T Max() const {
     const Tag<T> d;
     auto max = hn::Set(d, kMinusInf<T>);
@@ -116,11 +161,14 @@ class ScoreRow {
     return GreatestLane(d, max);
   }
 
-  bool AnyNaN() const {
-    return std::any_of(scores_ + from_, scores_ + to_, [](T score) { return score != score; });
+ private:
+  // Drops the keys outside [low, high).
+  void Limit(int64_t low, int64_t high) const {
+    const int64_t begin = std::clamp(low - key_begin_, from_, to_), end = std::clamp(high - key_begin_, begin, to_);
+    std::fill(scores_ + from_, scores_ + begin, kMinusInf<T>);
+    std::fill(scores_ + end, scores_ + to_, kMinusInf<T>);
   }
 
- private:
   // softcap * tanh(score / softcap)
   void Softcap(double softcap) const {
     const Tag<T> d;
@@ -130,7 +178,6 @@ class ScoreRow {
       const auto x = hn::Mul(hn::LoadU(d, scores_ + j), in);
       hn::StoreU(hn::Mul(hn::CallTanh(d, x), out), d, scores_ + j);
     }
-    std::fill(scores_ + to_, scores_ + PackedColumns<T>(to_), kMinusInf<T>);  // tanh has made numbers of them
   }
 
   // A bias of -inf drops, whatever the score has become.

@@ -272,29 +272,33 @@ TEST_P(AttentionTest, SameBitsForAnyThreadCount) {
   CheckThreads<double>();
 }
 
-// A query's output depends on that query alone, whichever others are in the call.
+// A query's output depends on that query alone, whichever others are in the call: among calls of many queries, and
+// among those of few, which go another way.
 template <typename T>
-void CheckRowsAreIndependent() {
+void CheckRowsAreIndependent(std::int64_t queries, std::int64_t part) {
   AttentionShape shape;
-  shape.query_len = 40, shape.key_len = 300;
+  shape.query_len = queries, shape.key_len = 1300;
   AttentionCase<T> all(shape, 13);
-  all.args.right = 0, all.args.offset = 260;
+  all.args.right = 0, all.args.offset = 1300 - queries;
   all.Run();
-  for (const std::int64_t i : {0, 1, 17, 39}) {
-    const Tensor<T, 4> output({1, 1, 1, shape.value_dim});
-    AttentionArgs<T> one = all.args;
-    one.query.data = all.query.read().at(0, 0, i);
-    one.query.shape[2] = 1;
-    one.offset += i;
-    one.output = output.view();
-    Attention(one);
-    const T* row = all.output.read().at(0, 0, i);
-    EXPECT_TRUE(Identical(output.Values(), std::vector<T>(row, row + shape.value_dim)));
+  for (std::int64_t first = 0; first + part <= queries; first += part / 3 + 1) {
+    SCOPED_TRACE(::testing::Message() << part << " of " << queries << " from " << first);
+    const Tensor<T, 4> output({1, 1, part, shape.value_dim});
+    AttentionArgs<T> some = all.args;
+    some.query.data = all.query.read().at(0, 0, first);
+    some.query.shape[2] = part;
+    some.offset += first;
+    some.output = output.view();
+    Attention(some);
+    const T* rows = all.output.read().at(0, 0, first);
+    EXPECT_TRUE(Identical(output.Values(), std::vector<T>(rows, rows + part * shape.value_dim)));
   }
 }
 TEST_P(AttentionTest, RowsAreIndependent) {
-  CheckRowsAreIndependent<float>();
-  CheckRowsAreIndependent<double>();
+  for (const auto& [queries, part] : {std::pair{40, 20}, {61, 29}, {8, 1}, {7, 2}, {8, 5}}) {
+    CheckRowsAreIndependent<float>(queries, part);
+    CheckRowsAreIndependent<double>(queries, part);
+  }
 }
 
 TEST_P(AttentionTest, Empty) {
