@@ -51,6 +51,19 @@ class AttentionCase {
   void AddKeep(double probability, std::array<bool, 4> full = {true, true, true, true}) {
     args.keep.push_back(Broadcast(bytes_.emplace_back(MakeKeep(probability, full))));
   }
+  // kept(head, query, key)
+  template <class Function>
+  void AddKeepWhere(const Function& kept) {
+    const Tensor<std::uint8_t, 4>& keep = bytes_.emplace_back(MakeKeep(0, {true, true, true, true}));
+    for (std::int64_t n = 0; n < shape.batch; ++n) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        for (std::int64_t i = 0; i < shape.query_len; ++i) {
+          for (std::int64_t j = 0; j < shape.key_len; ++j) *keep.view().at(n, h, i, j) = kept(h, i, j) ? 1 : 0;
+        }
+      }
+    }
+    args.keep.push_back(Broadcast(keep));
+  }
   void AddDrop(double probability, std::array<bool, 4> full = {true, true, true, true}) {
     args.drop = Broadcast(bytes_.emplace_back(MakeKeep(1 - probability, full)));
     args.drop_scale = 1 / (1 - probability);

@@ -1,5 +1,7 @@
 #include "headwise/attention.h"
 
+#include <utility>
+
 #include "attention_case.h"
 
 namespace headwise::testing {
@@ -111,14 +113,14 @@ TEST_P(AttentionTest, EveryLength) {
 
 // NaN in a key or value that some queries keep: theirs are NaN, the others' are not.
 template <typename T>
-void CheckNaN() {
+void CheckNaN(std::int64_t queries) {
   for (const bool weights : {false, true}) {
     for (std::int64_t where = 0; where < 50; where += 7) {
       for (const bool in_key : {false, true}) {
         AttentionShape shape;
-        shape.query_len = 50, shape.key_len = 50;
+        shape.query_len = queries, shape.key_len = 50;
         AttentionCase<T> test(shape, 4);
-        test.args.right = 0;
+        test.args.right = 0, test.args.offset = 50 - queries;
         test.WantLse();
         if (weights) test.WantWeights();
         *(in_key ? test.key : test.value).view().at(0, 0, where, 3) = static_cast<T>(kNaN);
@@ -130,19 +132,56 @@ void CheckNaN() {
     }
     // In a query, and in all keys.
     AttentionShape shape;
-    shape.query_len = 20, shape.key_len = 40;
+    shape.query_len = std::min<std::int64_t>(queries, 20), shape.key_len = 40;
     AttentionCase<T> test(shape, 5);
     if (weights) test.WantWeights();
     test.WantLse();
-    *test.query.view().at(0, 0, 7, 0) = static_cast<T>(kNaN);
+    *test.query.view().at(0, 0, shape.query_len / 3, 0) = static_cast<T>(kNaN);
     test.Check();
     test.key.ForEach([](T& element) { element = static_cast<T>(kNaN); });
     test.Check();
   }
 }
 TEST_P(AttentionTest, NaNReachesThoseWhoKeepIt) {
-  CheckNaN<float>();
-  CheckNaN<double>();
+  for (const std::int64_t queries : {50, 6, 1}) {
+    CheckNaN<float>(queries);
+    CheckNaN<double>(queries);
+  }
+}
+
+// Masks that leave whole tiles of scores out, or in: nothing, everything, documents side by side, stripes, one key
+// each.
+template <typename T>
+void CheckMaskPatterns(std::int64_t queries) {
+  for (int pattern = 0; pattern < 6; ++pattern) {
+    AttentionShape shape;
+    shape.group = 2, shape.query_len = queries, shape.key_len = 700;
+    for (const bool weights : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << queries << " queries, pattern " << pattern);
+      AttentionCase<T> test(shape, 15);
+      test.WantLse();
+      if (weights) test.WantWeights();
+      test.AddKeepWhere([&](std::int64_t h, std::int64_t i, std::int64_t j) {
+        if (pattern == 0) return true;
+        if (pattern == 1) return i / 17 == j / 170;
+        if (pattern == 2) return j / 40 % 3 == 1;
+        if (pattern == 3) return j == (37 * i + 300 * h) % 700;
+        if (pattern == 4) return h == 1 && j >= 256;
+        return i % 12 != 3 && j < 512;
+      });
+      if (pattern == 5) test.AddKeepWhere([](std::int64_t, std::int64_t i, std::int64_t j) { return i + 300 < j; });
+      EXPECT_EQ(test.Poison() > 0, pattern != 0 && !(pattern == 1 && queries > 4 * 17));
+      test.Check();
+      test.args.right = 0, test.args.offset = 400;
+      test.Check();
+    }
+  }
+}
+TEST_P(AttentionTest, MaskPatterns) {
+  for (const std::int64_t queries : {1, 4, 30, 75}) {
+    CheckMaskPatterns<float>(queries);
+    CheckMaskPatterns<double>(queries);
+  }
 }
 
 // Queries that keep nothing: output and weights 0, lse -inf, or the sink.
@@ -190,15 +229,17 @@ void CheckLargeScores() {
     test.Check();
   }
   // The largest score comes last, again and again: the running maximum moves in every block of keys.
-  AttentionShape shape;
-  shape.query_len = 7, shape.key_len = 1500;
-  AttentionCase<T> test(shape, 8);
-  for (std::int64_t j = 0; j < 1500; ++j) {
-    for (std::int64_t d = 0; d < 8; ++d)
-      *test.key.view().at(0, 0, j, d) = static_cast<T>(0.01 * static_cast<double>(j));
+  for (const std::int64_t queries : {7, 17}) {
+    AttentionShape shape;
+    shape.query_len = queries, shape.key_len = 1500;
+    AttentionCase<T> test(shape, 8);
+    for (std::int64_t j = 0; j < 1500; ++j) {
+      for (std::int64_t d = 0; d < 8; ++d)
+        *test.key.view().at(0, 0, j, d) = static_cast<T>(0.01 * static_cast<double>(j));
+    }
+    test.WantLse();
+    test.Check();
   }
-  test.WantLse();
-  test.Check();
 }
 TEST_P(AttentionTest, LargeScores) {
   CheckLargeScores<float>();
@@ -207,9 +248,9 @@ TEST_P(AttentionTest, LargeScores) {
 
 // Equal weights over very many keys: nothing is lost in the sums.
 template <typename T>
-void CheckManyKeys() {
+void CheckManyKeys(std::int64_t queries, std::int64_t keys) {
   AttentionShape shape;
-  shape.query_len = 2, shape.key_len = 50'000, shape.value_dim = 3;
+  shape.query_len = queries, shape.key_len = keys, shape.value_dim = 3;
   AttentionCase<T> test(shape, 9);
   FillNormal(test.value, test.random, 1, 1);
   test.WantLse();
@@ -218,8 +259,10 @@ void CheckManyKeys() {
   test.Check();
 }
 TEST_P(AttentionTest, ManyKeys) {
-  CheckManyKeys<float>();
-  CheckManyKeys<double>();
+  for (const auto& [queries, keys] : {std::pair{2, 50'000}, {9, 20'000}}) {
+    CheckManyKeys<float>(queries, keys);
+    CheckManyKeys<double>(queries, keys);
+  }
 }
 
 // Keys and values of stride 0 (one for all), reversed rows, and rows a multiple of 4 KiB apart.
