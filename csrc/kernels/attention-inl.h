@@ -27,6 +27,7 @@
 
 #include <algorithm>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/attention.h"
 #include "kernels/attention_rows-inl.h"
@@ -254,7 +255,20 @@ class AttentionRun {
         }
         if (++query == queries_) query = 0, ++member;
       }
+      PrefetchKeys(tile.first_row, tile.first_row + kTileRows);
       PackQueries(tile);
+    }
+  }
+
+  // The first block's keys and values: of short sequences, which come from memory as often as not, they are all.
+  void PrefetchKeys(int64_t from, int64_t to) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    to = std::min<int64_t>({to, kKeyBlock<T>, keys_.end - keys_.begin});
+    for (int64_t j = from; j < to; ++j) {
+      const T* key = args_.key.at(batch_, kv_head_, keys_.begin + j);
+      const T* value = args_.value.at(batch_, kv_head_, keys_.begin + j);
+      for (int64_t i = 0; i < head_dim_; i += kLine) hwy::Prefetch(key + i);
+      for (int64_t i = 0; i < value_dim_; i += kLine) hwy::Prefetch(value + i);
     }
   }
 

@@ -73,7 +73,7 @@ HWY_INLINE void MoveMaxima(int64_t rows, T* max, T* sum, T* seen, T* factor) {
 // adds up which score follows from its place alone, so that zeros at either end change no bit of the sum. NaN stays
 // NaN.
 template <typename T>
-T Exponentials(T* scores, int64_t from, int64_t to, T shift) {
+HWY_INLINE T Exponentials(T* scores, int64_t from, int64_t to, T shift) {
   const Tag<T> d;
   const auto minus_shift = hn::Set(d, -shift);
   auto even = hn::Zero(d), odd = hn::Zero(d);
