@@ -5,6 +5,7 @@
 // Below foreach_target.h, or the first target would miss them.
 #include "kernels/attention-inl.h"
 #include "kernels/attention.h"
+#include "kernels/attention_fma-inl.h"
 #include "kernels/decode-inl.h"
 #include "runtime/dispatch.h"
 
@@ -13,8 +14,12 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<T>, &AttentionRunBlock<T>, &PartialBytes<T>,
-                                        &DecodeScratchBytes<T>,    &DecodeRunChunk<T>,    &MergeChunks<T>};
+constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<FmaProducts<T>>,
+                                        &AttentionRunBlock<FmaProducts<T>>,
+                                        &PartialBytes<T>,
+                                        &DecodeScratchBytes<T>,
+                                        &DecodeRunChunk<T>,
+                                        &MergeChunks<T>};
 
 const AttentionKernel<float>* AttentionF32() { return &kAttention<float>; }
 const AttentionKernel<double>* AttentionF64() { return &kAttention<double>; }

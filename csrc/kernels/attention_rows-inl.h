@@ -42,11 +42,11 @@ KeyRange KeysOf(const AttentionArgs<T>& args, int64_t batch, int64_t query_begin
   return {begin / kPanel<T> * kPanel<T>, end};
 }
 
-// Calls function(begin, end) for the blocks of the range, which begin at multiples of kKeyBlock from key 0.
-template <typename T, class Function>
-HWY_INLINE void ForKeyBlocks(const KeyRange& keys, const Function& function) {
+// Calls function(begin, end) for the blocks of the range, which begin at multiples of their size from key 0.
+template <class Function>
+HWY_INLINE void ForKeyBlocks(int64_t size, const KeyRange& keys, const Function& function) {
   for (int64_t begin = keys.begin; begin < keys.end;) {
-    const int64_t end = std::min(keys.end, (begin / kKeyBlock<T> + 1) * kKeyBlock<T>);
+    const int64_t end = std::min(keys.end, (begin / size + 1) * size);
     function(begin, end);
     begin = end;
   }

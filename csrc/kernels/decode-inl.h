@@ -125,7 +125,7 @@ class DecodeRun {
     Begin();
     KeyRange keys = KeysOf(args_, chunk_.batch, 0, args_.query.shape[2]);
     keys.begin = std::max(keys.begin, chunk_.key_begin), keys.end = std::min(keys.end, chunk_.key_end);
-    ForKeyBlocks<T>(keys, [&](int64_t begin, int64_t end) HWY_ATTR { Online(begin, end); });
+    ForKeyBlocks(kKeyBlock<T>, keys, [&](int64_t begin, int64_t end) HWY_ATTR { Online(begin, end); });
   }
 
  private:
