@@ -62,6 +62,21 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
     )
 
 
+def plain(*arrays: Array) -> bool:
+    """Whether there is nothing to convert: all float32 or all float64, C-contiguous, aligned and writeable.
+
+    So it is in most calls, and small ones would spend more time on finding it out for each array and property than on
+    the numbers. Where it is so, :func:`promote` gives the arrays' own dtype, and :func:`conform` the arrays themselves.
+    """
+    dtype = arrays[0].dtype
+    if dtype is not FLOAT32 and dtype is not FLOAT64:
+        return False
+    for a in arrays:  # noqa: SIM110 (a generator would cost more than what it runs)
+        if a.dtype is not dtype or not a.flags.carray:
+            return False
+    return True
+
+
 def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype to compute in (float32 or float64) and the dtype of the result.
 
@@ -69,8 +84,12 @@ def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:
     in float32; bfloat16 beside another dtype counts as float32.
     """
     first = arrays[0][1].dtype
-    if (first is FLOAT32 or first is FLOAT64) and all(array.dtype is first for _, array in arrays):
-        return first, first
+    if first is FLOAT32 or first is FLOAT64:
+        for _, array in arrays:
+            if array.dtype is not first:
+                break
+        else:
+            return first, first
     for name, array in arrays:
         check_dtype(array.dtype, name)
     dtypes = {array.dtype.newbyteorder("=") for _, array in arrays}
@@ -154,7 +173,7 @@ def check_out(
     if _may_overlap_itself(out):
         raise ValueError(f"out: entries share memory (strides {out.strides}), expected one place for each")
     for name, array in inputs:
-        if array is not out and not (array is inplace and _same_memory(array, out)) and _overlap(array, out):
+        if array is not out and _overlap(array, out) and not (array is inplace and _same_memory(array, out)):
             allowed = "" if inplace is None else ", or exactly the input itself"
             raise ValueError(f"out: shares memory with {name}, expected separate memory{allowed}")
         if array is out and array is not inplace:
@@ -211,12 +230,15 @@ def _may_overlap_itself(a: Array) -> bool:
 
 def check_int(value: object, name: str, minimum: int = -sys.maxsize, maximum: int = sys.maxsize) -> int:
     """``value`` as an int of a size that C knows too; bool is not one here."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: {value!r} of type {type(value).__name__}, expected an integer")
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name}: {type(value).__name__}, expected an integer") from error
+    if type(value) is int:
+        number = value
+    else:
+        if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name}: {value!r} of type {type(value).__name__}, expected an integer")
+        try:
+            number = operator.index(value)
+        except TypeError as error:
+            raise TypeError(f"{name}: {type(value).__name__}, expected an integer") from error
     if number < minimum:
         raise ValueError(f"{name}: {number}, expected at least {minimum}")
     if number > maximum:
@@ -261,12 +283,12 @@ def check_flag(value: object, name: str) -> bool:
 
 def check_axis(axis: object, a: Array, name: str = "x") -> int:
     """``axis`` counted from the front."""
-    number = check_int(axis, "axis")
-    if a.ndim == 0:
+    number, rank = check_int(axis, "axis"), a.ndim
+    if rank == 0:
         raise ValueError(f"{name}: a scalar, expected at least one axis")
-    if not -a.ndim <= number < a.ndim:
-        raise ValueError(f"axis: {number}, expected -{a.ndim} to {a.ndim - 1} for {name} of shape {a.shape}")
-    return number % a.ndim
+    if not -rank <= number < rank:
+        raise ValueError(f"axis: {number}, expected -{rank} to {rank - 1} for {name} of shape {a.shape}")
+    return number % rank
 
 
 def check_precision(precision: object) -> str:

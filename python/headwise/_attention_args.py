@@ -21,59 +21,57 @@ if TYPE_CHECKING:
 class ScoreShape(NamedTuple):
     """What masks are checked against."""
 
-    batch: tuple[int, ...]  # () for arrays of (seq, dim)
-    heads: int | None  # None where the caller's arrays have no axis of heads
-    query_len: int
-    key_len: int
+    full: tuple[int, ...]  # in the caller's rank
+    four: tuple[int, int, int, int]  # as backends see it
 
     @property
-    def full(self) -> tuple[int, ...]:
-        """The scores' shape in the caller's rank."""
-        heads = () if self.heads is None else (self.heads,)
-        return (*self.batch, *heads, self.query_len, self.key_len)
+    def has_heads(self) -> bool:
+        """Whether the caller's arrays have an axis of heads."""
+        return len(self.full) > 3
 
     @property
-    def four(self) -> tuple[int, int, int, int]:
-        """The scores' shape as backends see it."""
-        return (math.prod(self.batch), 1 if self.heads is None else self.heads, self.query_len, self.key_len)
+    def batch(self) -> tuple[int, ...]:
+        """() for arrays of (seq, dim)."""
+        return self.full[:-3] if self.has_heads else self.full[:-2]
+
+    @property
+    def key_len(self) -> int:
+        return self.full[-1]
 
 
-def check_shapes(q: Array, k: Array, v: Array) -> ScoreShape:
-    """The shape of the scores, if the three go together."""
-    if q.ndim < 2:
-        raise ValueError(f"query: shape {q.shape}, expected at least two axes (..., query_len, head_dim)")
-    for name, a in (("key", k), ("value", v)):
-        if a.ndim != q.ndim:
-            raise ValueError(f"{name}: shape {a.shape} has {a.ndim} axes, expected {q.ndim} as query {q.shape} has")
-    if q.shape[-1] == 0:
-        raise ValueError(f"query: shape {q.shape} has head_dim 0, expected at least 1")
-    if k.shape[-1] != q.shape[-1]:
+def check_shapes(q: Array, k: Array, v: Array) -> tuple[int, int, int, int]:
+    """The shape of the scores as backends see it, (batch, heads, query_len, key_len), if the three go together."""
+    query, key, value = q.shape, k.shape, v.shape
+    rank = len(query)
+    if rank < 2:
+        raise ValueError(f"query: shape {query}, expected at least two axes (..., query_len, head_dim)")
+    if len(key) != rank or len(value) != rank:
+        name, shape = ("key", key) if len(key) != rank else ("value", value)
+        raise ValueError(f"{name}: shape {shape} has {len(shape)} axes, expected {rank} as query {query} has")
+    if query[-1] == 0:
+        raise ValueError(f"query: shape {query} has head_dim 0, expected at least 1")
+    if key[-1] != query[-1]:
+        raise ValueError(f"key: shape {key} does not match query {query}: head_dim is {key[-1]}, expected {query[-1]}")
+    if value[-2] != key[-2]:
+        raise ValueError(f"value: shape {value} does not match key {key}: key_len is {value[-2]}, expected {key[-2]}")
+    axes = rank - 3 if rank > 3 else rank - 2
+    batch = query[:axes]
+    if key[:axes] != batch or value[:axes] != batch:
+        name, shape = ("key", key) if key[:axes] != batch else ("value", value)
         raise ValueError(
-            f"key: shape {k.shape} does not match query {q.shape}: head_dim is {k.shape[-1]}, expected {q.shape[-1]}"
+            f"{name}: shape {shape} does not match query {query}: batch is {shape[:axes]}, "
+            f"expected {batch} (batches are not broadcast)"
         )
-    if v.shape[-2] != k.shape[-2]:
-        raise ValueError(
-            f"value: shape {v.shape} does not match key {k.shape}: key_len is {v.shape[-2]}, expected {k.shape[-2]}"
-        )
-    batch = q.shape[: max(q.ndim - 3, min(q.ndim - 2, 1))]
-    for name, a in (("key", k), ("value", v)):
-        if a.shape[: len(batch)] != batch:
-            raise ValueError(
-                f"{name}: shape {a.shape} does not match query {q.shape}: batch is {a.shape[: len(batch)]}, "
-                f"expected {batch} (batches are not broadcast)"
-            )
-    if q.ndim <= 3:
-        return ScoreShape(batch, None, q.shape[-2], k.shape[-2])
-    heads, kv_heads = q.shape[-3], k.shape[-3]
-    if v.shape[-3] != kv_heads:
-        raise ValueError(
-            f"value: shape {v.shape} does not match key {k.shape}: heads are {v.shape[-3]}, expected {kv_heads}"
-        )
+    if rank <= 3:
+        return math.prod(batch), 1, query[-2], key[-2]
+    heads, kv_heads = query[-3], key[-3]
+    if value[-3] != kv_heads:
+        raise ValueError(f"value: shape {value} does not match key {key}: heads are {value[-3]}, expected {kv_heads}")
     if heads != kv_heads and (kv_heads == 0 or heads % kv_heads):
         raise ValueError(
-            f"key: shape {k.shape} does not match query {q.shape}: {heads} query heads are not divisible by {kv_heads}"
+            f"key: shape {key} does not match query {query}: {heads} query heads are not divisible by {kv_heads}"
         )
-    return ScoreShape(batch, heads, q.shape[-2], k.shape[-2])
+    return math.prod(batch), heads, query[-2], key[-2]
 
 
 def query_offset(name: object, query_len: int, key_len: int) -> int:
@@ -122,7 +120,7 @@ def per_head(x: object, name: str, heads: int, dtype: np.dtype[Any]) -> Array:
     check_dtype(a.dtype, name)
     if a.shape != (heads,):
         raise ValueError(f"{name}: shape {a.shape}, expected one entry for each query head, ({heads},)")
-    return np.ascontiguousarray(conform(a, dtype))
+    return conform(a, dtype, last=True)
 
 
 # --- masks ---
@@ -166,7 +164,7 @@ def _padding(m: Array, name: str, scores: ScoreShape) -> Array:
         m = m[0]
     if m.ndim != len(expected) or m.shape[-1] != scores.key_len or not _fits(m.shape, expected):
         raise ValueError(f"{name}: shape {m.shape}, expected (batch, key_len) = {expected}")
-    between = (1,) if scores.heads is None else (1, 1)
+    between = (1, 1) if scores.has_heads else (1,)
     return m.reshape((*m.shape[:-1], *between, m.shape[-1]))
 
 
@@ -228,7 +226,7 @@ def _spread(m: Array, scores: ScoreShape, *, keep: bool = False) -> Array:
     full = scores.full
     if m.ndim < len(full):
         m = m.reshape((1,) * (len(full) - m.ndim) + m.shape)
-    if scores.heads is None:
+    if not scores.has_heads:
         m = m[..., None, :, :]
     lead = m.shape[:-3]
     if math.prod(lead) == 1:

@@ -24,6 +24,7 @@ from headwise._arrays import (
     check_rng,
     conform,
     deliver,
+    plain,
     promote,
 )
 from headwise._config import config, get_num_threads, list_targets, set_num_threads, set_target, show_config
@@ -156,49 +157,51 @@ def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
     1000.693
     """
     a = as_array(x, "x")
-    compute, dtype = promote(("x", a))
+    ready = plain(a)
+    compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a))
     axis = check_axis(axis, a)
     keepdims = check_flag(keepdims, "keepdims")
-    source = _around_axis(a, axis, compute)
-    result = allocate((source.shape[0], source.shape[2]), compute)
-    if source.shape[1] == 0:
+    shape = a.shape
+    lanes = outer, n, inner = _lanes(shape, axis)
+    result = allocate((outer, inner), compute)
+    if n == 0:
         result.fill(-np.inf)
     elif result.size:
-        _backend.current().logsumexp(source, result)
+        _backend.current().logsumexp(a.reshape(lanes) if ready else _as_lanes(a, lanes, compute), result)
     middle = (1,) if keepdims else ()
-    return deliver(result.reshape(a.shape[:axis] + middle + a.shape[axis + 1 :]), None, dtype)
+    return deliver(result.reshape(shape[:axis] + middle + shape[axis + 1 :]), None, dtype)
 
 
 def _normalize(kernel: Callable[[Array, Array], None], x: ArrayLike, axis: int, out: Array | None) -> Array:
     a = as_array(x, "x")
-    compute, dtype = promote(("x", a))
+    ready = plain(a)
+    compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a))
     axis = check_axis(axis, a)
-    work = _destination(out, a, ("x", a), compute=compute, dtype=dtype)
+    shape = a.shape
+    work = allocate(shape, compute) if out is None else _destination(out, a, compute, dtype)
     if work.size:
-        source = _around_axis(a, axis, compute)
-        kernel(source, work.reshape(source.shape))
+        lanes = _lanes(shape, axis)
+        kernel(a.reshape(lanes) if ready else _as_lanes(a, lanes, compute), work.reshape(lanes))
     return deliver(work, out, dtype)
 
 
-def _around_axis(a: Array, axis: int, dtype: np.dtype[Any]) -> Array:
-    """``a`` as (outer, n, inner), with n the size of ``axis``, in ``dtype``."""
-    n = a.shape[axis]
-    inner = math.prod(a.shape[axis + 1 :])
-    form = conform(a, dtype).reshape((math.prod(a.shape[:axis]), n, inner))
+def _lanes(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    """(outer, n, inner), with n the size of ``axis``."""
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+def _as_lanes(a: Array, lanes: tuple[int, int, int], dtype: np.dtype[Any]) -> Array:
+    _, n, inner = lanes
+    form = conform(a, dtype).reshape(lanes)
     contiguous = form.strides[2] == form.itemsize if inner > 1 else n <= 1 or form.strides[1] == form.itemsize
     return form if contiguous else np.ascontiguousarray(form)
 
 
-def _destination(
-    out: Array | None, like: Array, *inputs: tuple[str, Array], compute: np.dtype[Any], dtype: np.dtype[Any]
-) -> Array:
-    """A C-contiguous array of the shape of ``like`` to compute into: ``out``, checked, where it is one. ``out`` may be
-    ``like`` itself."""
-    if out is not None:
-        check_out(out, like.shape, dtype, *inputs, inplace=like)
-        if dtype == compute and type(out) is np.ndarray and out.flags.c_contiguous:
-            return out
-    return allocate(like.shape, compute)
+def _destination(out: Array, x: Array, compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
+    """A C-contiguous array of the shape of ``x`` to compute into: ``out``, checked, where it is one."""
+    check_out(out, x.shape, dtype, ("x", x), inplace=x)
+    direct = dtype == compute and type(out) is np.ndarray and out.flags.c_contiguous
+    return out if direct else allocate(x.shape, compute)
 
 
 # --- what stands around attention ---
@@ -245,26 +248,26 @@ def linear(
     """
     a, w = as_array(x, "x"), as_array(weight, "weight")
     inputs = [("x", a), ("weight", w)]
-    if bias is not None:
-        inputs.append(("bias", as_array(bias, "bias")))
-    compute, dtype = promote(*inputs)
-    precision = check_precision(precision)
-    if a.ndim == 0:
-        raise ValueError("x: a scalar, expected (..., in_features)")
-    if w.ndim != 2:
-        raise ValueError(f"weight: shape {w.shape}, expected (in_features, out_features)")
-    if w.shape[0] != a.shape[-1]:
-        raise ValueError(
-            f"weight: shape {w.shape} does not match x {a.shape}: in_features is {w.shape[0]}, expected {a.shape[-1]}"
-        )
-    inner, columns = w.shape
     b = None
     if bias is not None:
-        b = inputs[2][1]
-        if b.shape != (columns,):
-            raise ValueError(f"bias: shape {b.shape}, expected ({columns},)")
-        b = np.ascontiguousarray(conform(b, compute))
-    shape = (*a.shape[:-1], columns)
+        b = as_array(bias, "bias")
+        inputs.append(("bias", b))
+    ready = plain(a, w) if b is None else plain(a, w, b)
+    compute, dtype = (a.dtype, a.dtype) if ready else promote(*inputs)
+    precision = check_precision(precision)
+    shape, matrix = a.shape, w.shape
+    if not shape:
+        raise ValueError("x: a scalar, expected (..., in_features)")
+    if len(matrix) != 2:
+        raise ValueError(f"weight: shape {matrix}, expected (in_features, out_features)")
+    inner, columns = matrix
+    if inner != shape[-1]:
+        raise ValueError(
+            f"weight: shape {matrix} does not match x {shape}: in_features is {inner}, expected {shape[-1]}"
+        )
+    if b is not None and b.shape != (columns,):
+        raise ValueError(f"bias: shape {b.shape}, expected ({columns},)")
+    shape = (*shape[:-1], columns)
     direct = False
     if out is not None:
         check_out(out, shape, dtype, *inputs)
@@ -274,11 +277,12 @@ def linear(
         if inner == 0:
             work[...] = 0 if b is None else b
         else:
-            rows = conform(a, compute, last=True).reshape((math.prod(a.shape[:-1]), inner))
-            w = conform(w, compute)
-            if w.itemsize not in w.strides:
-                w = np.ascontiguousarray(w)
-            _backend.current().linear(rows, w, b, work.reshape((-1, columns)), precision)
+            if not ready:
+                a, w = conform(a, compute, last=True), conform(w, compute)
+                b = None if b is None else conform(b, compute, last=True)
+                if w.itemsize not in w.strides:
+                    w = np.ascontiguousarray(w)
+            _backend.current().linear(a.reshape((-1, inner)), w, b, work.reshape((-1, columns)), precision)
     return deliver(work, out, dtype)
 
 
@@ -332,7 +336,8 @@ def layer_normalization(
     array([-1.,  1.])
     """
     a, g, b = as_array(x, "x"), as_array(gamma, "gamma"), as_array(beta, "beta")
-    compute, dtype = promote(("x", a), ("gamma", g), ("beta", b))
+    ready = plain(a, g, b)
+    compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a), ("gamma", g), ("beta", b))
     axis = check_axis(axis, a)
     n = a.shape[axis]
     for name, parameter in (("gamma", g), ("beta", b)):
@@ -349,9 +354,10 @@ def layer_normalization(
     moved = a if last else np.moveaxis(a, axis, -1)
     work = out if direct and out is not None else allocate(moved.shape, compute)
     if work.size:
-        rows = conform(moved, compute, last=True).reshape((-1, n))
-        gain, shift = (np.ascontiguousarray(conform(parameter, compute)) for parameter in (g, b))
-        _backend.current().layer_normalization(rows, gain, shift, epsilon, work.reshape((-1, n)))
+        if not (ready and last):
+            moved = conform(moved, compute, last=True)
+            g, b = conform(g, compute, last=True), conform(b, compute, last=True)
+        _backend.current().layer_normalization(moved.reshape((-1, n)), g, b, epsilon, work.reshape((-1, n)))
     return deliver(work if last else np.moveaxis(work, -1, axis), out, dtype)
 
 

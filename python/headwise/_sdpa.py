@@ -18,9 +18,11 @@ from headwise._arrays import (
     check_rng,
     conform,
     deliver,
+    plain,
     promote,
 )
 from headwise._attention_args import (
+    ScoreShape,
     attention_masks,
     check_shapes,
     check_softcap,
@@ -155,61 +157,11 @@ def scaled_dot_product_attention(
     >>> bool(np.allclose(weights.sum(axis=-1), 1)), float(weights[0, 0, 2])
     (True, 0.0)
     """
-    q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
-    compute, dtype = promote(("query", q), ("key", k), ("value", v))
-    scores = check_shapes(q, k, v)
-    batch, heads, query_len, key_len = scores.four
-    head_dim, value_dim = q.shape[-1], v.shape[-1]
-
-    offset = query_offset(causal_alignment, query_len, key_len)
-    left, right = check_window(window_size, query_len + key_len)
-    if check_flag(is_causal, "is_causal"):
-        right = 0
-    factor = 1.0 / math.sqrt(head_dim) if scale is None else check_real(scale, "scale")
-    rate = dropout_rate_of(dropout, dropout_rate)
-    keep: list[Array] = []
-    biases: list[Array] = []
-    if mask is not None or bias is not None or key_padding_mask is not None:
-        keep, biases = attention_masks(mask, bias, key_padding_mask, scores, compute)
-    slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
-    sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
-    options = (slopes, sink, factor, check_softcap(softcap), left, right)
-    precision = check_precision(precision)
-    generator = check_rng(rng) if rate > 0.0 or rng is not None else None
-    need_weights, return_lse = check_flag(need_weights, "need_weights"), check_flag(return_lse, "return_lse")
-
-    shape = (*q.shape[:-1], value_dim)
-    four = (batch, heads, query_len, value_dim)
-    work = None
-    if out is not None:
-        given: dict[str, object] = {"mask": mask, "bias": bias, "key_padding_mask": key_padding_mask}
-        given |= {"alibi_slopes": alibi_slopes, "sinks": sinks}
-        others = [(name, other) for name, other in given.items() if isinstance(other, np.ndarray)]
-        check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
-        work = _writable_view(out, compute, four)
-    output = allocate(four, compute) if work is None else work
-    weights = allocate(scores.four, compute) if need_weights else None
-    lse = allocate((batch, heads, query_len), compute) if return_lse else None
-
-    q, k, v = (_heads_last(conform(a, compute, last=True)) for a in (q, k, v))
-    if key_len == 0:
-        output.fill(0)
-        if lse is not None:
-            lse[...] = -np.inf if sink is None else sink[:, None]
-    elif batch * heads * query_len > 0:
-        if generator is None or rate == 0.0:
-            _backend.current().attention(
-                q, k, v, output, weights, lse, keep, biases, None, *options, offset, 1.0, precision
-            )
-        else:
-            _run_with_dropout(q, k, v, output, weights, lse, keep, biases, options, offset, precision, rate, generator)
-
-    result = deliver(output.reshape(shape), out, dtype) if work is None or out is None else out
-    if weights is not None:
-        weights = deliver(weights.reshape(scores.full), None, dtype)
-    if lse is not None:
-        return result, weights, lse.reshape(shape[:-1])
-    return result, weights
+    output, weights, lse = _attend(
+        query, key, value, mask, dropout, dropout_rate, bias, is_causal, causal_alignment, scale, window_size, softcap,
+        alibi_slopes, sinks, key_padding_mask, need_weights, return_lse, precision, rng, out,
+    )  # fmt: skip
+    return (output, weights, lse) if return_lse else (output, weights)
 
 
 def flash_attention(
@@ -268,37 +220,106 @@ def flash_attention(
     >>> output.shape, output.dtype
     ((1, 8, 6, 16), dtype('float32'))
     """
-    result = scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        mask,
-        bias=bias,
-        is_causal=is_causal,
-        causal_alignment=causal_alignment,
-        scale=scale,
-        window_size=window_size,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        key_padding_mask=key_padding_mask,
-        need_weights=False,
-        return_lse=return_lse,
-        precision=precision,
-        rng=rng,
-        out=out,
-        dropout_rate=dropout_rate,
-    )
-    return (result[0], result[2]) if return_lse else result[0]
+    output, _, lse = _attend(
+        query, key, value, mask, 0.0, dropout_rate, bias, is_causal, causal_alignment, scale, window_size, softcap,
+        alibi_slopes, sinks, key_padding_mask, False, return_lse, precision, rng, out,
+    )  # fmt: skip
+    return (output, lse) if return_lse else output
 
 
 # --- normal form ---
 
 
-def _heads_last(a: Array) -> Array:
-    """(batch, heads, seq, dim) of an array of any rank from 2."""
-    if a.ndim == 4:
-        return a
+def _attend(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: ArrayLike | None,
+    dropout: float,
+    dropout_rate: float | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    causal_alignment: str,
+    scale: float | None,
+    window_size: int | tuple[int, int] | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sinks: ArrayLike | None,
+    key_padding_mask: ArrayLike | None,
+    need_weights: bool,
+    return_lse: bool,
+    precision: str | None,
+    rng: int | np.random.Generator | None,
+    out: Array | None,
+) -> tuple[Array, Array | None, Array | None]:
+    """(output, weights, lse) of both public functions, whose arguments come by position: with this many, keywords would
+    cost as much as all their checks."""
+    q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
+    ready = plain(q, k, v)
+    compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
+    scores = check_shapes(q, k, v)
+    batch, heads, query_len, key_len = scores
+    shape = q.shape
+    lead, head_dim = shape[:-1], shape[-1]
+
+    offset = query_offset(causal_alignment, query_len, key_len)
+    left, right = check_window(window_size, query_len + key_len)
+    if check_flag(is_causal, "is_causal"):
+        right = 0
+    factor = 1.0 / math.sqrt(head_dim) if scale is None else check_real(scale, "scale")
+    rate = dropout_rate_of(dropout, dropout_rate)
+    keep: list[Array] = []
+    biases: list[Array] = []
+    if mask is not None or bias is not None or key_padding_mask is not None:
+        keep, biases = attention_masks(mask, bias, key_padding_mask, ScoreShape((*lead, key_len), scores), compute)
+    slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
+    sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
+    cap = check_softcap(softcap)
+    precision = check_precision(precision)
+    generator = check_rng(rng) if rate > 0.0 or rng is not None else None
+    need_weights, return_lse = check_flag(need_weights, "need_weights"), check_flag(return_lse, "return_lse")
+
+    shape = (*lead, v.shape[-1])
+    direct = False
+    if out is not None:
+        given = (
+            ("mask", mask), ("bias", bias), ("key_padding_mask", key_padding_mask), ("alibi_slopes", alibi_slopes),
+            ("sinks", sinks),
+        )  # fmt: skip
+        others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
+        check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
+        direct = _is_written_directly(out, compute)
+    result = out if direct and out is not None else allocate(shape, compute)
+    weights = allocate(scores, compute) if need_weights else None
+    lse = allocate(scores[:3], compute) if return_lse else None
+
+    if not ready:
+        q, k, v = conform(q, compute, last=True), conform(k, compute, last=True), conform(v, compute, last=True)
+    output = result
+    if len(shape) != 4:
+        q, k, v, output = _four_axes(q), _four_axes(k), _four_axes(v), _four_axes(output)
+    if key_len == 0:
+        output.fill(0)
+        if lse is not None:
+            lse[...] = -np.inf if sink is None else sink[:, None]
+    elif batch * heads * query_len > 0:
+        if generator is None or rate == 0.0:
+            _backend.current().attention(
+                q, k, v, output, weights, lse, keep, biases, None, slopes, sink, factor, cap, left, right, offset, 1.0,
+                precision,
+            )  # fmt: skip
+        else:
+            options = (slopes, sink, factor, cap, left, right)
+            _run_with_dropout(q, k, v, output, weights, lse, keep, biases, options, offset, precision, rate, generator)
+
+    result = deliver(result, out, dtype)
+    if weights is not None:
+        weights = deliver(weights.reshape((*lead, key_len)), None, dtype)
+    return result, weights, None if lse is None else lse.reshape(lead)
+
+
+def _four_axes(a: Array) -> Array:
+    """(batch, heads, seq, dim) of an array of any other rank from 2."""
     if a.ndim == 3:
         return a[:, None]
     if a.ndim == 2:
@@ -306,15 +327,13 @@ def _heads_last(a: Array) -> Array:
     return a.reshape((math.prod(a.shape[:-3]), *a.shape[-3:]))
 
 
-def _writable_view(out: Array, dtype: np.dtype[Any], four: tuple[int, ...]) -> Array | None:
-    """``out`` as a backend writes it, or None if it cannot."""
+def _is_written_directly(out: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether a backend that computes in ``dtype`` can write a view of ``out`` with four axes."""
     if out.dtype != dtype or type(out) is not np.ndarray:
-        return None
-    if out.shape[-1] > 1 and out.strides[-1] != out.itemsize:
-        return None
-    if out.ndim > 4 and not out.flags.c_contiguous:
-        return None
-    return out.reshape(four) if out.ndim > 4 else _heads_last(out)
+        return False
+    if out.ndim > 4:
+        return out.flags.c_contiguous
+    return out.shape[-1] <= 1 or out.strides[-1] == out.itemsize
 
 
 def _run_with_dropout(
