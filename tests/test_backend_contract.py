@@ -23,6 +23,10 @@ def contiguous_last(array: np.ndarray) -> bool:
     return array.shape[-1] == 1 or array.strides[-1] == array.itemsize
 
 
+def one_or_full(array: np.ndarray, shape: tuple[int, ...]) -> bool:
+    return array.ndim == len(shape) and all(n in (1, full) for n, full in zip(array.shape, shape, strict=True))
+
+
 def check(arrays: list[np.ndarray], dtype: np.dtype[Any]) -> None:
     for array in arrays:
         assert type(array) is np.ndarray
@@ -72,14 +76,16 @@ class Contract:
         assert weights is None or (weights.shape == scores and weights.flags.c_contiguous)
         assert lse is None or (lse.shape == scores[:3] and lse.flags.c_contiguous)
         for mask in (*keep, *bias, *(() if drop is None else (drop,))):
-            assert mask.shape == scores and mask.strides[-1] in (0, mask.itemsize)
+            assert one_or_full(mask, scores) and contiguous_last(mask)
         assert all(mask.dtype == bool for mask in keep) and all(one.dtype == query.dtype for one in bias)
         for one in (slopes, sinks):
             assert one is None or (one.shape == (heads,) and one.dtype == query.dtype and one.flags.c_contiguous)
 
     def check_apply_rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray, _: bool) -> None:
         assert x.ndim == 4 and x.shape == out.shape
-        assert cos.shape == sin.shape == (*x.shape[:-1], x.shape[-1] // 2)
+        half = x.shape[-1] // 2
+        assert cos.shape[-1] == sin.shape[-1] == half and one_or_full(cos, (*x.shape[:-1], half))
+        assert one_or_full(sin, (*x.shape[:-1], half))
         assert all(map(contiguous_last, (x, cos, sin, out)))
 
     def check_add_alibi(self, scores: np.ndarray, slopes: np.ndarray, offset: int, out: np.ndarray) -> None:

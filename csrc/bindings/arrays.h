@@ -43,6 +43,20 @@ View<T, kRank> ToView(const py::array& array, const char* name) {
   return view;
 }
 
+// The view as one of `shape`: an axis of one entry serves all places of that axis.
+template <typename T, int kRank>
+View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape, const char* name) {
+  for (int axis = 0; axis < kRank; ++axis) {
+    if (view.shape[axis] == 1) {
+      view.shape[axis] = shape[axis];
+      view.stride[axis] = 0;
+    } else if (view.shape[axis] != shape[axis]) {
+      throw py::value_error(std::string(name) + ": expected each axis to be 1 or as the other arrays imply");
+    }
+  }
+  return view;
+}
+
 using OptionalArray = std::optional<py::array>;
 
 template <typename T, int kRank>

@@ -7,16 +7,10 @@
 namespace headwise::bindings {
 namespace {
 
-// Broadcast masks reach here with stride 0, so any shape but that of the scores is a mistake.
 template <typename T, typename U>
 View<const T, 4> ToScoreView(const py::array& array, const char* name, const AttentionArgs<U>& args) {
-  auto view = ToView<const T, 4>(array, name);
-  if (view.shape != std::array{args.query.shape[0], args.query.shape[1], args.query.shape[2], args.key.shape[2]}) {
-    throw py::value_error(std::string(name) + ": expected the shape of the scores");
-  }
-  // An axis of one entry may come with any stride.
-  if (view.shape[3] <= 1) view.stride[3] = 0;
-  return view;
+  const auto [batch, heads, query_len, head_dim] = args.query.shape;
+  return Broadcast(ToView<const T, 4>(array, name), {batch, heads, query_len, args.key.shape[2]}, name);
 }
 
 }  // namespace

@@ -11,8 +11,10 @@ void RegisterRope(py::module_& module) {
         WithType(x, [&](auto type) {
           using T = decltype(type);
           const auto in = ToView<const T, 4>(x, "x");
-          const auto cosines = ToView<const T, 4>(cos, "cos");
-          const auto sines = ToView<const T, 4>(sin, "sin");
+          auto half = in.shape;
+          half[3] /= 2;
+          const auto cosines = Broadcast(ToView<const T, 4>(cos, "cos"), half, "cos");
+          const auto sines = Broadcast(ToView<const T, 4>(sin, "sin"), half, "sin");
           const auto to = ToView<T, 4>(out, "out");
           const py::gil_scoped_release release;
           ApplyRope(in, cosines, sines, interleaved, to);

@@ -125,23 +125,28 @@ def conform(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
     return copy if copy.shape == a.shape else np.broadcast_to(copy, a.shape)
 
 
-def four_axes(a: Array, shape: tuple[int, ...]) -> Array:
-    """``a``, whose axes are those of ``shape`` or 1, as (outer, ., ., .) broadcast to ``shape`` with its leading axes
-    merged into one; a copy only where they cannot be merged otherwise."""
+def fits(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether each axis, counted from the last, is 1 or of full size."""
     rank = len(shape)
-    if rank <= 4:
-        if a.ndim < 4:
-            a = a.reshape((1,) * (4 - a.ndim) + a.shape)
-        full = (1,) * (4 - rank) + shape
-    else:
-        a = a.reshape((1,) * (rank - a.ndim) + a.shape)
-        lead, tail = shape[:-3], a.shape[-3:]
-        if math.prod(a.shape[:-3]) == 1:
-            a = a.reshape((1, *tail))
+    if rank > len(full):
+        return False
+    return shape == full[len(full) - rank :] or all(
+        size in (1, whole) for size, whole in zip(reversed(shape), reversed(full), strict=False)
+    )
+
+
+def four_axes(a: Array, shape: tuple[int, ...]) -> Array:
+    """``a``, whose axes are those of ``shape`` or 1, as (outer, ., ., .) with the leading axes of ``shape`` merged into
+    one; a copy only where they cannot be merged otherwise."""
+    rank, own = len(shape), a.shape
+    if rank > 4:
+        lead, tail = shape[:-3], own[-3:]
+        if math.prod(own[:-3]) != 1:
+            a = np.broadcast_to(a, lead + tail)
+            own = (math.prod(lead), *tail)
         else:
-            a = np.broadcast_to(a, lead + tail).reshape((math.prod(lead), *tail))
-        full = (math.prod(lead), *shape[-3:])
-    return a if a.shape == full else np.broadcast_to(a, full)
+            own = tail
+    return a if a.ndim == len(own) == 4 else a.reshape((1,) * (4 - len(own)) + own)
 
 
 # --- arrays out ---

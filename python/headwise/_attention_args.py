@@ -1,7 +1,7 @@
 """The arguments of attention, checked and made into what a backend takes.
 
-A mask of the caller becomes a keep-mask (bool) or a bias (floating), of shape (batch, heads, query_len, key_len) by
-strides of 0. Masks are never combined into a bigger one and never expanded in memory.
+A mask of the caller becomes a keep-mask (bool) or a bias (floating), of shape (batch, heads, query_len, key_len) or 1
+along some of these axes. Masks are never combined into a bigger one and never expanded in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from headwise._arrays import as_array, check_dtype, check_int, check_rate, check_real, compact, conform, is_bfloat16
+from headwise._arrays import (
+    as_array,
+    check_dtype,
+    check_int,
+    check_rate,
+    check_real,
+    compact,
+    conform,
+    fits,
+    is_bfloat16,
+)
 from headwise.masks import CausalMask, PaddingMask
 
 if TYPE_CHECKING:
@@ -22,7 +32,6 @@ class ScoreShape(NamedTuple):
     """What masks are checked against."""
 
     full: tuple[int, ...]  # in the caller's rank
-    four: tuple[int, int, int, int]  # as backends see it
 
     @property
     def has_heads(self) -> bool:
@@ -162,7 +171,7 @@ def _padding(m: Array, name: str, scores: ScoreShape) -> Array:
     expected = (*scores.batch, scores.key_len)
     if not scores.batch and m.shape == (1, scores.key_len):
         m = m[0]
-    if m.ndim != len(expected) or m.shape[-1] != scores.key_len or not _fits(m.shape, expected):
+    if m.ndim != len(expected) or m.shape[-1] != scores.key_len or not fits(m.shape, expected):
         raise ValueError(f"{name}: shape {m.shape}, expected (batch, key_len) = {expected}")
     between = (1, 1) if scores.has_heads else (1,)
     return m.reshape((*m.shape[:-1], *between, m.shape[-1]))
@@ -176,22 +185,15 @@ def _align(m: Array, name: str, scores: ScoreShape, *, pairs_only: bool = False)
         m = m[:, 0]
     elif len(full) == 2 and m.ndim in (3, 4) and math.prod(m.shape[:-2]) == 1:
         m = m.reshape(m.shape[-2:])
-    elif m.ndim == 2 and len(scores.batch) == 1 and not pairs_only and not _fits(m.shape, full):
+    elif m.ndim == 2 and len(scores.batch) == 1 and not pairs_only and not fits(m.shape, full):
         padding = (*scores.batch, scores.key_len)
         m = _padding(m, name, scores) if m.shape == padding else m
-    if m.ndim == 0 or m.ndim > len(full) or not _fits(m.shape, full):
+    if m.ndim == 0 or not fits(m.shape, full):
         raise ValueError(
             f"{name}: shape {as_given} does not fit the scores {full}, expected each axis to be 1 or of full size, "
             "(query_len, key_len) last"
         )
     return m
-
-
-def _fits(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
-    """Whether each axis, counted from the last, is 1 or of full size."""
-    if shape == full[-len(shape) :]:
-        return True
-    return all(size in (1, whole) for size, whole in zip(reversed(shape), reversed(full), strict=False))
 
 
 def _as_keep(m: Array) -> Array | None:
@@ -219,7 +221,7 @@ def _cast(bias: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _spread(m: Array, scores: ScoreShape, *, keep: bool = False) -> Array:
-    """``m``, aligned, as (batch, heads, query_len, key_len) by strides of 0, the last one 0 or contiguous."""
+    """``m``, aligned, as (batch, heads, query_len, key_len), each of them 1 or of full size, the last contiguous."""
     if keep and m.dtype.kind != "b":
         m = np.not_equal(m, 0)
     m = conform(compact(m), m.dtype, last=True)
@@ -233,4 +235,4 @@ def _spread(m: Array, scores: ScoreShape, *, keep: bool = False) -> Array:
         m = m.reshape((1, *m.shape[-3:]))
     elif len(lead) > 1:
         m = np.broadcast_to(m, (*scores.batch, *m.shape[-3:])).reshape((-1, *m.shape[-3:]))
-    return m if m.shape == scores.four else np.broadcast_to(m, scores.four)
+    return m

@@ -27,7 +27,7 @@ class Backend(Protocol):
 
     All floating arrays of one call share one dtype, float32 or float64, native byte order, aligned, strides that are
     multiples of the item size. Outputs are allocated by the caller and written in place; nothing is returned.
-    A broadcast axis has stride 0. ``bool`` arrays are one byte per entry, true = keep.
+    Only inputs may have strides of 0. ``bool`` arrays are one byte per entry, true = keep.
     """
 
     def softmax(self, x: Array, out: Array) -> None:
@@ -48,9 +48,9 @@ class Backend(Protocol):
         output: Array,  # (batch, heads, query_len, value_dim), likewise
         weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous, to be filled if given
         lse: Array | None,  # (batch, heads, query_len), C-contiguous, to be filled if given; natural logarithm
-        keep: Sequence[Array],  # bool, (batch, heads, query_len, key_len), last stride 0 or 1; all must hold
-        bias: Sequence[Array],  # floating, same; all are added
-        drop: Array | None,  # bool, same: weights applied to value are kept (and scaled) where true
+        keep: Sequence[Array],  # bool, each axis as that of weights or 1, last axis contiguous; all must hold
+        bias: Sequence[Array],  # floating, likewise; all are added
+        drop: Array | None,  # bool, likewise: weights applied to value are kept (and scaled) where true
         slopes: Array | None,  # (heads,): minus slope * abs(i + offset - j) is added
         sinks: Array | None,  # (heads,): a logit in the denominator
         scale: float,
@@ -66,8 +66,8 @@ class Backend(Protocol):
         query_len x key_len is built. Whatever stands in a dropped key or value, NaN included, reaches nothing."""
 
     def apply_rope(self, x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) -> None:
-        """``x, out``: (batch, heads, seq, dim); ``cos, sin``: (batch, heads, seq, dim / 2), broadcast by stride 0.
-        Last axes contiguous. ``out`` may be ``x`` itself."""
+        """``x, out``: (batch, heads, seq, dim); ``cos, sin``: (batch, heads, seq, dim / 2), any of the first three
+        1 instead. Last axes contiguous. ``out`` may be ``x`` itself."""
 
     def add_alibi(self, scores: Array, slopes: Array, offset: int, out: Array) -> None:
         """``out[n, h, i, j] = scores[n, h, i, j] - slopes[h] * abs(i + offset - j)``; last axes contiguous; ``slopes``

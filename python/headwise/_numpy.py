@@ -99,6 +99,8 @@ def attention(
     value_dim = value.shape[3]
     group = heads // kv_heads
     dtype = query.dtype
+    scores_shape = (batch, heads, query_len, key_len)
+    keep, bias = ([np.broadcast_to(mask, scores_shape) for mask in masks] for masks in (keep, bias))
 
     with np.errstate(all="ignore"):
         for b, g, r in _blocks(batch, kv_heads, group, query_len, key_len):
@@ -224,6 +226,7 @@ def apply_rope(x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) 
     batch, heads, seq, dim = x.shape
     first = slice(0, None, 2) if interleaved else slice(0, dim // 2)
     second = slice(1, None, 2) if interleaved else slice(dim // 2, None)
+    cos, sin = (np.broadcast_to(table, (batch, heads, seq, dim // 2)) for table in (cos, sin))
     with np.errstate(all="ignore"):
         for tile in _tiles(batch, heads, seq * dim):
             a, b, c, s = x[tile][..., first], x[tile][..., second], cos[tile], sin[tile]

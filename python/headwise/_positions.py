@@ -19,6 +19,7 @@ from headwise._arrays import (
     check_size,
     conform,
     deliver,
+    fits,
     four_axes,
     promote,
 )
@@ -79,15 +80,14 @@ def apply_rope(
     a, c, s = as_array(x, "x"), as_array(cos, "cos"), as_array(sin, "sin")
     compute, dtype = promote(("x", a), ("cos", c), ("sin", s))
     interleaved = check_flag(interleaved, "interleaved")
-    if a.ndim == 0 or a.shape[-1] % 2:
-        raise ValueError(f"x: shape {a.shape}, expected an even last axis")
-    half = (*a.shape[:-1], a.shape[-1] // 2)
+    shape = a.shape
+    if not shape or shape[-1] % 2:
+        raise ValueError(f"x: shape {shape}, expected an even last axis")
+    half = (*shape[:-1], shape[-1] // 2)
     for name, table in (("cos", c), ("sin", s)):
-        if table.ndim > a.ndim or any(
-            n not in (1, full) for n, full in zip(reversed(table.shape), reversed(half), strict=False)
-        ):
+        if not fits(table.shape, half):
             raise ValueError(f"{name}: shape {table.shape}, expected one that broadcasts to {half}")
-    four = _four_shape(a.shape)
+    four = _four_shape(shape)
     work = None
     if out is not None:
         check_out(out, a.shape, dtype, ("x", a), ("cos", c), ("sin", s), inplace=a)

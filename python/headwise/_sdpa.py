@@ -271,7 +271,7 @@ def _attend(
     keep: list[Array] = []
     biases: list[Array] = []
     if mask is not None or bias is not None or key_padding_mask is not None:
-        keep, biases = attention_masks(mask, bias, key_padding_mask, ScoreShape((*lead, key_len), scores), compute)
+        keep, biases = attention_masks(mask, bias, key_padding_mask, ScoreShape((*lead, key_len)), compute)
     slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
     sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
     cap = check_softcap(softcap)
@@ -363,7 +363,7 @@ def _run_with_dropout(
         drop = rng.random((*shape, key_len), dtype=np.float32) >= rate
         part_weights = None if weights is None else allocate((*shape, key_len), weights.dtype)
         part_lse = None if lse is None else allocate(shape, lse.dtype)
-        part_keep, part_bias = [m[:, :, r] for m in keep], [m[:, :, r] for m in bias]
+        part_keep, part_bias = ([m if m.shape[2] == 1 else m[:, :, r] for m in masks] for masks in (keep, bias))
         attention(
             q[:, :, r], k, v, output[:, :, r], part_weights, part_lse, part_keep, part_bias, drop,
             *options, offset + start, drop_scale, precision,
