@@ -65,8 +65,8 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
 def plain(*arrays: Array) -> bool:
     """Whether there is nothing to convert: all float32 or all float64, C-contiguous, aligned and writeable.
 
-    So it is in most calls, and small ones would spend more time on finding it out for each array and property than on
-    the numbers. Where it is so, :func:`promote` gives the arrays' own dtype, and :func:`conform` the arrays themselves.
+    So it is in most calls, and small ones would spend longer on :func:`promote` and :func:`conform` than on the
+    numbers. Both have nothing to do then: the dtype is that of the first array, to compute in and of the result.
     """
     dtype = arrays[0].dtype
     if dtype is not FLOAT32 and dtype is not FLOAT64:
@@ -138,14 +138,13 @@ def fits(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
 def four_axes(a: Array, shape: tuple[int, ...]) -> Array:
     """``a``, whose axes are those of ``shape`` or 1, as (outer, ., ., .) with the leading axes of ``shape`` merged into
     one; a copy only where they cannot be merged otherwise."""
-    rank, own = len(shape), a.shape
-    if rank > 4:
-        lead, tail = shape[:-3], own[-3:]
-        if math.prod(own[:-3]) != 1:
-            a = np.broadcast_to(a, lead + tail)
-            own = (math.prod(lead), *tail)
-        else:
-            own = tail
+    own = a.shape
+    if len(shape) > 4:
+        lead, own = own[:-3], own[-3:]
+        if math.prod(lead) != 1:
+            if lead != shape[:-3]:
+                a = np.broadcast_to(a, shape[:-3] + own)
+            own = (math.prod(shape[:-3]), *own)
     return a if a.ndim == len(own) == 4 else a.reshape((1,) * (4 - len(own)) + own)
 
 
@@ -158,6 +157,17 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return np.empty(shape, dtype)
     except ValueError as error:
         raise MemoryError(f"an array of shape {shape} and dtype {dtype} is too big") from error
+
+
+def destination(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], *, contiguous: bool = False) -> Array:
+    """Where a backend computes a result of ``shape`` and ``dtype``: ``out``, checked, if it can write that, with four
+    axes and the last one contiguous, or ``contiguous`` as a whole; else a new array."""
+    if out is not None and type(out) is np.ndarray and out.dtype == dtype:
+        if out.flags.c_contiguous:
+            return out
+        if not contiguous and len(shape) <= 4 and (shape[-1] == 1 or out.strides[-1] == out.itemsize):
+            return out
+    return allocate(shape, dtype)
 
 
 def check_out(

@@ -7,6 +7,7 @@ along some of these axes. Masks are never combined into a bigger one and never e
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from headwise._arrays import (
     compact,
     conform,
     fits,
+    four_axes,
     is_bfloat16,
 )
 from headwise.masks import CausalMask, PaddingMask
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
     from headwise._arrays import Array
 
 
-class ScoreShape(NamedTuple):
-    """What masks are checked against."""
+class Scores(NamedTuple):
+    """What follows from the shapes of query, key and value."""
 
-    full: tuple[int, ...]  # in the caller's rank
+    four: tuple[int, int, int, int]  # the scores' shape as backends see it, (batch, heads, query_len, key_len)
+    full: tuple[int, ...]  # the same in the caller's rank
+    batch: tuple[int, ...]  # its axes before those of heads, queries and keys; () for arrays of (seq, dim)
+    output: tuple[int, ...]  # the output's shape
+    scale: float  # 1 / sqrt(head_dim)
 
     @property
     def has_heads(self) -> bool:
@@ -39,24 +45,19 @@ class ScoreShape(NamedTuple):
         return len(self.full) > 3
 
     @property
-    def batch(self) -> tuple[int, ...]:
-        """() for arrays of (seq, dim)."""
-        return self.full[:-3] if self.has_heads else self.full[:-2]
-
-    @property
     def key_len(self) -> int:
         return self.full[-1]
 
 
-def check_shapes(q: Array, k: Array, v: Array) -> tuple[int, int, int, int]:
-    """The shape of the scores as backends see it, (batch, heads, query_len, key_len), if the three go together."""
-    query, key, value = q.shape, k.shape, v.shape
+@lru_cache(maxsize=256)  # layers and steps repeat them, and a small call would spend more on them than on the numbers
+def check_shapes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> Scores:
+    """What follows from the three shapes, if they go together."""
     rank = len(query)
     if rank < 2:
         raise ValueError(f"query: shape {query}, expected at least two axes (..., query_len, head_dim)")
-    if len(key) != rank or len(value) != rank:
-        name, shape = ("key", key) if len(key) != rank else ("value", value)
-        raise ValueError(f"{name}: shape {shape} has {len(shape)} axes, expected {rank} as query {query} has")
+    for name, shape in (("key", key), ("value", value)):
+        if len(shape) != rank:
+            raise ValueError(f"{name}: shape {shape} has {len(shape)} axes, expected {rank} as query {query} has")
     if query[-1] == 0:
         raise ValueError(f"query: shape {query} has head_dim 0, expected at least 1")
     if key[-1] != query[-1]:
@@ -65,22 +66,21 @@ def check_shapes(q: Array, k: Array, v: Array) -> tuple[int, int, int, int]:
         raise ValueError(f"value: shape {value} does not match key {key}: key_len is {value[-2]}, expected {key[-2]}")
     axes = rank - 3 if rank > 3 else rank - 2
     batch = query[:axes]
-    if key[:axes] != batch or value[:axes] != batch:
-        name, shape = ("key", key) if key[:axes] != batch else ("value", value)
-        raise ValueError(
-            f"{name}: shape {shape} does not match query {query}: batch is {shape[:axes]}, "
-            f"expected {batch} (batches are not broadcast)"
-        )
-    if rank <= 3:
-        return math.prod(batch), 1, query[-2], key[-2]
-    heads, kv_heads = query[-3], key[-3]
-    if value[-3] != kv_heads:
+    for name, shape in (("key", key), ("value", value)):
+        if shape[:axes] != batch:
+            raise ValueError(
+                f"{name}: shape {shape} does not match query {query}: batch is {shape[:axes]}, "
+                f"expected {batch} (batches are not broadcast)"
+            )
+    heads, kv_heads = (query[-3], key[-3]) if rank > 3 else (1, 1)
+    if rank > 3 and value[-3] != kv_heads:
         raise ValueError(f"value: shape {value} does not match key {key}: heads are {value[-3]}, expected {kv_heads}")
     if heads != kv_heads and (kv_heads == 0 or heads % kv_heads):
         raise ValueError(
             f"key: shape {key} does not match query {query}: {heads} query heads are not divisible by {kv_heads}"
         )
-    return math.prod(batch), heads, query[-2], key[-2]
+    four = (math.prod(batch), heads, query[-2], key[-2])
+    return Scores(four, (*query[:-1], key[-2]), batch, (*query[:-1], value[-1]), 1.0 / math.sqrt(query[-1]))
 
 
 def query_offset(name: object, query_len: int, key_len: int) -> int:
@@ -136,7 +136,7 @@ def per_head(x: object, name: str, heads: int, dtype: np.dtype[Any]) -> Array:
 
 
 def attention_masks(
-    mask: object, bias: object, key_padding_mask: object, scores: ScoreShape, dtype: np.dtype[Any]
+    mask: object, bias: object, key_padding_mask: object, scores: Scores, dtype: np.dtype[Any]
 ) -> tuple[list[Array], list[Array]]:
     """The keep-masks and the biases, in ``dtype``, that the three arguments amount to."""
     keeps: list[Array] = []
@@ -166,7 +166,7 @@ def attention_masks(
     return keeps, biases
 
 
-def _padding(m: Array, name: str, scores: ScoreShape) -> Array:
+def _padding(m: Array, name: str, scores: Scores) -> Array:
     """``(*batch, key_len)`` with axes of size 1 put in for heads and queries."""
     expected = (*scores.batch, scores.key_len)
     if not scores.batch and m.shape == (1, scores.key_len):
@@ -177,7 +177,7 @@ def _padding(m: Array, name: str, scores: ScoreShape) -> Array:
     return m.reshape((*m.shape[:-1], *between, m.shape[-1]))
 
 
-def _align(m: Array, name: str, scores: ScoreShape, *, pairs_only: bool = False) -> Array:
+def _align(m: Array, name: str, scores: Scores, *, pairs_only: bool = False) -> Array:
     """``m``, checked, with as many axes as the scores have in the caller's rank, or fewer to be put in front."""
     full = scores.full
     as_given = m.shape
@@ -220,19 +220,11 @@ def _cast(bias: Array, dtype: np.dtype[Any]) -> Array:
     return cast
 
 
-def _spread(m: Array, scores: ScoreShape, *, keep: bool = False) -> Array:
+def _spread(m: Array, scores: Scores, *, keep: bool = False) -> Array:
     """``m``, aligned, as (batch, heads, query_len, key_len), each of them 1 or of full size, the last contiguous."""
     if keep and m.dtype.kind != "b":
         m = np.not_equal(m, 0)
     m = conform(compact(m), m.dtype, last=True)
-    full = scores.full
-    if m.ndim < len(full):
-        m = m.reshape((1,) * (len(full) - m.ndim) + m.shape)
-    if not scores.has_heads:
-        m = m[..., None, :, :]
-    lead = m.shape[:-3]
-    if math.prod(lead) == 1:
-        m = m.reshape((1, *m.shape[-3:]))
-    elif len(lead) > 1:
-        m = np.broadcast_to(m, (*scores.batch, *m.shape[-3:])).reshape((-1, *m.shape[-3:]))
-    return m
+    if m.ndim == 3 and not scores.has_heads:
+        m = m[:, None]
+    return four_axes(m, scores.full)

@@ -7,6 +7,7 @@ Attention is in :mod:`headwise._sdpa`, rotary embedding and ALiBi in :mod:`headw
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from headwise._arrays import (
     check_rng,
     conform,
     deliver,
+    destination,
     plain,
     promote,
 )
@@ -178,13 +180,16 @@ def _normalize(kernel: Callable[[Array, Array], None], x: ArrayLike, axis: int, 
     compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a))
     axis = check_axis(axis, a)
     shape = a.shape
-    work = allocate(shape, compute) if out is None else _destination(out, a, compute, dtype)
-    if work.size:
+    if out is not None:
+        check_out(out, shape, dtype, ("x", a), inplace=a)
+    result = destination(out, shape, compute, contiguous=True)
+    if result.size:
         lanes = _lanes(shape, axis)
-        kernel(a.reshape(lanes) if ready else _as_lanes(a, lanes, compute), work.reshape(lanes))
-    return deliver(work, out, dtype)
+        kernel(a.reshape(lanes) if ready else _as_lanes(a, lanes, compute), result.reshape(lanes))
+    return deliver(result, out, dtype)
 
 
+@lru_cache(maxsize=256)
 def _lanes(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     """(outer, n, inner), with n the size of ``axis``."""
     return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
@@ -195,13 +200,6 @@ def _as_lanes(a: Array, lanes: tuple[int, int, int], dtype: np.dtype[Any]) -> Ar
     form = conform(a, dtype).reshape(lanes)
     contiguous = form.strides[2] == form.itemsize if inner > 1 else n <= 1 or form.strides[1] == form.itemsize
     return form if contiguous else np.ascontiguousarray(form)
-
-
-def _destination(out: Array, x: Array, compute: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
-    """A C-contiguous array of the shape of ``x`` to compute into: ``out``, checked, where it is one."""
-    check_out(out, x.shape, dtype, ("x", x), inplace=x)
-    direct = dtype == compute and type(out) is np.ndarray and out.flags.c_contiguous
-    return out if direct else allocate(x.shape, compute)
 
 
 # --- what stands around attention ---
@@ -268,22 +266,20 @@ def linear(
     if b is not None and b.shape != (columns,):
         raise ValueError(f"bias: shape {b.shape}, expected ({columns},)")
     shape = (*shape[:-1], columns)
-    direct = False
     if out is not None:
         check_out(out, shape, dtype, *inputs)
-        direct = dtype == compute and type(out) is np.ndarray and out.flags.c_contiguous
-    work = out if direct and out is not None else allocate(shape, compute)
-    if work.size:
+    result = destination(out, shape, compute, contiguous=True)
+    if result.size:
         if inner == 0:
-            work[...] = 0 if b is None else b
+            result[...] = 0 if b is None else b
         else:
             if not ready:
                 a, w = conform(a, compute, last=True), conform(w, compute)
                 b = None if b is None else conform(b, compute, last=True)
                 if w.itemsize not in w.strides:
                     w = np.ascontiguousarray(w)
-            _backend.current().linear(a.reshape((-1, inner)), w, b, work.reshape((-1, columns)), precision)
-    return deliver(work, out, dtype)
+            _backend.current().linear(a.reshape((-1, inner)), w, b, result.reshape((-1, columns)), precision)
+    return deliver(result, out, dtype)
 
 
 def layer_normalization(
@@ -346,19 +342,17 @@ def layer_normalization(
     epsilon = check_real(eps, "eps")
     if epsilon < 0.0:
         raise ValueError(f"eps: {epsilon}, expected at least 0")
-    last = axis == a.ndim - 1
-    direct = False
     if out is not None:
         check_out(out, a.shape, dtype, ("x", a), ("gamma", g), ("beta", b), inplace=a)
-        direct = last and dtype == compute and type(out) is np.ndarray and out.flags.c_contiguous
+    last = axis == a.ndim - 1
     moved = a if last else np.moveaxis(a, axis, -1)
-    work = out if direct and out is not None else allocate(moved.shape, compute)
-    if work.size:
+    result = destination(out if last else None, moved.shape, compute, contiguous=True)
+    if result.size:
         if not (ready and last):
             moved = conform(moved, compute, last=True)
             g, b = conform(g, compute, last=True), conform(b, compute, last=True)
-        _backend.current().layer_normalization(moved.reshape((-1, n)), g, b, epsilon, work.reshape((-1, n)))
-    return deliver(work if last else np.moveaxis(work, -1, axis), out, dtype)
+        _backend.current().layer_normalization(moved.reshape((-1, n)), g, b, epsilon, result.reshape((-1, n)))
+    return deliver(result if last else np.moveaxis(result, -1, axis), out, dtype)
 
 
 def dropout(x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.random.Generator | None = None) -> Array:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +18,10 @@ from headwise._arrays import (
     check_size,
     conform,
     deliver,
+    destination,
     fits,
     four_axes,
+    plain,
     promote,
 )
 
@@ -78,7 +79,8 @@ def apply_rope(
            [0., 1.]])
     """
     a, c, s = as_array(x, "x"), as_array(cos, "cos"), as_array(sin, "sin")
-    compute, dtype = promote(("x", a), ("cos", c), ("sin", s))
+    ready = plain(a, c, s)
+    compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a), ("cos", c), ("sin", s))
     interleaved = check_flag(interleaved, "interleaved")
     shape = a.shape
     if not shape or shape[-1] % 2:
@@ -87,23 +89,15 @@ def apply_rope(
     for name, table in (("cos", c), ("sin", s)):
         if not fits(table.shape, half):
             raise ValueError(f"{name}: shape {table.shape}, expected one that broadcasts to {half}")
-    four = _four_shape(shape)
-    work = None
     if out is not None:
-        check_out(out, a.shape, dtype, ("x", a), ("cos", c), ("sin", s), inplace=a)
-        work = _four_view(out, compute)
-    target = allocate(four, compute) if work is None else work
-    if target.size:
-        _backend.current().apply_rope(
-            four_axes(conform(a, compute, last=True), a.shape),
-            four_axes(_full_last(conform(c, compute, last=True), half[-1]), half),
-            four_axes(_full_last(conform(s, compute, last=True), half[-1]), half),
-            target,
-            interleaved,
-        )
-    if work is not None and out is not None:
-        return out
-    return deliver(target.reshape(a.shape), out, dtype)
+        check_out(out, shape, dtype, ("x", a), ("cos", c), ("sin", s), inplace=a)
+    result = destination(out, shape, compute)
+    if result.size:
+        if not ready:
+            a, c, s = conform(a, compute, last=True), conform(c, compute, last=True), conform(s, compute, last=True)
+        c, s = four_axes(_full_last(c, half[-1]), half), four_axes(_full_last(s, half[-1]), half)
+        _backend.current().apply_rope(four_axes(a, shape), c, s, four_axes(result, shape), interleaved)
+    return deliver(result, out, dtype)
 
 
 def _full_last(a: Array, size: int) -> Array:
@@ -111,21 +105,6 @@ def _full_last(a: Array, size: int) -> Array:
     if a.ndim and a.shape[-1] == size:
         return a
     return np.ascontiguousarray(np.broadcast_to(a, (*a.shape[:-1], size)))
-
-
-def _four_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) <= 4:
-        return (1,) * (4 - len(shape)) + shape
-    return (math.prod(shape[:-3]), *shape[-3:])
-
-
-def _four_view(out: Array, dtype: np.dtype[Any]) -> Array | None:
-    """``out`` with four axes, the last contiguous, or None if there is no such view of it in ``dtype``."""
-    if out.dtype != dtype or type(out) is not np.ndarray or (out.ndim > 4 and not out.flags.c_contiguous):
-        return None
-    if out.shape[-1] > 1 and out.strides[-1] != out.itemsize:
-        return None
-    return out.reshape(_four_shape(out.shape))
 
 
 def alibi_slopes(num_heads: int) -> Array:
@@ -260,17 +239,13 @@ def add_alibi(
     if steepness.shape != (heads,):
         raise ValueError(f"slopes: shape {steepness.shape}, expected one entry for each head, ({heads},)")
     shift = _check_offset(offset)
-    work = None
     if out is not None:
         check_out(out, a.shape, dtype, ("scores", a), ("slopes", steepness), inplace=a)
-        work = _four_view(out, compute)
-    target = allocate(_four_shape(a.shape), compute) if work is None else work
-    if target.size:
-        source = four_axes(conform(a, compute, last=True), a.shape)
-        _backend.current().add_alibi(source, np.ascontiguousarray(conform(steepness, compute)), shift, target)
-    if work is not None and out is not None:
-        return out
-    return deliver(target.reshape(a.shape), out, dtype)
+    result = destination(out, a.shape, compute)
+    if result.size:
+        source, target = four_axes(conform(a, compute, last=True), a.shape), four_axes(result, a.shape)
+        _backend.current().add_alibi(source, conform(steepness, compute, last=True), shift, target)
+    return deliver(result, out, dtype)
 
 
 def _check_offset(offset: object) -> int:

@@ -18,11 +18,11 @@ from headwise._arrays import (
     check_rng,
     conform,
     deliver,
+    destination,
     plain,
     promote,
 )
 from headwise._attention_args import (
-    ScoreShape,
     attention_masks,
     check_shapes,
     check_softcap,
@@ -33,6 +33,8 @@ from headwise._attention_args import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike
 
     from headwise._arrays import Array
@@ -257,21 +259,19 @@ def _attend(
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
     ready = plain(q, k, v)
     compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
-    scores = check_shapes(q, k, v)
-    batch, heads, query_len, key_len = scores
-    shape = q.shape
-    lead, head_dim = shape[:-1], shape[-1]
+    scores = check_shapes(q.shape, k.shape, v.shape)
+    batch, heads, query_len, key_len = scores.four
 
     offset = query_offset(causal_alignment, query_len, key_len)
     left, right = check_window(window_size, query_len + key_len)
     if check_flag(is_causal, "is_causal"):
         right = 0
-    factor = 1.0 / math.sqrt(head_dim) if scale is None else check_real(scale, "scale")
+    factor = scores.scale if scale is None else check_real(scale, "scale")
     rate = dropout_rate_of(dropout, dropout_rate)
-    keep: list[Array] = []
-    biases: list[Array] = []
+    keep: Sequence[Array] = ()
+    biases: Sequence[Array] = ()
     if mask is not None or bias is not None or key_padding_mask is not None:
-        keep, biases = attention_masks(mask, bias, key_padding_mask, ScoreShape((*lead, key_len)), compute)
+        keep, biases = attention_masks(mask, bias, key_padding_mask, scores, compute)
     slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
     sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
     cap = check_softcap(softcap)
@@ -279,8 +279,7 @@ def _attend(
     generator = check_rng(rng) if rate > 0.0 or rng is not None else None
     need_weights, return_lse = check_flag(need_weights, "need_weights"), check_flag(return_lse, "return_lse")
 
-    shape = (*lead, v.shape[-1])
-    direct = False
+    shape = scores.output
     if out is not None:
         given = (
             ("mask", mask), ("bias", bias), ("key_padding_mask", key_padding_mask), ("alibi_slopes", alibi_slopes),
@@ -288,16 +287,15 @@ def _attend(
         )  # fmt: skip
         others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
         check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
-        direct = _is_written_directly(out, compute)
-    result = out if direct and out is not None else allocate(shape, compute)
-    weights = allocate(scores, compute) if need_weights else None
-    lse = allocate(scores[:3], compute) if return_lse else None
+    result = destination(out, shape, compute)
+    weights = allocate(scores.four, compute) if need_weights else None
+    lse = allocate((batch, heads, query_len), compute) if return_lse else None
 
     if not ready:
         q, k, v = conform(q, compute, last=True), conform(k, compute, last=True), conform(v, compute, last=True)
     output = result
     if len(shape) != 4:
-        q, k, v, output = _four_axes(q), _four_axes(k), _four_axes(v), _four_axes(output)
+        q, k, v, output = _with_heads(q), _with_heads(k), _with_heads(v), _with_heads(output)
     if key_len == 0:
         output.fill(0)
         if lse is not None:
@@ -314,26 +312,17 @@ def _attend(
 
     result = deliver(result, out, dtype)
     if weights is not None:
-        weights = deliver(weights.reshape((*lead, key_len)), None, dtype)
-    return result, weights, None if lse is None else lse.reshape(lead)
+        weights = deliver(weights.reshape(scores.full), None, dtype)
+    return result, weights, None if lse is None else lse.reshape(shape[:-1])
 
 
-def _four_axes(a: Array) -> Array:
+def _with_heads(a: Array) -> Array:
     """(batch, heads, seq, dim) of an array of any other rank from 2."""
     if a.ndim == 3:
         return a[:, None]
     if a.ndim == 2:
         return a[None, None]
     return a.reshape((math.prod(a.shape[:-3]), *a.shape[-3:]))
-
-
-def _is_written_directly(out: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether a backend that computes in ``dtype`` can write a view of ``out`` with four axes."""
-    if out.dtype != dtype or type(out) is not np.ndarray:
-        return False
-    if out.ndim > 4:
-        return out.flags.c_contiguous
-    return out.shape[-1] <= 1 or out.strides[-1] == out.itemsize
 
 
 def _run_with_dropout(
@@ -343,8 +332,8 @@ def _run_with_dropout(
     output: Array,
     weights: Array | None,
     lse: Array | None,
-    keep: list[Array],
-    bias: list[Array],
+    keep: Sequence[Array],
+    bias: Sequence[Array],
     options: tuple[Array | None, Array | None, float, float, int, int],
     offset: int,
     precision: str,

@@ -1,0 +1,166 @@
+"""Arrays that need no conversion go past it, and nothing but the time shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headwise as hw
+from headwise import _arrays, _ops, _positions, _sdpa
+from headwise._arrays import plain
+from support import LAYOUTS, normal, read_only, unaligned
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+X, ANGLES, WEIGHT = normal((2, 4, 9, 12)), normal((9, 6), 1), normal((12, 12), 2)
+KEY, VALUE = normal((2, 2, 5, 12), 3), normal((2, 2, 5, 7), 4)
+
+#: Every operation that looks first, with ``lay`` applied to all that it reads.
+OPERATIONS: dict[str, Callable[[Callable[[np.ndarray], Any]], Any]] = {
+    "softmax": lambda lay: hw.softmax(lay(X)),
+    "softmax-axis": lambda lay: hw.softmax(lay(X), axis=1),
+    "log_softmax": lambda lay: hw.log_softmax(lay(X)),
+    "logsumexp": lambda lay: hw.logsumexp(lay(X), axis=2, keepdims=True),
+    "flash_attention": lambda lay: hw.flash_attention(lay(X), lay(KEY), lay(VALUE)),
+    "flash_attention-rank-3": lambda lay: hw.flash_attention(lay(X[:, 0]), lay(KEY[:, 0]), lay(VALUE[:, 0])),
+    "flash_attention-causal": lambda lay: hw.flash_attention(lay(X), lay(KEY), lay(VALUE), is_causal=True),
+    "attention": lambda lay: hw.scaled_dot_product_attention(lay(X), lay(KEY), lay(VALUE), return_lse=True),
+    "linear": lambda lay: hw.linear(lay(X), lay(WEIGHT), lay(WEIGHT[0])),
+    "linear-without-bias": lambda lay: hw.linear(lay(X), lay(WEIGHT)),
+    "layer_normalization": lambda lay: hw.layer_normalization(lay(X), lay(WEIGHT[0]), lay(WEIGHT[1])),
+    "layer_normalization-axis": lambda lay: hw.layer_normalization(
+        lay(X), lay(ANGLES[:, 0]), lay(ANGLES[:, 1]), axis=2
+    ),
+    "apply_rope": lambda lay: hw.apply_rope(lay(X), lay(ANGLES), lay(ANGLES)),
+}
+#: The same numbers in arrays that have to be converted, each to what is contiguous.
+CONVERTED: dict[str, Callable[[np.ndarray], Any]] = {
+    "read-only": read_only,
+    "unaligned": unaligned,
+    "byte-swapped": LAYOUTS["byte-swapped"],
+    "list": list,
+    "subclass": lambda x: x.view(Subclass),
+    "matrix": lambda x: x.view(np.matrix) if x.ndim == 2 else x.view(Subclass),
+    "fortran": np.asfortranarray,
+}
+
+
+def results(name: str, lay: Callable[[np.ndarray], Any]) -> list[np.ndarray]:
+    result = OPERATIONS[name](lay)
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("way", CONVERTED)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_same_bits_as_the_same_numbers_converted(name: str, way: str, dtype: Any) -> None:
+    if name.startswith("linear") and way == "fortran":
+        pytest.skip("a weight with its other axis contiguous is another product")
+    plainly = results(name, lambda x: x.astype(dtype, order="C"))
+    converted = results(name, lambda x: CONVERTED[way](x.astype(dtype, order="C")))
+    for one, other in zip(plainly, converted, strict=True):
+        assert type(one) is type(other) is np.ndarray
+        assert one.dtype == other.dtype == dtype and one.dtype.isnative
+        assert one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_plain_arrays_are_not_looked_at_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(*_: Any, **__: Any) -> Any:
+        raise AssertionError("looked at")
+
+    for module in (_ops, _positions, _sdpa):
+        monkeypatch.setattr(module, "promote", unexpected)
+    results(name, np.array)
+    with pytest.raises(AssertionError, match="looked at"):
+        results(name, read_only)
+
+
+PLAIN: dict[str, np.ndarray] = {
+    "float32": X,
+    "float64": X.astype(np.float64),
+    "no axes": np.array(1.0),
+    "no entries": np.empty((3, 0, 4)),
+    "one entry": np.empty((5, 5))[1:2, 1:2],
+    "rows of a larger one": X[1:],
+}
+OTHERS: dict[str, np.ndarray] = {name: LAYOUTS[name](X) for name in LAYOUTS if name != "contiguous"} | {
+    "broadcast": np.broadcast_to(X[:1], X.shape),
+    **{dtype: X.astype(dtype) for dtype in ("float16", "longdouble", "int32", "uint8", "bool", "complex64", "object")},
+}
+
+
+@pytest.mark.single_implementation
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_is_plain(name: str) -> None:
+    a = PLAIN[name]
+    assert plain(a) and plain(a, a, np.empty(3, a.dtype))
+    assert _arrays.promote(("x", a)) == (a.dtype, a.dtype)
+    assert a.size == 0 or _arrays.conform(a, a.dtype, last=True) is a
+
+
+@pytest.mark.single_implementation
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_plain(name: str) -> None:
+    a = OTHERS[name]
+    assert not plain(a)
+    assert not plain(X, a) and not plain(a, X) and not plain(X, X, a)
+
+
+@pytest.mark.single_implementation
+def test_plain_arrays_of_two_dtypes_are_not_plain_together() -> None:
+    assert not plain(X, X.astype(np.float64)) and not plain(X.astype(np.float64), X)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 3)])
+def test_no_entries(shape: tuple[int, ...]) -> None:
+    empty = np.empty(shape, np.float32)
+    for axis in range(len(shape)):
+        assert hw.softmax(empty, axis).shape == shape
+    assert (hw.logsumexp(empty, shape.index(0)) == -np.inf).all()
+    n = np.ones(shape[-1], np.float32)
+    assert hw.layer_normalization(empty, n, n).shape == shape
+    assert hw.linear(empty, np.ones((shape[-1], 2), np.float32)).shape == (*shape[:-1], 2)
+
+
+def test_attention_of_values_without_entries() -> None:
+    """NumPy calls such an array contiguous whatever its strides."""
+    value = np.empty((2, 2, 5, 2), np.float32)[..., 1:1:2]
+    output, weights = hw.scaled_dot_product_attention(X, KEY, value)
+    assert output.shape == (2, 4, 9, 0)
+    assert weights.tobytes() == hw.scaled_dot_product_attention(X, KEY, VALUE)[1].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (9, 1), (1, 1), (1, 4, 1, 5), (2, 1, 9, 1), (2, 4, 1, 1)], ids=str)
+@pytest.mark.parametrize("keep", [False, True], ids=["bias", "mask"])
+def test_dropout_under_a_mask_of_one_entry_along_an_axis(
+    shape: tuple[int, ...], keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sdpa, "_DROPOUT_BLOCK", 2 * 4 * 5 * 4)  # rows in blocks of 4, 4 and 1
+    small = normal(shape, 5) > -1 if keep else normal(shape, 5)
+    calls = [
+        {"mask" if keep else "bias": mask, "dropout_rate": 0.25, "rng": 0, "return_lse": True}
+        for mask in (small, np.array(np.broadcast_to(small, (2, 4, 9, 5))))
+    ]
+    for one, other in zip(*(hw.flash_attention(X, KEY, VALUE, **call) for call in calls), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.single_implementation
+def test_the_core_refuses_what_does_not_broadcast() -> None:
+    core = pytest.importorskip("headwise._core", reason="there is no native core")
+    keep, table = np.ones((2, 4, 9, 4), bool), np.ones((1, 1, 8, 6), np.float32)
+    options = (None, None, None, 1.0, 0.0, -1, -1, 0, 1.0, "highest")
+    output = np.empty((2, 4, 9, 7), np.float32)
+    with pytest.raises(ValueError, match="keep: expected each axis to be 1 or"):
+        core.attention(X, KEY, VALUE, output, None, None, [keep], [], *options)
+    with pytest.raises(ValueError, match="bias: expected each axis to be 1 or"):
+        core.attention(X, KEY, VALUE, output, None, None, [], [X], *options)
+    with pytest.raises(ValueError, match="cos: expected each axis to be 1 or"):
+        core.apply_rope(X, table, table, X.copy(), False)
