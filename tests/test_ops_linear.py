@@ -33,12 +33,17 @@ def test_size(n: int, axis: str, with_bias: bool, dtype: str) -> None:
     assert scaled_error(x, weight, bias, got) < 2
 
 
-@pytest.mark.parametrize("shape", [(300, 257, 130), (1, 1000, 384), (64, 384, 1536), (129, 130, 513)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(300, 257, 130), (1, 1000, 384), (5, 700, 1001), (16, 300, 300), (17, 300, 300), (64, 384, 1536), (129, 130, 513)],
+    ids=str,
+)
 def test_larger_than_a_block(shape: tuple[int, int, int]) -> None:
     x, weight = normal(shape[:2], 1), normal(shape[1:], 2)
     wide_x, wide_weight = x.astype(np.float64), weight.astype(np.float64)
-    error = abs(hw.linear(x, weight) - wide_x @ wide_weight)
-    assert (error / (abs(wide_x) @ abs(wide_weight))).max() < 4 * np.finfo(np.float32).eps
+    for same_weight in (weight, np.asfortranarray(weight)):
+        error = abs(hw.linear(x, same_weight) - wide_x @ wide_weight)
+        assert (error / (abs(wide_x) @ abs(wide_weight))).max() < 4 * np.finfo(np.float32).eps
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3), (2, 1, 3), (0,), (2, 0, 3)], ids=str)

@@ -42,7 +42,9 @@ WORK: dict[str, Callable[[], Any]] = {
     "apply_rope-interleaved": lambda: hw.apply_rope(X, np.cos(ANGLES), np.sin(ANGLES), interleaved=True),
     "add_alibi": lambda: hw.add_alibi(X),
     "linear": lambda: hw.linear(X, normal((96, 150), 5), normal((150,), 6)),
-    "linear-one-row": lambda: hw.linear(X[0, :1], normal((96, 150), 5)),
+    "linear-one-row": lambda: hw.linear(X.reshape(48, 960)[:1], normal((960, 1500), 5)),
+    "linear-few-rows": lambda: hw.linear(X.reshape(48, 960)[:9], normal((960, 1500), 5)),
+    "linear-few-rows-transposed": lambda: hw.linear(X.reshape(48, 960)[:9], normal((1500, 960), 5).T),
     "layer_normalization": lambda: hw.layer_normalization(X, ANGLES[0].repeat(2), ANGLES[1].repeat(2)),
 }  # fmt: skip
 

@@ -196,6 +196,7 @@ SECTIONS: dict[str, list[Case]] = {
         Linear(shape=(1600, 512, 512)),
         Linear(shape=(2048, 512, 2048)),
         Linear(shape=(1, 4096, 4096)),
+        Linear(shape=(8, 512, 512)),
     ],
     "Small calls": [
         Softmax(shape=(64, 64), quick=True),

@@ -5,14 +5,15 @@
 // Below foreach_target.h, or the first target would miss them.
 #include "kernels/linear-inl.h"
 #include "kernels/linear.h"
+#include "kernels/linear_few-inl.h"
 #include "runtime/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-constexpr LinearKernel<float> kLinearF32{&LinearScratchBytes<float>, &LinearRun<float>};
-constexpr LinearKernel<double> kLinearF64{&LinearScratchBytes<double>, &LinearRun<double>};
+constexpr LinearKernel<float> kLinearF32{&LinearScratchBytes<float>, &LinearRun<float>, &LinearFewRows<float>};
+constexpr LinearKernel<double> kLinearF64{&LinearScratchBytes<double>, &LinearRun<double>, &LinearFewRows<double>};
 
 const LinearKernel<float>* LinearF32() { return &kLinearF32; }
 const LinearKernel<double>* LinearF64() { return &kLinearF64; }

@@ -18,6 +18,9 @@ struct LinearKernel {
   std::size_t (*scratch_bytes)(const LinearBlock& largest, std::int64_t depth);
   void (*block)(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out, const LinearBlock& block,
                 std::byte* scratch);
+  // Columns [begin, end) of the output, without packing; for one contiguous axis of weight and few rows.
+  void (*few_rows)(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out, std::int64_t begin,
+                   std::int64_t end);
 };
 
 // That of the chosen target.

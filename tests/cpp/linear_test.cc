@@ -53,6 +53,8 @@ void CheckSizes() {
           Case<T>(size, 9, 19, order, guard, pad).Check();
           Case<T>(7, size, 19, order, guard, pad).Check();
           Case<T>(7, 9, size, order, guard, pad).Check();
+          Case<T>(18, size, 19, order, guard, pad).Check();
+          Case<T>(18, 9, size, order, guard, pad).Check();
         }
         Case<T>(1, size, size, order, guard).Check(false);
       }
@@ -71,7 +73,9 @@ void CheckBlocks() {
     Case<T>(500, 40, 70, order).Check();
     Case<T>(13, 600, 300, order).Check();
     Case<T>(13, 600, 300, order).Check(false);
+    Case<T>(20, 600, 300, order).Check();
     Case<T>(1, 1030, 520, order).Check();
+    Case<T>(3, 70, 2100, order).Check();
   }
 }
 TEST_P(LinearTest, Blocks) {
@@ -79,13 +83,31 @@ TEST_P(LinearTest, Blocks) {
   CheckBlocks<double>();
 }
 
+// Sums run in the same order whether the weights are packed or not, where their rows are contiguous.
+template <typename T>
+void CheckFewRows() {
+  const Case<T> all(40, 300, 339);
+  const std::vector<T> expected = all.Run();
+  for (std::int64_t rows = 1; rows < 40; ++rows) {
+    const Tensor<T, 2> out({rows, 339});
+    View<const T, 2> x = all.x.read();
+    x.shape[0] = rows;
+    Linear(x, all.weight.read(), all.bias.data(), out.view());
+    EXPECT_TRUE(Identical(out.Values(), {expected.begin(), expected.begin() + rows * 339})) << rows << " rows";
+  }
+}
+TEST_P(LinearTest, ARowHasTheSameBitsHoweverManyThereAre) {
+  CheckFewRows<float>();
+  CheckFewRows<double>();
+}
+
 // Rows of x in reverse, one row of x for all, half of the columns of the weight, its rows in reverse.
 template <typename T>
-void CheckStrides() {
-  const Case<T> test(9, 20, 34);
-  const Tensor<T, 2> out({9, 17});
+void CheckStrides(std::int64_t rows) {
+  const Case<T> test(rows, 20, 34);
+  const Tensor<T, 2> out({rows, 17});
   View<const T, 2> x = test.x.read(), weight = test.weight.read();
-  x.data = test.x.read().at(8);
+  x.data = test.x.read().at(rows - 1);
   x.stride[0] = -x.stride[0];
   weight.shape[1] = 17;
   const auto check = [&] {
@@ -100,20 +122,26 @@ void CheckStrides() {
   check();
 }
 TEST_P(LinearTest, Strides) {
-  CheckStrides<float>();
-  CheckStrides<double>();
+  for (const std::int64_t rows : {9, 40}) {
+    CheckStrides<float>(rows);
+    CheckStrides<double>(rows);
+  }
 }
 
 template <typename T>
 void CheckNonFinite() {
   for (const double odd : {kNaN, kInf, -kInf}) {
-    for (const std::int64_t where : {0, 7, 18}) {
-      const Case<T> test(19, 33, 35);
-      *test.x.view().at(where, 5) = static_cast<T>(odd);
-      test.Check();
-      const Case<T> other(19, 33, 35);
-      *other.weight.view().at(5, where) = static_cast<T>(odd);
-      other.Check();
+    for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+      for (const std::int64_t rows : {7, 19}) {
+        for (const std::int64_t where : {std::int64_t{0}, rows / 2, rows - 1}) {
+          const Case<T> test(rows, 33, 35, order);
+          *test.x.view().at(where, 5) = static_cast<T>(odd);
+          test.Check();
+          const Case<T> other(rows, 33, 35, order);
+          *other.weight.view().at(5, where) = static_cast<T>(odd);
+          other.Check();
+        }
+      }
     }
   }
 }
@@ -125,7 +153,8 @@ TEST_P(LinearTest, NaNAndInfinityStayInTheirRowOrColumn) {
 template <typename T>
 void CheckThreads() {
   for (const auto& order : {kRowsFirst, kColumnsFirst}) {
-    for (const Case<T>& test : {Case<T>(300, 300, 300, order), Case<T>(1, 2000, 1000, order)}) {
+    for (const Case<T>& test : {Case<T>(300, 300, 300, order), Case<T>(1, 2000, 1000, order),
+                                Case<T>(7, 300, 3001, order), Case<T>(16, 3001, 30, order)}) {
       SetNumThreads(1);
       const std::vector<T> expected = test.Run();
       for (const int threads : {2, 4}) {
