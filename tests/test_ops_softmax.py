@@ -32,6 +32,17 @@ def test_length(function: Function, reference: Function, n: int, dtype: str) -> 
 
 
 @both
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(70_001,), (3, 66_000), (20, 8200), (300_000,)], ids=str)
+def test_long_rows(function: Function, reference: Function, shape: tuple[int, ...], dtype: str) -> None:
+    x = 3 * normal(shape, dtype=dtype)
+    assert_close(np.asarray(function(x)), reference(x))
+    x[..., 5000] = -np.inf
+    x[..., -2] = 60
+    assert_close(np.asarray(function(x)), reference(x))
+
+
+@both
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("axis", range(-4, 4))
 def test_axis(function: Function, reference: Function, axis: int, dtype: str) -> None:

@@ -20,6 +20,7 @@ from support import assert_close, normal
 QUERY, KEY, VALUE = normal((1, 4, 70, 16), 1), normal((1, 2, 200, 16), 2), normal((1, 2, 200, 24), 3)
 X = normal((8, 60, 96))
 ANGLES = normal((60, 48), 4)
+LONG = normal((3, 70_000), 7)
 WORK: dict[str, Callable[[], Any]] = {
     "attention": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, return_lse=True),
     "flash": lambda: hw.flash_attention(QUERY, KEY, VALUE, return_lse=True),
@@ -34,6 +35,9 @@ WORK: dict[str, Callable[[], Any]] = {
     "softmax": lambda: hw.softmax(X),
     "softmax-axis-0": lambda: hw.softmax(X, 0),
     "softmax-one-row": lambda: hw.softmax(X.reshape(1, -1)),
+    "softmax-long-rows": lambda: hw.softmax(LONG),
+    "log_softmax-long-rows": lambda: hw.log_softmax(LONG),
+    "logsumexp-long-rows": lambda: hw.logsumexp(LONG),
     "log_softmax": lambda: hw.log_softmax(X),
     "log_softmax-axis-1": lambda: hw.log_softmax(X, 1),
     "logsumexp": lambda: hw.logsumexp(X),

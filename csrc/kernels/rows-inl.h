@@ -10,6 +10,7 @@
 #define HEADWISE_KERNELS_ROWS_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -75,6 +76,26 @@ HWY_INLINE void ForEachVector(D d, std::int64_t n, Visit&& visit) {
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
   std::int64_t j = 0;
   for (; j + width <= n; j += width) visit(AllLanes(), j);
+  if (j < n) visit(FirstLanes{n - j}, j);
+}
+
+// The same for results at `to` of which nothing will be read soon: whole vectors of them are written past the caches,
+// and begin where a vector is aligned. Whoever calls it ends with hwy::FlushStream, before other threads may read them.
+struct AllLanesStreamed : AllLanes {
+  template <class D, class T = hn::TFromD<D>>
+  HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
+    hn::Stream(v, d, to);
+  }
+};
+template <class D, class Visit, class T = hn::TFromD<D>>
+HWY_INLINE void ForEachVectorStreamed(D d, std::int64_t n, const T* to, Visit&& visit) {
+  const auto width = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto address = reinterpret_cast<std::uintptr_t>(to);
+  if (address % sizeof(T) != 0) return ForEachVector(d, n, visit);
+  const auto past = static_cast<std::int64_t>(address / sizeof(T)) & (width - 1);  // of what is aligned
+  std::int64_t j = past == 0 ? 0 : std::min(n, width - past);
+  if (j > 0) visit(FirstLanes{j}, 0);
+  for (; j + width <= n; j += width) visit(AllLanesStreamed(), j);
   if (j < n) visit(FirstLanes{n - j}, j);
 }
 

@@ -2,8 +2,10 @@
 //
 //   m = max_i x_i,  s = sum_i exp(x_i - m);   exp(x_i - m) / s,   x_i - m - log s,   m + log s
 //
-// An axis whose elements are side by side is swept row by row: maximum; exponentials and their sum; result. Any other
-// is swept across: a block of neighbouring lanes at a time, one lane of the axis per lane of a vector.
+// An axis whose elements are side by side is swept row by row: maximum; exponentials and their sum; result. A long row
+// is swept in parts, each with a maximum m_p and a sum s_p of its own: m = max_p m_p, s = sum_p s_p exp(m_p - m), so
+// that memory is read once for both (Milakov and Gimelshein 2018). Any other axis is swept across: a block of
+// neighbouring lanes at a time, one lane of the axis per lane of a vector.
 //
 // Everything that is not finite follows from the arithmetic. NaN in a lane may or may not become its maximum (targets
 // differ), but it always becomes a NaN term and so a NaN sum. A maximum of +inf or -inf makes inf - inf, NaN, a term.
@@ -22,6 +24,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/exp-inl.h"
@@ -46,43 +49,116 @@ HWY_INLINE V AtMostZero(D d, V x) {
 
 // ---------------------------------------------------------------------------------------------------------------- rows
 
-template <typename T>
-void SoftmaxRow(const T* x, std::int64_t n, T* out) {
-  const hn::ScalableTag<T> d;
-  const auto max = hn::Set(d, MaxOfRow(d, x, n));
-  const double sum = SumOfRow(d, n, [&](auto lanes, std::int64_t j) HWY_ATTR {
-    const auto term = ScaledExp(d, hn::Sub(lanes.Load(d, x + j), max));
-    lanes.Store(term, d, out + j);
-    return term;
-  });
-  const auto factor = hn::Set(d, static_cast<T>(1 / sum));
-  ForEachVector(d, n, [&](auto lanes, std::int64_t j) HWY_ATTR {
-    lanes.Store(hn::Mul(lanes.Load(d, out + j), factor), d, out + j);
-  });
+// Calls visit(x, next, out) for each row: `next` is the row that will be read while this one is computed with, or some
+// rows later where rows are short, far enough ahead for memory to answer. Prefetchers of hardware stop at pages, and a
+// sweep over a row in cache leaves memory idle.
+template <typename T, class Visit>
+HWY_INLINE void ForEachRow(const SoftmaxRows<T>& rows, Visit&& visit) {
+  constexpr std::int64_t kAhead = (8 << 10) / sizeof(T);
+  const std::int64_t ahead = rows.n >= kAhead ? 1 : kAhead / std::max<std::int64_t>(rows.n, 1);
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    visit(rows.x + r * rows.x_stride, rows.x + std::min(r + ahead, rows.count - 1) * rows.x_stride,
+          rows.out + r * rows.out_stride);
+  }
 }
 
 template <typename T>
-void LogSoftmaxRow(const T* x, std::int64_t n, T* out) {
+void SoftmaxOfRows(const SoftmaxRows<T>& rows) {
   const hn::ScalableTag<T> d;
-  const auto max = hn::Set(d, MaxOfRow(d, x, n));
-  const auto term = [&](auto lanes, std::int64_t j)
-                        HWY_ATTR { return ScaledExp(d, hn::Sub(lanes.Load(d, x + j), max)); };
-  const double sum = SumOfRow(d, n, term);
-  const auto log_sum = hn::Set(d, static_cast<T>(std::log(sum * ExpTraits<T>::kUnscale)));
-  ForEachVector(d, n, [&](auto lanes, std::int64_t j) HWY_ATTR {
-    lanes.Store(hn::Sub(hn::Sub(lanes.Load(d, x + j), max), log_sum), d, out + j);
+  ForEachRow(rows, [&](const T* x, const T* next, T* out) HWY_ATTR {
+    T* const terms = rows.streamed ? rows.streamed : out;
+    const auto max = hn::Set(d, MaxOfRow(d, x, rows.n));
+    const double sum = SumOfRow(d, rows.n, [&](auto lanes, std::int64_t j) HWY_ATTR {
+      hwy::Prefetch(next + j);
+      const auto term = ScaledExp(d, hn::Sub(lanes.Load(d, x + j), max));
+      lanes.Store(term, d, terms + j);
+      return term;
+    });
+    const auto factor = hn::Set(d, static_cast<T>(1 / sum));
+    const auto scale = [&](auto lanes, std::int64_t j)
+                           HWY_ATTR { lanes.Store(hn::Mul(lanes.Load(d, terms + j), factor), d, out + j); };
+    if (rows.streamed) {
+      ForEachVectorStreamed(d, rows.n, out, scale);
+    } else {
+      ForEachVector(d, rows.n, scale);
+    }
   });
+  if (rows.streamed) hwy::FlushStream();
 }
 
+// Infinities are cut so that an infinite part does not make NaN of a row that is not all infinite.
 template <typename T>
-void LogSumExpRow(const T* x, std::int64_t n, T* out) {
+HWY_INLINE SoftmaxPart<T> PartOfRow(const T* x, std::int64_t n, const T* next) {
   const hn::ScalableTag<T> d;
   const T max = MaxOfRow(d, x, n);
   const auto shift = FiniteMax(d, hn::Set(d, max));
-  const double sum = SumOfRow(d, n, [&](auto lanes, std::int64_t j) HWY_ATTR {
-    return ScaledExp(d, AtMostZero(d, hn::Sub(lanes.Load(d, x + j), shift)));
-  });
-  *out = static_cast<T>(max + std::log(sum * ExpTraits<T>::kUnscale));
+  const auto sum = [&](auto argument) HWY_ATTR {
+    return SumOfRow(d, n, [&](auto lanes, std::int64_t j) HWY_ATTR {
+      hwy::Prefetch(next + j);
+      return ScaledExp(d, argument(hn::Sub(lanes.Load(d, x + j), shift)));
+    });
+  };
+  const bool cut = max == std::numeric_limits<T>::infinity();
+  return {max,
+          cut ? sum([&](auto less) HWY_ATTR { return AtMostZero(d, less); }) : sum([](auto less) { return less; })};
+}
+
+// An infinite maximum makes every result NaN, as the formula gives.
+template <typename T>
+HWY_INLINE double SumOrNaN(SoftmaxPart<T> whole) {
+  return std::isfinite(whole.max) ? whole.sum : std::numeric_limits<double>::quiet_NaN();
+}
+
+template <typename T>
+HWY_INLINE void WriteSoftmax(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed) {
+  const hn::ScalableTag<T> d;
+  const auto max = hn::Set(d, whole.max);
+  const auto factor = hn::Set(d, static_cast<T>(1 / SumOrNaN(whole)));
+  const auto result = [&](auto lanes, std::int64_t j) HWY_ATTR {
+    lanes.Store(hn::Mul(ScaledExp(d, hn::Sub(lanes.Load(d, x + j), max)), factor), d, out + j);
+  };
+  if (streamed) {
+    ForEachVectorStreamed(d, n, out, result);
+  } else {
+    ForEachVector(d, n, result);
+  }
+}
+
+template <typename T>
+HWY_INLINE void WriteLogSoftmax(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed) {
+  const hn::ScalableTag<T> d;
+  const auto max = hn::Set(d, whole.max);
+  const auto log_sum = hn::Set(d, static_cast<T>(std::log(SumOrNaN(whole) * ExpTraits<T>::kUnscale)));
+  const auto result = [&](auto lanes, std::int64_t j)
+                          HWY_ATTR { lanes.Store(hn::Sub(hn::Sub(lanes.Load(d, x + j), max), log_sum), d, out + j); };
+  if (streamed) {
+    ForEachVectorStreamed(d, n, out, result);
+  } else {
+    ForEachVector(d, n, result);
+  }
+}
+
+template <typename T>
+HWY_INLINE void WriteLogSumExp(const T*, std::int64_t, SoftmaxPart<T> whole, T* out, bool) {
+  *out = static_cast<T>(whole.max + std::log(whole.sum * ExpTraits<T>::kUnscale));
+}
+
+template <typename T>
+using Write = void(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed);
+
+template <typename T, Write<T> kWrite>
+void Finish(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed) {
+  kWrite(x, n, whole, out, streamed);
+  if (streamed) hwy::FlushStream();
+}
+
+// Rows of one part.
+template <typename T, Write<T> kWrite>
+void InOnePart(const SoftmaxRows<T>& rows) {
+  const bool streamed = rows.streamed != nullptr;
+  ForEachRow(rows, [&](const T* x, const T* next, T* out)
+                       HWY_ATTR { kWrite(x, rows.n, PartOfRow(x, rows.n, next), out, streamed); });
+  if (streamed) hwy::FlushStream();
 }
 
 // ------------------------------------------------------------------------------------------------------------- columns

@@ -11,11 +11,15 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
+// In a row that stays in the second-level cache an exponential is better kept than computed again.
+constexpr std::int64_t kLongestSoftmaxRow = 1 << 16;
+
 template <typename T>
 constexpr SoftmaxKernel<T> kSoftmax{
-    {&SoftmaxRow<T>, &SoftmaxColumns<T>},
-    {&LogSoftmaxRow<T>, &LogSoftmaxColumns<T>},
-    {&LogSumExpRow<T>, &LogSumExpColumns<T>},
+    &PartOfRow<T>,
+    {&SoftmaxOfRows<T>, kLongestSoftmaxRow, &Finish<T, WriteSoftmax<T>>, &SoftmaxColumns<T>},
+    {&InOnePart<T, WriteLogSoftmax<T>>, kPart, &Finish<T, WriteLogSoftmax<T>>, &LogSoftmaxColumns<T>},
+    {&InOnePart<T, WriteLogSumExp<T>>, kPart, &Finish<T, WriteLogSumExp<T>>, &LogSumExpColumns<T>},
 };
 
 const SoftmaxKernel<float>* SoftmaxF32() { return &kSoftmax<float>; }

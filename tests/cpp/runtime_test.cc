@@ -44,14 +44,14 @@ TEST(TargetsTest, UnknownIsAnErrorThatListsTheOthers) {
 // The name alone proves nothing: each target must lead to functions of its own.
 TEST(TargetsTest, EachRunsItsOwnCode) {
   std::set<const void*> tables;
-  std::set<void (*)(const float*, std::int64_t, float*)> functions;
+  std::set<void (*)(const SoftmaxRows<float>&)> functions;
   std::set<void (*)(const double*, const double*, const double*, double, std::int64_t, double*)> more;
   for (const std::string& target : ListTargets()) {
     SetTarget(target);
     tables.insert({&GetSoftmaxKernel<float>(), &GetSoftmaxKernel<double>(), &GetAlibiKernel<float>(),
                    &GetAlibiKernel<double>(), &GetLayerNormKernel<float>(), &GetLayerNormKernel<double>(),
                    &GetRopeKernel<float>(), &GetRopeKernel<double>()});
-    functions.insert(GetSoftmaxKernel<float>().softmax.row);
+    functions.insert(GetSoftmaxKernel<float>().softmax.rows);
     more.insert(GetLayerNormKernel<double>().row);
   }
   EXPECT_EQ(tables.size(), 8 * ListTargets().size());

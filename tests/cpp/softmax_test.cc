@@ -205,6 +205,58 @@ TEST_P(SoftmaxTest, LongLanesStayAccurate) {
   CheckLong<double>();
 }
 
+// Rows in parts: an odd element in some part, parts of one infinity, the greatest element in any of them.
+template <typename T>
+void CheckParts() {
+  Random random(7);
+  for (const std::int64_t n : {4097, 12'300, 65'537}) {
+    const Tensor<T, 3> x({2, n, 1}, Guard::kAfter, Order(1), 3);
+    const auto fill = [&](std::int64_t begin, std::int64_t end, double value) {
+      for (std::int64_t i = begin; i < std::min(n, end); ++i) *x.view().at(1, i, 0) = static_cast<T>(value);
+    };
+    Check(FillNormal(x, random, 3), 30);
+    for (const std::int64_t where : {std::int64_t{4095}, n - 1}) {
+      for (const double odd : {kNaN, kInf, 50.0, static_cast<double>(std::numeric_limits<T>::max())}) {
+        FillNormal(x, random);
+        fill(where, where + 1, odd);
+        Check(x, 60);
+      }
+    }
+    for (const double odd : {-kInf, kInf, static_cast<double>(std::numeric_limits<T>::lowest())}) {
+      FillNormal(x, random);
+      fill(0, 4096, odd);
+      Check(x, 10);
+      fill(0, n, odd);
+      Check(x, 10);
+    }
+    FillNormal(x, random);
+    fill(0, 4096, -kInf);
+    fill(n - 1, n, kNaN);
+    Check(x, 10);
+  }
+}
+TEST_P(SoftmaxTest, RowsInParts) {
+  CheckParts<float>();
+  CheckParts<double>();
+}
+
+// Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+void CheckPastTheCaches() {
+  for (const auto& shape : {std::array<std::int64_t, 3>{4300, 2001, 1}, {2, 4'500'001, 1}}) {
+    for (const Operation operation : {Operation::kSoftmax, Operation::kLogSoftmax}) {
+      const Tensor<float, 3> x(shape, Guard::kAfter, Order(1), 3);
+      x.ForEach([&, i = 0](float& element) mutable { element = static_cast<float>(i++ % 1009) * 0.02F; });
+      const Tensor<float, 3> out = Run(operation, x, Guard::kAfter, 3);
+      EXPECT_TRUE(out.PaddingIntact());
+      if (operation == Operation::kSoftmax) Softmax(x.read(), x.view());
+      if (operation == Operation::kLogSoftmax) LogSoftmax(x.read(), x.view());
+      EXPECT_TRUE(Identical(x.Values(), out.Values()));
+    }
+  }
+}
+
+TEST_P(SoftmaxTest, PastTheCaches) { CheckPastTheCaches(); }
+
 template <typename T>
 void CheckEmpty() {
   for (const auto shape : {std::array<std::int64_t, 3>{0, 5, 1}, {4, 0, 1}, {0, 5, 7}, {4, 0, 7}, {4, 5, 0}})
@@ -218,8 +270,13 @@ TEST_P(SoftmaxTest, Empty) {
 template <typename T>
 void CheckThreads() {
   Random random(6);
-  for (const std::array<std::int64_t, 3> shape :
-       {std::array<std::int64_t, 3>{301, 400, 1}, {3, 200, 333}, {1, 50, 4001}}) {
+  for (const std::array<std::int64_t, 3> shape : {std::array<std::int64_t, 3>{301, 400, 1},
+                                                  {3, 200, 333},
+                                                  {1, 50, 4001},
+                                                  {1, 300'001, 1},
+                                                  {3, 70'000, 1},
+                                                  {40, 70'001, 1},
+                                                  {5, 9'001, 1}}) {
     const Tensor<T, 3> x(shape);
     FillNormal(x, random);
     for (const Operation operation : kOperations) {
