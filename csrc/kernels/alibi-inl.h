@@ -21,13 +21,22 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <typename T>
-void AddAlibiRow(const T* scores, T slope, std::int64_t position, std::int64_t key_len, T* out) {
+void AddAlibiRow(const T* scores, T slope, std::int64_t position, std::int64_t key_len, T* out, bool streamed) {
   const hn::ScalableTag<T> d;
   const auto minus_slope = hn::Set(d, -slope);
+  const auto result = [&](auto lanes, std::int64_t j, auto distance) HWY_ATTR {
+    lanes.Store(hn::MulAdd(minus_slope, hn::Abs(distance), lanes.Load(d, scores + j)), d, out + j);
+  };
+  if (streamed) {
+    ForEachVectorStreamed(d, key_len, out, [&](auto lanes, std::int64_t j) HWY_ATTR {
+      result(lanes, j, hn::Iota(d, static_cast<T>(j - position)));
+    });
+    return;
+  }
   const auto step = hn::Set(d, static_cast<T>(hn::Lanes(d)));
   auto distance = hn::Iota(d, static_cast<T>(-position));  // j - position
   ForEachVector(d, key_len, [&](auto lanes, std::int64_t j) HWY_ATTR {
-    lanes.Store(hn::MulAdd(minus_slope, hn::Abs(distance), lanes.Load(d, scores + j)), d, out + j);
+    result(lanes, j, distance);
     distance = hn::Add(distance, step);
   });
 }

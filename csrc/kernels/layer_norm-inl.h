@@ -1,5 +1,5 @@
 // Layer normalisation, one row at a time: the mean, then the deviations from it and their squares, then the result.
-// Rows are short enough to stay in cache.
+// Rows are short enough to stay in cache; the next one is fetched meanwhile, or memory would be idle.
 //
 // The mean is summed and rounded in the type of the row, and a row far from zero feels that. The sum of the deviations
 // from the rounded mean c corrects both moments (Chan, Golub and LeVeque 1983, eq. 1.7):
@@ -17,6 +17,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/rows-inl.h"
 
@@ -26,7 +27,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <typename T>
-void LayerNormRow(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out) {
+void LayerNormRow(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
+                  const T* next) {
   const hn::ScalableTag<T> d;
   const auto count = static_cast<double>(n);
   const auto load = [&](auto lanes, std::int64_t i) HWY_ATTR { return lanes.Load(d, x + i); };
@@ -34,16 +36,22 @@ void LayerNormRow(const T* x, const T* gamma, const T* beta, double eps, std::in
   const auto deviation = [&](auto lanes, std::int64_t i) HWY_ATTR { return hn::Sub(load(lanes, i), center); };
   const double rest = SumOfRow(d, n, deviation) / count;
   const auto square = [&](auto lanes, std::int64_t i) HWY_ATTR {
+    hwy::Prefetch(next + i);
     const auto v = deviation(lanes, i);
     return hn::Mul(v, v);
   };
   const double variance = SumOfRow(d, n, square) / count - rest * rest;
   const auto inverse = hn::Set(d, static_cast<T>(1 / std::sqrt(std::max(variance, 0.0) + eps)));
   const auto shift = hn::Set(d, static_cast<T>(rest));
-  ForEachVector(d, n, [&](auto lanes, std::int64_t i) HWY_ATTR {
+  const auto result = [&](auto lanes, std::int64_t i) HWY_ATTR {
     const auto normal = hn::Mul(hn::Sub(deviation(lanes, i), shift), inverse);
     lanes.Store(hn::MulAdd(normal, lanes.Load(d, gamma + i), lanes.Load(d, beta + i)), d, out + i);
-  });
+  };
+  if (streamed) {
+    ForEachVectorStreamed(d, n, out, result);
+  } else {
+    ForEachVector(d, n, result);
+  }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -77,6 +77,13 @@ void RotateNeighbours(const RopeRows<T>& rows) {
   }
 }
 
+template <typename T>
+void CopyPastCaches(const T* from, std::int64_t n, T* to) {
+  const hn::ScalableTag<T> d;
+  ForEachVectorStreamed(d, n, to,
+                        [&](auto lanes, std::int64_t i) HWY_ATTR { lanes.Store(lanes.Load(d, from + i), d, to + i); });
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
 HWY_AFTER_NAMESPACE();

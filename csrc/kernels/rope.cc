@@ -11,8 +11,8 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-constexpr RopeKernel<float> kRopeF32{&RotateHalves<float>, &RotateNeighbours<float>};
-constexpr RopeKernel<double> kRopeF64{&RotateHalves<double>, &RotateNeighbours<double>};
+constexpr RopeKernel<float> kRopeF32{&RotateHalves<float>, &RotateNeighbours<float>, &CopyPastCaches<float>};
+constexpr RopeKernel<double> kRopeF64{&RotateHalves<double>, &RotateNeighbours<double>, &CopyPastCaches<double>};
 
 const RopeKernel<float>* RopeF32() { return &kRopeF32; }
 const RopeKernel<double>* RopeF64() { return &kRopeF64; }

@@ -24,6 +24,8 @@ template <typename T>
 struct RopeKernel {
   void (*halves)(const RopeRows<T>& rows);      // pairs (i, i + pairs)
   void (*neighbours)(const RopeRows<T>& rows);  // pairs (2 i, 2 i + 1)
+  // n numbers to `to`, past the caches; stream.h has to end it.
+  void (*copy)(const T* from, std::int64_t n, T* to);
 };
 
 // That of the chosen target.

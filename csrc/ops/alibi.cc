@@ -1,6 +1,7 @@
 #include "headwise/alibi.h"
 
 #include "kernels/alibi.h"
+#include "ops/stream.h"
 #include "runtime/parallel.h"
 
 namespace headwise {
@@ -11,13 +12,16 @@ void Run(View<const T, 4> scores, const T* slopes, std::int64_t offset, View<T, 
   const std::int64_t heads = scores.shape[1], query_len = scores.shape[2], key_len = scores.shape[3];
   const AlibiKernel<T>& kernel = GetAlibiKernel<T>();
   const std::int64_t rows = scores.shape[0] * heads * query_len;
+  const bool streamed =
+      WritePastCaches(scores.data, out.data, sizeof(T) * static_cast<double>(rows) * static_cast<double>(key_len));
   ParallelRanges(rows, 2.0 * static_cast<double>(rows) * static_cast<double>(key_len),
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t row = begin; row < end; ++row) {
                      const std::int64_t i = row % query_len, h = row / query_len % heads;
                      const std::int64_t n = row / query_len / heads;
-                     kernel.row(scores.at(n, h, i), slopes[h], i + offset, key_len, out.at(n, h, i));
+                     kernel.row(scores.at(n, h, i), slopes[h], i + offset, key_len, out.at(n, h, i), streamed);
                    }
+                   if (streamed) FinishWritesPastCaches();
                  });
 }
 

@@ -99,6 +99,14 @@ TEST_P(AlibiTest, InPlaceAndSameBitsForAnyThreadCount) {
   CheckInPlaceAndThreads<double>();
 }
 
+// Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+TEST_P(AlibiTest, PastTheCaches) {
+  const Case<float> test({1, 2, 4500, 1001});
+  const std::vector<float> expected = test.Run(3);
+  AddAlibi(test.scores.read(), test.slopes.data(), 3, test.scores.view());
+  EXPECT_TRUE(Identical(test.scores.Values(), expected));
+}
+
 TEST_P(AlibiTest, Empty) {
   for (const Axes shape : {Axes{0, 2, 3, 4}, {2, 0, 3, 4}, {2, 2, 0, 4}, {2, 2, 3, 0}}) Case<float>(shape).Check(1);
 }

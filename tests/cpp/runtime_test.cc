@@ -44,8 +44,8 @@ TEST(TargetsTest, UnknownIsAnErrorThatListsTheOthers) {
 // The name alone proves nothing: each target must lead to functions of its own.
 TEST(TargetsTest, EachRunsItsOwnCode) {
   std::set<const void*> tables;
-  std::set<void (*)(const SoftmaxRows<float>&)> functions;
-  std::set<void (*)(const double*, const double*, const double*, double, std::int64_t, double*)> more;
+  std::set<decltype(SoftmaxFunctions<float>::rows)> functions;
+  std::set<decltype(LayerNormKernel<double>::row)> more;
   for (const std::string& target : ListTargets()) {
     SetTarget(target);
     tables.insert({&GetSoftmaxKernel<float>(), &GetSoftmaxKernel<double>(), &GetAlibiKernel<float>(),
