@@ -9,9 +9,9 @@
 namespace headwise {
 namespace {
 
-// A block of columns keeps its packed weights (1 KB of depth each) in L2; a block of rows uses them often enough to pay
-// for packing, and there are enough blocks for every thread.
-constexpr std::int64_t kBlockColumns = 256;
+// A block of columns keeps its packed weights (1 KB of depth each) in L2; it is wide because x is packed again for
+// each. A block of rows uses them often enough to pay for packing, and there are enough blocks for every thread.
+constexpr std::int64_t kBlockColumns = 512;
 constexpr std::int64_t kBlockRows = 480;  // a multiple of every tile height
 
 // To read one from memory, in floating-point operations of one core in the same time.

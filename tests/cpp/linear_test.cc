@@ -74,6 +74,7 @@ void CheckBlocks() {
     Case<T>(13, 600, 300, order).Check();
     Case<T>(13, 600, 300, order).Check(false);
     Case<T>(20, 600, 300, order).Check();
+    Case<T>(20, 40, 600, order).Check();
     Case<T>(1, 1030, 520, order).Check();
     Case<T>(3, 70, 2100, order).Check();
   }
