@@ -13,6 +13,13 @@ View<const T, 4> ToScoreView(const py::array& array, const char* name, const Att
   return Broadcast(ToView<const T, 4>(array, name), {batch, heads, query_len, args.key.shape[2]}, name);
 }
 
+Precision ToPrecision(const std::string& name) {
+  if (name == "highest") return Precision::kHighest;
+  if (name == "high") return Precision::kHigh;
+  if (name == "medium") return Precision::kMedium;
+  throw py::value_error("precision: '" + name + "'");
+}
+
 }  // namespace
 
 void RegisterAttention(py::module_& module) {
@@ -22,7 +29,7 @@ void RegisterAttention(py::module_& module) {
          const OptionalArray& weights, const OptionalArray& lse, const std::vector<py::array>& keep,
          const std::vector<py::array>& bias, const OptionalArray& drop, const OptionalArray& slopes,
          const OptionalArray& sinks, double scale, double softcap, std::int64_t left, std::int64_t right,
-         std::int64_t offset, double drop_scale, const std::string& /*precision: at least float32 at every level*/) {
+         std::int64_t offset, double drop_scale, const std::string& precision) {
         WithType(query, [&](auto type) {
           using T = decltype(type);
           AttentionArgs<T> args;
@@ -43,6 +50,7 @@ void RegisterAttention(py::module_& module) {
           args.right = right;
           args.offset = offset;
           args.drop_scale = drop_scale;
+          args.precision = ToPrecision(precision);
           const py::gil_scoped_release release;
           Attention(args);
         });

@@ -36,6 +36,7 @@ HWY_EXPORT(AttentionF64);
 
 template <>
 const AttentionKernel<float>& GetAttentionKernel() {
+  if (AmxChosen()) return *AmxAttentionKernel();
   return *HEADWISE_DISPATCH(AttentionF32)();
 }
 template <>

@@ -35,6 +35,9 @@ struct AttentionKernel {
                 std::byte* partials);
 };
 
+// By tiles of bfloat16; null where this build has none.
+const AttentionKernel<float>* AmxAttentionKernel();
+
 // That of the chosen target.
 template <typename T>
 const AttentionKernel<T>& GetAttentionKernel();

@@ -15,6 +15,9 @@ namespace headwise {
 // Initialised before first use; changed by SetTarget.
 hwy::ChosenTarget& ChosenTarget();
 
+// Whether the chosen target has tiles besides its vectors (amx.h). Only where this build and this processor have them.
+bool AmxChosen();
+
 }  // namespace headwise
 
 #if (HWY_TARGETS & (HWY_TARGETS - 1)) == 0

@@ -1,40 +1,46 @@
 #include <algorithm>
 #include <atomic>
 #include <stdexcept>
-#include <utility>
 
 #include "headwise/runtime.h"
+#include "runtime/amx.h"
 #include "runtime/dispatch.h"
 
 namespace headwise {
 namespace {
 
-// Our names, best first within a processor family. Highway splits some sets further (AVX3_ZEN4, NEON_WITHOUT_AES, …);
-// csrc/CMakeLists.txt builds one of each.
-const std::pair<std::int64_t, const char*> kNames[] = {
-    {HWY_AVX3, "avx512"},
-    {HWY_AVX2, "avx2"},
-    {HWY_SSE4, "sse4"},
-#ifdef HWY_SSE2
-    {HWY_SSE2, "sse2"},
-#endif
-    {HWY_NEON, "neon"},
-#ifdef HWY_NEON_WITHOUT_AES
-    {HWY_NEON_WITHOUT_AES, "neon"},
-#endif
-    {HWY_EMU128, "scalar"},
-    {HWY_SCALAR, "scalar"},
+struct Target {
+  std::int64_t bit;  // Highway's
+  bool amx;
+  std::string name;
 };
 
-using Target = std::pair<std::int64_t, std::string>;
+// Our names, best first within a processor family. Highway splits some sets further (AVX3_ZEN4, NEON_WITHOUT_AES, …);
+// csrc/CMakeLists.txt builds one of each. Tiles are not the default: where cores are shared with other machines' work,
+// loading them has been measured at a third of its speed, and float32 then is as fast without.
+const Target kTargets[] = {
+    {HWY_AVX3, false, "avx512"},
+    {HWY_AVX3, true, "avx512_amx"},
+    {HWY_AVX2, false, "avx2"},
+    {HWY_SSE4, false, "sse4"},
+#ifdef HWY_SSE2
+    {HWY_SSE2, false, "sse2"},
+#endif
+    {HWY_NEON, false, "neon"},
+#ifdef HWY_NEON_WITHOUT_AES
+    {HWY_NEON_WITHOUT_AES, false, "neon"},
+#endif
+    {HWY_EMU128, false, "scalar"},
+    {HWY_SCALAR, false, "scalar"},
+};
 
 const std::vector<Target>& Available() {
   static const std::vector<Target> available = [] {
     // The baseline needs no support beyond what the whole library was compiled for.
     const std::int64_t usable = (hwy::SupportedTargets() | HWY_STATIC_TARGET) & HWY_TARGETS;
     std::vector<Target> list;
-    for (const auto& [bit, name] : kNames) {
-      if (usable & bit) list.emplace_back(bit, name);
+    for (const Target& target : kTargets) {
+      if ((usable & target.bit) && (!target.amx || AmxAvailable())) list.push_back(target);
     }
     return list;
   }();
@@ -51,29 +57,31 @@ std::atomic<const Target*>& Chosen() {
 hwy::ChosenTarget& ChosenTarget() {
   static hwy::ChosenTarget* const chosen = [] {
     static hwy::ChosenTarget target;
-    target.Update(Chosen().load()->first);
+    target.Update(Chosen().load()->bit);
     return &target;
   }();
   return *chosen;
 }
 
+bool AmxChosen() { return Chosen().load(std::memory_order_relaxed)->amx; }
+
 std::vector<std::string> ListTargets() {
   std::vector<std::string> names;
-  for (const auto& [bit, name] : Available()) names.push_back(name);
+  for (const Target& target : Available()) names.push_back(target.name);
   return names;
 }
 
-std::string GetTarget() { return Chosen().load()->second; }
+std::string GetTarget() { return Chosen().load()->name; }
 
 void SetTarget(const std::string& name) {
   std::string list;
   for (const Target& target : Available()) {
-    if (target.second == name) {
-      ChosenTarget().Update(target.first);
+    if (target.name == name) {
+      ChosenTarget().Update(target.bit);
       Chosen().store(&target);
       return;
     }
-    list += (list.empty() ? "" : ", ") + target.second;
+    list += (list.empty() ? "" : ", ") + target.name;
   }
   throw std::invalid_argument("target: '" + name + "' is unknown or unsupported on this machine; available: " + list);
 }

@@ -116,10 +116,12 @@ class AttentionCase {
   void Run() const { Attention(args); }
 
   // Runs, and compares all that was asked for with the reference.
-  void Check() const {
+  void Check() const { CheckWithin(Tolerance()); }
+
+  // `tolerance` is that of a weight.
+  void CheckWithin(double tolerance) const {
     Run();
     const reference::AttentionResult expected = reference::Attention(args);
-    const double tolerance = Tolerance();
     EXPECT_TRUE(Near(output.Values(), expected.output, tolerance * MaxAbs(value)));
     EXPECT_TRUE(output.PaddingIntact());
     if (args.lse) {

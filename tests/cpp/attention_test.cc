@@ -246,6 +246,45 @@ TEST_P(AttentionTest, LargeScores) {
   CheckLargeScores<double>();
 }
 
+// Numbers of many sizes in one row; queries and keys beyond what bfloat16 parts hold.
+template <typename T>
+void CheckMagnitudes() {
+  AttentionShape shape;
+  shape.query_len = 40, shape.key_len = 300, shape.head_dim = 48;
+  for (const double size : {1e-30, 1e-4, 1e4, 1e30, 2e38}) {
+    SCOPED_TRACE(::testing::Message() << "size " << size);
+    AttentionCase<T> test(shape, 16);
+    test.WantLse();
+    // Large numbers meet small ones, so that scores stay ordinary.
+    for (std::int64_t d = 0; d < shape.head_dim; ++d) {
+      const double factor = d % 3 == 0 ? size : d % 3 == 1 ? 1 / size : 1;
+      for (std::int64_t i = 0; i < shape.query_len; ++i) *test.query.view().at(0, 0, i, d) *= static_cast<T>(factor);
+      for (std::int64_t j = 0; j < shape.key_len; ++j) *test.key.view().at(0, 0, j, d) /= static_cast<T>(factor);
+    }
+    test.CheckWithin(300 * kEpsilon<T>);
+    for (std::int64_t j = 0; j < shape.key_len; j += 7) *test.value.view().at(0, 0, j, j % 8) = static_cast<T>(size);
+    test.CheckWithin(300 * kEpsilon<T>);
+  }
+}
+TEST_P(AttentionTest, Magnitudes) {
+  CheckMagnitudes<float>();
+  CheckMagnitudes<double>();
+}
+
+// Fewer bfloat16 products where the target has them, the same bits everywhere else.
+TEST_P(AttentionTest, Precision) {
+  AttentionShape shape;
+  shape.group = 2, shape.query_len = 50, shape.key_len = 400, shape.head_dim = 64;
+  AttentionCase<float> test(shape, 17);
+  test.Check();
+  const std::vector<float> highest = test.output.Values();
+  for (const auto& [precision, bound] : {std::pair{Precision::kHigh, 1e-4}, {Precision::kMedium, 3e-2}}) {
+    test.args.precision = precision;
+    test.CheckWithin(bound);
+    EXPECT_EQ(Identical(test.output.Values(), highest), GetTarget() != "avx512_amx");
+  }
+}
+
 // Equal weights over very many keys: nothing is lost in the sums.
 template <typename T>
 void CheckManyKeys(std::int64_t queries, std::int64_t keys) {

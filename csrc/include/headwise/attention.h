@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "headwise/precision.h"
 #include "headwise/tensor.h"
 
 namespace headwise {
@@ -38,6 +39,7 @@ struct AttentionArgs {
   std::int64_t left = -1;   // -1: open
   std::int64_t right = -1;  // -1: open; 0: causal
   std::int64_t offset = 0;  // position of query 0 among the keys
+  Precision precision = Precision::kHighest;
 };
 
 void Attention(const AttentionArgs<float>& args);

@@ -1,0 +1,13 @@
+// How exactly products of float32 numbers are computed where the processor offers a choice.
+#pragma once
+
+namespace headwise {
+
+// On the target avx512_amx; everywhere else float32 is computed in float32 at every level.
+enum class Precision {
+  kHighest,  // at least float32 accuracy: three bfloat16 parts to a number, six products
+  kHigh,     // two parts, three products: errors of about 2^-16 of a product
+  kMedium,   // one bfloat16 product: about 2^-8
+};
+
+}  // namespace headwise

@@ -1,0 +1,44 @@
+#include "runtime/amx.h"
+
+#include "kernels/amx.h"
+
+#if HEADWISE_AMX && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace headwise {
+namespace {
+
+constexpr unsigned kOsxsave = 1u << 27;                    // CPUID 1, ECX
+constexpr unsigned kAmxBf16 = 1u << 22, kTile = 1u << 24;  // CPUID 7, EDX
+constexpr unsigned kTileState = 3u << 17;                  // XCR0: configuration and data
+constexpr long kRequestPermission = 0x1023, kTileData = 18;
+
+unsigned Xcr0() {
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+}  // namespace
+
+bool AmxAvailable() {
+  static const bool available = [] {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kOsxsave)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kAmxBf16 | kTile)) != (kAmxBf16 | kTile)) return false;
+    if ((Xcr0() & kTileState) != kTileState) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return available;
+}
+
+}  // namespace headwise
+#else
+namespace headwise {
+
+bool AmxAvailable() { return false; }
+
+}  // namespace headwise
+#endif
