@@ -76,12 +76,12 @@ void Run(const AttentionArgs<T>& args) {
                       static_cast<double>(key_len) * static_cast<double>(head_dim + args.value.shape[3]);
   if (group * query_len <= kMostDecodeRows) return Decode(args, work);
   const int wanted = ThreadsFor(heads_of_batch * query_len, work);
-  // Smaller blocks where there would be too few for all threads to be busy to the end.
+  // Smaller blocks where there would be too few for all threads, not all equally fast, to be busy to the end.
   std::int64_t rows = BlockRows(args);
   const auto tasks_with = [&](std::int64_t r) {
     return heads_of_batch * CeilDiv(queries, std::max<std::int64_t>(1, r / group));
   };
-  while (rows > kFewestRows && wanted > 1 && tasks_with(rows) < 4 * wanted) rows /= 2;
+  while (rows > kFewestRows && wanted > 1 && tasks_with(rows) < 8 * wanted) rows /= 2;
   const std::int64_t block_queries = std::min(query_len, std::max<std::int64_t>(1, rows / group));
   const std::int64_t blocks = CeilDiv(query_len, block_queries), tasks = heads_of_batch * blocks;
   const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
