@@ -1,10 +1,14 @@
 // e^x for x <= 0: the exponential of attention, where x is a score less the greatest of its row.
 //
 // x log2(e) = n + f with n whole and |f| <= 1/2; 2^f by the minimax polynomial of its relative error (Remez exchange;
-// degree 5: 7.5e-8, degree 11: 3e-18), 2^n by writing n + bias into the exponent. Adding 1.5 * 2^mantissa + bias rounds
-// to n and leaves n + bias in the low bits at once, and both steps fuse with the multiplication: f carries one
-// rounding, and log2(e)'s own error grows with |x| while e^x vanishes. Below the normal range the result is 0, at -inf
-// too; NaN stays NaN. exp-inl.h has the one that is right to the last place everywhere.
+// degree 5: 7.5e-8, degree 11: 3e-18), 2^n by writing it into the exponent. Adding 1.5 * 2^mantissa + bias rounds to n
+// and leaves n + bias in the low bits at once, and both steps fuse with the multiplication: f carries one rounding, and
+// log2(e)'s own error grows with |x| while e^x vanishes. NaN stays NaN.
+//
+// Below 2^-87 (float64: 2^-623) the result is 0, at -inf too: such a weight changes no sum, but its products may be
+// subnormal, and those cost a hundred cycles each (a fifth of attention with ALiBi, where they are common). The bias is
+// that of the type less a shift, so that the exponent's bits are 0 at the limit, and the polynomial has 2^shift in it.
+// exp-inl.h has the exponential that is right to the last place everywhere.
 
 #if defined(HEADWISE_KERNELS_ATTENTION_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_ATTENTION_EXP_INL_H_
@@ -25,8 +29,9 @@ struct AttentionExpConstants;
 
 template <>
 struct AttentionExpConstants<float> {
-  static constexpr float kLowest = -88.02f;  // n is -127, its exponent bits are 0, and so is the product
-  static constexpr float kRound = 12582912.0f + 127.0f;
+  static constexpr float kLowest = -60.3f;  // n is -87
+  static constexpr float kRound = 12582912.0f + 127.0f - 40.0f;
+  static constexpr float kShift = 0x1p40f;
   static constexpr int kMantissaBits = 23;
   static constexpr float kCoefficients[] = {1.0000000716546416f,   0.69314696706526493f,   0.24022119723969178f,
                                             0.055507132728753912f, 0.0096755413310213911f, 0.0013276472167819943f};
@@ -34,8 +39,9 @@ struct AttentionExpConstants<float> {
 
 template <>
 struct AttentionExpConstants<double> {
-  static constexpr double kLowest = -709.08;
-  static constexpr double kRound = 6755399441055744.0 + 1023.0;
+  static constexpr double kLowest = -431.83;  // n is -623
+  static constexpr double kRound = 6755399441055744.0 + 1023.0 - 400.0;
+  static constexpr double kShift = 0x1p400;
   static constexpr int kMantissaBits = 52;
   static constexpr double kCoefficients[] = {
       0.9999999999999999971,    0.69314718055994533046,   0.24022650695910156205,    0.055504108664819921483,
@@ -64,9 +70,11 @@ HWY_INLINE V AttentionExp(D d, V x) {
   const V log2e = hn::Set(d, static_cast<T>(1.4426950408889634074));
   const V shifted = hn::MulAdd(x, log2e, round);
   const V f = hn::MulSub(x, log2e, hn::Sub(shifted, round));
-  V power = hn::Set(d, Constants::kCoefficients[kDegree]);
+  V power = hn::Set(d, Constants::kShift * Constants::kCoefficients[kDegree]);
 #pragma GCC unroll 16
-  for (int i = kDegree - 1; i >= 0; --i) power = hn::MulAdd(power, f, hn::Set(d, Constants::kCoefficients[i]));
+  for (int i = kDegree - 1; i >= 0; --i) {
+    power = hn::MulAdd(power, f, hn::Set(d, Constants::kShift * Constants::kCoefficients[i]));
+  }
   return hn::Mul(power, hn::BitCast(d, hn::ShiftLeft<Constants::kMantissaBits>(hn::BitCast(bits, shifted))));
 }
 

@@ -22,19 +22,13 @@
 
 #include "headwise/tensor.h"
 #include "hwy/highway.h"
+#include "kernels/gemm-inl.h"
 #include "kernels/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 namespace few {
-namespace hn = hwy::HWY_NAMESPACE;
-
-template <typename T>
-using Tag = hn::ScalableTag<T>;
-
-template <typename T>
-constexpr std::int64_t kLanes = hn::MaxLanes(Tag<T>());
 
 // Vectors of columns, or columns of dot products, of a tile: with four rows its sums fill half of the registers.
 #if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM

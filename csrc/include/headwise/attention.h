@@ -17,6 +17,7 @@ namespace headwise {
 //   output = sum over kept j of p_j * value_j  (with dropout: drop_ij ? drop_scale * p_j : 0)
 //   lse    = log of the denominator
 //
+// Weights below 2^-86 (float64: 2^-622) of the greatest in their row may count as 0.
 // A kept NaN makes its whole row NaN. A query that keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h).
 // Whatever stands in a key or value that is not kept, NaN included, reaches nothing. Unless weights are asked for,
 // nothing of size query_len * key_len is built.
