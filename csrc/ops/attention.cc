@@ -57,7 +57,9 @@ void Decode(const AttentionArgs<T>& args, double work) {
     const DecodeChunk chunk{head / kv_heads, head % kv_heads, begin, std::min(key_len, begin + chunk_keys)};
     kernel.chunk(args, chunk, partial(task), scratch.thread(thread));
   });
-  const auto merge_work = static_cast<double>(tasks * args.value.shape[3] + (args.weights ? 16 * key_len : 0));
+  const std::int64_t rows = args.query.shape[0] * args.query.shape[1] * args.query.shape[2];
+  const std::int64_t row_work = 2 * chunks * args.value.shape[3] + (args.weights ? 16 * key_len : 0);
+  const double merge_work = static_cast<double>(rows) * static_cast<double>(row_work);
   ParallelRanges(heads_of_batch, merge_work, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t head = begin; head < end; ++head) {
       kernel.merge(args, head / kv_heads, head % kv_heads, chunks, partial(head * chunks));

@@ -13,7 +13,8 @@ namespace {
 constexpr unsigned kOsxsave = 1u << 27;                    // CPUID 1, ECX
 constexpr unsigned kAmxBf16 = 1u << 22, kTile = 1u << 24;  // CPUID 7, EDX
 constexpr unsigned kTileState = 3u << 17;                  // XCR0: configuration and data
-constexpr long kRequestPermission = 0x1023, kTileData = 18;
+constexpr unsigned long kTileData = 18;
+constexpr long kGetSupported = 0x1021, kRequestPermission = 0x1023;  // of arch_prctl
 
 unsigned Xcr0() {
   unsigned low, high;
@@ -29,9 +30,15 @@ bool AmxAvailable() {
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kOsxsave)) return false;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kAmxBf16 | kTile)) != (kAmxBf16 | kTile)) return false;
     if ((Xcr0() & kTileState) != kTileState) return false;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    unsigned long supported = 0;
+    return syscall(SYS_arch_prctl, kGetSupported, &supported) == 0 && (supported >> kTileData & 1);
   }();
   return available;
+}
+
+bool RequestAmx() {
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
 }
 
 }  // namespace headwise
@@ -39,6 +46,8 @@ bool AmxAvailable() {
 namespace headwise {
 
 bool AmxAvailable() { return false; }
+
+bool RequestAmx() { return false; }
 
 }  // namespace headwise
 #endif

@@ -1,10 +1,13 @@
-// Whether this process may use the processor's tile unit.
+// The processor's tile unit, and this process's right to it.
 #pragma once
 
 namespace headwise {
 
-// The processor has tiles and products of bfloat16, the system saves them, and has granted their use to this process:
-// Linux wants to be asked once (Documentation/arch/x86/xstate.rst), before the first tile instruction of any thread.
+// The processor has tiles and products of bfloat16, and the system saves them.
 bool AmxAvailable();
+
+// Asks Linux for the use of tiles (Documentation/arch/x86/xstate.rst), before the first tile instruction of any thread;
+// false if it refuses. Not before somebody wants them: signal frames grow, for all the process.
+bool RequestAmx();
 
 }  // namespace headwise

@@ -77,6 +77,9 @@ void SetTarget(const std::string& name) {
   std::string list;
   for (const Target& target : Available()) {
     if (target.name == name) {
+      if (target.amx && !RequestAmx()) {
+        throw std::invalid_argument("target: the system refuses '" + name + "', the use of tiles, to this process");
+      }
       ChosenTarget().Update(target.bit);
       Chosen().store(&target);
       return;
