@@ -37,9 +37,16 @@ inline void Zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
 }
 
-template <int kTile>
+// From kOffset bytes behind `from`: known to the compiler, it needs no register.
+template <int kTile, int kOffset = 0>
 inline void Load(const void* from, std::int64_t row_bytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(kTile) : "memory");
+  asm volatile("tileloadd %c3(%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(kTile), "i"(kOffset) : "memory");
+}
+
+// A cache line into the first-level cache.
+template <int kOffset>
+inline void Fetch(const void* from) {
+  asm volatile("prefetcht0 %c1(%0)" ::"r"(from), "i"(kOffset));
 }
 
 template <int kTile>

@@ -20,6 +20,7 @@
 #endif
 
 #include <cstdint>
+#include <type_traits>
 
 #include "hwy/highway.h"
 #include "kernels/amx.h"
@@ -36,9 +37,16 @@ namespace HWY_NAMESPACE {
 constexpr int kChunk = 32;
 constexpr int kSide = 2 * amx::kTileRows;
 constexpr int kTileSize = amx::kTileRows * amx::kTileWords;
+constexpr int kTileBytes = kTileSize * 4;
+constexpr int64_t kTileRowBytes = amx::kTileWords * 4;
 
+// Words of a chunk of 32 rows, and instructions on tiles to multiply it with another.
 template <int kParts>
-constexpr int64_t kChunkSize = kParts * 2 * kTileSize;
+constexpr int kChunkSize = kParts * 2 * kTileSize;
+template <int kParts>
+constexpr int kInstructions = kParts == 3   ? 38
+                              : kParts == 2 ? 20
+                                            : 8;
 
 constexpr int64_t Chunks(int64_t depth) { return (depth + kChunk - 1) / kChunk; }
 
@@ -58,28 +66,150 @@ HWY_INLINE void StoreParts(V x, V y, std::uint32_t* to, int64_t part_stride) {
   }
 }
 
+// One part of weights, which is taken from them. All parts but the last of fewer than three are cut off, not rounded:
+// that is as exact with three, and two operations less a part; the products it leaves out are larger, but as often
+// positive as negative since the values' parts are rounded.
+template <int kParts, int kPart, class V>
+HWY_INLINE void StoreWeightPart(V& x, V& y, std::uint32_t* to) {
+  const Tag<float> d;
+  const Tag<std::uint32_t> bits;
+  constexpr bool kLast = kPart + 1 == kParts;
+  const auto upper = hn::Set(bits, 0xFFFF0000u);
+  auto x_bits = hn::BitCast(bits, x), y_bits = hn::BitCast(bits, y);
+  if (kLast && kParts < 3) {
+    const auto half = hn::Set(bits, 0x8000u);
+    x_bits = hn::Add(x_bits, half), y_bits = hn::Add(y_bits, half);
+  }
+  const auto y_top = hn::And(y_bits, upper);
+  hn::StoreU(hn::Or(hn::ShiftRight<16>(x_bits), y_top), bits, to + kPart * 2 * kTileSize);
+  if (kLast) return;
+  x = hn::Sub(x, hn::BitCast(d, hn::And(x_bits, upper)));
+  y = hn::Sub(y, hn::BitCast(d, y_top));
+}
+
+template <int kParts, class V>
+HWY_INLINE void StoreWeightParts(V x, V y, std::uint32_t* to) {
+  StoreWeightPart<kParts, 0>(x, y, to);
+  if constexpr (kParts > 1) StoreWeightPart<kParts, 1>(x, y, to);
+  if constexpr (kParts > 2) StoreWeightPart<kParts, 2>(x, y, to);
+}
+
+// The vector unit's work alongside products of tiles: none. Begin() says before each chunk whether there is any;
+// At<n>() does its n-th of kInstructions portions, with State for what they hand on to each other in registers.
+struct NoWork {
+  struct State {};
+  bool Begin() const { return false; }
+  template <int kPortion>
+  void At(State&) const {}
+};
+
+// A chunk's products: tiles 0 to 3 += A B. Loads are what limits, so from one product of parts to the next only one of
+// the two parts changes; the next chunk of B is fetched into the first-level cache meanwhile. After each instruction
+// comes a portion of the vector unit's work. Without kLower the lower tiles, 2 and 3, are left out.
+template <int kParts, bool kLower, class Work>
+class ChunkProduct {
+ public:
+  ChunkProduct(const std::uint32_t* a, const std::uint32_t* b, const Work& work) : a_(a), b_(b), work_(work) {}
+
+  // Returns the work as it stands then.
+  HWY_INLINE Work operator()() {
+    LoadA<0, 0>();
+    LoadB<2, kParts - 1>();
+    Multiply<4, 0>();
+    if constexpr (kParts == 2) {
+      LoadB<8, 0>();
+      Multiply<10, 1>();
+      LoadA<14, 1>();
+      Multiply<16, 2>();
+    }
+    if constexpr (kParts == 3) {
+      LoadB<8, 1>();
+      Multiply<10, 1>();
+      LoadA<14, 1>();
+      Multiply<16, 2>();
+      LoadB<20, 0>();
+      Multiply<22, 3>();
+      LoadA<26, 2>();
+      Multiply<28, 4>();
+      LoadA<32, 0>();
+      Multiply<34, 5>();
+    }
+    return work_;
+  }
+
+ private:
+  static constexpr int kProducts = kParts * (kParts + 1) / 2;
+  static constexpr int kLines = kParts * 2 * amx::kTileRows / kProducts;  // of the next chunk of B, for each product
+
+  template <int kPortion>
+  HWY_INLINE void Portion() {
+    work_.template At<kPortion>(state_);
+  }
+
+  template <int kPortion, int kPart>
+  HWY_INLINE void LoadA() {
+    amx::Load<4, 2 * kPart * kTileBytes>(a_, kTileRowBytes);
+    Portion<kPortion>();
+    if constexpr (kLower) amx::Load<5, (2 * kPart + 1) * kTileBytes>(a_, kTileRowBytes);
+    Portion<kPortion + 1>();
+  }
+
+  template <int kPortion, int kPart>
+  HWY_INLINE void LoadB() {
+    amx::Load<6, 2 * kPart * kTileBytes>(b_, kTileRowBytes);
+    Portion<kPortion>();
+    amx::Load<7, (2 * kPart + 1) * kTileBytes>(b_, kTileRowBytes);
+    Portion<kPortion + 1>();
+  }
+
+  template <int kPortion, int kProduct>
+  HWY_INLINE void Multiply() {
+    amx::MultiplyAdd<0, 4, 6>();
+    Fetch<4 * kProduct>();
+    Portion<kPortion>();
+    amx::MultiplyAdd<1, 4, 7>();
+    Fetch<4 * kProduct + 1>();
+    Portion<kPortion + 1>();
+    if constexpr (kLower) amx::MultiplyAdd<2, 5, 6>();
+    Fetch<4 * kProduct + 2>();
+    Portion<kPortion + 2>();
+    if constexpr (kLower) amx::MultiplyAdd<3, 5, 7>();
+    Fetch<4 * kProduct + 3>();
+    Portion<kPortion + 3>();
+  }
+
+  template <int kQuarter>
+  HWY_INLINE void Fetch() const {
+    FetchLines<kQuarter * kLines / 4, (kQuarter + 1) * kLines / 4>();
+  }
+
+  template <int kLine, int kEnd>
+  HWY_INLINE void FetchLines() const {
+    if constexpr (kLine < kEnd) {
+      amx::Fetch<(kChunkSize<kParts> + kLine * amx::kTileWords) * 4>(b_);
+      FetchLines<kLine + 1, kEnd>();
+    }
+  }
+
+  const std::uint32_t* const a_;
+  const std::uint32_t* const b_;
+  Work work_;
+  typename Work::State state_;
+};
+
 // Tiles 0 to 3 = A B over `chunks` chunks of the depth. A and B: [chunk][part][2 tiles]. With fewer than 17 rows the
-// lower tiles, 2 and 3, are left out.
-template <int kParts>
-HWY_INLINE void MultiplyChunks(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower) {
-  constexpr int64_t kRowBytes = amx::kTileWords * 4;
+// lower tiles, 2 and 3, are left out, and nothing goes on alongside.
+template <int kParts, class Work = const NoWork>
+HWY_INLINE void MultiplyChunks(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
+                               Work&& work = Work()) {
   amx::Zero<0>(), amx::Zero<1>(), amx::Zero<2>(), amx::Zero<3>();
   for (int64_t chunk = 0; chunk < chunks; ++chunk, a += kChunkSize<kParts>, b += kChunkSize<kParts>) {
-    // The smallest products first; a part of B is loaded once.
-#pragma GCC unroll 3
-    for (int j = kParts - 1; j >= 0; --j) {
-      amx::Load<6>(b + j * 2 * kTileSize, kRowBytes);
-      amx::Load<7>(b + (j * 2 + 1) * kTileSize, kRowBytes);
-#pragma GCC unroll 3
-      for (int i = kParts - 1 - j; i >= 0; --i) {
-        amx::Load<4>(a + i * 2 * kTileSize, kRowBytes);
-        amx::MultiplyAdd<0, 4, 6>();
-        amx::MultiplyAdd<1, 4, 7>();
-        if (!lower) continue;
-        amx::Load<5>(a + (i * 2 + 1) * kTileSize, kRowBytes);
-        amx::MultiplyAdd<2, 5, 6>();
-        amx::MultiplyAdd<3, 5, 7>();
-      }
+    if (!lower) {
+      ChunkProduct<kParts, false, NoWork>(a, b, NoWork())();
+    } else if (!work.Begin()) {
+      ChunkProduct<kParts, true, NoWork>(a, b, NoWork())();
+    } else if constexpr (!std::is_const_v<std::remove_reference_t<Work>>) {
+      work = ChunkProduct<kParts, true, std::remove_reference_t<Work>>(a, b, work)();
     }
   }
 }
@@ -100,6 +230,22 @@ template <class V>
 HWY_INLINE bool Splits(V x) {
   const Tag<float> d;
   return hn::AllTrue(d, hn::Lt(hn::Abs(x), hn::Set(d, 0x1p126f)));
+}
+
+// to[i] = the i-th vector's lanes reduced by `join`.
+template <class V, class Join>
+HWY_INLINE void Reduce4(V v0, V v1, V v2, V v3, const Join& join, float* to) {
+  const Tag<float> d;
+  const hn::Repartition<double, Tag<float>> pairs;
+  const auto v01 = join(hn::InterleaveLower(d, v0, v1), hn::InterleaveUpper(d, v0, v1));
+  const auto v23 = join(hn::InterleaveLower(d, v2, v3), hn::InterleaveUpper(d, v2, v3));
+  const auto low = hn::InterleaveLower(pairs, hn::BitCast(pairs, v01), hn::BitCast(pairs, v23));
+  const auto high = hn::InterleaveUpper(pairs, hn::BitCast(pairs, v01), hn::BitCast(pairs, v23));
+  const auto blocks = join(hn::BitCast(d, low), hn::BitCast(d, high));
+  const hn::Half<Tag<float>> half;
+  const hn::Half<decltype(half)> quarter;
+  const auto two = join(hn::LowerHalf(half, blocks), hn::UpperHalf(half, blocks));
+  hn::StoreU(join(hn::LowerHalf(quarter, two), hn::UpperHalf(quarter, two)), quarter, to);
 }
 
 // Numbers [at, at + 16) of a row of n; 0 beyond its end.

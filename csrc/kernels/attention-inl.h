@@ -10,7 +10,7 @@
 // memory) until the maximum over all keys is known, and meet the values in a second sweep.
 //
 // Both products are the Products': attention_fma-inl.h on every target, attention_amx-inl.h on tiles of bfloat16. They
-// say how many rows a tile has and how many keys a block.
+// say how many rows a tile has, how many keys a block, and how many tiles are under way at once.
 //
 // Blocks of keys and panels begin at multiples of their size from key 0, whatever the block of queries: what a row adds
 // up, and in which order, depends on that row alone, so that results are the same bits for any number of threads.
@@ -61,18 +61,18 @@ struct AttentionScratch {
         output(arena.Take<T>(padded_rows * value_width)),
         max(arena.Take<T>(padded_rows)),
         sum(arena.Take<T>(padded_rows)),
-        scores(arena.Take<T>(Products::kRows * Products::kStride)),
-        shift(arena.Take<T>(Products::kRows)),
-        rescale(arena.Take<T>(Products::kRows)) {}
+        scores(arena.Take<T>(Products::kStages * Products::kRows * Products::kStride)),
+        shift(arena.Take<T>(Products::kStages * Products::kRows)),
+        rescale(arena.Take<T>(Products::kStages * Products::kRows)) {}
 
   int64_t tile_count, padded_rows, value_width;
   Tile<Products::kRows>* tiles;
   T* output;   // [padded_rows][value_width], not divided by the sum yet
   T* max;      // [padded_rows] of the scores so far
   T* sum;      // [padded_rows] of exp(score - max) so far
-  T* scores;   // [kRows][kStride], then weights
-  T* shift;    // [kRows]: largest of the tile's scores, then what to subtract from them
-  T* rescale;  // [kRows] factors for the outputs of the tile
+  T* scores;   // [kStages][kRows][kStride], then weights
+  T* shift;    // [kStages][kRows]: largest of the tile's scores, then what to subtract from them
+  T* rescale;  // [kStages][kRows] factors for the outputs of the tile
 };
 
 template <class Products, typename T>
@@ -104,6 +104,7 @@ class AttentionRun {
         arena_(memory),
         scratch_(arena_, args, rows_),
         products_(arena_, args, block, scratch_.padded_rows) {}
+  virtual ~AttentionRun() = default;
 
   void Run() {
     Begin();
@@ -112,17 +113,30 @@ class AttentionRun {
       for (int64_t t = 0; t < scratch_.tile_count; ++t) ExponentialsOfWeights(scratch_.tiles[t]);
       Sweep([this](int64_t begin, int64_t end) HWY_ATTR { ApplyWeights(begin, end); });
     } else {
-      Sweep([this](int64_t begin, int64_t end) HWY_ATTR { Online(begin, end); });
+      Sweep([this](int64_t begin, int64_t end) HWY_ATTR {
+        products_.PackKeys(begin, end);
+        products_.PackValues(begin, end);
+        Online(begin, end);
+      });
     }
     Finish();
   }
 
- private:
+ protected:
   // The keys of the current block, counted from its first, that a tile keeps any of.
   struct Part {
-    int64_t from, to;  // from: a multiple of a panel
+    int64_t from = 0, to = 0;  // from: a multiple of a panel
     Changes changes;
+    bool alibi = false;  // straight after the product
     bool empty() const { return from >= to; }
+  };
+
+  // A tile between its two products, and which of the buffers it uses.
+  struct Stage {
+    const Tile<kRows>* tile = nullptr;
+    Part part;
+    int buffer = 0;
+    explicit operator bool() const { return tile != nullptr; }
   };
 
   template <class Function>
@@ -132,8 +146,9 @@ class AttentionRun {
 
   Part PartOf(const Tile<kRows>& tile, int64_t begin, int64_t end) const {
     const int64_t low = std::max(tile.low, begin), high = std::min(tile.high, end);
-    Part part{(low - begin) / kPanel<T> * kPanel<T>, high - begin, changes_};
-    if (low >= high) part.from = part.to = 0;
+    Part part;
+    if (low < high) part.from = (low - begin) / kPanel<T> * kPanel<T>, part.to = high - begin;
+    part.changes = changes_;
     if (changes_.keep) {
       bool all = true;
       for (const auto& keep : args_.keep) {
@@ -145,13 +160,15 @@ class AttentionRun {
     }
     if (part.empty()) return part;
     part.changes.limit = tile.all_low > begin + part.from || tile.all_high < begin + part.to;
+    part.alibi = part.changes.alibi && !part.changes.softcap;
+    part.changes.alibi &= !part.alibi;
     return part;
   }
 
   void Begin() const {
     const int64_t padded = scratch_.padded_rows;
     std::fill_n(scratch_.output, padded * scratch_.value_width, T{0});
-    std::fill_n(scratch_.rescale, kRows, T{1});
+    std::fill_n(scratch_.rescale, Products::kStages * kRows, T{1});
     std::fill_n(scratch_.max, padded, kMinusInf<T>);
     std::fill_n(scratch_.sum, padded, T{0});
     int64_t member = 0, query = 0;  // of the group, of the queries
@@ -188,61 +205,85 @@ class AttentionRun {
     }
   }
 
-  T* ScoresOf(int r) const { return scratch_.scores + r * Products::kStride; }
+  T* Scores(const Stage& stage, int r = 0) const {
+    return scratch_.scores + (stage.buffer * kRows + r) * Products::kStride;
+  }
+  T* Shift(const Stage& stage) const { return scratch_.shift + stage.buffer * kRows; }
+  T* Rescale(const Stage& stage) const { return scratch_.rescale + stage.buffer * kRows; }
+  T* Output(const Stage& stage) const { return scratch_.output + stage.tile->first_row * scratch_.value_width; }
 
   T* WeightsOf(const Row& row, int64_t key) const { return args_.weights.at(batch_, row.head, row.query, key); }
 
-  void Online(int64_t begin, int64_t end) {
-    products_.PackKeys(begin, end);
-    products_.PackValues(begin, end);
-    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
-      const Tile<kRows>& tile = scratch_.tiles[t];
-      const Part part = PartOf(tile, begin, end);
-      if (!part.empty()) {
-        Score(tile, part, begin);
-        MoveMaxima(tile);
-        for (int r = 0; r < tile.rows; ++r) {
-          scratch_.sum[tile.first_row + r] += Exponentials(ScoresOf(r), part.from, part.to, scratch_.shift[r]);
-        }
-      }
-      if (args_.weights) {  // all keys are in this block
-        for (int r = 0; r < tile.rows; ++r) StoreWeights(tile, r, part, begin, end);
-      }
-      if (part.empty()) continue;
-      for (int r = 0; r < tile.rows; ++r) Drop(tile, r, part, begin);
-      AddValues(tile, part);
+  // A block of keys and its values, packed, meets all rows.
+  virtual void Online(int64_t begin, int64_t end) {
+    for (int64_t t = 0; const Stage stage = Next(t, begin, end);) {
+      Score(stage, begin);
+      FinishScores(stage, begin);
+      MoveMaxima(stage);
+      for (int r = 0; r < stage.tile->rows; ++r) WeightsOfRow(stage, r, begin, end);
+      AddValues(stage);
     }
   }
 
-  // Scores of the tile; shift has each row's largest.
-  void Score(const Tile<kRows>& tile, const Part& part, int64_t begin) const {
-    Changes changes = part.changes;
-    const bool alibi = changes.alibi && !changes.softcap;
-    if (alibi) changes.alibi = false;
-    products_.Score(tile, part.from, part.to, begin, alibi, scratch_.scores, scratch_.shift);
-    if (!changes) return;
+  // The next tile, from the t-th on, that keeps any of the block's keys.
+  Stage Next(int64_t& t, int64_t begin, int64_t end, int buffer = 0) const {
+    while (t < scratch_.tile_count) {
+      const Tile<kRows>& tile = scratch_.tiles[t++];
+      const Stage stage{&tile, PartOf(tile, begin, end), buffer};
+      if (!stage.part.empty()) return stage;
+      if (!args_.weights) continue;
+      for (int r = 0; r < tile.rows; ++r) StoreWeights(stage, r, begin, end);
+    }
+    return {};
+  }
+
+  // `work`: what the Products may do meanwhile.
+  template <class... Work>
+  void Score(const Stage& stage, int64_t begin, Work&... work) const {
+    products_.Score(*stage.tile, stage.part.from, stage.part.to, begin, stage.part.alibi, Scores(stage), Shift(stage),
+                    work...);
+  }
+
+  // What the product left becomes scores; the greatest of each row go to the shifts.
+  void FinishScores(const Stage& stage, int64_t begin) const {
+    const Tile<kRows>& tile = *stage.tile;
+    const Part& part = stage.part;
+    products_.FinishScores(tile, part.from, part.to, begin, part.alibi, Scores(stage), Shift(stage));
+    if (!part.changes) return;
     for (int r = 0; r < tile.rows; ++r) {
-      const ScoreRow<T> row(ScoresOf(r), begin, part.from, part.to);
-      row.Change(args_, batch_, tile.row[r], changes);
-      scratch_.shift[r] = row.Max();
+      const ScoreRow<T> row(Scores(stage, r), begin, part.from, part.to);
+      row.Change(args_, batch_, tile.row[r], part.changes);
+      Shift(stage)[r] = row.Max();
     }
   }
 
-  void MoveMaxima(const Tile<kRows>& tile) const {
-    HWY_NAMESPACE::MoveMaxima(kRows, scratch_.max + tile.first_row, scratch_.sum + tile.first_row, scratch_.shift,
-                              scratch_.rescale);
+  void MoveMaxima(const Stage& stage) const {
+    const int64_t first = stage.tile->first_row;
+    HWY_NAMESPACE::MoveMaxima(kRows, scratch_.max + first, scratch_.sum + first, Shift(stage), Rescale(stage));
   }
 
-  void Drop(const Tile<kRows>& tile, int r, const Part& part, int64_t begin) const {
-    if (!args_.drop) return;
-    const Row& row = tile.row[r];
-    DropWeights(args_.drop.at(batch_, row.head, row.query, begin), args_.drop.stride[3],
-                static_cast<T>(args_.drop_scale), part.from, part.to, ScoresOf(r));
+  void WeightsOfRow(const Stage& stage, int r, int64_t begin, int64_t end) const {
+    const Part& part = stage.part;
+    scratch_.sum[stage.tile->first_row + r] += Exponentials(Scores(stage, r), part.from, part.to, Shift(stage)[r]);
+    if (args_.weights) StoreWeights(stage, r, begin, end);  // all keys are in this block
+    TakeWeights(stage, r, begin);
   }
 
-  void AddValues(const Tile<kRows>& tile, const Part& part) const {
-    products_.AddValues(tile, part.from, part.to, scratch_.scores, scratch_.rescale,
-                        scratch_.output + tile.first_row * scratch_.value_width);
+  // Weights, which dropout still changes, on their way to the values.
+  void TakeWeights(const Stage& stage, int r, int64_t begin) const {
+    const Part& part = stage.part;
+    if (args_.drop) {
+      const Row& row = stage.tile->row[r];
+      DropWeights(args_.drop.at(batch_, row.head, row.query, begin), args_.drop.stride[3],
+                  static_cast<T>(args_.drop_scale), part.from, part.to, Scores(stage, r));
+    }
+    products_.TakeWeights(r, part.from, part.to, Scores(stage, r), stage.buffer);
+  }
+
+  template <class... Work>
+  void AddValues(const Stage& stage, Work&... work) const {
+    products_.AddValues(*stage.tile, stage.part.from, stage.part.to, Scores(stage), stage.buffer, Rescale(stage),
+                        Output(stage), work...);
   }
 
   // First sweep with weights: final scores go where the weights will be.
@@ -250,16 +291,18 @@ class AttentionRun {
     products_.PackKeys(begin, end);
     for (int64_t t = 0; t < scratch_.tile_count; ++t) {
       const Tile<kRows>& tile = scratch_.tiles[t];
-      const Part part = PartOf(tile, begin, end);
+      const Stage stage{&tile, PartOf(tile, begin, end)};
+      const Part& part = stage.part;
       if (!part.empty()) {
-        Score(tile, part, begin);
+        Score(stage, begin);
+        FinishScores(stage, begin);
         // The sums are the sinks' parts so far.
-        MoveMaxima(tile);
+        MoveMaxima(stage);
       }
       for (int r = 0; r < tile.rows; ++r) {
         T* weights = WeightsOf(tile.row[r], begin);
         std::fill(weights, weights + part.from, kMinusInf<T>);
-        std::copy(ScoresOf(r) + part.from, ScoresOf(r) + part.to, weights + part.from);
+        std::copy(Scores(stage, r) + part.from, Scores(stage, r) + part.to, weights + part.from);
         std::fill(weights + part.to, weights + (end - begin), kMinusInf<T>);
       }
     }
@@ -280,24 +323,25 @@ class AttentionRun {
     products_.PackValues(begin, end);
     for (int64_t t = 0; t < scratch_.tile_count; ++t) {
       const Tile<kRows>& tile = scratch_.tiles[t];
-      const Part part = PartOf(tile, begin, end);
+      const Stage stage{&tile, PartOf(tile, begin, end)};
       for (int r = 0; r < tile.rows; ++r) {
         const T* weights = WeightsOf(tile.row[r], begin);
-        std::copy(weights + part.from, weights + part.to, ScoresOf(r) + part.from);
-        StoreWeights(tile, r, part, begin, end);
-        Drop(tile, r, part, begin);
+        std::copy(weights + stage.part.from, weights + stage.part.to, Scores(stage, r) + stage.part.from);
+        StoreWeights(stage, r, begin, end);
+        TakeWeights(stage, r, begin);
       }
-      if (!part.empty()) AddValues(tile, part);
+      if (!stage.part.empty()) AddValues(stage);
     }
   }
 
   // The row's weights for the keys [begin, end), from scores that have become weights.
-  void StoreWeights(const Tile<kRows>& tile, int r, const Part& part, int64_t begin, int64_t end) const {
-    const T factor = Normaliser(scratch_.sum[tile.first_row + r]);
+  void StoreWeights(const Stage& stage, int r, int64_t begin, int64_t end) const {
+    const Part& part = stage.part;
+    const T factor = Normaliser(scratch_.sum[stage.tile->first_row + r]);
     const T nothing = T{0} * factor;  // NaN where the row is
-    T* weights = WeightsOf(tile.row[r], begin);
+    T* weights = WeightsOf(stage.tile->row[r], begin);
     std::fill(weights, weights + part.from, nothing);
-    ScaleRow(ScoresOf(r) + part.from, part.to - part.from, factor, weights + part.from);
+    ScaleRow(Scores(stage, r) + part.from, part.to - part.from, factor, weights + part.from);
     std::fill(weights + part.to, weights + (end - begin), nothing);
   }
 

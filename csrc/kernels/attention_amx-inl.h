@@ -32,6 +32,7 @@ class AmxProducts {
   static constexpr int kRows = kSide;
   static constexpr int kKeys = 128;
   static constexpr int kStride = kKeys + 16;
+  static constexpr int kStages = 2;
 
   static int Height(int rows) { return rows <= amx::kTileRows ? amx::kTileRows : kRows; }
   static int64_t ValueWidth(int64_t value_dim) { return (value_dim + kSide - 1) / kSide * kSide; }
@@ -45,8 +46,8 @@ class AmxProducts {
         query_(arena.Take<std::uint32_t>(padded_rows / kRows * Chunks(head_dim_) * kChunkSize<kParts>)),
         key_(arena.Take<std::uint32_t>(kKeys / kSide * Chunks(head_dim_) * kChunkSize<kParts>)),
         value_(arena.Take<std::uint32_t>(value_width_ / kSide * Chunks(kKeys) * kChunkSize<kParts>)),
-        weights_(arena.Take<std::uint32_t>(Chunks(kKeys) * kChunkSize<kParts>)),
-        product_(arena.Take<float>(kSide * kSide)),
+        weights_(arena.Take<std::uint32_t>(kStages * kWeightsSize)),
+        product_(arena.Take<float>(kSide * value_width_)),
         odd_rows_(arena.Take<std::uint32_t>(padded_rows / kRows)) {}
 
   void PackQueries(const Tile<kRows>& tile) const {
@@ -101,7 +102,7 @@ class AmxProducts {
 
   void PackValues(int64_t begin, int64_t end) {
     begin_ = begin;
-    // The whole block, whatever part of it these queries keep.
+    // The whole block decides, whatever part of it these queries keep.
     const int64_t block_begin = begin / kKeys * kKeys, block_end = std::min(block_begin + kKeys, args_.key.shape[2]);
     values_split_ = true;
     for (int64_t key = block_begin; key < block_end; ++key) {
@@ -124,44 +125,91 @@ class AmxProducts {
     }
   }
 
-  void Score(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, float* scores,
-             float* greatest) const {
+  // Products of chunks in Score and MultiplyValues.
+  int64_t ScoreChunks(int64_t from, int64_t to) const { return (to - from + kSide - 1) / kSide * Chunks(head_dim_); }
+  int64_t ValueChunks(int64_t from, int64_t to) const {
+    return from < to ? value_width_ / kSide * (Chunks(to) - from / kChunk) : 0;
+  }
+
+  template <class Work = const NoWork>
+  void Score(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t /*begin*/, bool /*alibi*/, float* scores,
+             float* /*greatest*/, Work&& work = Work()) const {
     const bool lower = tile.height > amx::kTileRows;
     const int64_t chunks = Chunks(head_dim_);
     for (int64_t column = from; column < to; column += kSide) {
-      MultiplyChunks<kParts>(Query(tile), key_ + column / kSide * chunks * kChunkSize<kParts>, chunks, lower);
+      MultiplyChunks<kParts>(Query(tile), key_ + column / kSide * chunks * kChunkSize<kParts>, chunks, lower, work);
       StoreTiles(scores + column, kStride, lower);
-    }
-    ScoreOddOnes(tile, from, to, scores);
-    std::fill_n(greatest, kRows, kMinusInf<float>);
-    for (int r = 0; r < tile.rows; ++r) {
-      const float slope = alibi ? args_.slopes[tile.row[r].head] : 0.0f;
-      greatest[r] = FinishRow(scores + r * kStride, from, to, slope, begin - tile.row[r].query - args_.offset);
     }
   }
 
-  void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, const float* rescale,
-                 float* output) const {
+  // Adds ALiBi, drops what the tiles have beyond the keys, and finds the largest score of each row.
+  void FinishScores(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, float* scores,
+                    float* greatest) const {
+    for (int r = 0; r < tile.rows; ++r) ScoreOddOnes(tile, r, from, to, scores + r * kStride);
+    if (alibi) {
+      for (int r = 0; r < tile.rows; ++r) {
+        AddAlibi(args_.slopes[tile.row[r].head], begin - tile.row[r].query - args_.offset, from, to,
+                 scores + r * kStride);
+      }
+    }
+    if (to % kChunk != 0) {
+      for (int r = 0; r < tile.rows; ++r) DropBeyond(to, scores + r * kStride);
+    }
+    const Tag<float> d;
+    for (int r = 0; r < tile.rows; r += 4) {
+      const float* row = scores + r * kStride;
+      auto max0 = hn::Load(d, row + from), max1 = hn::Load(d, row + kStride + from);
+      auto max2 = hn::Load(d, row + 2 * kStride + from), max3 = hn::Load(d, row + 3 * kStride + from);
+      for (int64_t j = from + kLanes<float>; j < to; j += kLanes<float>) {
+        max0 = hn::Max(max0, hn::Load(d, row + j));
+        max1 = hn::Max(max1, hn::Load(d, row + kStride + j));
+        max2 = hn::Max(max2, hn::Load(d, row + 2 * kStride + j));
+        max3 = hn::Max(max3, hn::Load(d, row + 3 * kStride + j));
+      }
+      Reduce4(
+          max0, max1, max2, max3, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); }, greatest + r);
+    }
+    std::fill(greatest + tile.rows, greatest + kRows, kMinusInf<float>);
+  }
+
+  // The weights [from, to) of row r, in parts.
+  void TakeWeights(int r, int64_t from, int64_t to, const float* weights, int buffer) const {
+    if (!values_split_) return;
+    const int64_t first = from / kChunk;
+    std::uint32_t* row = Weights(r, buffer);
+    for (int64_t j = first * kChunk; j < to; j += kChunk, row += kChunkSize<kParts>) {
+      StoreWeightParts<kParts>(LoadPart(weights, j, to), LoadPart(weights, j + kLanes<float>, to), row);
+    }
+  }
+
+  // Whether weights are wanted in parts.
+  bool ValuesSplit() const { return values_split_; }
+
+  // Where the parts of row r's weights go: its first chunk, the others kChunkSize apart.
+  std::uint32_t* Weights(int r, int buffer) const { return weights_ + buffer * kWeightsSize + r * amx::kTileWords; }
+
+  template <class Work = const NoWork>
+  void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, int buffer,
+                 const float* rescale, float* output, Work&& work = Work()) const {
     if (!values_split_) return AddPlainly(tile, from, to, weights, rescale, output);
     const Tag<float> d;
     const int64_t first = from / kChunk, chunks = Chunks(to) - first;
-    SplitWeights(tile, first, to, weights);
     const bool lower = tile.height > amx::kTileRows;
     for (int64_t column = 0; column < value_width_; column += kSide) {
-      MultiplyChunks<kParts>(weights_, Value(column / kSide, first), chunks, lower);
-      StoreTiles(product_, kSide, lower);
-      for (int r = 0; r < tile.rows; ++r) {
-        const auto factor = hn::Set(d, rescale[r]);
-        for (int64_t i = 0; i < kSide; i += kLanes<float>) {
-          float* to_output = output + r * value_width_ + column + i;
-          const auto sum = hn::Load(d, product_ + r * kSide + i);
-          hn::Store(hn::MulAdd(hn::Load(d, to_output), factor, sum), d, to_output);
-        }
+      MultiplyChunks<kParts>(Weights(0, buffer), Value(column / kSide, first), chunks, lower, work);
+      StoreTiles(product_ + column, value_width_, lower);
+    }
+    for (int r = 0; r < tile.rows; ++r) {
+      const auto factor = hn::Set(d, rescale[r]);
+      for (int64_t i = r * value_width_; i < (r + 1) * value_width_; i += kLanes<float>) {
+        hn::Store(hn::MulAdd(hn::Load(d, output + i), factor, hn::Load(d, product_ + i)), d, output + i);
       }
     }
   }
 
  private:
+  static constexpr int64_t kWeightsSize = Chunks(kKeys) * kChunkSize<kParts>;
+
   std::uint32_t* Query(const Tile<kRows>& tile) const {
     return query_ + tile.first_row / kRows * Chunks(head_dim_) * kChunkSize<kParts>;
   }
@@ -170,33 +218,34 @@ class AmxProducts {
     return value_ + (column_group * Chunks(kKeys) + chunk) * kChunkSize<kParts>;
   }
 
-  // Adds ALiBi, drops what is beyond the keys, and finds the largest score. `distance`: of key 0 from the query.
-  static HWY_INLINE float FinishRow(float* scores, int64_t from, int64_t to, float slope, int64_t distance) {
+  // `distance`: of key 0 from the query.
+  static HWY_INLINE void AddAlibi(float slope, int64_t distance, int64_t from, int64_t to, float* scores) {
     const Tag<float> d;
-    auto max = hn::Set(d, kMinusInf<float>);
     const auto slopes = hn::Set(d, slope);
     for (int64_t j = from; j < to; j += kLanes<float>) {
-      auto score = hn::LoadU(d, scores + j);
-      if (slope != 0.0f) score = hn::NegMulAdd(slopes, hn::Abs(hn::Iota(d, static_cast<float>(distance + j))), score);
-      if (to - j < kLanes<float>) score = FirstLanes{to - j}.Or(d, score, hn::Set(d, kMinusInf<float>));
-      if (slope != 0.0f || to - j < kLanes<float>) hn::StoreU(score, d, scores + j);
-      max = hn::Max(max, score);
+      const auto from_query = hn::Iota(d, static_cast<float>(distance + j));
+      hn::Store(hn::NegMulAdd(slopes, hn::Abs(from_query), hn::Load(d, scores + j)), d, scores + j);
     }
-    return GreatestLane(d, max);
   }
 
-  // Scores of queries and keys that do not split, in float32.
-  void ScoreOddOnes(const Tile<kRows>& tile, int64_t from, int64_t to, float* scores) const {
-    const std::uint32_t odd = odd_rows_[tile.first_row / kRows];
-    if (odd == 0 && odd_key_count_ == 0) return;
-    for (int r = 0; r < tile.rows; ++r) {
-      if (odd >> r & 1) {
-        for (int64_t j = from; j < to; ++j) scores[r * kStride + j] = PlainScore(tile.row[r], j);
-      }
-      for (int n = 0; n < odd_key_count_; ++n) {
-        const int64_t j = odd_keys_[n];
-        if (from <= j && j < to) scores[r * kStride + j] = PlainScore(tile.row[r], j);
-      }
+  // -inf from score `to` to the end of its chunk.
+  static HWY_INLINE void DropBeyond(int64_t to, float* scores) {
+    const Tag<float> d;
+    const int64_t chunk = to / kChunk * kChunk;
+    for (int64_t j = chunk; j < chunk + kChunk; j += kLanes<float>) {
+      const auto kept = hn::Lt(hn::Iota(d, static_cast<float>(j)), hn::Set(d, static_cast<float>(to)));
+      hn::Store(hn::IfThenElse(kept, hn::Load(d, scores + j), hn::Set(d, kMinusInf<float>)), d, scores + j);
+    }
+  }
+
+  // Scores of row r whose query or key does not split, in float32.
+  void ScoreOddOnes(const Tile<kRows>& tile, int r, int64_t from, int64_t to, float* scores) const {
+    if (odd_rows_[tile.first_row / kRows] >> r & 1) {
+      for (int64_t j = from; j < to; ++j) scores[j] = PlainScore(tile.row[r], j);
+    }
+    for (int n = 0; n < odd_key_count_; ++n) {
+      const int64_t j = odd_keys_[n];
+      if (from <= j && j < to) scores[j] = PlainScore(tile.row[r], j);
     }
   }
 
@@ -210,19 +259,6 @@ class AmxProducts {
       sum = hn::MulAdd(hn::Mul(LoadPart(query, k, head_dim_), scale), LoadPart(key, k, head_dim_), sum);
     }
     return hn::GetLane(hn::SumOfLanes(d, sum));
-  }
-
-  // The tile's weights from chunk `first` to key `to` in parts.
-  void SplitWeights(const Tile<kRows>& tile, int64_t first, int64_t to, const float* weights) const {
-    for (int64_t chunk = first; chunk < Chunks(to); ++chunk) {
-      const int64_t j = chunk * kChunk;
-      std::uint32_t* tiles = weights_ + (chunk - first) * kChunkSize<kParts>;
-      for (int r = 0; r < tile.rows; ++r) {
-        const float* row = weights + r * kStride;
-        StoreParts<kParts>(LoadPart(row, j, to), LoadPart(row, j + kLanes<float>, to), tiles + r * amx::kTileWords,
-                           2 * kTileSize);
-      }
-    }
   }
 
   // AddValues in float32, for values that do not split. A key of weight 0 is passed over, for 0 * NaN is not 0.
@@ -250,20 +286,14 @@ class AmxProducts {
   std::uint32_t* const query_;     // tiles of rows of [chunk][part][2 tiles: 16 rows][16 words]
   std::uint32_t* const key_;       // groups of 32 keys of [chunk][part][2 tiles: 16 words][16 keys]
   std::uint32_t* const value_;     // groups of 32 columns of [chunk][part][2 tiles: 16 words][16 columns]
-  std::uint32_t* const weights_;   // [chunk][part][2 tiles: 16 rows][16 words]
-  float* const product_;           // [32][32]
+  std::uint32_t* const weights_;   // [kStages][chunk][part][2 tiles: 16 rows][16 words]
+  float* const product_;           // [32][value_width]
   std::uint32_t* const odd_rows_;  // for each tile of rows, a bit for each row that does not split
   std::int16_t odd_keys_[kKeys];   // keys of the packed block that do not split, counted from its first
   int odd_key_count_ = 0;
   int64_t begin_ = 0;  // of the packed block
   bool values_split_ = true;
 };
-
-template <int kParts>
-void AmxAttentionBlock(const AttentionArgs<float>& args, const AttentionBlock& block, std::byte* scratch) {
-  const amx::Tiles tiles;
-  AttentionRun<AmxProducts<kParts>>(args, block, scratch).Run();
-}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

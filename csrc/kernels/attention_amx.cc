@@ -6,6 +6,7 @@
 #include "kernels/amx.h"
 #include "kernels/attention.h"
 #include "kernels/attention_amx-inl.h"
+#include "kernels/attention_amx_run-inl.h"
 #include "kernels/decode-inl.h"
 
 #if HEADWISE_AMX && HWY_TARGET == HWY_AVX3

@@ -59,23 +59,44 @@ HWY_INLINE V ClampBelow(D d, V x, hn::TFromD<D> low) {
 #endif
 }
 
+// The three steps of AttentionExp, for who has other things to do between them: n (in the low bits) and f, then 2^f,
+// then 2^(n + f).
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V AttentionExp(D d, V x) {
+HWY_INLINE void ExpReduce(D d, V x, V& n, V& f) {
   using T = hn::TFromD<D>;
   using Constants = AttentionExpConstants<T>;
-  constexpr int kDegree = static_cast<int>(sizeof(Constants::kCoefficients) / sizeof(T)) - 1;
-  const hn::RebindToUnsigned<D> bits;
   x = ClampBelow(d, x, Constants::kLowest);
   const V round = hn::Set(d, Constants::kRound);
   const V log2e = hn::Set(d, static_cast<T>(1.4426950408889634074));
-  const V shifted = hn::MulAdd(x, log2e, round);
-  const V f = hn::MulSub(x, log2e, hn::Sub(shifted, round));
+  n = hn::MulAdd(x, log2e, round);
+  f = hn::MulSub(x, log2e, hn::Sub(n, round));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ExpPolynomial(D d, V f) {
+  using T = hn::TFromD<D>;
+  using Constants = AttentionExpConstants<T>;
+  constexpr int kDegree = static_cast<int>(sizeof(Constants::kCoefficients) / sizeof(T)) - 1;
   V power = hn::Set(d, Constants::kShift * Constants::kCoefficients[kDegree]);
 #pragma GCC unroll 16
   for (int i = kDegree - 1; i >= 0; --i) {
     power = hn::MulAdd(power, f, hn::Set(d, Constants::kShift * Constants::kCoefficients[i]));
   }
-  return hn::Mul(power, hn::BitCast(d, hn::ShiftLeft<Constants::kMantissaBits>(hn::BitCast(bits, shifted))));
+  return power;
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ExpScale(D d, V power, V n) {
+  const hn::RebindToUnsigned<D> bits;
+  constexpr int kMantissaBits = AttentionExpConstants<hn::TFromD<D>>::kMantissaBits;
+  return hn::Mul(power, hn::BitCast(d, hn::ShiftLeft<kMantissaBits>(hn::BitCast(bits, n))));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AttentionExp(D d, V x) {
+  V n, f;
+  ExpReduce(d, x, n, f);
+  return ExpScale(d, ExpPolynomial(d, f), n);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -114,6 +114,7 @@ class FmaProducts {
   static constexpr int kRows = kTileRows;
   static constexpr int kKeys = kKeyBlock<T>;
   static constexpr int kStride = kScoreStride<T>;
+  static constexpr int kStages = 1;
 
   static int Height(int rows) { return TileHeight(rows); }
   static int64_t ValueWidth(int64_t value_dim) { return PackedColumns<T>(value_dim); }
@@ -175,8 +176,14 @@ class FmaProducts {
     for (int r = 0; r < kRows; ++r) greatest[r] = GreatestLane(d, hn::Load(d, lane_max_ + r * kLanes<T>));
   }
 
+  // What Score leaves to do.
+  void FinishScores(const Tile<kRows>&, int64_t, int64_t, int64_t, bool, T*, T*) const {}
+
+  // What AddValues wants done with the weights of row r before.
+  void TakeWeights(int, int64_t, int64_t, const T*, int) const {}
+
   // Adds weights (the scores) times values of the packed block's keys [from, to) to rescale[r] * output[r].
-  void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const T* weights, const T* rescale,
+  void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const T* weights, int /*buffer*/, const T* rescale,
                  T* output) const {
     WithHeight(tile.height, [&](auto height) HWY_ATTR {
       const T* panel = value_;
