@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,7 @@ def make_data(case: Case, seed: int = 0) -> SimpleNamespace:
         key_shape = (batch, case.kv_heads or heads, case.keys, head_dim)
         query, key, value = normal(*case.shape), normal(*key_shape), normal(*key_shape)
         slopes = (2.0 ** (-8.0 * np.arange(1, heads + 1) / heads)).astype(dtype)
-        mask = _dense_mask(case, slopes, rng)
+        mask = _dense_mask(case, slopes, rng, normal)
         return SimpleNamespace(query=query, key=key, value=value, slopes=slopes, mask=mask)
     if isinstance(case, Linear):
         rows, inner, columns = case.shape
@@ -51,7 +52,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def _dense_mask(case: Attention, slopes: Array, rng: np.random.Generator) -> Array | None:
+def _dense_mask(case: Attention, slopes: Array, rng: np.random.Generator, normal: Callable[..., Array]) -> Array | None:
     """What a library takes that knows only masks: bool where a pair is kept, or numbers to add. Plain causality is not
     in it."""
     _, heads, query_len, _ = case.shape
@@ -61,9 +62,9 @@ def _dense_mask(case: Attention, slopes: Array, rng: np.random.Generator) -> Arr
     if case.extra == "boolean mask":
         return rng.random((query_len, case.keys)) < 0.75
     if case.extra == "bias":
-        return rng.standard_normal((1, heads, query_len, case.keys), dtype=case.dtype)
+        return normal(1, heads, query_len, case.keys)
     if case.extra == "key padding":
         return (keys < np.array(case.lengths)[:, None])[:, None, None]
     if case.extra == "ALiBi":
-        return np.multiply(-slopes[None, :, None, None], abs(queries - keys), dtype=case.dtype)
+        return -slopes[None, :, None, None] * abs(queries - keys).astype(slopes.dtype)
     return None
