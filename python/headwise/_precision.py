@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
+    from contextlib import _GeneratorContextManager
 
 PRECISIONS = ("highest", "high", "medium")
 
@@ -73,7 +73,7 @@ def get_precision() -> str:
     return _context.get() or _process
 
 
-def precision(name: str) -> AbstractContextManager[None]:
+def precision(name: str) -> _GeneratorContextManager[None]:  # a decorator too, which contextlib has no public name for
     """A context in which ``precision=None`` means `name`; blocks may be nested.
 
     It holds for the thread or asynchronous task that enters it, and for tasks started inside; other threads keep the
