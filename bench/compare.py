@@ -39,6 +39,8 @@ def main() -> int:
             parser.error(f"--chart: {error}")
 
     contenders, missing = load(args.peers, args.threads)
+    if not environment.has_bfloat16():
+        missing.append("ml_dtypes, and with it bfloat16")
     if args.target:
         import headwise
 
@@ -64,11 +66,13 @@ def main() -> int:
 
 
 def select(substring: str, quick: bool) -> dict[str, list[Case]]:
-    """The cases asked for, by section, without empty sections."""
-    chosen = {
-        title: [case for case in cases if substring in case.name and (case.quick or not quick)]
-        for title, cases in SECTIONS.items()
-    }
+    """The cases asked for that can run here, by section, without empty sections."""
+    bfloat16 = environment.has_bfloat16()
+
+    def wanted(case: Case) -> bool:
+        return substring in case.name and (case.quick or not quick) and (bfloat16 or case.dtype != "bfloat16")
+
+    chosen = {title: list(filter(wanted, cases)) for title, cases in SECTIONS.items()}
     return {title: cases for title, cases in chosen.items() if cases}
 
 

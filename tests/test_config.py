@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +19,9 @@ import pytest
 import headwise as hw
 from conftest import native_present
 from headwise import _backend, _threads
+from support import Array, normal
 
-VARIABLES = ("HEADWISE_BACKEND", "HEADWISE_TARGET", "HEADWISE_NUM_THREADS", "OMP_NUM_THREADS")
+VARIABLES = ("HEADWISE_BACKEND", "HEADWISE_TARGET", "HEADWISE_PRECISION", "HEADWISE_NUM_THREADS", "OMP_NUM_THREADS")
 PRINT_CONFIG = "import headwise, json; print(json.dumps(headwise.config()))"
 
 needs_native = pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
@@ -280,12 +285,137 @@ def test_bad_thread_counts(count: object, error: type[Exception]) -> None:
     assert hw.get_num_threads() == before
 
 
+# --- HEADWISE_PRECISION, set_precision and precision ---
+
+
+@pytest.fixture
+def default_precision() -> Iterator[None]:
+    """For tests that change the process's default."""
+    before = hw.get_precision()
+    yield
+    hw.set_precision(before)
+
+
+def attend(**keywords: str) -> Array:
+    """Attention of a size that goes by tiles where there are some."""
+    x = normal((1, 2, 48, 32))
+    return hw.flash_attention(x, x, x, **keywords)
+
+
+def layer(**keywords: str) -> Array:
+    output, _ = hw.MultiHeadAttention(64, 2, rng=0).forward(normal((1, 48, 64)), **keywords)
+    return output
+
+
+def project(**keywords: str) -> Array:
+    return hw.linear(normal((48, 64)), normal((64, 32)), **keywords)
+
+
+@once
+@pytest.mark.parametrize(
+    ("value", "level"), [("", "highest"), ("highest", "highest"), (" High ", "high"), ("medium", "medium")]
+)
+def test_precision_comes_from_the_environment(value: str, level: str) -> None:
+    assert config_with(HEADWISE_PRECISION=value)["precision"] == level
+
+
+@once
+def test_unknown_precision_in_the_environment() -> None:
+    message = error_with(HEADWISE_PRECISION="low")
+    assert message == "ValueError: HEADWISE_PRECISION: 'low', expected one of 'highest', 'high', 'medium'"
+
+
+@pytest.mark.usefixtures("default_precision")
+@pytest.mark.parametrize("operation", [attend, layer, project])
+def test_every_way_to_a_precision_gives_the_same_bits(operation: Callable[..., Array], implementation: str) -> None:
+    highest, medium = operation(precision="highest"), operation(precision="medium")
+    with hw.precision("medium"):
+        np.testing.assert_array_equal(operation(), medium)
+        np.testing.assert_array_equal(operation(precision=None), medium)
+        np.testing.assert_array_equal(operation(precision="highest"), highest)
+    np.testing.assert_array_equal(operation(), highest)
+    hw.set_precision("medium")
+    np.testing.assert_array_equal(operation(), medium)
+    np.testing.assert_array_equal(operation(precision="highest"), highest)
+    with hw.precision("highest"):
+        np.testing.assert_array_equal(operation(), highest)
+    if operation is not project:  # what attention differs in, the others may follow
+        assert np.array_equal(medium, highest) == (not implementation.endswith("amx"))
+
+
+@pytest.mark.usefixtures("default_precision")
+def test_precision_nests_over_the_default() -> None:
+    hw.set_precision("high")
+    with hw.precision("medium"):
+        assert hw.get_precision() == hw.config()["precision"] == "medium"
+        with hw.precision("highest"):
+            hw.set_precision("medium")
+            assert hw.get_precision() == "highest"
+        hw.set_precision("high")
+        assert hw.get_precision() == "medium"
+    assert hw.get_precision() == "high"
+
+
+def test_precision_ends_with_an_exception() -> None:
+    before = hw.get_precision()
+    with pytest.raises(ZeroDivisionError), hw.precision("high"), hw.precision("medium"):
+        raise ZeroDivisionError
+    assert hw.get_precision() == before
+
+
+def test_precision_as_a_decorator() -> None:
+    @hw.precision("medium")
+    def level(depth: int = 0) -> list[str]:
+        with hw.precision("high") if depth else nullcontext():
+            return [hw.get_precision(), *(level(depth - 1) if depth else [])]
+
+    before = hw.get_precision()
+    assert level(1) == ["high", "medium"]
+    assert level() == ["medium"]
+    assert hw.get_precision() == before
+
+
+@pytest.mark.usefixtures("default_precision")
+def test_precision_is_of_its_thread_the_default_of_all() -> None:
+    hw.set_precision("high")
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(hw.get_precision).result() == "high"  # the thread starts outside of the block
+        with hw.precision("medium"):
+            assert other.submit(hw.get_precision).result() == "high"
+            hw.set_precision("highest")
+            assert (other.submit(hw.get_precision).result(), hw.get_precision()) == ("highest", "medium")
+
+
+def test_precision_is_of_its_task() -> None:
+    async def levels(name: str) -> list[str]:
+        with hw.precision(name):
+            seen = [hw.get_precision()]
+            await asyncio.sleep(0)  # the other task's turn, inside of its block
+            return [*seen, hw.get_precision()]
+
+    async def both() -> list[list[str]]:
+        return await asyncio.gather(levels("high"), levels("medium"))
+
+    assert asyncio.run(both()) == [["high", "high"], ["medium", "medium"]]
+
+
+@pytest.mark.parametrize("choose", [hw.set_precision, hw.precision])
+@pytest.mark.parametrize(
+    ("name", "error"), [("low", ValueError), ("", ValueError), ("High", ValueError), (None, TypeError), (2, TypeError)]
+)
+def test_bad_precisions(choose: Callable[[object], object], name: object, error: type[Exception]) -> None:
+    before = hw.get_precision()
+    with pytest.raises(error, match=r"^precision: .*, expected one of 'highest', 'high', 'medium'$"):
+        choose(name)
+    assert hw.get_precision() == before
+
+
 # --- config, show_config, switching in one process ---
 
 
 def test_config_keys() -> None:
     config = hw.config()
-    assert set(config) >= {"version", "backend", "target", "targets", "threads", "error", "numpy"}
+    assert set(config) >= {"version", "backend", "target", "targets", "threads", "precision", "error", "numpy"}
     assert config["version"] == hw.__version__
     assert config["numpy"] == np.__version__
     assert config["target"] in config["targets"]
@@ -297,7 +427,7 @@ def test_show_config_prints_what_runs(capsys: pytest.CaptureFixture[str]) -> Non
     hw.show_config()
     printed = capsys.readouterr().out
     config = hw.config()
-    for key in ("version", "backend", "target", "threads"):
+    for key in ("version", "backend", "target", "threads", "precision"):
         assert str(config[key]) in printed
 
 
@@ -401,7 +531,8 @@ def test_import_brings_along_numpy_alone() -> None:
         import sys, numpy
         before = set(sys.modules)
         import headwise
-        print({name.partition('.')[0] for name in set(sys.modules) - before} - {'headwise', '__future__'})
+        extra = {name.partition('.')[0] for name in set(sys.modules) - before}
+        print(extra - {'headwise', '__future__', 'contextvars', '_contextvars'})  # NumPy 2 has the last two itself
         """
     )
     assert result.stdout.strip() == "set()"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 Shape = tuple[int, ...]
+DType = Literal["float16", "bfloat16", "float32", "float64"]
+Precision = Literal["highest", "high", "medium"]
 
 
 def _commas(shape: Shape) -> str:
@@ -18,7 +20,8 @@ class Case:
 
     operation: ClassVar[str]
     shape: Shape
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: DType = "float32"
+    precision: Precision = "highest"  # how exactly float32 products have to be computed
     quick: bool = False  # with --quick too
 
     @property
@@ -28,7 +31,8 @@ class Case:
     @property
     def name(self) -> str:
         dtype = "" if self.dtype == "float32" else self.dtype
-        words = (self.operation.replace("_", " "), _commas(self.shape), self.options, dtype)
+        precision = "" if self.precision == "highest" else self.precision
+        words = (self.operation.replace("_", " "), _commas(self.shape), self.options, precision, dtype)
         return " ".join(word for word in words if word)
 
     @property
@@ -148,6 +152,8 @@ def _dense_and_causal(*shape: int, quick: bool = False) -> list[Case]:
 
 _MASKED = (4, 8, 1024, 64)
 _LARGE = (4, 8, 1024, 1024)  # 134 MB of float32
+_HALF: tuple[DType, ...] = ("bfloat16", "float16")
+_PRECISIONS: tuple[Precision, ...] = ("highest", "high", "medium")
 
 SECTIONS: dict[str, list[Case]] = {
     "Attention": [
@@ -180,6 +186,18 @@ SECTIONS: dict[str, list[Case]] = {
         Attention(shape=(1, 8, 1024, 64), dtype="float64"),
         Attention(shape=(4, 8, 512, 64), causal=True, dtype="float64"),
     ],
+    "Attention, float32 at lower precision": [
+        Attention(shape=(1, 8, 1024, 64), precision="high"),
+        Attention(shape=(1, 8, 4096, 64), precision="high"),
+        Attention(shape=(1, 32, 2048, 128), precision="high"),
+        Attention(shape=(1, 8, 4096, 64), precision="medium"),
+    ],
+    "Attention, 16 bits": [
+        Attention(shape=(1, 8, 1024, 64), dtype="bfloat16", quick=True),
+        Attention(shape=(1, 8, 4096, 64), dtype="bfloat16"),
+        Attention(shape=(1, 32, 2048, 128), dtype="bfloat16"),
+        Attention(shape=(1, 8, 4096, 64), dtype="float16"),
+    ],
     "Element by element": [
         Softmax(shape=_LARGE),
         Softmax(shape=_LARGE, out=True, quick=True),
@@ -192,11 +210,17 @@ SECTIONS: dict[str, list[Case]] = {
         LayerNorm(shape=(32768, 1024)),
         LayerNorm(shape=(32768, 1024), out=True),
     ],
+    "Element by element, 16 bits": [
+        kind(shape=shape, dtype=dtype)
+        for kind, shape in ((Softmax, _LARGE), (Rope, (4, 32, 1024, 128)), (LayerNorm, (32768, 1024)))
+        for dtype in _HALF
+    ],
     "Linear": [
         Linear(shape=(1600, 512, 512)),
         Linear(shape=(2048, 512, 2048)),
         Linear(shape=(1, 4096, 4096)),
         Linear(shape=(8, 512, 512)),
+        *(Linear(shape=(2048, 2048, 2048), precision=precision) for precision in _PRECISIONS),
     ],
     "Small calls": [
         Softmax(shape=(64, 64), quick=True),

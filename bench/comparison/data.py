@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,35 +13,46 @@ from .cases import Attention, Case, Elementwise, LayerNorm, Linear, Rope
 Array = np.ndarray[Any, Any]
 
 
-def make_data(case: Case) -> SimpleNamespace:
+def make_data(case: Case, seed: int = 0) -> SimpleNamespace:
     """The arrays of a case; the same on every call."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
+    dtype = _dtype(case.dtype)
+    drawn = np.float64 if case.dtype == "float64" else np.float32
 
-    def normal(*shape: int) -> Array:
-        return rng.standard_normal(shape, dtype=case.dtype)
+    def normal(*shape: int, scale: float = 1.0) -> Array:
+        return np.multiply(rng.standard_normal(shape, dtype=drawn), scale, dtype=drawn).astype(dtype, copy=False)
 
     if isinstance(case, Attention):
         batch, heads, _, head_dim = case.shape
         key_shape = (batch, case.kv_heads or heads, case.keys, head_dim)
         query, key, value = normal(*case.shape), normal(*key_shape), normal(*key_shape)
-        slopes = (2.0 ** (-8.0 * np.arange(1, heads + 1) / heads)).astype(case.dtype)
-        mask = _dense_mask(case, slopes, rng)
+        slopes = (2.0 ** (-8.0 * np.arange(1, heads + 1) / heads)).astype(dtype)
+        mask = _dense_mask(case, slopes, rng, normal)
         return SimpleNamespace(query=query, key=key, value=value, slopes=slopes, mask=mask)
     if isinstance(case, Linear):
         rows, inner, columns = case.shape
-        return SimpleNamespace(x=normal(rows, inner), weight=normal(inner, columns), bias=normal(columns))
+        weight = normal(inner, columns, scale=inner**-0.5)
+        return SimpleNamespace(x=normal(rows, inner), weight=weight, bias=normal(columns))
     x = normal(*case.shape)
     data = SimpleNamespace(x=x, out=np.zeros_like(x) if isinstance(case, Elementwise) and case.out else None)
     if isinstance(case, Rope):
         _, _, seq_len, dim = case.shape
         angles = np.arange(seq_len)[:, None] * 10000.0 ** (-2.0 * np.arange(dim // 2) / dim)
-        data.cos, data.sin = np.cos(angles).astype(case.dtype), np.sin(angles).astype(case.dtype)
+        data.cos, data.sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
     if isinstance(case, LayerNorm):
         data.gamma, data.beta = normal(case.shape[-1]), normal(case.shape[-1])
     return data
 
 
-def _dense_mask(case: Attention, slopes: Array, rng: np.random.Generator) -> Array | None:
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes  # which NumPy has it from; not everybody has the package
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def _dense_mask(case: Attention, slopes: Array, rng: np.random.Generator, normal: Callable[..., Array]) -> Array | None:
     """What a library takes that knows only masks: bool where a pair is kept, or numbers to add. Plain causality is not
     in it."""
     _, heads, query_len, _ = case.shape
@@ -50,9 +62,9 @@ def _dense_mask(case: Attention, slopes: Array, rng: np.random.Generator) -> Arr
     if case.extra == "boolean mask":
         return rng.random((query_len, case.keys)) < 0.75
     if case.extra == "bias":
-        return rng.standard_normal((1, heads, query_len, case.keys), dtype=case.dtype)
+        return normal(1, heads, query_len, case.keys)
     if case.extra == "key padding":
         return (keys < np.array(case.lengths)[:, None])[:, None, None]
     if case.extra == "ALiBi":
-        return np.multiply(-slopes[None, :, None, None], abs(queries - keys), dtype=case.dtype)
+        return -slopes[None, :, None, None] * abs(queries - keys).astype(slopes.dtype)
     return None

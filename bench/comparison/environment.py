@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,11 @@ def limit_threads(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "HEADWISE_NUM_THREADS", "NPROC"):
         os.environ[name] = str(threads)
+
+
+def has_bfloat16() -> bool:
+    """NumPy has it from this package."""
+    return find_spec("ml_dtypes") is not None
 
 
 def describe(contenders: list[Peer], missing: list[str], threads: int) -> Environment:

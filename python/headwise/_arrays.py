@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 FLOAT64: np.dtype[Any] = np.dtype(np.float64)
-PRECISIONS = ("highest", "high", "medium")
 
 # Steps np.shares_memory may spend on the (in general NP-hard) question whether two strided arrays overlap.
 _OVERLAP_WORK: Any = 10_000  # Any: NumPy's stubs know only 0 and -1
@@ -304,17 +303,6 @@ def check_axis(axis: object, a: Array, name: str = "x") -> int:
     if not -rank <= number < rank:
         raise ValueError(f"axis: {number}, expected -{rank} to {rank - 1} for {name} of shape {a.shape}")
     return number % rank
-
-
-def check_precision(precision: object) -> str:
-    if precision is None:
-        return "highest"
-    if isinstance(precision, str) and precision in PRECISIONS:
-        return precision
-    expected = ", ".join(repr(name) for name in PRECISIONS)
-    if isinstance(precision, str):
-        raise ValueError(f"precision: {precision!r}, expected one of {expected}")
-    raise TypeError(f"precision: {type(precision).__name__}, expected None or one of {expected}")
 
 
 def check_rng(rng: object, name: str = "rng") -> np.random.Generator:

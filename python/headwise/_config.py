@@ -9,6 +9,7 @@ import numpy as np
 
 from headwise import _backend
 from headwise._arrays import check_int
+from headwise._precision import get_precision
 from headwise._version import __version__
 
 _MAX_THREADS = (1 << 31) - 1  # what a C int holds
@@ -18,20 +19,20 @@ _INCLUDE_DIRS = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
 
 
 def config() -> dict[str, Any]:
-    """What runs: version, backend, instruction set, threads.
+    """What runs: version, backend, instruction set, threads, precision.
 
     Returns
     -------
     dict
         ``version``, ``backend`` ("native" or "numpy"), ``target`` (the instruction set in use), ``targets`` (those
-        this machine can use, best first), ``threads``, ``error`` (why a native core that is there cannot be used, else
-        None), ``numpy`` (NumPy's version).
+        this machine can use, best first), ``threads``, ``precision`` (what :func:`get_precision` says), ``error``
+        (why a native core that is there cannot be used, else None), ``numpy`` (NumPy's version).
 
     Examples
     --------
     >>> import headwise as hw
     >>> sorted(hw.config())
-    ['backend', 'error', 'numpy', 'target', 'targets', 'threads', 'version']
+    ['backend', 'error', 'numpy', 'precision', 'target', 'targets', 'threads', 'version']
     """
     backend = _backend.current()
     return {
@@ -40,6 +41,7 @@ def config() -> dict[str, Any]:
         "target": backend.get_target(),
         "targets": backend.list_targets(),
         "threads": backend.get_num_threads(),
+        "precision": get_precision(),
         "error": _backend.error(),
         "numpy": np.__version__,
     }
@@ -56,11 +58,12 @@ def show_config() -> None:
     """
     facts = config()
     print(f"headwise {facts['version']}, numpy {facts['numpy']}")
-    print(f"backend  {facts['backend']}")
-    print(f"target   {facts['target']}, of {', '.join(facts['targets'])}")
-    print(f"threads  {facts['threads']}")
+    print(f"backend    {facts['backend']}")
+    print(f"target     {facts['target']}, of {', '.join(facts['targets'])}")
+    print(f"threads    {facts['threads']}")
+    print(f"precision  {facts['precision']}")
     if facts["error"] is not None:
-        print(f"error    {facts['error']}")
+        print(f"error      {facts['error']}")
     if not _backend.core_is_installed():
         print("The native core is not installed; NumPy does the work.")
         missing = _missing_tools()

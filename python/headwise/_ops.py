@@ -1,7 +1,7 @@
 """The public functions: every check, once, and the way from the caller's arrays to a backend's normal form.
 
 Attention is in :mod:`headwise._sdpa`, rotary embedding and ALiBi in :mod:`headwise._positions`, configuration in
-:mod:`headwise._config`; what they have in common in :mod:`headwise._arrays`.
+:mod:`headwise._config` and :mod:`headwise._precision`; what they have in common in :mod:`headwise._arrays`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from headwise._arrays import (
     check_axis,
     check_flag,
     check_out,
-    check_precision,
     check_rate,
     check_real,
     check_rng,
@@ -31,6 +30,7 @@ from headwise._arrays import (
 )
 from headwise._config import config, get_num_threads, list_targets, set_num_threads, set_target, show_config
 from headwise._positions import add_alibi, alibi_bias, alibi_slopes, apply_rope
+from headwise._precision import check_precision, get_precision, precision, set_precision
 from headwise._sdpa import flash_attention, scaled_dot_product_attention
 
 if TYPE_CHECKING:
@@ -49,13 +49,16 @@ __all__ = [
     "dropout",
     "flash_attention",
     "get_num_threads",
+    "get_precision",
     "layer_normalization",
     "linear",
     "list_targets",
     "log_softmax",
     "logsumexp",
+    "precision",
     "scaled_dot_product_attention",
     "set_num_threads",
+    "set_precision",
     "set_target",
     "show_config",
     "softmax",
@@ -221,7 +224,7 @@ def linear(
     weight : array_like, (in_features, out_features)
     bias : array_like, (out_features,), optional
     precision : {"highest", "high", "medium"}, optional
-        How exactly float32 products are computed; None is "highest", at least float32 accuracy.
+        How exactly float32 products are computed, see :func:`set_precision`; None is what :func:`get_precision` says.
     out : ndarray, optional
         Where to write the result, of its shape and dtype, sharing no memory with an input.
 

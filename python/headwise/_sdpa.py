@@ -13,7 +13,6 @@ from headwise._arrays import (
     as_array,
     check_flag,
     check_out,
-    check_precision,
     check_real,
     check_rng,
     conform,
@@ -31,6 +30,7 @@ from headwise._attention_args import (
     per_head,
     query_offset,
 )
+from headwise._precision import check_precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,7 @@ def scaled_dot_product_attention(
     return_lse : bool
         Also return the logarithm of the softmax's denominator.
     precision : {"highest", "high", "medium"}, optional
-        How exactly float32 products are computed; None is "highest", at least float32 accuracy.
+        How exactly float32 products are computed, see :func:`set_precision`; None is what :func:`get_precision` says.
     rng : int or numpy.random.Generator, optional
         Seed or source of dropout's randomness.
     out : ndarray, optional

@@ -18,12 +18,13 @@ class Peer:
     label: str
     version: str = ""
     same_result: bool = True  # False for what is no more than a bound
+    dtypes: tuple[str, ...] = ("float32", "float64")
 
     def __init__(self, threads: int) -> None:
         pass
 
     def prepare(self, case: Case, data: SimpleNamespace) -> Call | None:
-        method = getattr(self, case.operation, None)
+        method = getattr(self, case.operation, None) if case.dtype in self.dtypes else None
         call: Call | None = None if method is None else method(case, data)
         return call
 

@@ -10,15 +10,20 @@ from .base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, LayerNorm, Linear, Rope, Softmax
+    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax
 
 
 class Headwise(Peer):
     label = "headwise"
     version = hw.__version__
+    dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def __init__(self, threads: int) -> None:
         hw.set_num_threads(threads)
+
+    def prepare(self, case: Case, data: SimpleNamespace) -> Call | None:
+        hw.set_precision(case.precision)
+        return super().prepare(case, data)
 
     def attention(self, case: Attention, data: SimpleNamespace) -> Call:
         options: dict[str, Any] = {}

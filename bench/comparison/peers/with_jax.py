@@ -19,6 +19,7 @@ class Jax(Peer):
 
     label = "JAX"
     version = jax.__version__
+    dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def __init__(self, threads: int) -> None:
         # The number of threads is in the environment and in the affinity of the process.
@@ -35,7 +36,7 @@ class Jax(Peer):
                 return weights @ value, weights
 
             return _call(with_weights, data.query, data.key, data.value)
-        if case.dtype == "float64":  # dot_product_attention computes its softmax in float32
+        if case.dtype in ("float64", "float16"):  # computed in float32; not on processors
             return None
         options = {}
         if case.extra == "key padding":

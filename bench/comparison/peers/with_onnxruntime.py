@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class OnnxRuntime(Peer):
-    """A graph of one operator, or of the few that make up an operation. float32, results in fresh memory."""
+    """A graph of one operator, or of the few that make up an operation. Results in fresh memory."""
 
     label = "ONNX Runtime"
     version = onnxruntime.__version__
+    dtypes = ("float16", "float32")
 
     def __init__(self, threads: int) -> None:
         self._options = onnxruntime.SessionOptions()
@@ -26,7 +27,7 @@ class OnnxRuntime(Peer):
         self._options.inter_op_num_threads = 1
 
     def attention(self, case: Attention, data: SimpleNamespace) -> Call | None:
-        if case.dtype != "float32" or case.score_bytes > 1 << 30:
+        if case.score_bytes > 1 << 30:
             return None
         inputs = {"query": data.query, "key": data.key, "value": data.value}
         if case.weights:
@@ -71,7 +72,7 @@ class OnnxRuntime(Peer):
         return self._call([helper.make_node("Gemm", list(inputs), ["output"])], inputs, constants=("weight", "bias"))
 
     def _unary(self, operator: str, case: Softmax, data: SimpleNamespace) -> Call | None:
-        if case.out or case.dtype != "float32":
+        if case.out:
             return None
         return self._call([helper.make_node(operator, ["x"], ["output"], axis=case.axis)], {"x": data.x})
 

@@ -12,26 +12,38 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import SimpleNamespace
 
-    from ..cases import Attention, LayerNorm, Linear, Softmax
+    from ..cases import Attention, Case, LayerNorm, Linear, Softmax
+
+
+_HINTS = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 
 
 class OpenVINO(Peer):
-    """float32 inside too: its default on some processors is bfloat16. Results in memory that it keeps."""
+    """In a case's own type inside too: its default for float32 on some processors is bfloat16, which it may have where
+    "medium" is enough. Results in memory that it keeps."""
 
     label = "OpenVINO"
     version = openvino.__version__.partition("-")[0]
+    dtypes = ("float16", "bfloat16", "float32")
 
     def __init__(self, threads: int) -> None:
         self._core = openvino.Core()
         self._options = {
-            "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
 
+    def prepare(self, case: Case, data: SimpleNamespace) -> Call | None:
+        self._options["INFERENCE_PRECISION_HINT"] = "bf16" if case.precision == "medium" else _HINTS.get(case.dtype)
+        return super().prepare(case, data)
+
+    def arrays(self, case: Case, result: Any) -> list[Any]:
+        found = super().arrays(case, result)  # bfloat16 comes as if it were float16
+        return [a.view(case.dtype) for a in found] if case.dtype == "bfloat16" else found
+
     def attention(self, case: Attention, data: SimpleNamespace) -> Call | None:
         # Grouped heads are not in this operator.
-        if case.dtype != "float32" or case.kv_heads or case.weights or case.score_bytes > 1 << 30:
+        if case.kv_heads or case.weights or case.score_bytes > 1 << 30:
             return None
         inputs = [data.query, data.key, data.value]
         if data.mask is None:
@@ -42,7 +54,7 @@ class OpenVINO(Peer):
         )
 
     def softmax(self, case: Softmax, data: SimpleNamespace) -> Call | None:
-        if case.out or case.dtype != "float32":
+        if case.out:
             return None
         return self._call([data.x], lambda x: ops.softmax(x, case.axis))
 
@@ -52,28 +64,40 @@ class OpenVINO(Peer):
 
         def build(x: Any) -> Any:
             normal = ops.mvn(x, ops.constant([-1]), True, 1e-5, "inside_sqrt")
-            return ops.add(ops.multiply(normal, ops.constant(data.gamma)), ops.constant(data.beta))
+            return ops.add(ops.multiply(normal, _constant(data.gamma)), _constant(data.beta))
 
         return self._call([data.x], build)
 
     def linear(self, case: Linear, data: SimpleNamespace) -> Call:
         def build(x: Any) -> Any:
-            return ops.add(ops.matmul(x, ops.constant(data.weight), False, False), ops.constant(data.bias))
+            return ops.add(ops.matmul(x, _constant(data.weight), False, False), _constant(data.bias))
 
         return self._call([data.x], build)
 
     def _call(self, inputs: list[Any], build: Callable[..., Any]) -> Call:
-        parameters = [ops.parameter(a.shape, a.dtype) for a in inputs]
+        tensors = [_tensor(a) for a in inputs]
+        parameters = [ops.parameter(tensor.shape, tensor.element_type) for tensor in tensors]
         model = openvino.Model([build(*parameters)], parameters)
         request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
-        for i, a in enumerate(inputs):
-            request.set_input_tensor(i, openvino.Tensor(a, shared_memory=True))
+        for i, tensor in enumerate(tensors):
+            request.set_input_tensor(i, tensor)
 
         def call() -> Any:
             request.infer()
             return request.get_output_tensor().data
 
         return call
+
+
+def _tensor(a: Any) -> openvino.Tensor:
+    """Over the memory of an array; OpenVINO takes bfloat16 as the bits of any other type."""
+    if a.dtype.name == "bfloat16":
+        return openvino.Tensor(a.view(np.uint16), a.shape, openvino.Type.bf16)
+    return openvino.Tensor(a, shared_memory=True)
+
+
+def _constant(a: Any) -> Any:
+    return ops.constant(_tensor(a))
 
 
 PEERS = {"openvino": OpenVINO}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -10,7 +11,7 @@ from .base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, LayerNorm, Linear, Rope, Softmax
+    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax
 
 
 class PyTorch(Peer):
@@ -18,13 +19,18 @@ class PyTorch(Peer):
 
     label = "PyTorch"
     version = torch.__version__
+    dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
 
+    def prepare(self, case: Case, data: SimpleNamespace) -> Call | None:
+        torch.set_float32_matmul_precision(case.precision)  # "medium": products of bfloat16
+        return super().prepare(case, data)
+
     def attention(self, case: Attention, data: SimpleNamespace) -> Call:
-        query, key, value = (torch.from_numpy(a) for a in (data.query, data.key, data.value))
+        query, key, value = (_tensor(a) for a in (data.query, data.key, data.value))
         if case.weights:  # F.scaled_dot_product_attention does not return them
 
             def with_weights() -> Any:
@@ -32,25 +38,29 @@ class PyTorch(Peer):
                 return weights @ value, weights
 
             return with_weights
-        mask = None if data.mask is None else torch.from_numpy(data.mask)
+        mask = None if data.mask is None else _tensor(data.mask)
         causal = case.causal and mask is None
         grouped = key.shape[1] != query.shape[1]
         return lambda: F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=grouped)
 
+    def arrays(self, case: Case, result: Any) -> list[Any]:
+        # And NumPy not PyTorch's.
+        return [a.float() if a.dtype == torch.bfloat16 else a for a in super().arrays(case, result)]
+
     def softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
-        x, out = torch.from_numpy(data.x), _optional(data.out)
+        x, out = _tensor(data.x), _optional(data.out)
         return lambda: torch.softmax(x, case.axis, out=out)
 
     def log_softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
-        x, out = torch.from_numpy(data.x), _optional(data.out)
+        x, out = _tensor(data.x), _optional(data.out)
         return lambda: torch.log_softmax(x, case.axis, out=out)
 
     def rope(self, case: Rope, data: SimpleNamespace) -> Call | None:
         """As in the models of ``transformers``."""
         if case.out:
             return None
-        x = torch.from_numpy(data.x)
-        cos, sin = (torch.from_numpy(a).repeat(1, 2) for a in (data.cos, data.sin))
+        x = _tensor(data.x)
+        cos, sin = (_tensor(a).repeat(1, 2) for a in (data.cos, data.sin))
 
         def rotate_half(x: torch.Tensor) -> torch.Tensor:
             a, b = x.chunk(2, -1)
@@ -61,16 +71,23 @@ class PyTorch(Peer):
     def layer_norm(self, case: LayerNorm, data: SimpleNamespace) -> Call | None:
         if case.out:
             return None
-        x, gamma, beta = (torch.from_numpy(a) for a in (data.x, data.gamma, data.beta))
+        x, gamma, beta = (_tensor(a) for a in (data.x, data.gamma, data.beta))
         return lambda: F.layer_norm(x, gamma.shape, gamma, beta)
 
     def linear(self, case: Linear, data: SimpleNamespace) -> Call:
-        x, weight, bias = (torch.from_numpy(a) for a in (data.x, data.weight, data.bias))
+        x, weight, bias = (_tensor(a) for a in (data.x, data.weight, data.bias))
         return lambda: torch.addmm(bias, x, weight)
 
 
+def _tensor(a: Any) -> torch.Tensor:
+    """Over the memory of an array; PyTorch does not know NumPy's bfloat16."""
+    if a.dtype.name == "bfloat16":
+        return torch.from_numpy(a.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(a)
+
+
 def _optional(out: Any) -> torch.Tensor | None:
-    return None if out is None else torch.from_numpy(out)
+    return None if out is None else _tensor(out)
 
 
 PEERS = {"torch": PyTorch}
