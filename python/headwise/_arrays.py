@@ -93,12 +93,13 @@ def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:
     where :class:`headwise._backend.Backend` allows halves, else arrays of the first.
     """
     first = arrays[0][1].dtype
-    if first is FLOAT32 or first is FLOAT64:
+    half = first is FLOAT16 or (is_bfloat16(first) and first.isnative)
+    if half or first is FLOAT32 or first is FLOAT64:
         for _, array in arrays:
             if array.dtype is not first:
                 break
         else:
-            return first, first
+            return FLOAT32 if half else first, first
     for name, array in arrays:
         check_dtype(array.dtype, name)
     dtypes = {array.dtype.newbyteorder("=") for _, array in arrays}
@@ -126,6 +127,8 @@ def conform(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
     strided = last and a.ndim > 0 and a.shape[-1] > 1 and a.strides[-1] != a.itemsize
     if a.dtype == dtype and a.flags.aligned and not strided:
         return a
+    if a.itemsize == 2 and dtype.itemsize > 2 and a.flags.c_contiguous:
+        return a.astype(dtype)  # nothing to overflow
     small = compact(a)
     if strided and small.shape[-1] != a.shape[-1]:
         small = np.broadcast_to(small, (*small.shape[:-1], a.shape[-1]))
