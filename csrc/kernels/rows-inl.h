@@ -1,4 +1,5 @@
-// Sweeps over a row of memory, and the vector at its end.
+// Sweeps over a row of memory, and the vector at its end. What lies in memory may be halves (half-inl.h): they are
+// widened and narrowed on the way.
 //
 // Highway's MaskedLoad is an aligned load of the whole vector where the processor has no masked one (SSE4, NEON), so
 // the end of a row goes through a buffer there: nothing beyond it is ever read or written.
@@ -17,6 +18,7 @@
 #include <limits>
 
 #include "hwy/highway.h"
+#include "kernels/half-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
@@ -25,13 +27,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Every lane of a vector.
 struct AllLanes {
-  template <class D, class T = hn::TFromD<D>>
+  template <class D, typename T>
   HWY_INLINE hn::Vec<D> Load(D d, const T* from) const {
-    return hn::LoadU(d, from);
+    return LoadWide(d, from);
   }
-  template <class D, class T = hn::TFromD<D>>
+  template <class D, typename T>
   HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
-    hn::StoreU(v, d, to);
+    StoreNarrow(v, d, to);
   }
   // v, with `rest` in the lanes that are not ours.
   template <class D, class V>
@@ -44,8 +46,31 @@ struct AllLanes {
 struct FirstLanes {
   std::int64_t count;
 
-  template <class D, class T = hn::TFromD<D>>
+  template <class D, typename T>
   HWY_INLINE hn::Vec<D> Load(D d, const T* from) const {
+    if constexpr (kIsHalf<T>) {
+      return LoadFirstWide(d, from, static_cast<std::size_t>(count));
+    } else {
+      return LoadOwn(d, from);
+    }
+  }
+  template <class D, typename T>
+  HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
+    if constexpr (kIsHalf<T>) {
+      StoreFirstNarrow(v, d, to, static_cast<std::size_t>(count));
+    } else {
+      StoreOwn(v, d, to);
+    }
+  }
+  template <class D, class V>
+  HWY_INLINE V Or(D d, V v, V rest) const {
+    return hn::IfThenElse(hn::FirstN(d, static_cast<std::size_t>(count)), v, rest);
+  }
+
+ private:
+  // Of D's own numbers.
+  template <class D, class T = hn::TFromD<D>>
+  HWY_INLINE hn::Vec<D> LoadOwn(D d, const T* from) const {
 #if !HWY_MEM_OPS_MIGHT_FAULT || HWY_TARGET == HWY_AVX2
     return hn::MaskedLoad(hn::FirstN(d, static_cast<std::size_t>(count)), d, from);
 #else
@@ -55,7 +80,7 @@ struct FirstLanes {
 #endif
   }
   template <class D, class T = hn::TFromD<D>>
-  HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
+  HWY_INLINE void StoreOwn(hn::Vec<D> v, D d, T* to) const {
 #if !HWY_MEM_OPS_MIGHT_FAULT || HWY_TARGET == HWY_AVX2
     hn::BlendedStore(v, hn::FirstN(d, static_cast<std::size_t>(count)), d, to);
 #else
@@ -63,10 +88,6 @@ struct FirstLanes {
     hn::Store(v, d, buffer);
     std::memcpy(to, buffer, static_cast<std::size_t>(count) * sizeof(T));
 #endif
-  }
-  template <class D, class V>
-  HWY_INLINE V Or(D d, V v, V rest) const {
-    return hn::IfThenElse(hn::FirstN(d, static_cast<std::size_t>(count)), v, rest);
   }
 };
 
@@ -82,12 +103,12 @@ HWY_INLINE void ForEachVector(D d, std::int64_t n, Visit&& visit) {
 // The same for results at `to` of which nothing will be read soon: whole vectors of them are written past the caches,
 // and begin where a vector is aligned. Whoever calls it ends with hwy::FlushStream, before other threads may read them.
 struct AllLanesStreamed : AllLanes {
-  template <class D, class T = hn::TFromD<D>>
+  template <class D, typename T>
   HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
-    hn::Stream(v, d, to);
+    StreamNarrow(v, d, to);
   }
 };
-template <class D, class Visit, class T = hn::TFromD<D>>
+template <class D, class Visit, typename T>
 HWY_INLINE void ForEachVectorStreamed(D d, std::int64_t n, const T* to, Visit&& visit) {
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
   const auto address = reinterpret_cast<std::uintptr_t>(to);
@@ -115,17 +136,17 @@ HWY_INLINE T GreatestLane(D d, V v) {
 }
 
 // The greatest of the row; -inf for an empty one, anything for one that holds NaN.
-template <class D, class T = hn::TFromD<D>>
-HWY_INLINE T MaxOfRow(D d, const T* x, std::int64_t n) {
+template <class D, typename T>
+HWY_INLINE hn::TFromD<D> MaxOfRow(D d, const T* x, std::int64_t n) {
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto lowest = hn::Set(d, -std::numeric_limits<T>::infinity());
+  const auto lowest = hn::Set(d, -std::numeric_limits<hn::TFromD<D>>::infinity());
   auto max0 = lowest, max1 = lowest, max2 = lowest, max3 = lowest;
   std::int64_t j = 0;
   for (; j + 4 * width <= n; j += 4 * width) {
-    max0 = hn::Max(max0, hn::LoadU(d, x + j));
-    max1 = hn::Max(max1, hn::LoadU(d, x + j + width));
-    max2 = hn::Max(max2, hn::LoadU(d, x + j + 2 * width));
-    max3 = hn::Max(max3, hn::LoadU(d, x + j + 3 * width));
+    max0 = hn::Max(max0, LoadWide(d, x + j));
+    max1 = hn::Max(max1, LoadWide(d, x + j + width));
+    max2 = hn::Max(max2, LoadWide(d, x + j + 2 * width));
+    max3 = hn::Max(max3, LoadWide(d, x + j + 3 * width));
   }
   ForEachVector(d, n - j, [&](auto lanes, std::int64_t i) HWY_ATTR {
     max0 = hn::Max(max0, lanes.Or(d, lanes.Load(d, x + j + i), lowest));

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Named = tuple[str, Array]
 
+FLOAT16: np.dtype[Any] = np.dtype(np.float16)
 FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 FLOAT64: np.dtype[Any] = np.dtype(np.float64)
 
@@ -49,7 +50,7 @@ def as_array(x: object, name: str) -> Array:
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     # Known by its name: ml_dtypes, which registers it, need not be installed.
-    return dtype.kind == "V" and dtype.name == "bfloat16"
+    return dtype.kind == "V" and dtype.type.__name__ == "bfloat16"
 
 
 def check_dtype(dtype: np.dtype[Any], name: str) -> None:
@@ -76,19 +77,28 @@ def plain(*arrays: Array) -> bool:
     return True
 
 
+def plain_or_half(a: Array) -> bool:
+    """:func:`plain` of one array, for operations that take halves (float16 and bfloat16) as they are."""
+    dtype = a.dtype
+    native = dtype is FLOAT32 or dtype is FLOAT64 or dtype is FLOAT16 or (is_bfloat16(dtype) and dtype.isnative)
+    return native and a.flags.carray
+
+
 def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype to compute in (float32 or float64) and the dtype of the result.
 
     The result's is what NumPy promotes the arguments to, or float64 for integers and bool. Half precision is computed
-    in float32; bfloat16 beside another dtype counts as float32.
+    in float32; bfloat16 beside another dtype counts as float32. A backend reads and writes arrays of the result's dtype
+    where :class:`headwise._backend.Backend` allows halves, else arrays of the first.
     """
     first = arrays[0][1].dtype
-    if first is FLOAT32 or first is FLOAT64:
+    half = first is FLOAT16 or (is_bfloat16(first) and first.isnative)
+    if half or first is FLOAT32 or first is FLOAT64:
         for _, array in arrays:
             if array.dtype is not first:
                 break
         else:
-            return first, first
+            return FLOAT32 if half else first, first
     for name, array in arrays:
         check_dtype(array.dtype, name)
     dtypes = {array.dtype.newbyteorder("=") for _, array in arrays}
@@ -116,6 +126,8 @@ def conform(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
     strided = last and a.ndim > 0 and a.shape[-1] > 1 and a.strides[-1] != a.itemsize
     if a.dtype == dtype and a.flags.aligned and not strided:
         return a
+    if a.itemsize == 2 and dtype.itemsize > 2 and a.flags.c_contiguous:
+        return a.astype(dtype)  # nothing to overflow
     small = compact(a)
     if strided and small.shape[-1] != a.shape[-1]:
         small = np.broadcast_to(small, (*small.shape[:-1], a.shape[-1]))

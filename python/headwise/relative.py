@@ -160,7 +160,8 @@ class ALiBiPositionalBias(Layer):
         Returns
         -------
         ndarray
-            Of the shape and floating dtype of the scores (float64 for integers).
+            Of the shape and floating dtype of the scores (float64 for integers); float16 and bfloat16 are computed in
+            float32 and rounded once.
 
         Raises
         ------
