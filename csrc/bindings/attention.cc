@@ -30,20 +30,21 @@ void RegisterAttention(py::module_& module) {
          const std::vector<py::array>& bias, const OptionalArray& drop, const OptionalArray& slopes,
          const OptionalArray& sinks, double scale, double softcap, std::int64_t left, std::int64_t right,
          std::int64_t offset, double drop_scale, const std::string& precision) {
-        WithType(query, [&](auto type) {
+        WithStoredType(query, [&](auto type) {
           using T = decltype(type);
+          using A = Accumulator<T>;
           AttentionArgs<T> args;
           args.query = ToView<const T, 4>(query, "query");
           args.key = ToView<const T, 4>(key, "key");
           args.value = ToView<const T, 4>(value, "value");
           args.output = ToView<T, 4>(output, "output");
-          args.weights = ToView<T, 4>(weights, "weights");
-          args.lse = ToView<T, 3>(lse, "lse");
+          args.weights = ToView<A, 4>(weights, "weights");
+          args.lse = ToView<A, 3>(lse, "lse");
           for (const py::array& mask : keep) args.keep.push_back(ToScoreView<std::uint8_t>(mask, "keep", args));
-          for (const py::array& added : bias) args.bias.push_back(ToScoreView<T>(added, "bias", args));
+          for (const py::array& added : bias) args.bias.push_back(ToScoreView<A>(added, "bias", args));
           if (drop) args.drop = ToScoreView<std::uint8_t>(*drop, "drop", args);
-          args.slopes = ToVector<T>(slopes, args.query.shape[1], "slopes");
-          args.sinks = ToVector<T>(sinks, args.query.shape[1], "sinks");
+          args.slopes = ToVector<A>(slopes, args.query.shape[1], "slopes");
+          args.sinks = ToVector<A>(sinks, args.query.shape[1], "sinks");
           args.scale = scale;
           args.softcap = softcap;
           args.left = left;

@@ -249,9 +249,10 @@ HWY_INLINE void Reduce4(V v0, V v1, V v2, V v3, const Join& join, float* to) {
 }
 
 // Numbers [at, at + 16) of a row of n; 0 beyond its end.
-HWY_INLINE hn::Vec<Tag<float>> LoadPart(const float* row, int64_t at, int64_t n) {
+template <typename T>
+HWY_INLINE hn::Vec<Tag<float>> LoadPart(const T* row, int64_t at, int64_t n) {
   const Tag<float> d;
-  if (at + kLanes<float> <= n) return hn::LoadU(d, row + at);
+  if (at + kLanes<float> <= n) return LoadWide(d, row + at);
   return at < n ? FirstLanes{n - at}.Load(d, row + at) : hn::Zero(d);
 }
 

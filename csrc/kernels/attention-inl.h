@@ -51,9 +51,9 @@ struct Tile {
 
 template <class Products>
 struct AttentionScratch {
-  using T = typename Products::Element;
+  using T = Accumulator<typename Products::Stored>;
 
-  AttentionScratch(Arena& arena, const AttentionArgs<T>& args, int64_t rows)
+  AttentionScratch(Arena& arena, const AttentionArgs<typename Products::Stored>& args, int64_t rows)
       : tile_count((rows + Products::kRows - 1) / Products::kRows),
         padded_rows(tile_count * Products::kRows),
         value_width(Products::ValueWidth(args.value.shape[3])),
@@ -86,10 +86,11 @@ std::size_t AttentionScratchBytes(const AttentionArgs<T>& args, int64_t rows) {
 template <class Products>
 class AttentionRun {
  public:
-  using T = typename Products::Element;
+  using Stored = typename Products::Stored;  // what arrays hold
+  using T = Accumulator<Stored>;
   static constexpr int kRows = Products::kRows;
 
-  AttentionRun(const AttentionArgs<T>& args, const AttentionBlock& block, std::byte* memory)
+  AttentionRun(const AttentionArgs<Stored>& args, const AttentionBlock& block, std::byte* memory)
       : args_(args),
         batch_(block.batch),
         kv_head_(block.kv_head),
@@ -195,11 +196,11 @@ class AttentionRun {
 
   // The first block's keys and values: of short sequences, which come from memory as often as not, they are all.
   void PrefetchKeys(int64_t from, int64_t to) const {
-    constexpr int64_t kLine = 64 / sizeof(T);
+    constexpr int64_t kLine = 64 / sizeof(Stored);
     to = std::min<int64_t>({to, Products::kKeys, keys_.end - keys_.begin});
     for (int64_t j = from; j < to; ++j) {
-      const T* key = args_.key.at(batch_, kv_head_, keys_.begin + j);
-      const T* value = args_.value.at(batch_, kv_head_, keys_.begin + j);
+      const Stored* key = args_.key.at(batch_, kv_head_, keys_.begin + j);
+      const Stored* value = args_.value.at(batch_, kv_head_, keys_.begin + j);
       for (int64_t i = 0; i < head_dim_; i += kLine) hwy::Prefetch(key + i);
       for (int64_t i = 0; i < value_dim_; i += kLine) hwy::Prefetch(value + i);
     }
@@ -364,7 +365,7 @@ class AttentionRun {
     }
   }
 
-  const AttentionArgs<T>& args_;
+  const AttentionArgs<Stored>& args_;
   const int64_t batch_, kv_head_, query_begin_, queries_, group_, rows_, head_dim_, value_dim_;
   const KeyRange keys_;
   const Changes changes_;

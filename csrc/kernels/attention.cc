@@ -23,6 +23,8 @@ constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<FmaProducts<T>>,
 
 const AttentionKernel<float>* AttentionF32() { return &kAttention<float>; }
 const AttentionKernel<double>* AttentionF64() { return &kAttention<double>; }
+const AttentionKernel<Float16>* AttentionF16() { return &kAttention<Float16>; }
+const AttentionKernel<BFloat16>* AttentionBF16() { return &kAttention<BFloat16>; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -31,17 +33,35 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
+// Whether tiles are faster than multiply-adds. Of shapes alone, so that a call's bits are always the same.
+template <typename T>
+bool WorthTiles(const AttentionArgs<T>& /*args*/) {
+  return true;
+}
+
 HWY_EXPORT(AttentionF32);
 HWY_EXPORT(AttentionF64);
+HWY_EXPORT(AttentionF16);
+HWY_EXPORT(AttentionBF16);
 
 template <>
-const AttentionKernel<float>& GetAttentionKernel() {
-  if (AmxChosen()) return *AmxAttentionKernel();
+const AttentionKernel<float>& GetAttentionKernel(const AttentionArgs<float>& args) {
+  if (AmxChosen() && WorthTiles(args)) return *AmxAttentionKernel<float>();
   return *HEADWISE_DISPATCH(AttentionF32)();
 }
 template <>
-const AttentionKernel<double>& GetAttentionKernel() {
+const AttentionKernel<double>& GetAttentionKernel(const AttentionArgs<double>&) {
   return *HEADWISE_DISPATCH(AttentionF64)();
+}
+template <>
+const AttentionKernel<Float16>& GetAttentionKernel(const AttentionArgs<Float16>& args) {
+  if (AmxChosen() && WorthTiles(args)) return *AmxAttentionKernel<Float16>();
+  return *HEADWISE_DISPATCH(AttentionF16)();
+}
+template <>
+const AttentionKernel<BFloat16>& GetAttentionKernel(const AttentionArgs<BFloat16>& args) {
+  if (AmxChosen() && WorthTiles(args)) return *AmxAttentionKernel<BFloat16>();
+  return *HEADWISE_DISPATCH(AttentionBF16)();
 }
 
 }  // namespace headwise

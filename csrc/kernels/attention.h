@@ -36,10 +36,11 @@ struct AttentionKernel {
 };
 
 // By tiles of bfloat16; null where this build has none.
-const AttentionKernel<float>* AmxAttentionKernel();
-
-// That of the chosen target.
 template <typename T>
-const AttentionKernel<T>& GetAttentionKernel();
+const AttentionKernel<T>* AmxAttentionKernel();
+
+// That of the chosen target for these arguments.
+template <typename T>
+const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args);
 
 }  // namespace headwise

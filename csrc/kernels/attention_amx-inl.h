@@ -11,6 +11,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "hwy/highway.h"
@@ -25,10 +26,10 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-template <int kParts>
+template <typename S, int kParts>
 class AmxProducts {
  public:
-  using Element = float;
+  using Stored = S;
   static constexpr int kRows = kSide;
   static constexpr int kKeys = 128;
   static constexpr int kStride = kKeys + 16;
@@ -37,9 +38,11 @@ class AmxProducts {
   static int Height(int rows) { return rows <= amx::kTileRows ? amx::kTileRows : kRows; }
   static int64_t ValueWidth(int64_t value_dim) { return (value_dim + kSide - 1) / kSide * kSide; }
 
-  AmxProducts(Arena& arena, const AttentionArgs<float>& args, const AttentionBlock& block, int64_t padded_rows)
+  AmxProducts(Arena& arena, const AttentionArgs<S>& args, const AttentionBlock& block, int64_t padded_rows)
       : args_(args),
         block_(block),
+        scale_(static_cast<float>(args.scale)),
+        scale_first_(!kIsHalf<S> || PowerOfTwo(scale_)),
         head_dim_(args.query.shape[3]),
         value_dim_(args.value.shape[3]),
         value_width_(ValueWidth(value_dim_)),
@@ -52,12 +55,12 @@ class AmxProducts {
 
   void PackQueries(const Tile<kRows>& tile) const {
     const Tag<float> d;
-    const auto scale = hn::Set(d, static_cast<float>(args_.scale));
+    const auto scale = hn::Set(d, scale_first_ ? scale_ : 1.0f);
     std::uint32_t* packed = Query(tile);
     std::uint32_t odd = 0;
     std::fill_n(packed, Chunks(head_dim_) * kChunkSize<kParts>, 0u);
     for (int r = 0; r < tile.rows; ++r) {
-      const float* row = args_.query.at(block_.batch, tile.row[r].head, tile.row[r].query);
+      const S* row = args_.query.at(block_.batch, tile.row[r].head, tile.row[r].query);
       for (int64_t k = 0; k < head_dim_; k += kChunk) {
         const auto x = hn::Mul(LoadPart(row, k, head_dim_), scale);
         const auto y = hn::Mul(LoadPart(row, k + kLanes<float>, head_dim_), scale);
@@ -79,7 +82,7 @@ class AmxProducts {
         HWY_ALIGN std::uint32_t rows[kParts * kTileSize];  // the tiles, transposed
         if (count < amx::kTileRows) std::fill_n(rows, kParts * kTileSize, 0u);
         for (int j = 0; j < count; ++j) {
-          const float* row = args_.key.at(block_.batch, block_.kv_head, key + j);
+          const S* row = args_.key.at(block_.batch, block_.kv_head, key + j);
           const auto x = LoadPart(row, k, head_dim_), y = LoadPart(row, k + kLanes<float>, head_dim_);
           if (!Splits(x) || !Splits(y)) odd |= 1u << j;
           StoreParts<kParts>(x, y, rows + j * amx::kTileWords, kTileSize);
@@ -106,7 +109,7 @@ class AmxProducts {
     const int64_t block_begin = begin / kKeys * kKeys, block_end = std::min(block_begin + kKeys, args_.key.shape[2]);
     values_split_ = true;
     for (int64_t key = block_begin; key < block_end; ++key) {
-      const float* row = args_.value.at(block_.batch, block_.kv_head, key);
+      const S* row = args_.value.at(block_.batch, block_.kv_head, key);
       for (int64_t i = 0; i < value_dim_; i += kLanes<float>) values_split_ &= Splits(LoadPart(row, i, value_dim_));
     }
     if (!values_split_) return;
@@ -145,6 +148,11 @@ class AmxProducts {
   // Adds ALiBi, drops what the tiles have beyond the keys, and finds the largest score of each row.
   void FinishScores(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, float* scores,
                     float* greatest) const {
+    if (!scale_first_) {
+      for (int r = 0; r < tile.rows; ++r) {
+        ScaleRow(scores + r * kStride + from, to - from, scale_, scores + r * kStride + from);
+      }
+    }
     for (int r = 0; r < tile.rows; ++r) ScoreOddOnes(tile, r, from, to, scores + r * kStride);
     if (alibi) {
       for (int r = 0; r < tile.rows; ++r) {
@@ -210,6 +218,11 @@ class AmxProducts {
  private:
   static constexpr int64_t kWeightsSize = Chunks(kKeys) * kChunkSize<kParts>;
 
+  static bool PowerOfTwo(float x) {
+    int exponent;
+    return std::frexp(std::abs(x), &exponent) == 0.5f;
+  }
+
   std::uint32_t* Query(const Tile<kRows>& tile) const {
     return query_ + tile.first_row / kRows * Chunks(head_dim_) * kChunkSize<kParts>;
   }
@@ -251,9 +264,9 @@ class AmxProducts {
 
   float PlainScore(const Row& row, int64_t j) const {
     const Tag<float> d;
-    const float* query = args_.query.at(block_.batch, row.head, row.query);
-    const float* key = args_.key.at(block_.batch, block_.kv_head, begin_ + j);
-    const auto scale = hn::Set(d, static_cast<float>(args_.scale));
+    const S* query = args_.query.at(block_.batch, row.head, row.query);
+    const S* key = args_.key.at(block_.batch, block_.kv_head, begin_ + j);
+    const auto scale = hn::Set(d, scale_);
     auto sum = hn::Zero(d);
     for (int64_t k = 0; k < head_dim_; k += kLanes<float>) {
       sum = hn::MulAdd(hn::Mul(LoadPart(query, k, head_dim_), scale), LoadPart(key, k, head_dim_), sum);
@@ -271,7 +284,7 @@ class AmxProducts {
         for (int64_t j = from; j < to; ++j) {
           const float weight = weights[r * kStride + j];
           if (weight == 0.0f) continue;
-          const float* row = args_.value.at(block_.batch, block_.kv_head, begin_ + j);
+          const S* row = args_.value.at(block_.batch, block_.kv_head, begin_ + j);
           sum = hn::MulAdd(hn::Set(d, weight), LoadPart(row, i, value_dim_), sum);
         }
         float* to_output = output + r * value_width_ + i;
@@ -280,8 +293,10 @@ class AmxProducts {
     }
   }
 
-  const AttentionArgs<float>& args_;
+  const AttentionArgs<S>& args_;
   const AttentionBlock block_;
+  const float scale_;
+  const bool scale_first_;  // into the queries, which are in parts then; halves stay exact in theirs
   const int64_t head_dim_, value_dim_, value_width_;
   std::uint32_t* const query_;     // tiles of rows of [chunk][part][2 tiles: 16 rows][16 words]
   std::uint32_t* const key_;       // groups of 32 keys of [chunk][part][2 tiles: 16 words][16 keys]

@@ -1,7 +1,11 @@
-// Compiled for AVX-512 alone, whose vectors do all but the products. Only float32 goes by tiles.
+// Compiled for AVX-512 alone, whose vectors do all but the products. float64 does not go by tiles.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention_amx.cc"
+#include <algorithm>
+#include <type_traits>
+
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
+
 // Below foreach_target.h, or the first target would miss them.
 #include "kernels/amx.h"
 #include "kernels/attention.h"
@@ -14,24 +18,36 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-void AmxBlock(const AttentionArgs<float>& args, const AttentionBlock& block, std::byte* scratch) {
+// Parts that numbers are split into; halves are exact in one or two.
+template <typename S>
+constexpr int kMostParts = std::is_same_v<S, float>     ? 3
+                           : std::is_same_v<S, Float16> ? 2
+                                                        : 1;
+
+template <typename S>
+void AmxBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
   switch (args.precision) {
     case Precision::kHighest:
-      return AmxAttentionBlock<3>(args, block, scratch);
+      return AmxAttentionBlock<S, kMostParts<S>>(args, block, scratch);
     case Precision::kHigh:
-      return AmxAttentionBlock<2>(args, block, scratch);
+      return AmxAttentionBlock<S, std::min(2, kMostParts<S>)>(args, block, scratch);
     case Precision::kMedium:
-      return AmxAttentionBlock<1>(args, block, scratch);
+      return AmxAttentionBlock<S, 1>(args, block, scratch);
   }
 }
 
 // Queries too few for tiles go by float32, as everywhere.
-constexpr AttentionKernel<float> kAmxAttention{&AttentionScratchBytes<AmxProducts<3>>,
-                                               &AmxBlock,
-                                               &PartialBytes<float>,
-                                               &DecodeScratchBytes<float>,
-                                               &DecodeRunChunk<float>,
-                                               &MergeChunks<float>};
+template <typename S>
+constexpr AttentionKernel<S> kAmxAttention{&AttentionScratchBytes<AmxProducts<S, kMostParts<S>>>,
+                                           &AmxBlock<S>,
+                                           &PartialBytes<S>,
+                                           &DecodeScratchBytes<S>,
+                                           &DecodeRunChunk<S>,
+                                           &MergeChunks<S>};
+
+const AttentionKernel<float>* AmxAttentionF32() { return &kAmxAttention<float>; }
+const AttentionKernel<Float16>* AmxAttentionF16() { return &kAmxAttention<Float16>; }
+const AttentionKernel<BFloat16>* AmxAttentionBF16() { return &kAmxAttention<BFloat16>; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -41,12 +57,23 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-const AttentionKernel<float>* AmxAttentionKernel() {
 #if HEADWISE_AMX && (HWY_TARGETS & HWY_AVX3)
-  return &N_AVX3::kAmxAttention;
+#define HEADWISE_AMX_KERNEL(function) N_AVX3::function()
 #else
-  return nullptr;
+#define HEADWISE_AMX_KERNEL(function) nullptr
 #endif
+
+template <>
+const AttentionKernel<float>* AmxAttentionKernel() {
+  return HEADWISE_AMX_KERNEL(AmxAttentionF32);
+}
+template <>
+const AttentionKernel<Float16>* AmxAttentionKernel() {
+  return HEADWISE_AMX_KERNEL(AmxAttentionF16);
+}
+template <>
+const AttentionKernel<BFloat16>* AmxAttentionKernel() {
+  return HEADWISE_AMX_KERNEL(AmxAttentionBF16);
 }
 
 }  // namespace headwise

@@ -29,9 +29,10 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-template <int kParts>
-class AmxAttentionRun final : public AttentionRun<AmxProducts<kParts>> {
-  using Base = AttentionRun<AmxProducts<kParts>>;
+template <typename S, int kParts>
+class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
+  using Products = AmxProducts<S, kParts>;
+  using Base = AttentionRun<Products>;
   using typename Base::Part;
   using typename Base::Stage;
 
@@ -113,7 +114,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<kParts>> {
     template <int kStep>
     HWY_INLINE void Step(Pair& pair, int ahead) {
       if constexpr (kStep == 0) {
-        const float* scores = scores_ + ahead * AmxProducts<kParts>::kStride;
+        const float* scores = scores_ + ahead * Products::kStride;
         const auto shift = hn::Set(d_, shift_[r_ + ahead]);
         ExpReduce(d_, hn::Sub(hn::Load(d_, scores), shift), pair.n_x, pair.x);
         ExpReduce(d_, hn::Sub(hn::Load(d_, scores + kLanes<float>), shift), pair.n_y, pair.y);
@@ -140,7 +141,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<kParts>> {
       left_ -= pairs;
       r_ += pairs;
       const bool wrap = r_ >= rows_;
-      scores_ += pairs * AmxProducts<kParts>::kStride - (wrap ? rows_ * AmxProducts<kParts>::kStride - kChunk : 0);
+      scores_ += pairs * Products::kStride - (wrap ? rows_ * Products::kStride - kChunk : 0);
       weights_ += pairs * amx::kTileWords + (wrap ? kChunkSize<kParts> - rows_ * amx::kTileWords : 0);
       r_ -= wrap ? rows_ : 0;
     }
@@ -200,13 +201,13 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<kParts>> {
     }
   }
 
-  alignas(64) float sums_[AmxProducts<kParts>::kRows * kChunk];  // of the rows of a tile, in lanes
+  alignas(64) float sums_[Products::kRows * kChunk];  // of the rows of a tile, in lanes
 };
 
-template <int kParts>
-void AmxAttentionBlock(const AttentionArgs<float>& args, const AttentionBlock& block, std::byte* scratch) {
+template <typename S, int kParts>
+void AmxAttentionBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
   const amx::Tiles tiles;
-  AmxAttentionRun<kParts>(args, block, scratch).Run();
+  AmxAttentionRun<S, kParts>(args, block, scratch).Run();
 }
 
 }  // namespace HWY_NAMESPACE

@@ -62,7 +62,8 @@ struct StoreScores {
 template <typename T>
 struct StoreAlibiScores {
   StoreScores<T> store;
-  const AttentionArgs<T>& args;
+  const T* slopes;
+  int64_t offset;
   const Tile<kTileRows>& tile;
   int64_t key;  // of the first score
 
@@ -70,10 +71,10 @@ struct StoreAlibiScores {
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
     const Tag<T> d;
     const Row& row = tile.row[r < tile.rows ? r : 0];
-    const auto slope = hn::Set(d, args.slopes[row.head]);
+    const auto slope = hn::Set(d, slopes[row.head]);
     hn::Vec<Tag<T>> biased[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t from_query = key + v * kLanes<T> - row.query - args.offset;
+      const int64_t from_query = key + v * kLanes<T> - row.query - offset;
       biased[v] = hn::NegMulAdd(slope, hn::Abs(hn::Iota(d, static_cast<T>(from_query))), sums[v]);
     }
     store(r, biased);
@@ -107,10 +108,12 @@ bool AllFinite(const T* packed, int64_t count) {
   return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
 }
 
-template <typename T>
+template <typename S>
 class FmaProducts {
+  using T = Accumulator<S>;
+
  public:
-  using Element = T;
+  using Stored = S;
   static constexpr int kRows = kTileRows;
   static constexpr int kKeys = kKeyBlock<T>;
   static constexpr int kStride = kScoreStride<T>;
@@ -119,7 +122,7 @@ class FmaProducts {
   static int Height(int rows) { return TileHeight(rows); }
   static int64_t ValueWidth(int64_t value_dim) { return PackedColumns<T>(value_dim); }
 
-  FmaProducts(Arena& arena, const AttentionArgs<T>& args, const AttentionBlock& block, int64_t padded_rows)
+  FmaProducts(Arena& arena, const AttentionArgs<S>& args, const AttentionBlock& block, int64_t padded_rows)
       : args_(args),
         block_(block),
         head_dim_(args.query.shape[3]),
@@ -128,7 +131,8 @@ class FmaProducts {
         query_(arena.Take<T>(padded_rows * head_dim_)),
         key_(arena.Take<T>(kKeys * head_dim_)),
         value_(arena.Take<T>(kKeys * value_width_)),
-        lane_max_(arena.Take<T>(kRows * kLanes<T>)) {}
+        lane_max_(arena.Take<T>(kRows * kLanes<T>)),
+        wide_(kIsHalf<S> ? arena.Take<T>(kKeys * std::max(head_dim_, value_dim_)) : nullptr) {}
 
   void PackQueries(const Tile<kRows>& tile) const {
     T* packed = query_ + tile.first_row * head_dim_;
@@ -137,8 +141,8 @@ class FmaProducts {
       // A tile may reach into the next head, whose rows are elsewhere.
       int count = 1;
       while (r + count < tile.rows && tile.row[r + count].head == tile.row[r].head) ++count;
-      PackPanel(args_.query.at(block_.batch, tile.row[r].head, tile.row[r].query), head_dim_, count, int64_t{1},
-                args_.query.stride[2], tile.height, packed + r);
+      const auto [rows, stride] = Wide(args_.query, tile.row[r].head, tile.row[r].query, count);
+      PackPanel(rows, head_dim_, count, int64_t{1}, stride, tile.height, packed + r);
       r += count;
     }
     ScaleRow(packed, head_dim_ * tile.height, static_cast<T>(args_.scale), packed);
@@ -146,14 +150,14 @@ class FmaProducts {
 
   void PackKeys(int64_t begin, int64_t end) {
     keys_ = end - begin;
-    PackPanels(args_.key.at(block_.batch, block_.kv_head, begin), head_dim_, keys_, int64_t{1}, args_.key.stride[2],
-               key_);
+    const auto [rows, stride] = Wide(args_.key, block_.kv_head, begin, keys_);
+    PackPanels(rows, head_dim_, keys_, int64_t{1}, stride, key_);
   }
 
   void PackValues(int64_t begin, int64_t end) {
     keys_ = end - begin;
-    PackPanels(args_.value.at(block_.batch, block_.kv_head, begin), keys_, value_dim_, args_.value.stride[2],
-               int64_t{1}, value_);
+    const auto [rows, stride] = Wide(args_.value, block_.kv_head, begin, keys_);
+    PackPanels(rows, keys_, value_dim_, stride, int64_t{1}, value_);
     values_finite_ = AllFinite(value_, keys_ * value_width_);
   }
 
@@ -205,14 +209,31 @@ class FmaProducts {
   }
 
  private:
+  struct Rows {
+    const T* data;
+    int64_t stride;
+  };
+
+  // Some rows of a head, with halves widened.
+  Rows Wide(const View<const S, 4>& array, int64_t head, int64_t first, int64_t count) const {
+    if constexpr (kIsHalf<S>) {
+      const int64_t width = array.shape[3];
+      for (int64_t i = 0; i < count; ++i) Widen(array.at(block_.batch, head, first + i), width, wide_ + i * width);
+      return {wide_, width};
+    } else {
+      return {array.at(block_.batch, head, first), array.stride[2]};
+    }
+  }
+
   template <int kHeight, int kVectors>
   HWY_INLINE void ScorePanel(const Tile<kRows>& tile, int64_t column, int64_t begin, bool alibi,
                              const StoreScores<T>& store) const {
     const T* query = query_ + tile.first_row * head_dim_;
     const T* key = key_ + column * head_dim_;
     if (alibi) {
-      GemmTile<kHeight, kVectors, 1, kHeight>(head_dim_, query, key, FromZero<T>(),
-                                              StoreAlibiScores<T>{store, args_, tile, begin + column});
+      GemmTile<kHeight, kVectors, 1, kHeight>(
+          head_dim_, query, key, FromZero<T>(),
+          StoreAlibiScores<T>{store, args_.slopes, args_.offset, tile, begin + column});
     } else {
       GemmTile<kHeight, kVectors, 1, kHeight>(head_dim_, query, key, FromZero<T>(), store);
     }
@@ -234,13 +255,14 @@ class FmaProducts {
     }
   }
 
-  const AttentionArgs<T>& args_;
+  const AttentionArgs<S>& args_;
   const AttentionBlock block_;
   const int64_t head_dim_, value_dim_, value_width_;
   T* const query_;     // tiles of [head_dim][height]
   T* const key_;       // panels of [head_dim][panel]
   T* const value_;     // panels of [keys][panel]
   T* const lane_max_;  // [kRows][lanes] of a tile's scores
+  T* const wide_;      // rows on their way from halves into panels
   int64_t keys_ = 0;   // in the packed block
   bool values_finite_ = true;
 };

@@ -39,7 +39,8 @@ KeyRange KeysOf(const AttentionArgs<T>& args, int64_t batch, int64_t query_begin
     while (end > begin && !kept[end - 1]) --end;
     while (begin < end && !kept[begin]) ++begin;
   }
-  return {begin / kPanel<T> * kPanel<T>, end};
+  constexpr int64_t kWidth = kPanel<Accumulator<T>>;
+  return {begin / kWidth * kWidth, end};
 }
 
 // Calls function(begin, end) for the blocks of the range, which begin at multiples of their size from key 0.
@@ -108,9 +109,9 @@ T LogSumExp(T max, T sum) {
   return static_cast<T>(static_cast<double>(max) + std::log(static_cast<double>(sum)));
 }
 
-// to[0, n) = from * factor.
-template <typename T>
-HWY_INLINE void ScaleRow(const T* from, int64_t n, T factor, T* to) {
+// to[0, n) = from * factor. Either may be of halves.
+template <typename From, typename T, typename To>
+HWY_INLINE void ScaleRow(const From* from, int64_t n, T factor, To* to) {
   const Tag<T> d;
   const auto scale = hn::Set(d, factor);
   ForEachVector(

@@ -37,7 +37,8 @@ constexpr int kDecodeKeys = kTileRows / 3;
 // What a chunk of keys leaves for merging.
 template <typename T>
 struct Partial {
-  Partial(Arena& arena, const AttentionArgs<T>& args)
+  template <typename S>
+  Partial(Arena& arena, const AttentionArgs<S>& args)
       : rows(args.query.shape[1] / args.key.shape[1] * args.query.shape[2]),
         value_width(PackedColumns<T>(args.value.shape[3])),
         max(arena.Take<T>(rows)),
@@ -52,7 +53,8 @@ struct Partial {
 
 template <typename T>
 struct DecodeScratch {
-  DecodeScratch(Arena& arena, const AttentionArgs<T>& args, int64_t rows)
+  template <typename S>
+  DecodeScratch(Arena& arena, const AttentionArgs<S>& args, int64_t rows)
       : query_width(PackedColumns<T>(args.query.shape[3])),
         row(arena.Take<Row>(rows)),
         query(arena.Take<T>(rows * query_width)),
@@ -68,24 +70,24 @@ struct DecodeScratch {
   T* rescale;  // [rows] factors for the outputs so far
 };
 
-template <typename T>
-std::size_t PartialBytes(const AttentionArgs<T>& args) {
+template <typename S>
+std::size_t PartialBytes(const AttentionArgs<S>& args) {
   Arena measure(nullptr);
-  const Partial<T> partial(measure, args);
+  const Partial<Accumulator<S>> partial(measure, args);
   return measure.used();
 }
 
-template <typename T>
-std::size_t DecodeScratchBytes(const AttentionArgs<T>& args) {
+template <typename S>
+std::size_t DecodeScratchBytes(const AttentionArgs<S>& args) {
   Arena measure(nullptr);
-  const Partial<T> partial(measure, args);
-  DecodeScratch<T>(measure, args, partial.rows);
+  const Partial<Accumulator<S>> partial(measure, args);
+  DecodeScratch<Accumulator<S>>(measure, args, partial.rows);
   return measure.used();
 }
 
 // scores[r][j] = query_r . key_j for kRows rows and kKeys keys. Rows of queries end in zeros.
-template <int kRows, int kKeys, typename T>
-HWY_INLINE void Dots(const T* query, int64_t query_stride, const T* key, int64_t key_stride, int64_t depth, T* scores) {
+template <int kRows, int kKeys, typename T, typename S>
+HWY_INLINE void Dots(const T* query, int64_t query_stride, const S* key, int64_t key_stride, int64_t depth, T* scores) {
   const Tag<T> d;
   hn::Vec<Tag<T>> sum[kRows][kKeys];
 #pragma GCC unroll 16
@@ -107,10 +109,12 @@ HWY_INLINE void Dots(const T* query, int64_t query_stride, const T* key, int64_t
   }
 }
 
-template <typename T>
+template <typename S>
 class DecodeRun {
+  using T = Accumulator<S>;
+
  public:
-  DecodeRun(const AttentionArgs<T>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* memory)
+  DecodeRun(const AttentionArgs<S>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* memory)
       : args_(args),
         chunk_(chunk),
         head_dim_(args.query.shape[3]),
@@ -153,7 +157,7 @@ class DecodeRun {
 
   void Online(int64_t begin, int64_t end) const {
     const int64_t keys = end - begin;
-    const T* key = args_.key.at(chunk_.batch, chunk_.kv_head, begin);
+    const S* key = args_.key.at(chunk_.batch, chunk_.kv_head, begin);
     ForRows([&](int64_t r, auto rows) HWY_ATTR { Score<rows.value>(r, key, keys); });
     for (int64_t r = 0; r < partial_.rows; ++r) {
       const ScoreRow<T> row(ScoresOf(r), begin, 0, keys);
@@ -168,7 +172,7 @@ class DecodeRun {
       partial_.sum[r] += Exponentials(ScoresOf(r), 0, keys, scratch_.shift[r]);
       Drop(r, begin, keys);
     }
-    const T* value = args_.value.at(chunk_.batch, chunk_.kv_head, begin);
+    const S* value = args_.value.at(chunk_.batch, chunk_.kv_head, begin);
     ForRows([&](int64_t r, auto rows) HWY_ATTR { AddValues<rows.value>(r, value, keys); });
   }
 
@@ -179,7 +183,7 @@ class DecodeRun {
   }
 
   template <int kRows>
-  void Score(int64_t r, const T* key, int64_t keys) const {
+  void Score(int64_t r, const S* key, int64_t keys) const {
     const T* query = scratch_.query + r * scratch_.query_width;
     const int64_t stride = args_.key.stride[2];
     int64_t j = 0;
@@ -199,7 +203,7 @@ class DecodeRun {
   }
 
   template <int kRows>
-  void AddValues(int64_t r, const T* value, int64_t keys) const {
+  void AddValues(int64_t r, const S* value, int64_t keys) const {
     constexpr int kMost = 16 / kRows;
     int64_t column = 0;
     const auto add = [&](auto vectors) HWY_ATTR {
@@ -215,7 +219,7 @@ class DecodeRun {
 
   // The weighted values of kVectors vectors of columns, to the outputs of rows [r, r + kRows).
   template <int kRows, int kVectors, class Lanes>
-  HWY_INLINE void AddColumns(Lanes lanes, int64_t first, const T* value, int64_t keys, int64_t column) const {
+  HWY_INLINE void AddColumns(Lanes lanes, int64_t first, const S* value, int64_t keys, int64_t column) const {
     const Tag<T> d;
     const int64_t stride = args_.value.stride[2];
     const T* weights = ScoresOf(first);
@@ -249,7 +253,7 @@ class DecodeRun {
   // The same for one row and vector where values are NaN or Inf: a key of weight 0 is passed over, for 0 * NaN is not
   // 0.
   template <class Lanes>
-  HWY_NOINLINE hn::Vec<Tag<T>> WithoutDropped(Lanes lanes, const T* weights, const T* value, int64_t keys) const {
+  HWY_NOINLINE hn::Vec<Tag<T>> WithoutDropped(Lanes lanes, const T* weights, const S* value, int64_t keys) const {
     const Tag<T> d;
     auto sum = hn::Zero(d);
     for (int64_t j = 0; j < keys; ++j) {
@@ -259,7 +263,7 @@ class DecodeRun {
     return sum;
   }
 
-  const AttentionArgs<T>& args_;
+  const AttentionArgs<S>& args_;
   const DecodeChunk chunk_;
   const int64_t head_dim_, value_dim_;
   const Changes changes_;
@@ -269,14 +273,15 @@ class DecodeRun {
   const DecodeScratch<T> scratch_;
 };
 
-template <typename T>
-void DecodeRunChunk(const AttentionArgs<T>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* scratch) {
-  DecodeRun<T>(args, chunk, partial, scratch).Run();
+template <typename S>
+void DecodeRunChunk(const AttentionArgs<S>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* scratch) {
+  DecodeRun<S>(args, chunk, partial, scratch).Run();
 }
 
 // What `chunks` chunks left of the queries of one key and value head.
-template <typename T>
-void MergeChunks(const AttentionArgs<T>& args, int64_t batch, int64_t kv_head, int64_t chunks, std::byte* partials) {
+template <typename S>
+void MergeChunks(const AttentionArgs<S>& args, int64_t batch, int64_t kv_head, int64_t chunks, std::byte* partials) {
+  using T = Accumulator<S>;
   const Tag<T> d;
   const int64_t queries = args.query.shape[2], value_dim = args.value.shape[3], key_len = args.key.shape[2];
   const int64_t group = args.query.shape[1] / args.key.shape[1];

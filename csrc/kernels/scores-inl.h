@@ -139,7 +139,8 @@ class ScoreRow {
   ScoreRow(T* scores, int64_t key_begin, int64_t from, int64_t to)
       : scores_(scores), key_begin_(key_begin), from_(from), to_(to) {}
 
-  void Change(const AttentionArgs<T>& args, int64_t batch, const Row& row, const Changes& changes) const {
+  template <typename Stored>
+  void Change(const AttentionArgs<Stored>& args, int64_t batch, const Row& row, const Changes& changes) const {
     if (changes.softcap) Softcap(args.softcap);
     if (changes.bias) {
       for (const auto& bias : args.bias) AddBias(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);

@@ -22,10 +22,11 @@ constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b -
 
 template <typename T>
 std::int64_t BlockRows(const AttentionArgs<T>& args) {
-  const std::int64_t row_bytes = (args.query.shape[3] + args.value.shape[3]) * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t row_bytes =
+      (args.query.shape[3] + args.value.shape[3]) * static_cast<std::int64_t>(sizeof(Accumulator<T>));
   const std::int64_t rows = std::clamp(kBlockBytes / std::max<std::int64_t>(1, row_bytes), kFewestRows, kMostRows);
   if (!args.weights) return rows;
-  const std::int64_t weight_bytes = args.key.shape[2] * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t weight_bytes = args.key.shape[2] * static_cast<std::int64_t>(sizeof(Accumulator<T>));
   return std::clamp(kWeightsBytes / std::max<std::int64_t>(1, weight_bytes), kFewestRows, rows);
 }
 
@@ -35,7 +36,7 @@ constexpr std::int64_t kMostDecodeRows = 8;
 // Keys of a chunk: two blocks, and more of a long sequence, so that what the chunks leave stays small.
 template <typename T>
 std::int64_t ChunkKeys(std::int64_t key_len) {
-  constexpr std::int64_t kBlock = 1024 / sizeof(T), kMostChunks = 64;
+  constexpr std::int64_t kBlock = 1024 / sizeof(Accumulator<T>), kMostChunks = 64;
   return std::max(2 * kBlock, CeilDiv(CeilDiv(key_len, kMostChunks), kBlock) * kBlock);
 }
 
@@ -44,7 +45,7 @@ void Decode(const AttentionArgs<T>& args, double work) {
   const std::int64_t kv_heads = args.key.shape[1], key_len = args.key.shape[2];
   const std::int64_t heads_of_batch = args.query.shape[0] * kv_heads, chunk_keys = ChunkKeys<T>(key_len);
   const std::int64_t chunks = std::max<std::int64_t>(1, CeilDiv(key_len, chunk_keys)), tasks = heads_of_batch * chunks;
-  const AttentionKernel<T>& kernel = GetAttentionKernel<T>();
+  const AttentionKernel<T>& kernel = GetAttentionKernel(args);
   const int threads = ThreadsFor(tasks, work);
   const std::size_t partial_bytes = kernel.partial_bytes(args);
   const Scratch scratch(threads, kernel.chunk_scratch_bytes(args));
@@ -88,7 +89,7 @@ void Run(const AttentionArgs<T>& args) {
   const std::int64_t blocks = CeilDiv(query_len, block_queries), tasks = heads_of_batch * blocks;
   const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
 
-  const AttentionKernel<T>& kernel = GetAttentionKernel<T>();
+  const AttentionKernel<T>& kernel = GetAttentionKernel(args);
   const Scratch scratch(threads, kernel.scratch_bytes(args, block_queries * group));
   ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
     // Late queries keep the most keys under causality: the longest tasks come first.
@@ -102,5 +103,7 @@ void Run(const AttentionArgs<T>& args) {
 
 void Attention(const AttentionArgs<float>& args) { Run(args); }
 void Attention(const AttentionArgs<double>& args) { Run(args); }
+void Attention(const AttentionArgs<Float16>& args) { Run(args); }
+void Attention(const AttentionArgs<BFloat16>& args) { Run(args); }
 
 }  // namespace headwise

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "headwise/half.h"
 #include "headwise/precision.h"
 #include "headwise/tensor.h"
 
@@ -21,19 +22,22 @@ namespace headwise {
 // A kept NaN makes its whole row NaN. A query that keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h).
 // Whatever stands in a key or value that is not kept, NaN included, reaches nothing. Unless weights are asked for,
 // nothing of size query_len * key_len is built.
+//
+// T is float, double, Float16 or BFloat16. Halves are computed in float and the output rounded once; where tiles
+// multiply (avx512_amx), weights meet values of BFloat16 as BFloat16, and of Float16 in two parts (2^-16).
 template <typename T>
 struct AttentionArgs {
   View<const T, 4> query;                         // (batch, heads, query_len, head_dim), last axis contiguous
   View<const T, 4> key;                           // (batch, kv_heads, key_len, head_dim), last axis contiguous
   View<const T, 4> value;                         // (batch, kv_heads, key_len, value_dim), last axis contiguous
   View<T, 4> output;                              // (batch, heads, query_len, value_dim), last axis contiguous
-  View<T, 4> weights;                             // (batch, heads, query_len, key_len), last axis contiguous; optional
-  View<T, 3> lse;                                 // (batch, heads, query_len); optional
+  View<Accumulator<T>, 4> weights;                // (batch, heads, query_len, key_len), last axis contiguous; optional
+  View<Accumulator<T>, 3> lse;                    // (batch, heads, query_len); optional
   std::vector<View<const std::uint8_t, 4>> keep;  // nonzero keeps; stride 0 where broadcast, last stride 0 or 1
-  std::vector<View<const T, 4>> bias;             // likewise; -inf drops
-  View<const std::uint8_t, 4> drop;               // dropout: nonzero keeps; optional
-  const T* slopes = nullptr;                      // (heads,) ALiBi; optional
-  const T* sinks = nullptr;                       // (heads,); optional
+  std::vector<View<const Accumulator<T>, 4>> bias;  // likewise; -inf drops
+  View<const std::uint8_t, 4> drop;                 // dropout: nonzero keeps; optional
+  const Accumulator<T>* slopes = nullptr;           // (heads,) ALiBi; optional
+  const Accumulator<T>* sinks = nullptr;            // (heads,); optional
   double scale = 1.0;
   double softcap = 0.0;  // 0: none
   double drop_scale = 1.0;
@@ -45,5 +49,7 @@ struct AttentionArgs {
 
 void Attention(const AttentionArgs<float>& args);
 void Attention(const AttentionArgs<double>& args);
+void Attention(const AttentionArgs<Float16>& args);
+void Attention(const AttentionArgs<BFloat16>& args);
 
 }  // namespace headwise
