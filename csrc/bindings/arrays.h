@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "headwise/half.h"
 #include "headwise/tensor.h"
 
 namespace headwise::bindings {
@@ -19,7 +20,13 @@ namespace py = pybind11;
 
 template <typename T>
 bool HasType(const py::array& array) {
-  if constexpr (std::is_same_v<T, std::uint8_t>) return array.dtype().kind() == 'b';
+  const py::dtype dtype = array.dtype();
+  if constexpr (std::is_same_v<T, std::uint8_t>) return dtype.kind() == 'b';
+  if constexpr (kIsHalf<T>) {
+    // bfloat16 is what ml_dtypes registers it as, and nothing else has that letter.
+    const bool named = std::is_same_v<T, Float16> ? dtype.char_() == 'e' : dtype.kind() == 'V' && dtype.char_() == 'E';
+    return named && dtype.itemsize() == sizeof(T) && dtype.byteorder() == '=';
+  }
   return py::isinstance<py::array_t<T>>(array);
 }
 
@@ -81,6 +88,14 @@ void WithType(const py::array& array, const Function& function) {
   if (HasType<float>(array)) return function(float());
   if (HasType<double>(array)) return function(double());
   throw py::type_error("expected an array of float32 or float64");
+}
+
+// The same, Float16 and BFloat16 besides.
+template <class Function>
+void WithStoredType(const py::array& array, const Function& function) {
+  if (HasType<Float16>(array)) return function(Float16());
+  if (HasType<BFloat16>(array)) return function(BFloat16());
+  WithType(array, function);
 }
 
 void RegisterAlibi(py::module_& module);

@@ -1,4 +1,5 @@
-// Sweeps over a row of memory, and the vector at its end.
+// Sweeps over a row of memory, and the vector at its end. What lies in memory may be halves (half-inl.h): they are
+// widened and narrowed on the way.
 //
 // Highway's MaskedLoad is an aligned load of the whole vector where the processor has no masked one (SSE4, NEON), so
 // the end of a row goes through a buffer there: nothing beyond it is ever read or written.
@@ -17,6 +18,7 @@
 #include <limits>
 
 #include "hwy/highway.h"
+#include "kernels/half-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
@@ -25,13 +27,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Every lane of a vector.
 struct AllLanes {
-  template <class D, class T = hn::TFromD<D>>
+  template <class D, typename T>
   HWY_INLINE hn::Vec<D> Load(D d, const T* from) const {
-    return hn::LoadU(d, from);
+    return LoadWide(d, from);
   }
-  template <class D, class T = hn::TFromD<D>>
+  template <class D, typename T>
   HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
-    hn::StoreU(v, d, to);
+    StoreNarrow(v, d, to);
   }
   // v, with `rest` in the lanes that are not ours.
   template <class D, class V>
@@ -44,8 +46,31 @@ struct AllLanes {
 struct FirstLanes {
   std::int64_t count;
 
-  template <class D, class T = hn::TFromD<D>>
+  template <class D, typename T>
   HWY_INLINE hn::Vec<D> Load(D d, const T* from) const {
+    if constexpr (kIsHalf<T>) {
+      return LoadFirstWide(d, from, static_cast<std::size_t>(count));
+    } else {
+      return LoadOwn(d, from);
+    }
+  }
+  template <class D, typename T>
+  HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
+    if constexpr (kIsHalf<T>) {
+      StoreFirstNarrow(v, d, to, static_cast<std::size_t>(count));
+    } else {
+      StoreOwn(v, d, to);
+    }
+  }
+  template <class D, class V>
+  HWY_INLINE V Or(D d, V v, V rest) const {
+    return hn::IfThenElse(hn::FirstN(d, static_cast<std::size_t>(count)), v, rest);
+  }
+
+ private:
+  // Of D's own numbers.
+  template <class D, class T = hn::TFromD<D>>
+  HWY_INLINE hn::Vec<D> LoadOwn(D d, const T* from) const {
 #if !HWY_MEM_OPS_MIGHT_FAULT || HWY_TARGET == HWY_AVX2
     return hn::MaskedLoad(hn::FirstN(d, static_cast<std::size_t>(count)), d, from);
 #else
@@ -55,7 +80,7 @@ struct FirstLanes {
 #endif
   }
   template <class D, class T = hn::TFromD<D>>
-  HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
+  HWY_INLINE void StoreOwn(hn::Vec<D> v, D d, T* to) const {
 #if !HWY_MEM_OPS_MIGHT_FAULT || HWY_TARGET == HWY_AVX2
     hn::BlendedStore(v, hn::FirstN(d, static_cast<std::size_t>(count)), d, to);
 #else
@@ -63,10 +88,6 @@ struct FirstLanes {
     hn::Store(v, d, buffer);
     std::memcpy(to, buffer, static_cast<std::size_t>(count) * sizeof(T));
 #endif
-  }
-  template <class D, class V>
-  HWY_INLINE V Or(D d, V v, V rest) const {
-    return hn::IfThenElse(hn::FirstN(d, static_cast<std::size_t>(count)), v, rest);
   }
 };
 
