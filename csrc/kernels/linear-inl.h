@@ -38,10 +38,26 @@ struct LinearScratch {
 };
 
 template <typename T>
-std::size_t LinearScratchBytes(const LinearBlock& largest, int64_t depth) {
+std::size_t LinearScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
   Arena measure(nullptr);
-  LinearScratch<T>(measure, largest.column_end - largest.column_begin, depth);
+  LinearScratch<T>(measure, args.packed ? 0 : largest.column_end - largest.column_begin, args.x.shape[1]);
   return measure.used();
+}
+
+// Packed weights, whole: [chunk of the depth][panel].
+template <typename T>
+std::size_t LinearPackedBytes(View<const T, 2> weight, Precision) {
+  return static_cast<std::size_t>(weight.shape[0] * PackedColumns<T>(weight.shape[1])) * sizeof(T);
+}
+
+template <typename T>
+void LinearPack(View<const T, 2> weight, Precision, int64_t begin, int64_t end, std::byte* packed) {
+  T* const panels = reinterpret_cast<T*>(packed);
+  for (int64_t k = 0; k < weight.shape[0]; k += kDepthChunk<T>) {
+    const int64_t chunk = std::min(kDepthChunk<T>, weight.shape[0] - k);
+    PackPanels(weight.at(k, begin), chunk, end - begin, weight.stride[0], weight.stride[1],
+               panels + k * PackedColumns<T>(weight.shape[1]) + chunk * begin);
+  }
 }
 
 // What a tile of the output starts from and where it goes; `rows` and `columns` of it exist.
@@ -86,8 +102,7 @@ struct LinearTile {
 };
 
 template <typename T, int kRows>
-void LinearTileRow(const LinearScratch<T>& scratch, int64_t depth, int64_t columns, LinearTile<T> tile) {
-  const T* panel = scratch.weight;
+void LinearTileRow(const T* x, const T* panel, int64_t depth, int64_t columns, LinearTile<T> tile) {
   const T* bias = tile.initial;
   T* out = tile.out;
   for (int64_t column = 0; column < columns; column += kPanel<T>) {
@@ -96,36 +111,43 @@ void LinearTileRow(const LinearScratch<T>& scratch, int64_t depth, int64_t colum
     tile.initial = bias ? bias + column : nullptr;
     const int64_t width = PanelWidth<T>(column, columns);
     if (width == kPanel<T>) {
-      GemmTile<kRows, 2, 1, kRows>(depth, scratch.x, panel, tile, tile);
+      GemmTile<kRows, 2, 1, kRows>(depth, x, panel, tile, tile);
     } else {
-      GemmTile<kRows, 1, 1, kRows>(depth, scratch.x, panel, tile, tile);
+      GemmTile<kRows, 1, 1, kRows>(depth, x, panel, tile, tile);
     }
     panel += width * depth;
   }
 }
 
 template <typename T>
-void LinearRun(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out, const LinearBlock& block,
-               std::byte* memory) {
-  const int64_t depth = x.shape[1], columns = block.column_end - block.column_begin;
+void LinearRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* memory) {
+  const View<const T, 2>& weight = args.weight;
+  const int64_t depth = args.x.shape[1], columns = block.column_end - block.column_begin;
   Arena arena(memory);
-  const LinearScratch<T> scratch(arena, columns, depth);
+  const LinearScratch<T> scratch(arena, args.packed ? 0 : columns, depth);
   // A depth of 0 still writes the bias.
   for (int64_t k = 0; k == 0 || k < depth; k += kDepthChunk<T>) {
     const int64_t chunk = std::min(kDepthChunk<T>, depth - k);
-    PackPanels(weight.at(k, block.column_begin), chunk, columns, weight.stride[0], weight.stride[1], scratch.weight);
+    const T* panels = scratch.weight;
+    if (args.packed) {
+      panels =
+          reinterpret_cast<const T*>(args.packed) + k * PackedColumns<T>(weight.shape[1]) + chunk * block.column_begin;
+    } else {
+      PackPanels(weight.at(k, block.column_begin), chunk, columns, weight.stride[0], weight.stride[1], scratch.weight);
+    }
     for (int64_t row = block.row_begin; row < block.row_end; row += kTileRows) {
       const int64_t rows = std::min<int64_t>(kTileRows, block.row_end - row);
       const int height = TileHeight(rows);
-      PackTile(x.at(row, k), rows, x.stride[0], chunk, height, scratch.x);
-      const LinearTile<T> tile{out.at(row, block.column_begin),
-                               out.stride[0],
+      PackTile(args.x.at(row, k), rows, args.x.stride[0], chunk, height, scratch.x);
+      const LinearTile<T> tile{args.out.at(row, block.column_begin),
+                               args.out.stride[0],
                                rows,
                                columns,
-                               bias ? bias + block.column_begin : nullptr,
+                               args.bias ? args.bias + block.column_begin : nullptr,
                                k > 0};
-      WithHeight(height, [&](auto rows_of_tile)
-                             HWY_ATTR { LinearTileRow<T, rows_of_tile.value>(scratch, chunk, columns, tile); });
+      WithHeight(height, [&](auto rows_of_tile) HWY_ATTR {
+        LinearTileRow<T, rows_of_tile.value>(scratch.x, panels, chunk, columns, tile);
+      });
     }
   }
 }

@@ -12,11 +12,12 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-constexpr LinearKernel<float> kLinearF32{&LinearScratchBytes<float>, &LinearRun<float>, &LinearFewRows<float>};
-constexpr LinearKernel<double> kLinearF64{&LinearScratchBytes<double>, &LinearRun<double>, &LinearFewRows<double>};
+template <typename T>
+constexpr LinearKernel<T> kLinear{&LinearScratchBytes<T>, &LinearRun<T>, &LinearFewRows<T>, &LinearPackedBytes<T>,
+                                  &LinearPack<T>};
 
-const LinearKernel<float>* LinearF32() { return &kLinearF32; }
-const LinearKernel<double>* LinearF64() { return &kLinearF64; }
+const LinearKernel<float>* LinearF32() { return &kLinear<float>; }
+const LinearKernel<double>* LinearF64() { return &kLinear<double>; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -30,6 +31,7 @@ HWY_EXPORT(LinearF64);
 
 template <>
 const LinearKernel<float>& GetLinearKernel() {
+  if (AmxChosen()) return *AmxLinearKernel();
   return *HEADWISE_DISPATCH(LinearF32)();
 }
 template <>

@@ -20,9 +20,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "headwise/tensor.h"
 #include "hwy/highway.h"
 #include "kernels/gemm-inl.h"
+#include "kernels/linear.h"
 #include "kernels/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,18 +39,10 @@ constexpr int kVectors = 2;
 
 constexpr std::int64_t kDepth = 16;
 
-template <typename T>
-struct Operands {
-  View<const T, 2> x;
-  View<const T, 2> weight;
-  const T* bias;  // null: zero
-  View<T, 2> out;
-};
-
 // out[row + r, column...] += x[row + r, k...] W[k..., column...] for `lanes` of kCount vectors of columns; with k = 0
 // the bias is what is added to.
 template <int kRows, int kCount, typename T, class Lanes>
-HWY_INLINE void AddDepth(const Operands<T>& in, std::int64_t row, std::int64_t column, std::int64_t k,
+HWY_INLINE void AddDepth(const LinearArgs<T>& in, std::int64_t row, std::int64_t column, std::int64_t k,
                          std::int64_t k_end, Lanes lanes) {
   const Tag<T> d;
   hn::Vec<Tag<T>> sum[kRows][kCount];
@@ -82,7 +74,7 @@ HWY_INLINE void AddDepth(const Operands<T>& in, std::int64_t row, std::int64_t c
 }
 
 template <int kRows, typename T>
-HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t row, std::int64_t begin, std::int64_t end,
+HWY_INLINE void AddDepthToRows(const LinearArgs<T>& in, std::int64_t row, std::int64_t begin, std::int64_t end,
                                std::int64_t k, std::int64_t k_end) {
   std::int64_t j = begin;
   for (; j + kVectors * kLanes<T> <= end; j += kVectors * kLanes<T>) {
@@ -94,7 +86,7 @@ HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t row, std::int
 
 // out[row + r, column + c] = x[row + r, :] . W[:, column + c] + bias[column + c]
 template <int kRows, int kColumns, typename T>
-HWY_INLINE void Dots(const Operands<T>& in, std::int64_t row, std::int64_t column) {
+HWY_INLINE void Dots(const LinearArgs<T>& in, std::int64_t row, std::int64_t column) {
   const Tag<T> d;
   hn::Vec<Tag<T>> sum[kRows][kColumns];
 #pragma GCC unroll 4
@@ -124,7 +116,7 @@ HWY_INLINE void Dots(const Operands<T>& in, std::int64_t row, std::int64_t colum
 }
 
 template <int kRows, typename T>
-HWY_INLINE void DotsOfRows(const Operands<T>& in, std::int64_t row, std::int64_t begin, std::int64_t end) {
+HWY_INLINE void DotsOfRows(const LinearArgs<T>& in, std::int64_t row, std::int64_t begin, std::int64_t end) {
   std::int64_t j = begin;
   for (; j + kVectors <= end; j += kVectors) Dots<kRows, kVectors>(in, row, j);
   for (; j < end; ++j) Dots<kRows, 1>(in, row, j);
@@ -146,11 +138,9 @@ HWY_INLINE void ForEachRowTile(std::int64_t rows, Visit&& visit) {
 
 // Columns [begin, end) of the output.
 template <typename T>
-void LinearFewRows(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out, std::int64_t begin,
-                   std::int64_t end) {
-  const few::Operands<T> in{x, weight, bias, out};
-  const std::int64_t rows = out.shape[0], depth = x.shape[1];
-  if (weight.stride[1] == 1) {
+void LinearFewRows(const LinearArgs<T>& in, std::int64_t begin, std::int64_t end) {
+  const std::int64_t rows = in.out.shape[0], depth = in.x.shape[1];
+  if (in.weight.stride[1] == 1) {
     // A depth of 0 still writes the bias.
     for (std::int64_t k = 0; k == 0 || k < depth; k += few::kDepth) {
       const std::int64_t k_end = std::min(depth, k + few::kDepth);

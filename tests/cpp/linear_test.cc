@@ -11,6 +11,10 @@ class LinearTest : public OnTarget {};
 constexpr std::array<std::int64_t, 2> kRowsFirst{0, 1};
 constexpr std::array<std::int64_t, 2> kColumnsFirst{1, 0};  // a weight stored (out, in), used transposed
 
+// From this size on, in each axis, float32 goes by tiles where there are any; below it, by multiply-adds.
+constexpr std::int64_t kTiles = 32;
+bool HasTiles() { return GetTarget() == "avx512_amx"; }
+
 template <typename T>
 struct Case {
   Tensor<T, 2> x, weight;
@@ -29,9 +33,9 @@ struct Case {
     FillNormal(bias, random);
   }
 
-  std::vector<T> Run(bool with_bias = true) const {
+  std::vector<T> Run(bool with_bias = true, Precision precision = Precision::kHighest) const {
     const Tensor<T, 2> out({x.view().shape[0], weight.view().shape[1]}, guard, kRowsFirst, 3);
-    Linear(x.read(), weight.read(), with_bias ? bias.data() : nullptr, out.view());
+    Linear(x.read(), weight.read(), with_bias ? bias.data() : nullptr, out.view(), precision);
     EXPECT_TRUE(out.PaddingIntact());
     return out.Values();
   }
@@ -66,6 +70,22 @@ TEST_P(LinearTest, EverySizeBothLayoutsNothingOutOfBounds) {
   CheckSizes<double>();
 }
 
+// Tails of tiles: more than half of every tile is numbers.
+TEST_P(LinearTest, EverySizeOfTilesBothLayoutsNothingOutOfBounds) {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+      for (const std::int64_t size : {32, 33, 41, 47, 48, 49, 57, 63, 64, 65, 79, 97}) {
+        for (const std::int64_t pad : {0, 3}) {
+          Case<float>(size, 64, 32, order, guard, pad).Check();
+          Case<float>(32, size, 64, order, guard, pad).Check(pad == 0);
+          Case<float>(64, 32, size, order, guard, pad).Check();
+        }
+        Case<float>(size, size + 30, size, order, guard).Check(false);
+      }
+    }
+  }
+}
+
 // Beyond one block of rows, of columns and of depth.
 template <typename T>
 void CheckBlocks() {
@@ -75,6 +95,8 @@ void CheckBlocks() {
     Case<T>(13, 600, 300, order).Check(false);
     Case<T>(20, 600, 300, order).Check();
     Case<T>(20, 40, 600, order).Check();
+    Case<T>(50, 700, 530, order).Check();
+    Case<T>(500, 260, 40, order).Check(false);
     Case<T>(1, 1030, 520, order).Check();
     Case<T>(3, 70, 2100, order).Check();
   }
@@ -84,12 +106,14 @@ TEST_P(LinearTest, Blocks) {
   CheckBlocks<double>();
 }
 
-// Sums run in the same order whether the weights are packed or not, where their rows are contiguous.
+// Sums run in the same order whether the weights are packed or not, where their rows are contiguous; on tiles in
+// another, but the same for any number of rows that go by them.
 template <typename T>
-void CheckFewRows() {
-  const Case<T> all(40, 300, 339);
+void CheckFewRows(std::int64_t most) {
+  const Case<T> all(most, 300, 339);
   const std::vector<T> expected = all.Run();
-  for (std::int64_t rows = 1; rows < 40; ++rows) {
+  const bool tiles = std::is_same_v<T, float> && HasTiles() && most >= kTiles;
+  for (std::int64_t rows = tiles ? kTiles : 1; rows < most; ++rows) {
     const Tensor<T, 2> out({rows, 339});
     View<const T, 2> x = all.x.read();
     x.shape[0] = rows;
@@ -98,28 +122,29 @@ void CheckFewRows() {
   }
 }
 TEST_P(LinearTest, ARowHasTheSameBitsHoweverManyThereAre) {
-  CheckFewRows<float>();
-  CheckFewRows<double>();
+  CheckFewRows<float>(kTiles - 1);
+  CheckFewRows<float>(70);
+  CheckFewRows<double>(40);
 }
 
 // Rows of x in reverse, one row of x for all, half of the columns of the weight, its rows in reverse.
 template <typename T>
 void CheckStrides(std::int64_t rows) {
-  const Case<T> test(rows, 20, 34);
-  const Tensor<T, 2> out({rows, 17});
+  const Case<T> test(rows, 60, 120);
+  const Tensor<T, 2> out({rows, 60});
   View<const T, 2> x = test.x.read(), weight = test.weight.read();
   x.data = test.x.read().at(rows - 1);
   x.stride[0] = -x.stride[0];
-  weight.shape[1] = 17;
+  weight.shape[1] = 60;
   const auto check = [&] {
     Linear(x, weight, test.bias.data(), out.view());
-    EXPECT_TRUE(Near(out.Values(), reference::Linear(x, weight, test.bias.data()), 28 * kEpsilon<T>));
+    EXPECT_TRUE(Near(out.Values(), reference::Linear(x, weight, test.bias.data()), 128 * kEpsilon<T>));
   };
   check();
   x.stride[0] = 0;
   check();
   weight.stride[0] = -weight.stride[0];
-  weight.data = test.weight.read().at(19);
+  weight.data = test.weight.read().at(59);
   check();
 }
 TEST_P(LinearTest, Strides) {
@@ -133,12 +158,12 @@ template <typename T>
 void CheckNonFinite() {
   for (const double odd : {kNaN, kInf, -kInf}) {
     for (const auto& order : {kRowsFirst, kColumnsFirst}) {
-      for (const std::int64_t rows : {7, 19}) {
+      for (const std::int64_t rows : {7, 19, 50}) {
         for (const std::int64_t where : {std::int64_t{0}, rows / 2, rows - 1}) {
-          const Case<T> test(rows, 33, 35, order);
+          const Case<T> test(rows, 50, 60, order);
           *test.x.view().at(where, 5) = static_cast<T>(odd);
           test.Check();
-          const Case<T> other(rows, 33, 35, order);
+          const Case<T> other(rows, 50, 60, order);
           *other.weight.view().at(5, where) = static_cast<T>(odd);
           other.Check();
         }

@@ -1,0 +1,201 @@
+// A block of x W + b on tiles of bfloat16 (amx_parts-inl.h).
+//
+// A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
+// each, whatever the number of parts. A group stays in L1 while the tiles of rows, from L2, go by. Tiles hold the sums
+// of one piece; those of the pieces are added up in `out`, in float32, the bias last. The tile unit rounds once for
+// each product of tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds rounds 32 times.
+//
+// NaN, and what rounds to Inf in its first part, makes every sum that it is in NaN or Inf; so does a sum that
+// overflows. Such elements of the output are computed again in float32 (linear-inl.h).
+
+#if defined(HEADWISE_KERNELS_LINEAR_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_LINEAR_AMX_INL_H_
+#undef HEADWISE_KERNELS_LINEAR_AMX_INL_H_
+#else
+#define HEADWISE_KERNELS_LINEAR_AMX_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "hwy/highway.h"
+#include "kernels/amx_parts-inl.h"
+#include "kernels/linear-inl.h"
+#include "kernels/linear.h"
+#include "kernels/pack-inl.h"
+#include "runtime/scratch.h"
+
+#if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// Multiples of 32 that hold n.
+constexpr int64_t Sides(int64_t n) { return (n + kSide - 1) / kSide; }
+
+// Below these sizes, or with more padding than numbers, multiply-adds are faster.
+inline bool TilesPay(int64_t rows, int64_t depth, int64_t columns) {
+  if (rows < kSide || depth < kChunk || columns < kSide) return false;
+  const auto filled = [](int64_t n, int64_t unit) {
+    return static_cast<double>(n) / static_cast<double>((n + unit - 1) / unit * unit);
+  };
+  return filled(rows, amx::kTileRows) * filled(depth, kChunk) * filled(columns, kSide) >= 0.5;
+}
+
+template <int kParts>
+class AmxLinear {
+ public:
+  static constexpr int64_t kPiece = 12 / kParts;  // chunks
+
+  AmxLinear(Arena& arena, const LinearArgs<float>& args, const LinearBlock& block)
+      : args_(args),
+        block_(block),
+        depth_(args.x.shape[1]),
+        x_(arena.Take<std::uint32_t>(Sides(block.row_end - block.row_begin) * PieceSize())),
+        weight_(
+            arena.Take<std::uint32_t>(args.packed ? 0 : Sides(block.column_end - block.column_begin) * PieceSize())),
+        product_(arena.Take<float>(kSide * kSide)),
+        again_(arena.Take<float>(kSide * kSide)),
+        again_scratch_(arena.Take<std::byte>(static_cast<int64_t>(
+            LinearScratchBytes<float>({args.x, {}, nullptr, {}, {}, nullptr}, {0, kSide, 0, kSide})))) {}
+
+  void Run() const {
+    const amx::Tiles tiles;
+    for (int64_t chunk = 0; chunk < Chunks(depth_); chunk += kPiece) {
+      const int64_t chunks = std::min(kPiece, Chunks(depth_) - chunk);
+      for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide) PackX(row, chunk, chunks);
+      const std::uint32_t* weight = weight_;
+      int64_t group_size = PieceSize();
+      if (args_.packed) {
+        group_size = Chunks(depth_) * kChunkSize<kParts>;
+        weight = reinterpret_cast<const std::uint32_t*>(args_.packed) + block_.column_begin / kSide * group_size +
+                 chunk * kChunkSize<kParts>;
+      } else {
+        PackWeight(args_.weight, block_.column_begin, block_.column_end, chunk, chunks, group_size, weight_);
+      }
+      for (int64_t column = block_.column_begin; column < block_.column_end; column += kSide, weight += group_size) {
+        const std::uint32_t* x = x_;
+        for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide, x += PieceSize()) {
+          const bool lower = block_.row_end - row > amx::kTileRows;
+          MultiplyChunks<kParts>(x, weight, chunks, lower);
+          StoreTiles(product_, kSide, lower);
+          AddProduct(row, column, chunk == 0, chunk + chunks == Chunks(depth_));
+        }
+      }
+    }
+  }
+
+  // Columns [begin, end) of the chunks, to groups of 32 that are group_size apart.
+  static void PackWeight(View<const float, 2> weight, int64_t begin, int64_t end, int64_t first, int64_t chunks,
+                         int64_t group_size, std::uint32_t* packed) {
+    const int64_t depth = weight.shape[0];
+    for (int64_t column = begin; column < end; column += kSide, packed += group_size) {
+      const int64_t columns = std::min<int64_t>(kSide, end - column);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t k = (first + chunk) * kChunk;
+        std::uint32_t* const tiles = packed + chunk * kChunkSize<kParts>;
+        if (weight.stride[1] == 1 && k + kChunk <= depth) {
+          PackChunk(weight.at(k, column), weight.stride[0], columns, tiles);
+        } else {
+          HWY_ALIGN float rows[kChunk * kSide] = {};
+          PackPanel(weight.at(k, column), std::min<int64_t>(kChunk, depth - k), columns, weight.stride[0],
+                    weight.stride[1], kSide, rows);
+          PackChunk(rows, kSide, columns, tiles);
+        }
+      }
+    }
+  }
+
+ private:
+  // Of a group of columns or a tile of rows.
+  int64_t PieceSize() const { return std::min(kPiece, Chunks(depth_)) * kChunkSize<kParts>; }
+
+  // NaN becomes Inf: rounding might carry its bits over into 0. MINPS gives the second operand where one is NaN.
+  static HWY_INLINE hn::Vec<Tag<float>> WithoutNaN(hn::Vec<Tag<float>> x) {
+    return hn::Min(x, hn::Set(Tag<float>(), std::numeric_limits<float>::infinity()));
+  }
+
+  static HWY_INLINE void PackChunk(const float* rows, int64_t stride, int64_t columns, std::uint32_t* tiles) {
+    for (int64_t half = 0; half < 2; ++half, rows += kLanes<float>, columns -= kLanes<float>) {
+      for (int64_t i = 0; i < amx::kTileRows; ++i) {
+        StoreParts<kParts>(WithoutNaN(LoadPart(rows + i * stride, 0, columns)),
+                           WithoutNaN(LoadPart(rows + (i + amx::kTileRows) * stride, 0, columns)),
+                           tiles + half * kTileSize + i * amx::kTileWords, 2 * kTileSize);
+      }
+    }
+  }
+
+  void PackX(int64_t row, int64_t first, int64_t chunks) const {
+    std::uint32_t* const packed = x_ + (row - block_.row_begin) / kSide * PieceSize();
+    const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
+    if (rows < kSide) std::fill_n(packed, chunks * kChunkSize<kParts>, 0u);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* x = args_.x.at(row + r);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t k = (first + chunk) * kChunk;
+        StoreParts<kParts>(WithoutNaN(LoadPart(x, k, depth_)), WithoutNaN(LoadPart(x, k + kLanes<float>, depth_)),
+                           packed + chunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
+      }
+    }
+  }
+
+  // The product of a piece to `out`.
+  void AddProduct(int64_t row, int64_t column, bool first, bool last) const {
+    const Tag<float> d;
+    const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
+    const int64_t columns = std::min<int64_t>(kSide, block_.column_end - column);
+    bool finite = true;
+    ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
+      const auto bias = last && args_.bias ? lanes.Load(d, args_.bias + column + j) : hn::Zero(d);
+      auto all = hn::Zero(d);  // NaN, if one of the results is not finite
+      float* out = args_.out.at(row, column + j);
+      for (int64_t r = 0; r < rows; ++r, out += args_.out.stride[0]) {
+        auto sum = hn::Load(d, product_ + r * kSide + j);
+        if (!first) sum = hn::Add(lanes.Load(d, out), sum);
+        if (last) {
+          sum = hn::Add(sum, bias);
+          all = hn::MulAdd(sum, hn::Zero(d), all);
+        }
+        lanes.Store(sum, d, out);
+      }
+      finite &= hn::AllTrue(d, hn::Eq(all, all));
+    });
+    if (!finite) ComputeAgain(row, rows, column, columns);
+  }
+
+  // In float32 what is not finite.
+  void ComputeAgain(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const Tag<float> d;
+    LinearArgs<float> plain = args_;
+    plain.packed = nullptr;
+    plain.x.data = args_.x.at(row);
+    plain.weight.data = args_.weight.at(0, column);
+    if (args_.bias) plain.bias = args_.bias + column;
+    plain.out = {again_, {rows, columns}, {kSide, 1}};
+    LinearRun<float>(plain, {0, rows, 0, columns}, again_scratch_);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* out = args_.out.at(row + r, column);
+      ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
+        const auto sum = lanes.Load(d, out + j);
+        lanes.Store(hn::IfThenElse(hn::IsFinite(sum), sum, lanes.Load(d, again_ + r * kSide + j)), d, out + j);
+      });
+    }
+  }
+
+  const LinearArgs<float>& args_;
+  const LinearBlock& block_;
+  const int64_t depth_;
+  std::uint32_t* const x_;       // tiles of rows of [chunk][part][2 tiles: 16 rows][16 words]
+  std::uint32_t* const weight_;  // groups of columns of [chunk][part][2 tiles: 16 words][16 columns]
+  float* const product_;         // [32][32], as the next
+  float* const again_;
+  std::byte* const again_scratch_;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+#endif
+
+#endif  // per-target include guard
