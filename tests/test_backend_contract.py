@@ -43,14 +43,14 @@ class Contract:
         self.calls = 0
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        def passed_on(*arguments: Any) -> None:
+        def passed_on(*arguments: Any) -> Any:
             self.calls += 1
             lists = [x if isinstance(x, (list, tuple)) else [x] for x in arguments]
             arrays = [x for items in lists for x in items if isinstance(x, np.ndarray)]
             assert arrays[0].dtype in (np.float32, np.float64)
             check(arrays, arrays[0].dtype)
             getattr(self, f"check_{name}")(*arguments)
-            getattr(self.backend, name)(*arguments)
+            return getattr(self.backend, name)(*arguments)
 
         return passed_on
 
@@ -98,6 +98,10 @@ class Contract:
         assert weight.itemsize in weight.strides and precision in ("highest", "high", "medium")
         assert bias is None or (bias.shape == weight.shape[1:] and bias.flags.c_contiguous)
 
+    def check_pack_linear(self, weight: np.ndarray, bias: Any, precision: str) -> None:
+        assert weight.ndim == 2 and weight.itemsize in weight.strides and precision in ("highest", "high", "medium")
+        assert bias is None or (bias.shape == weight.shape[1:] and bias.flags.c_contiguous)
+
     def check_layer_normalization(self, x: Any, gamma: Any, beta: Any, eps: float, out: Any) -> None:
         assert x.ndim == 2 and x.shape == out.shape and contiguous_last(x) and out.flags.c_contiguous
         assert gamma.shape == beta.shape == x.shape[1:] and gamma.flags.c_contiguous and beta.flags.c_contiguous
@@ -137,6 +141,7 @@ OPERATIONS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray]], Any]] = {
     "add_alibi-out": lambda lay: hw.add_alibi(X, out=lay(X * 0)),
     "linear": lambda lay: hw.linear(lay(X), lay(WEIGHT), lay(WEIGHT)[0]),
     "linear-out": lambda lay: hw.linear(X, WEIGHT[:, :1].repeat(12, 1), out=lay(X * 0)),
+    "pack_linear": lambda lay: hw.PackedLinear(lay(WEIGHT), lay(WEIGHT)[0])(lay(X)),
     "layer_normalization": lambda lay: [
         hw.layer_normalization(lay(X), *[lay(WEIGHT[: X.shape[axis]])[:, 0]] * 2, axis=axis) for axis in range(4)
     ],

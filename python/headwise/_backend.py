@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
+class PackedLinear(Protocol):
+    """What :meth:`Backend.pack_linear` gives."""
+
+    def __call__(self, x: Array, out: Array) -> None:
+        """:meth:`Backend.linear` with the weights, bias and precision that were packed."""
+
+
 class Backend(Protocol):
     """The operations, on normalised arguments.
 
@@ -76,6 +83,9 @@ class Backend(Protocol):
     def linear(self, x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
         """``x`` (rows, in) with last axis contiguous, ``weight`` (in, out) with either axis contiguous, ``bias``
         (out,) contiguous, ``out`` (rows, out) C-contiguous."""
+
+    def pack_linear(self, weight: Array, bias: Array | None, precision: str) -> PackedLinear:
+        """As :meth:`linear`, for many calls. The arrays are kept, and stay as they are."""
 
     def layer_normalization(self, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
         """Over the last axis of ``x`` (rows, n), last axis contiguous; ``out`` C-contiguous, may be ``x`` itself."""

@@ -6,7 +6,7 @@ overflow or turn into NaN do so by IEEE rules and without warnings, as in the na
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -254,6 +254,10 @@ def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: s
         np.matmul(x, weight, out=out)
         if bias is not None:
             out += bias
+
+
+def pack_linear(weight: Array, bias: Array | None, precision: str) -> Callable[[Array, Array], None]:
+    return lambda x, out: linear(x, weight, bias, out, precision)
 
 
 def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
