@@ -39,6 +39,18 @@ def assert_close(actual: Array, expected: Array, factor: float = 1.0) -> None:
     )
 
 
+def assert_rounded_once(actual: Array, expected: Array, *, rtol: float = 8e-6, atol: float = 0.0) -> None:
+    """Each of the halves ``actual`` is what some number as near to ``expected`` as float32 comes, to ``rtol`` and
+    ``atol``, is rounded to: half a unit of the result in its last place, with subnormal numbers and overflow."""
+    assert actual.dtype.itemsize == 2 and actual.shape == expected.shape
+    with np.errstate(over="ignore", invalid="ignore"):
+        margin = np.where(np.isfinite(expected), atol + rtol * np.abs(expected), 0)
+        low, high = (oracle.double((expected + side * margin).astype(actual.dtype)) for side in (-1, 1))
+    got = oracle.double(actual)
+    wrong = ~((low <= got) & (got <= high) | np.isnan(expected) & np.isnan(got))
+    assert not wrong.any(), f"{got[wrong][:4]}, expected {expected[wrong][:4]}, at {np.argwhere(wrong)[:4].tolist()}"
+
+
 def normal(shape: tuple[int, ...], seed: int = 0, dtype: DTypeLike = np.float32) -> Array:
     """Unit-variance numbers that depend on nothing but the arguments."""
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)

@@ -14,7 +14,7 @@ import pytest
 
 import headwise as hw
 from headwise import _backend
-from support import LAYOUTS, normal
+from support import LAYOUTS, dtype_named, normal
 
 pytestmark = pytest.mark.single_implementation
 
@@ -35,20 +35,31 @@ def check(arrays: list[np.ndarray], dtype: np.dtype[Any]) -> None:
         assert all(stride % array.itemsize == 0 for stride in array.strides)
 
 
+# Operations that read and write halves.
+OF_HALVES = ("softmax", "log_softmax", "logsumexp", "apply_rope", "add_alibi", "layer_normalization")
+
+
 class Contract:
     """Stands before a backend and checks what passes."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
         self.calls = 0
+        self.dtypes: set[str] = set()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def passed_on(*arguments: Any) -> Any:
             self.calls += 1
             lists = [x if isinstance(x, (list, tuple)) else [x] for x in arguments]
             arrays = [x for items in lists for x in items if isinstance(x, np.ndarray)]
-            assert arrays[0].dtype in (np.float32, np.float64)
-            check(arrays, arrays[0].dtype)
+            dtype = arrays[0].dtype
+            self.dtypes.add(dtype.name)
+            if name in OF_HALVES and dtype.itemsize == 2:
+                check([arrays[0], arrays[-1]], dtype)
+                check(arrays[1:-1], np.dtype(np.float32))
+            else:
+                assert dtype in (np.float32, np.float64)
+                check(arrays, dtype)
             getattr(self, f"check_{name}")(*arguments)
             return getattr(self.backend, name)(*arguments)
 
@@ -163,3 +174,10 @@ def test_backend_gets_what_it_was_promised(contract: Contract, name: str, layout
 def test_backend_gets_one_floating_dtype(contract: Contract, name: str, dtype: str) -> None:
     OPERATIONS[name](lambda x: x.astype(dtype) if x.dtype != bool else x)
     assert contract.calls > 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", OF_HALVES)
+def test_backend_gets_halves_as_they_are(contract: Contract, name: str, dtype: str) -> None:
+    OPERATIONS[name](lambda x: x.astype(dtype_named(dtype)))
+    assert contract.dtypes == {dtype}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from support import normal
+from support import dtype_named, normal
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 
@@ -118,6 +118,34 @@ def test_no_copy_of_views() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3e6, "one copy would be 4 MB, or 30"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1, 2048, 4096), (8192, 1, 32, 32), (1, 8192, 32, 32)], ids=str)
+def test_halves_are_not_copied_to_float32(shape: tuple[int, ...], dtype: str) -> None:
+    """16 MB of them, which would be 32 MB of float32."""
+    x = np.zeros(shape, dtype_named(dtype))
+    out = np.empty_like(x)
+    angles, ones = np.ones((shape[2], shape[3] // 2), x.dtype), np.ones(shape[3], x.dtype)
+    slopes = np.ones(shape[1])
+    layer = hw.RotaryPositionalEmbedding(shape[3], shape[2])
+    layer(x[:1, :1])  # makes its tables
+    tracemalloc.start()
+    for axis in (0, 2, 3):
+        hw.softmax(x, axis, out=out)
+        hw.log_softmax(x, axis, out=out)
+    hw.logsumexp(x, 3)
+    hw.apply_rope(x, angles, angles, out=out)
+    hw.apply_rope(x, angles, angles, interleaved=True, out=out)
+    hw.add_alibi(x, slopes, out=out)
+    hw.layer_normalization(x, ones, ones, out=out)
+    tables = 2 * 4 * angles.size
+    assert tracemalloc.get_traced_memory()[1] < 8e6 + tables
+    tracemalloc.reset_peak()
+    layer(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16.8e6 + 8e6 + tables, "the result, and little more"
 
 
 @linux

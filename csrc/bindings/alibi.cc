@@ -8,10 +8,10 @@ void RegisterAlibi(py::module_& module) {
   module.def(
       "add_alibi",
       [](const py::array& scores, const py::array& slopes, std::int64_t offset, const py::array& out) {
-        WithType(scores, [&](auto type) {
+        WithStoredType(scores, [&](auto type) {
           using T = decltype(type);
           const auto in = ToView<const T, 4>(scores, "scores");
-          const T* slope = ToVector<T>(slopes, in.shape[1], "slopes");
+          const auto* slope = ToVector<Accumulator<T>>(slopes, in.shape[1], "slopes");
           const auto to = ToView<T, 4>(out, "out");
           const py::gil_scoped_release release;
           AddAlibi(in, slope, offset, to);

@@ -8,11 +8,11 @@ void RegisterLayerNorm(py::module_& module) {
   module.def(
       "layer_normalization",
       [](const py::array& x, const py::array& gamma, const py::array& beta, double eps, const py::array& out) {
-        WithType(x, [&](auto type) {
+        WithStoredType(x, [&](auto type) {
           using T = decltype(type);
           const auto in = ToView<const T, 2>(x, "x");
-          const T* scale = ToVector<T>(gamma, in.shape[1], "gamma");
-          const T* shift = ToVector<T>(beta, in.shape[1], "beta");
+          const auto* scale = ToVector<Accumulator<T>>(gamma, in.shape[1], "gamma");
+          const auto* shift = ToVector<Accumulator<T>>(beta, in.shape[1], "beta");
           const auto to = ToView<T, 2>(out, "out");
           const py::gil_scoped_release release;
           LayerNorm(in, scale, shift, eps, to);

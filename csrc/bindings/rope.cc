@@ -8,13 +8,13 @@ void RegisterRope(py::module_& module) {
   module.def(
       "apply_rope",
       [](const py::array& x, const py::array& cos, const py::array& sin, const py::array& out, bool interleaved) {
-        WithType(x, [&](auto type) {
+        WithStoredType(x, [&](auto type) {
           using T = decltype(type);
           const auto in = ToView<const T, 4>(x, "x");
           auto half = in.shape;
           half[3] /= 2;
-          const auto cosines = Broadcast(ToView<const T, 4>(cos, "cos"), half, "cos");
-          const auto sines = Broadcast(ToView<const T, 4>(sin, "sin"), half, "sin");
+          const auto cosines = Broadcast(ToView<const Accumulator<T>, 4>(cos, "cos"), half, "cos");
+          const auto sines = Broadcast(ToView<const Accumulator<T>, 4>(sin, "sin"), half, "sin");
           const auto to = ToView<T, 4>(out, "out");
           const py::gil_scoped_release release;
           ApplyRope(in, cosines, sines, interleaved, to);

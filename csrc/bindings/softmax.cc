@@ -11,7 +11,7 @@ void Define(py::module_& module, const char* name, const Operation& operation) {
   module.def(
       name,
       [operation](const py::array& x, const py::array& out) {
-        WithType(x, [&](auto type) {
+        WithStoredType(x, [&](auto type) {
           using T = decltype(type);
           const auto in = ToView<const T, 3>(x, "x");
           const auto to = ToView<T, kOutRank>(out, "out");

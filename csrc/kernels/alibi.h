@@ -3,13 +3,16 @@
 
 #include <cstdint>
 
+#include "headwise/half.h"
+
 namespace headwise {
 
 template <typename T>
 struct AlibiKernel {
   // out[j] = scores[j] - slope * |position - j| for j in [0, key_len); out may be scores.
   // `streamed`: past the caches, and stream.h has to end it.
-  void (*row)(const T* scores, T slope, std::int64_t position, std::int64_t key_len, T* out, bool streamed);
+  void (*row)(const T* scores, Accumulator<T> slope, std::int64_t position, std::int64_t key_len, T* out,
+              bool streamed);
 };
 
 // That of the chosen target.

@@ -146,6 +146,41 @@ HWY_INLINE void StoreNarrow(hn::Vec<D> v, D d, T* to) {
   }
 }
 
+// Neighbours (2 i, 2 i + 1) as two vectors.
+template <class D, typename T>
+HWY_INLINE void LoadInterleavedWide(D d, const T* from, hn::Vec<D>& a, hn::Vec<D>& b) {
+  if constexpr (!kIsHalf<T>) {
+    hn::LoadInterleaved2(d, from, a, b);
+  } else {
+#if HWY_TARGET == HWY_SCALAR
+    a = LoadWide(d, from);
+    b = LoadWide(d, from + 1);
+#else
+    const hn::RebindToUnsigned<D> du;
+    const hn::Repartition<std::uint16_t, D> pairs;
+    const auto both = hn::BitCast(du, hn::LoadU(pairs, BitsAt(from)));
+    a = WidenBits(d, T(), LowBits(d, hn::And(both, hn::Set(du, 0xFFFFu))));
+    b = WidenBits(d, T(), LowBits(d, hn::ShiftRight<16>(both)));
+#endif
+  }
+}
+template <class D, typename T>
+HWY_INLINE void StoreInterleavedNarrow(hn::Vec<D> a, hn::Vec<D> b, D d, T* to) {
+  if constexpr (!kIsHalf<T>) {
+    hn::StoreInterleaved2(a, b, d, to);
+  } else {
+#if HWY_TARGET == HWY_SCALAR
+    StoreNarrow(a, d, to);
+    StoreNarrow(b, d, to + 1);
+#else
+    const hn::RebindToUnsigned<D> du;
+    const hn::Repartition<std::uint16_t, D> pairs;
+    const auto first = hn::PromoteTo(du, NarrowBits(d, T(), a)), second = hn::PromoteTo(du, NarrowBits(d, T(), b));
+    hn::StoreU(hn::BitCast(pairs, hn::Or(first, hn::ShiftLeft<16>(second))), pairs, BitsAt(to));
+#endif
+  }
+}
+
 // The first `count` lanes, fewer than the vector has, of halves; nothing beyond them is read or written, and the others
 // are loaded as 0. AVX2 has masks for lanes of 32 bits and more only.
 template <class D, typename T>
@@ -170,6 +205,18 @@ HWY_INLINE void StoreFirstNarrow(hn::Vec<D> v, D d, T* to, std::size_t count) {
   hn::Store(bits, d16, buffer);
   std::memcpy(to, buffer, count * sizeof(T));
 #endif
+}
+
+// A whole vector of T past the caches, to where one is aligned; those of fewer than 16 bytes cannot go.
+template <class D, typename T>
+HWY_INLINE void StreamNarrow(hn::Vec<D> v, D d, T* to) {
+  if constexpr (!kIsHalf<T>) {
+    hn::Stream(v, d, to);
+  } else if constexpr (hn::MaxLanes(d) * sizeof(T) < 16) {
+    StoreNarrow(v, d, to);
+  } else {
+    hn::Stream(NarrowBits(d, T(), v), HalfTag<D>(), BitsAt(to));
+  }
 }
 
 // n numbers of T, a half, as float, and back.

@@ -32,11 +32,11 @@ HWY_INLINE void Rotate(V& a, V& b, V cos, V sin) {
 
 template <typename T>
 void RotateHalves(const RopeRows<T>& rows) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Accumulator<T>> d;
   for (std::int64_t r = 0; r < rows.count; ++r) {
     const T* const x = rows.x + r * rows.x_stride;
-    const T* const cos = rows.cos + r * rows.cos_stride;
-    const T* const sin = rows.sin + r * rows.sin_stride;
+    const Accumulator<T>* const cos = rows.cos + r * rows.cos_stride;
+    const Accumulator<T>* const sin = rows.sin + r * rows.sin_stride;
     T* const out = rows.out + r * rows.out_stride;
     ForEachVector(d, rows.pairs, [&](auto lanes, std::int64_t i) HWY_ATTR {
       auto a = lanes.Load(d, x + i), b = lanes.Load(d, x + rows.pairs + i);
@@ -49,19 +49,19 @@ void RotateHalves(const RopeRows<T>& rows) {
 
 template <typename T>
 void RotateNeighbours(const RopeRows<T>& rows) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Accumulator<T>> d;
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
   for (std::int64_t r = 0; r < rows.count; ++r) {
     const T* const x = rows.x + r * rows.x_stride;
-    const T* const cos = rows.cos + r * rows.cos_stride;
-    const T* const sin = rows.sin + r * rows.sin_stride;
+    const Accumulator<T>* const cos = rows.cos + r * rows.cos_stride;
+    const Accumulator<T>* const sin = rows.sin + r * rows.sin_stride;
     T* const out = rows.out + r * rows.out_stride;
     std::int64_t i = 0;
     for (; i + width <= rows.pairs; i += width) {
       hn::Vec<decltype(d)> a, b;
-      hn::LoadInterleaved2(d, x + 2 * i, a, b);
+      LoadInterleavedWide(d, x + 2 * i, a, b);
       Rotate(a, b, hn::LoadU(d, cos + i), hn::LoadU(d, sin + i));
-      hn::StoreInterleaved2(a, b, d, out + 2 * i);
+      StoreInterleavedNarrow(a, b, d, out + 2 * i);
     }
     if (i < rows.pairs) {
       const FirstLanes lanes{rows.pairs - i};
@@ -69,9 +69,9 @@ void RotateNeighbours(const RopeRows<T>& rows) {
       HWY_ALIGN T end[2 * hn::MaxLanes(d)] = {};
       std::memcpy(end, x + 2 * i, bytes);
       hn::Vec<decltype(d)> a, b;
-      hn::LoadInterleaved2(d, end, a, b);
+      LoadInterleavedWide(d, end, a, b);
       Rotate(a, b, lanes.Load(d, cos + i), lanes.Load(d, sin + i));
-      hn::StoreInterleaved2(a, b, d, end);
+      StoreInterleavedNarrow(a, b, d, end);
       std::memcpy(out + 2 * i, end, bytes);
     }
   }
@@ -79,7 +79,7 @@ void RotateNeighbours(const RopeRows<T>& rows) {
 
 template <typename T>
 void CopyPastCaches(const T* from, std::int64_t n, T* to) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Accumulator<T>> d;
   ForEachVectorStreamed(d, n, to,
                         [&](auto lanes, std::int64_t i) HWY_ATTR { lanes.Store(lanes.Load(d, from + i), d, to + i); });
 }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "headwise/half.h"
+
 namespace headwise {
 
 // `count` rows of 2 * pairs numbers, their cosines and sines; each kind of row a stride apart. `out` may be `x`.
@@ -12,9 +14,9 @@ struct RopeRows {
   std::int64_t pairs;
   const T* x;
   std::int64_t x_stride;
-  const T* cos;
+  const Accumulator<T>* cos;
   std::int64_t cos_stride;
-  const T* sin;
+  const Accumulator<T>* sin;
   std::int64_t sin_stride;
   T* out;
   std::int64_t out_stride;

@@ -103,12 +103,12 @@ HWY_INLINE void ForEachVector(D d, std::int64_t n, Visit&& visit) {
 // The same for results at `to` of which nothing will be read soon: whole vectors of them are written past the caches,
 // and begin where a vector is aligned. Whoever calls it ends with hwy::FlushStream, before other threads may read them.
 struct AllLanesStreamed : AllLanes {
-  template <class D, class T = hn::TFromD<D>>
+  template <class D, typename T>
   HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
-    hn::Stream(v, d, to);
+    StreamNarrow(v, d, to);
   }
 };
-template <class D, class Visit, class T = hn::TFromD<D>>
+template <class D, class Visit, typename T>
 HWY_INLINE void ForEachVectorStreamed(D d, std::int64_t n, const T* to, Visit&& visit) {
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
   const auto address = reinterpret_cast<std::uintptr_t>(to);
@@ -136,17 +136,17 @@ HWY_INLINE T GreatestLane(D d, V v) {
 }
 
 // The greatest of the row; -inf for an empty one, anything for one that holds NaN.
-template <class D, class T = hn::TFromD<D>>
-HWY_INLINE T MaxOfRow(D d, const T* x, std::int64_t n) {
+template <class D, typename T>
+HWY_INLINE hn::TFromD<D> MaxOfRow(D d, const T* x, std::int64_t n) {
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto lowest = hn::Set(d, -std::numeric_limits<T>::infinity());
+  const auto lowest = hn::Set(d, -std::numeric_limits<hn::TFromD<D>>::infinity());
   auto max0 = lowest, max1 = lowest, max2 = lowest, max3 = lowest;
   std::int64_t j = 0;
   for (; j + 4 * width <= n; j += 4 * width) {
-    max0 = hn::Max(max0, hn::LoadU(d, x + j));
-    max1 = hn::Max(max1, hn::LoadU(d, x + j + width));
-    max2 = hn::Max(max2, hn::LoadU(d, x + j + 2 * width));
-    max3 = hn::Max(max3, hn::LoadU(d, x + j + 3 * width));
+    max0 = hn::Max(max0, LoadWide(d, x + j));
+    max1 = hn::Max(max1, LoadWide(d, x + j + width));
+    max2 = hn::Max(max2, LoadWide(d, x + j + 2 * width));
+    max3 = hn::Max(max3, LoadWide(d, x + j + 3 * width));
   }
   ForEachVector(d, n - j, [&](auto lanes, std::int64_t i) HWY_ATTR {
     max0 = hn::Max(max0, lanes.Or(d, lanes.Load(d, x + j + i), lowest));

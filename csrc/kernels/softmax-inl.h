@@ -7,6 +7,8 @@
 // that memory is read once for both (Milakov and Gimelshein 2018). Any other axis is swept across: a block of
 // neighbouring lanes at a time, one lane of the axis per lane of a vector.
 //
+// Halves are computed with as float, and only results are narrowed: exponentials never wait in `out`.
+//
 // Everything that is not finite follows from the arithmetic. NaN in a lane may or may not become its maximum (targets
 // differ), but it always becomes a NaN term and so a NaN sum. A maximum of +inf or -inf makes inf - inf, NaN, a term.
 // Log-sum-exp alone has limits there, so it subtracts a finite number: -inf lanes then sum to 0, whose logarithm is
@@ -62,11 +64,21 @@ HWY_INLINE void ForEachRow(const SoftmaxRows<T>& rows, Visit&& visit) {
   }
 }
 
+// Where the exponentials of a row are kept.
+template <typename T>
+HWY_INLINE Accumulator<T>* Terms(const SoftmaxRows<T>& rows, [[maybe_unused]] T* out) {
+  if constexpr (kIsHalf<T>) {
+    return rows.terms;
+  } else {
+    return rows.streamed ? rows.terms : out;
+  }
+}
+
 template <typename T>
 void SoftmaxOfRows(const SoftmaxRows<T>& rows) {
-  const hn::ScalableTag<T> d;
+  const hn::ScalableTag<Accumulator<T>> d;
   ForEachRow(rows, [&](const T* x, const T* next, T* out) HWY_ATTR {
-    T* const terms = rows.streamed ? rows.streamed : out;
+    Accumulator<T>* const terms = Terms(rows, out);
     const auto max = hn::Set(d, MaxOfRow(d, x, rows.n));
     const double sum = SumOfRow(d, rows.n, [&](auto lanes, std::int64_t j) HWY_ATTR {
       hwy::Prefetch(next + j);
@@ -74,7 +86,7 @@ void SoftmaxOfRows(const SoftmaxRows<T>& rows) {
       lanes.Store(term, d, terms + j);
       return term;
     });
-    const auto factor = hn::Set(d, static_cast<T>(1 / sum));
+    const auto factor = hn::Set(d, static_cast<Accumulator<T>>(1 / sum));
     const auto scale = [&](auto lanes, std::int64_t j)
                            HWY_ATTR { lanes.Store(hn::Mul(lanes.Load(d, terms + j), factor), d, out + j); };
     if (rows.streamed) {
@@ -88,9 +100,10 @@ void SoftmaxOfRows(const SoftmaxRows<T>& rows) {
 
 // Infinities are cut so that an infinite part does not make NaN of a row that is not all infinite.
 template <typename T>
-HWY_INLINE SoftmaxPart<T> PartOfRow(const T* x, std::int64_t n, const T* next) {
-  const hn::ScalableTag<T> d;
-  const T max = MaxOfRow(d, x, n);
+HWY_INLINE SoftmaxPart<Accumulator<T>> PartOfRow(const T* x, std::int64_t n, const T* next) {
+  using A = Accumulator<T>;
+  const hn::ScalableTag<A> d;
+  const A max = MaxOfRow(d, x, n);
   const auto shift = FiniteMax(d, hn::Set(d, max));
   const auto sum = [&](auto argument) HWY_ATTR {
     return SumOfRow(d, n, [&](auto lanes, std::int64_t j) HWY_ATTR {
@@ -98,22 +111,23 @@ HWY_INLINE SoftmaxPart<T> PartOfRow(const T* x, std::int64_t n, const T* next) {
       return ScaledExp(d, argument(hn::Sub(lanes.Load(d, x + j), shift)));
     });
   };
-  const bool cut = max == std::numeric_limits<T>::infinity();
+  const bool cut = max == std::numeric_limits<A>::infinity();
   return {max,
           cut ? sum([&](auto less) HWY_ATTR { return AtMostZero(d, less); }) : sum([](auto less) { return less; })};
 }
 
 // An infinite maximum makes every result NaN, as the formula gives.
-template <typename T>
-HWY_INLINE double SumOrNaN(SoftmaxPart<T> whole) {
+template <typename A>
+HWY_INLINE double SumOrNaN(SoftmaxPart<A> whole) {
   return std::isfinite(whole.max) ? whole.sum : std::numeric_limits<double>::quiet_NaN();
 }
 
 template <typename T>
-HWY_INLINE void WriteSoftmax(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed) {
-  const hn::ScalableTag<T> d;
+HWY_INLINE void WriteSoftmax(const T* x, std::int64_t n, SoftmaxPart<Accumulator<T>> whole, T* out, bool streamed) {
+  using A = Accumulator<T>;
+  const hn::ScalableTag<A> d;
   const auto max = hn::Set(d, whole.max);
-  const auto factor = hn::Set(d, static_cast<T>(1 / SumOrNaN(whole)));
+  const auto factor = hn::Set(d, static_cast<A>(1 / SumOrNaN(whole)));
   const auto result = [&](auto lanes, std::int64_t j) HWY_ATTR {
     lanes.Store(hn::Mul(ScaledExp(d, hn::Sub(lanes.Load(d, x + j), max)), factor), d, out + j);
   };
@@ -125,10 +139,11 @@ HWY_INLINE void WriteSoftmax(const T* x, std::int64_t n, SoftmaxPart<T> whole, T
 }
 
 template <typename T>
-HWY_INLINE void WriteLogSoftmax(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed) {
-  const hn::ScalableTag<T> d;
+HWY_INLINE void WriteLogSoftmax(const T* x, std::int64_t n, SoftmaxPart<Accumulator<T>> whole, T* out, bool streamed) {
+  using A = Accumulator<T>;
+  const hn::ScalableTag<A> d;
   const auto max = hn::Set(d, whole.max);
-  const auto log_sum = hn::Set(d, static_cast<T>(std::log(SumOrNaN(whole) * ExpTraits<T>::kUnscale)));
+  const auto log_sum = hn::Set(d, static_cast<A>(std::log(SumOrNaN(whole) * ExpTraits<A>::kUnscale)));
   const auto result = [&](auto lanes, std::int64_t j)
                           HWY_ATTR { lanes.Store(hn::Sub(hn::Sub(lanes.Load(d, x + j), max), log_sum), d, out + j); };
   if (streamed) {
@@ -139,15 +154,21 @@ HWY_INLINE void WriteLogSoftmax(const T* x, std::int64_t n, SoftmaxPart<T> whole
 }
 
 template <typename T>
-HWY_INLINE void WriteLogSumExp(const T*, std::int64_t, SoftmaxPart<T> whole, T* out, bool) {
-  *out = static_cast<T>(whole.max + std::log(whole.sum * ExpTraits<T>::kUnscale));
+HWY_INLINE void WriteLogSumExp(const T*, std::int64_t, SoftmaxPart<Accumulator<T>> whole, T* out, bool) {
+  using A = Accumulator<T>;
+  const auto result = static_cast<A>(whole.max + std::log(whole.sum * ExpTraits<A>::kUnscale));
+  if constexpr (kIsHalf<T>) {
+    Narrow(&result, 1, out);
+  } else {
+    *out = result;
+  }
 }
 
 template <typename T>
-using Write = void(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed);
+using Write = void(const T* x, std::int64_t n, SoftmaxPart<Accumulator<T>> whole, T* out, bool streamed);
 
 template <typename T, Write<T> kWrite>
-void Finish(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed) {
+void Finish(const T* x, std::int64_t n, SoftmaxPart<Accumulator<T>> whole, T* out, bool streamed) {
   kWrite(x, n, whole, out, streamed);
   if (streamed) hwy::FlushStream();
 }
@@ -155,10 +176,9 @@ void Finish(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool strea
 // Rows of one part.
 template <typename T, Write<T> kWrite>
 void InOnePart(const SoftmaxRows<T>& rows) {
-  const bool streamed = rows.streamed != nullptr;
   ForEachRow(rows, [&](const T* x, const T* next, T* out)
-                       HWY_ATTR { kWrite(x, rows.n, PartOfRow(x, rows.n, next), out, streamed); });
-  if (streamed) hwy::FlushStream();
+                       HWY_ATTR { kWrite(x, rows.n, PartOfRow(x, rows.n, next), out, rows.streamed); });
+  if (rows.streamed) hwy::FlushStream();
 }
 
 // ------------------------------------------------------------------------------------------------------------- columns
@@ -172,17 +192,24 @@ HWY_INLINE V LogOfSum(D d, V sum) {
 }
 
 // Rows [row, row_end) of kVectors vectors of columns from `column` on, or of the part of one vector that `lanes` tells.
-template <typename T, int kVectors, class Lanes>
+// Their states are of type A.
+template <typename A, int kVectors, class Lanes>
 struct ColumnTile {
-  using D = hn::ScalableTag<T>;
+  using D = hn::ScalableTag<A>;
   using V = hn::Vec<D>;
 
   std::int64_t row, row_end, column;
   Lanes lanes;
 
   HWY_INLINE std::int64_t Column(int v) const { return column + v * static_cast<std::int64_t>(hn::Lanes(D())); }
-  HWY_INLINE V Load(const T* from, int v) const { return lanes.Load(D(), from + Column(v)); }
-  HWY_INLINE void Store(V value, T* to, int v) const { lanes.Store(value, D(), to + Column(v)); }
+  template <typename T>
+  HWY_INLINE V Load(const T* from, int v) const {
+    return lanes.Load(D(), from + Column(v));
+  }
+  template <typename T>
+  HWY_INLINE void Store(V value, T* to, int v) const {
+    lanes.Store(value, D(), to + Column(v));
+  }
 
   // Calls step(i, v) for all of it.
   template <class Step>
@@ -194,7 +221,7 @@ struct ColumnTile {
 
   // state = step(state, i, v), the state of each column being kept in memory.
   template <class Step>
-  HWY_INLINE void Update(T* state, Step&& step) const {
+  HWY_INLINE void Update(A* state, Step&& step) const {
     V values[kVectors];
     for (int v = 0; v < kVectors; ++v) values[v] = hn::Load(D(), state + Column(v));
     ForEach([&](std::int64_t i, int v) HWY_ATTR { values[v] = step(values[v], i, v); });
@@ -203,7 +230,7 @@ struct ColumnTile {
 
   // The same with a state that begins at zero and is added to a compensated total (Kahan 1965).
   template <class Term>
-  HWY_INLINE void Add(T* total, T* lost, Term&& term) const {
+  HWY_INLINE void Add(A* total, A* lost, Term&& term) const {
     V sum[kVectors];
     for (int v = 0; v < kVectors; ++v) sum[v] = hn::Zero(D());
     ForEach([&](std::int64_t i, int v) HWY_ATTR { sum[v] = hn::Add(sum[v], term(i, v)); });
@@ -219,68 +246,79 @@ struct ColumnTile {
 
 // Calls visit(tile) for tiles that make up n rows of columns. Rows may lie pages apart: a few of them go by together,
 // from the first column to the last, so that memory is read along as many streams as hardware prefetchers follow.
-template <typename T, class Visit>
+template <typename A, class Visit>
 HWY_INLINE void ForEachTile(std::int64_t n, std::int64_t columns, Visit&& visit) {
   constexpr std::int64_t kRows = 16;
   constexpr int kVectors = 4;
-  const auto width = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<T>()));
+  const auto width = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<A>()));
   for (std::int64_t row = 0; row < n; row += kRows) {
     const std::int64_t row_end = std::min(n, row + kRows);
     std::int64_t p = 0;
     for (; p + kVectors * width <= columns; p += kVectors * width) {
-      visit(ColumnTile<T, kVectors, AllLanes>{row, row_end, p, {}});
+      visit(ColumnTile<A, kVectors, AllLanes>{row, row_end, p, {}});
     }
-    for (; p + width <= columns; p += width) visit(ColumnTile<T, 1, AllLanes>{row, row_end, p, {}});
-    if (p < columns) visit(ColumnTile<T, 1, FirstLanes>{row, row_end, p, {columns - p}});
+    for (; p + width <= columns; p += width) visit(ColumnTile<A, 1, AllLanes>{row, row_end, p, {}});
+    if (p < columns) visit(ColumnTile<A, 1, FirstLanes>{row, row_end, p, {columns - p}});
   }
 }
 
 // Columns' states are touched in whole vectors: those of columns that do not exist are there, and mean nothing.
-template <typename T>
+template <typename A>
 HWY_INLINE std::int64_t States(std::int64_t columns) {
-  const auto width = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<T>()));
+  const auto width = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<A>()));
   return (columns + width - 1) / width * width;
 }
 
 template <typename T>
-HWY_INLINE void MaxOfColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* max) {
-  std::fill_n(max, States<T>(columns), -std::numeric_limits<T>::infinity());
-  ForEachTile<T>(n, columns, [&](const auto& tile) HWY_ATTR {
+HWY_INLINE void MaxOfColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns,
+                             Accumulator<T>* max) {
+  using A = Accumulator<T>;
+  std::fill_n(max, States<A>(columns), -std::numeric_limits<A>::infinity());
+  ForEachTile<A>(n, columns, [&](const auto& tile) HWY_ATTR {
     tile.Update(max, [&](auto so_far, std::int64_t i, int v)
                          HWY_ATTR { return hn::Max(so_far, tile.Load(x + i * x_stride, v)); });
   });
 }
 
 // The sum of term(tile, i, v) down the columns.
-template <typename T, class Term>
-HWY_INLINE void SumOfColumns(std::int64_t n, std::int64_t columns, T* sum, Term&& term) {
-  HWY_ALIGN T lost[kMostColumns];
-  std::fill_n(lost, States<T>(columns), T{0});
-  std::fill_n(sum, States<T>(columns), T{0});
-  ForEachTile<T>(n, columns, [&](const auto& tile) HWY_ATTR {
+template <typename A, class Term>
+HWY_INLINE void SumOfColumns(std::int64_t n, std::int64_t columns, A* sum, Term&& term) {
+  HWY_ALIGN A lost[kMostColumns];
+  std::fill_n(lost, States<A>(columns), A{0});
+  std::fill_n(sum, States<A>(columns), A{0});
+  ForEachTile<A>(n, columns, [&](const auto& tile) HWY_ATTR {
     tile.Add(sum, lost, [&](std::int64_t i, int v) HWY_ATTR { return term(tile, i, v); });
   });
 }
 
+// An exponential that a half cannot hold is computed again.
 template <typename T>
 void SoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
                     std::int64_t out_stride) {
-  const hn::ScalableTag<T> d;
-  HWY_ALIGN T max[kMostColumns], sum[kMostColumns];
+  using A = Accumulator<T>;
+  const hn::ScalableTag<A> d;
+  HWY_ALIGN A max[kMostColumns], sum[kMostColumns];
   MaxOfColumns(x, x_stride, n, columns, max);
+  const auto term = [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
+    return ScaledExp(d, hn::Sub(tile.Load(x + i * x_stride, v), hn::Load(d, max + tile.Column(v))));
+  };
   SumOfColumns(n, columns, sum, [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
-    const auto less = hn::Sub(tile.Load(x + i * x_stride, v), hn::Load(d, max + tile.Column(v)));
-    const auto term = ScaledExp(d, less);
-    tile.Store(term, out + i * out_stride, v);
-    return term;
+    const auto result = term(tile, i, v);
+    if constexpr (!kIsHalf<T>) tile.Store(result, out + i * out_stride, v);
+    return result;
   });
-  ForEachVector(d, States<T>(columns), [&](auto, std::int64_t p) HWY_ATTR {
-    hn::Store(hn::Div(hn::Set(d, T{1}), hn::Load(d, sum + p)), d, sum + p);
+  ForEachVector(d, States<A>(columns), [&](auto, std::int64_t p) HWY_ATTR {
+    hn::Store(hn::Div(hn::Set(d, A{1}), hn::Load(d, sum + p)), d, sum + p);
   });
-  ForEachTile<T>(n, columns, [&](const auto& tile) HWY_ATTR {
+  ForEachTile<A>(n, columns, [&](const auto& tile) HWY_ATTR {
     tile.ForEach([&](std::int64_t i, int v) HWY_ATTR {
       T* const row = out + i * out_stride;
-      tile.Store(hn::Mul(tile.Load(row, v), hn::Load(d, sum + tile.Column(v))), row, v);
+      const auto factor = hn::Load(d, sum + tile.Column(v));
+      if constexpr (kIsHalf<T>) {
+        tile.Store(hn::Mul(term(tile, i, v), factor), row, v);
+      } else {
+        tile.Store(hn::Mul(tile.Load(row, v), factor), row, v);
+      }
     });
   });
 }
@@ -288,17 +326,18 @@ void SoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int6
 template <typename T>
 void LogSoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
                        std::int64_t out_stride) {
-  const hn::ScalableTag<T> d;
-  HWY_ALIGN T max[kMostColumns], sum[kMostColumns];
+  using A = Accumulator<T>;
+  const hn::ScalableTag<A> d;
+  HWY_ALIGN A max[kMostColumns], sum[kMostColumns];
   MaxOfColumns(x, x_stride, n, columns, max);
   const auto less_max = [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
     return hn::Sub(tile.Load(x + i * x_stride, v), hn::Load(d, max + tile.Column(v)));
   };
   SumOfColumns(n, columns, sum,
                [&](const auto& tile, std::int64_t i, int v) HWY_ATTR { return ScaledExp(d, less_max(tile, i, v)); });
-  ForEachVector(d, States<T>(columns),
+  ForEachVector(d, States<A>(columns),
                 [&](auto, std::int64_t p) HWY_ATTR { hn::Store(LogOfSum(d, hn::Load(d, sum + p)), d, sum + p); });
-  ForEachTile<T>(n, columns, [&](const auto& tile) HWY_ATTR {
+  ForEachTile<A>(n, columns, [&](const auto& tile) HWY_ATTR {
     tile.ForEach([&](std::int64_t i, int v) HWY_ATTR {
       tile.Store(hn::Sub(less_max(tile, i, v), hn::Load(d, sum + tile.Column(v))), out + i * out_stride, v);
     });
@@ -307,8 +346,9 @@ void LogSoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::i
 
 template <typename T>
 void LogSumExpColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out, std::int64_t) {
-  const hn::ScalableTag<T> d;
-  HWY_ALIGN T max[kMostColumns], sum[kMostColumns];
+  using A = Accumulator<T>;
+  const hn::ScalableTag<A> d;
+  HWY_ALIGN A max[kMostColumns], sum[kMostColumns];
   MaxOfColumns(x, x_stride, n, columns, max);
   SumOfColumns(n, columns, sum, [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
     const auto shift = FiniteMax(d, hn::Load(d, max + tile.Column(v)));

@@ -22,6 +22,8 @@ constexpr SoftmaxKernel<T> kSoftmax{
     {&InOnePart<T, WriteLogSumExp<T>>, kPart, &Finish<T, WriteLogSumExp<T>>, &LogSumExpColumns<T>},
 };
 
+const SoftmaxKernel<Float16>* SoftmaxF16() { return &kSoftmax<Float16>; }
+const SoftmaxKernel<BFloat16>* SoftmaxBF16() { return &kSoftmax<BFloat16>; }
 const SoftmaxKernel<float>* SoftmaxF32() { return &kSoftmax<float>; }
 const SoftmaxKernel<double>* SoftmaxF64() { return &kSoftmax<double>; }
 
@@ -32,9 +34,19 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
+HWY_EXPORT(SoftmaxF16);
+HWY_EXPORT(SoftmaxBF16);
 HWY_EXPORT(SoftmaxF32);
 HWY_EXPORT(SoftmaxF64);
 
+template <>
+const SoftmaxKernel<Float16>& GetSoftmaxKernel() {
+  return *HEADWISE_DISPATCH(SoftmaxF16)();
+}
+template <>
+const SoftmaxKernel<BFloat16>& GetSoftmaxKernel() {
+  return *HEADWISE_DISPATCH(SoftmaxBF16)();
+}
 template <>
 const SoftmaxKernel<float>& GetSoftmaxKernel() {
   return *HEADWISE_DISPATCH(SoftmaxF32)();

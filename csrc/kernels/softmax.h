@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "headwise/half.h"
+
 namespace headwise {
 
 // Columns of one call: their maxima and sums stay in the first-level cache.
@@ -21,14 +23,15 @@ struct SoftmaxRows {
   std::int64_t x_stride;
   T* out;
   std::int64_t out_stride;
-  T* streamed;  // room for n elements if the results shall go past the caches, or null
+  Accumulator<T>* terms;  // room for n exponentials where `out` shall not hold them: halves, and past the caches
+  bool streamed;          // past the caches
 };
 
 // What a part of a row adds: its maximum, and its sum of 2^kExpShift exp(x_i - maximum) with infinities cut to the
 // greatest finite number in that exponent.
-template <typename T>
+template <typename A>
 struct SoftmaxPart {
-  T max;
+  A max;
   double sum;
 };
 
@@ -39,7 +42,7 @@ struct SoftmaxFunctions {
   void (*rows)(const SoftmaxRows<T>& rows);
   std::int64_t longest_row;
   // Results of n elements of a row that is `whole` in all; log-sum-exp writes its one value and needs no x.
-  void (*finish)(const T* x, std::int64_t n, SoftmaxPart<T> whole, T* out, bool streamed);
+  void (*finish)(const T* x, std::int64_t n, SoftmaxPart<Accumulator<T>> whole, T* out, bool streamed);
   // Up to kMostColumns lanes side by side; the elements of each are a stride apart.
   void (*columns)(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
                   std::int64_t out_stride);
@@ -48,7 +51,7 @@ struct SoftmaxFunctions {
 template <typename T>
 struct SoftmaxKernel {
   // Of up to kPart elements; `next` is as many that will be read soon.
-  SoftmaxPart<T> (*part)(const T* x, std::int64_t n, const T* next);
+  SoftmaxPart<Accumulator<T>> (*part)(const T* x, std::int64_t n, const T* next);
   SoftmaxFunctions<T> softmax;
   SoftmaxFunctions<T> log_softmax;
   SoftmaxFunctions<T> log_sum_exp;

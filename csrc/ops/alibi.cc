@@ -8,7 +8,7 @@ namespace headwise {
 namespace {
 
 template <typename T>
-void Run(View<const T, 4> scores, const T* slopes, std::int64_t offset, View<T, 4> out) {
+void Run(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset, View<T, 4> out) {
   const std::int64_t heads = scores.shape[1], query_len = scores.shape[2], key_len = scores.shape[3];
   const AlibiKernel<T>& kernel = GetAlibiKernel<T>();
   const std::int64_t rows = scores.shape[0] * heads * query_len;
@@ -27,6 +27,12 @@ void Run(View<const T, 4> scores, const T* slopes, std::int64_t offset, View<T, 
 
 }  // namespace
 
+void AddAlibi(View<const Float16, 4> scores, const float* slopes, std::int64_t offset, View<Float16, 4> out) {
+  Run(scores, slopes, offset, out);
+}
+void AddAlibi(View<const BFloat16, 4> scores, const float* slopes, std::int64_t offset, View<BFloat16, 4> out) {
+  Run(scores, slopes, offset, out);
+}
 void AddAlibi(View<const float, 4> scores, const float* slopes, std::int64_t offset, View<float, 4> out) {
   Run(scores, slopes, offset, out);
 }

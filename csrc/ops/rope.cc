@@ -16,7 +16,10 @@ namespace {
 constexpr std::int64_t kBlockBytes = 16 << 10;
 
 template <typename T>
-void Run(View<const T, 4> x, View<const T, 4> cos, View<const T, 4> sin, bool interleaved, View<T, 4> out) {
+using Angles = View<const Accumulator<T>, 4>;
+
+template <typename T>
+void Run(View<const T, 4> x, Angles<T> cos, Angles<T> sin, bool interleaved, View<T, 4> out) {
   const auto [batch, heads, seq, dim] = x.shape;
   if (dim == 0) return;
   const RopeKernel<T>& kernel = GetRopeKernel<T>();
@@ -53,6 +56,14 @@ void Run(View<const T, 4> x, View<const T, 4> cos, View<const T, 4> sin, bool in
 
 }  // namespace
 
+void ApplyRope(View<const Float16, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
+               View<Float16, 4> out) {
+  Run(x, cos, sin, interleaved, out);
+}
+void ApplyRope(View<const BFloat16, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
+               View<BFloat16, 4> out) {
+  Run(x, cos, sin, interleaved, out);
+}
 void ApplyRope(View<const float, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
                View<float, 4> out) {
   Run(x, cos, sin, interleaved, out);

@@ -41,20 +41,22 @@ void RunRows(View<const T, 3> x, const SoftmaxFunctions<T>& functions, View<T, 3
   const std::int64_t tasks = threads == 1 ? 1 : std::min<std::int64_t>(outer, 8 * threads);
   const bool streamed = Streamed(x, out);
   std::unique_ptr<const Scratch> scratch;
-  if (streamed) scratch = std::make_unique<Scratch>(threads, static_cast<std::size_t>(n) * sizeof(T));
+  if (streamed || kIsHalf<T>) {
+    scratch = std::make_unique<Scratch>(threads, static_cast<std::size_t>(n) * sizeof(Accumulator<T>));
+  }
   ParallelFor(tasks, threads, [&, outer = outer, n = n](std::int64_t task, int thread) {
     const std::int64_t begin = outer * task / tasks, end = outer * (task + 1) / tasks;
     functions.rows({end - begin, n, x.at(begin), x.stride[0], out.at(begin), out.stride[0],
-                    streamed ? reinterpret_cast<T*>(scratch->thread(thread)) : nullptr});
+                    scratch ? reinterpret_cast<Accumulator<T>*>(scratch->thread(thread)) : nullptr, streamed});
   });
 }
 
 // Two parts as one, in double.
-template <typename T>
-SoftmaxPart<T> Join(SoftmaxPart<T> a, SoftmaxPart<T> b) {
-  constexpr double kMost = std::numeric_limits<T>::max();
-  const T max = std::max(a.max, b.max);
-  const auto sum = [&](SoftmaxPart<T> part) {
+template <typename A>
+SoftmaxPart<A> Join(SoftmaxPart<A> a, SoftmaxPart<A> b) {
+  constexpr double kMost = std::numeric_limits<A>::max();
+  const A max = std::max(a.max, b.max);
+  const auto sum = [&](SoftmaxPart<A> part) {
     return part.sum * std::exp(std::clamp<double>(part.max, -kMost, kMost) - std::clamp<double>(max, -kMost, kMost));
   };
   return {max, sum(a) + sum(b)};
@@ -67,7 +69,8 @@ void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxF
   const auto [outer, n, inner] = x.shape;
   const std::int64_t parts = (n + kPart - 1) / kPart;
   const bool streamed = Streamed(x, out);
-  std::vector<SoftmaxPart<T>> found(static_cast<std::size_t>(outer * parts));
+  using Part = SoftmaxPart<Accumulator<T>>;
+  std::vector<Part> found(static_cast<std::size_t>(outer * parts));
   // Parts [begin, end) of all rows.
   const auto measure = [&, n = n](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
@@ -78,7 +81,7 @@ void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxF
     }
   };
   const auto join = [&](std::int64_t row) {
-    SoftmaxPart<T>* const of_row = &found[static_cast<std::size_t>(row * parts)];
+    Part* const of_row = &found[static_cast<std::size_t>(row * parts)];
     for (std::int64_t p = 1; p < parts; ++p) of_row[0] = Join(of_row[0], of_row[p]);
   };
   const std::int64_t results = out.shape[1];  // n or 1
@@ -135,12 +138,24 @@ View<T, 3> WithAxis(View<T, 2> lanes) {
 
 }  // namespace
 
+void Softmax(View<const Float16, 3> x, View<Float16, 3> out) { Run(x, &SoftmaxKernel<Float16>::softmax, out); }
+void Softmax(View<const BFloat16, 3> x, View<BFloat16, 3> out) { Run(x, &SoftmaxKernel<BFloat16>::softmax, out); }
 void Softmax(View<const float, 3> x, View<float, 3> out) { Run(x, &SoftmaxKernel<float>::softmax, out); }
 void Softmax(View<const double, 3> x, View<double, 3> out) { Run(x, &SoftmaxKernel<double>::softmax, out); }
 
+void LogSoftmax(View<const Float16, 3> x, View<Float16, 3> out) { Run(x, &SoftmaxKernel<Float16>::log_softmax, out); }
+void LogSoftmax(View<const BFloat16, 3> x, View<BFloat16, 3> out) {
+  Run(x, &SoftmaxKernel<BFloat16>::log_softmax, out);
+}
 void LogSoftmax(View<const float, 3> x, View<float, 3> out) { Run(x, &SoftmaxKernel<float>::log_softmax, out); }
 void LogSoftmax(View<const double, 3> x, View<double, 3> out) { Run(x, &SoftmaxKernel<double>::log_softmax, out); }
 
+void LogSumExp(View<const Float16, 3> x, View<Float16, 2> out) {
+  Run(x, &SoftmaxKernel<Float16>::log_sum_exp, WithAxis(out));
+}
+void LogSumExp(View<const BFloat16, 3> x, View<BFloat16, 2> out) {
+  Run(x, &SoftmaxKernel<BFloat16>::log_sum_exp, WithAxis(out));
+}
 void LogSumExp(View<const float, 3> x, View<float, 2> out) {
   Run(x, &SoftmaxKernel<float>::log_sum_exp, WithAxis(out));
 }

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <limits>
 
+#include "reference/half.h"
+
 namespace headwise::reference {
 namespace {
 
@@ -19,7 +21,7 @@ void ForEachLane(View<const T, 3> x, Function function) {
   for (std::int64_t o = 0; o < x.shape[0]; ++o) {
     for (std::int64_t p = 0; p < x.shape[2]; ++p) {
       std::vector<double> lane;
-      for (std::int64_t i = 0; i < x.shape[1]; ++i) lane.push_back(*x.at(o, i, p));
+      for (std::int64_t i = 0; i < x.shape[1]; ++i) lane.push_back(ToDouble(*x.at(o, i, p)));
       function(o, p, lane);
     }
   }
@@ -100,13 +102,13 @@ std::vector<double> LogSumExp(View<const T, 3> x) {
 }
 
 template <typename T>
-std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps) {
+std::vector<double> LayerNorm(View<const T, 2> x, const Accumulator<T>* gamma, const Accumulator<T>* beta, double eps) {
   const auto [rows, n] = x.shape;
   std::vector<double> out;
   for (std::int64_t r = 0; r < rows; ++r) {
     // From the first element on: differences are exact, and neither moment depends on the origin.
     std::vector<Sum> row;
-    for (std::int64_t i = 0; i < n; ++i) row.push_back(static_cast<Sum>(*x.at(r, i)) - *x.at(r, 0));
+    for (std::int64_t i = 0; i < n; ++i) row.push_back(static_cast<Sum>(ToDouble(*x.at(r, i))) - ToDouble(*x.at(r, 0)));
     Sum mean = 0, variance = 0;
     for (Sum value : row) mean += value / static_cast<Sum>(n);
     for (Sum value : row) variance += (value - mean) * (value - mean) / static_cast<Sum>(n);
@@ -118,7 +120,8 @@ std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta,
 }
 
 template <typename T>
-std::vector<double> ApplyRope(View<const T, 4> x, View<const T, 4> cos, View<const T, 4> sin, bool interleaved) {
+std::vector<double> ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const Accumulator<T>, 4> sin,
+                              bool interleaved) {
   const auto [batch, heads, seq, dim] = x.shape;
   std::vector<double> out(batch * heads * seq * dim);
   double* row = out.data();
@@ -127,7 +130,7 @@ std::vector<double> ApplyRope(View<const T, 4> x, View<const T, 4> cos, View<con
       for (std::int64_t s = 0; s < seq; ++s, row += dim) {
         for (std::int64_t i = 0; i < dim / 2; ++i) {
           const std::int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + dim / 2;
-          const double a = *x.at(n, h, s, first), b = *x.at(n, h, s, second);
+          const double a = ToDouble(*x.at(n, h, s, first)), b = ToDouble(*x.at(n, h, s, second));
           const double c = *cos.at(n, h, s, i), d = *sin.at(n, h, s, i);
           row[first] = a * c - b * d;
           row[second] = a * d + b * c;
@@ -139,7 +142,7 @@ std::vector<double> ApplyRope(View<const T, 4> x, View<const T, 4> cos, View<con
 }
 
 template <typename T>
-std::vector<double> AddAlibi(View<const T, 4> scores, const T* slopes, std::int64_t offset) {
+std::vector<double> AddAlibi(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset) {
   const auto [batch, heads, query_len, key_len] = scores.shape;
   std::vector<double> out;
   for (std::int64_t n = 0; n < batch; ++n) {
@@ -147,7 +150,7 @@ std::vector<double> AddAlibi(View<const T, 4> scores, const T* slopes, std::int6
       for (std::int64_t i = 0; i < query_len; ++i) {
         for (std::int64_t j = 0; j < key_len; ++j) {
           const auto distance = static_cast<double>(std::abs(i + offset - j));
-          out.push_back(*scores.at(n, h, i, j) - static_cast<double>(slopes[h]) * distance);
+          out.push_back(ToDouble(*scores.at(n, h, i, j)) - static_cast<double>(slopes[h]) * distance);
         }
       }
     }
@@ -203,17 +206,25 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
   return result;
 }
 
-#define HEADWISE_REFERENCE(T)                                                                         \
-  template std::vector<double> Softmax(View<const T, 3>);                                             \
-  template std::vector<double> LogSoftmax(View<const T, 3>);                                          \
-  template std::vector<double> LogSumExp(View<const T, 3>);                                           \
-  template std::vector<double> LayerNorm(View<const T, 2>, const T*, const T*, double);               \
-  template std::vector<double> ApplyRope(View<const T, 4>, View<const T, 4>, View<const T, 4>, bool); \
-  template std::vector<double> AddAlibi(View<const T, 4>, const T*, std::int64_t);                    \
-  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const T*);                  \
-  template AttentionResult Attention(const AttentionArgs<T>&)
+#define HEADWISE_REFERENCE(T)                                                                                     \
+  template std::vector<double> Softmax(View<const T, 3>);                                                         \
+  template std::vector<double> LogSoftmax(View<const T, 3>);                                                      \
+  template std::vector<double> LogSumExp(View<const T, 3>);                                                       \
+  template std::vector<double> LayerNorm(View<const T, 2>, const Accumulator<T>*, const Accumulator<T>*, double); \
+  template std::vector<double> ApplyRope(View<const T, 4>, View<const Accumulator<T>, 4>,                         \
+                                         View<const Accumulator<T>, 4>, bool);                                    \
+  template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t)
 
+HEADWISE_REFERENCE(Float16);
+HEADWISE_REFERENCE(BFloat16);
 HEADWISE_REFERENCE(float);
 HEADWISE_REFERENCE(double);
+
+#define HEADWISE_REFERENCE_OF_PRODUCTS(T)                                            \
+  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const T*); \
+  template AttentionResult Attention(const AttentionArgs<T>&)
+
+HEADWISE_REFERENCE_OF_PRODUCTS(float);
+HEADWISE_REFERENCE_OF_PRODUCTS(double);
 
 }  // namespace headwise::reference

@@ -6,11 +6,12 @@
 #include <vector>
 
 #include "headwise/attention.h"
+#include "headwise/half.h"
 #include "headwise/tensor.h"
 
 namespace headwise::reference {
 
-// T is float or double. The arguments are those of the functions of the same names in headwise/*.h.
+// The arguments are those of the functions of the same names in headwise/*.h; T is any type that those take.
 
 template <typename T>
 std::vector<double> Softmax(View<const T, 3> x);
@@ -20,13 +21,14 @@ template <typename T>
 std::vector<double> LogSumExp(View<const T, 3> x);
 
 template <typename T>
-std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps);
+std::vector<double> LayerNorm(View<const T, 2> x, const Accumulator<T>* gamma, const Accumulator<T>* beta, double eps);
 
 template <typename T>
-std::vector<double> ApplyRope(View<const T, 4> x, View<const T, 4> cos, View<const T, 4> sin, bool interleaved);
+std::vector<double> ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const Accumulator<T>, 4> sin,
+                              bool interleaved);
 
 template <typename T>
-std::vector<double> AddAlibi(View<const T, 4> scores, const T* slopes, std::int64_t offset);
+std::vector<double> AddAlibi(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset);
 
 template <typename T>
 std::vector<double> Linear(View<const T, 2> x, View<const T, 2> weight, const T* bias);

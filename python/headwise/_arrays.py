@@ -81,7 +81,8 @@ def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype to compute in (float32 or float64) and the dtype of the result.
 
     The result's is what NumPy promotes the arguments to, or float64 for integers and bool. Half precision is computed
-    in float32; bfloat16 beside another dtype counts as float32.
+    in float32; bfloat16 beside another dtype counts as float32. A backend reads and writes arrays of the result's dtype
+    where :class:`headwise._backend.Backend` allows halves, else arrays of the first.
     """
     first = arrays[0][1].dtype
     if first is FLOAT32 or first is FLOAT64:

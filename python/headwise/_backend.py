@@ -35,6 +35,10 @@ class Backend(Protocol):
     All floating arrays of one call share one dtype, float32 or float64, native byte order, aligned, strides that are
     multiples of the item size. Outputs are allocated by the caller and written in place; nothing is returned.
     Only inputs may have strides of 0. ``bool`` arrays are one byte per entry, true = keep.
+
+    What softmax and kin, rotary embedding, ALiBi and layer normalisation read and write, ``x`` (or ``scores``) and
+    ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead. Their other arrays are float32 then, everything is
+    computed in float32, and results are rounded once.
     """
 
     def softmax(self, x: Array, out: Array) -> None:
@@ -77,8 +81,8 @@ class Backend(Protocol):
         1 instead. Last axes contiguous. ``out`` may be ``x`` itself."""
 
     def add_alibi(self, scores: Array, slopes: Array, offset: int, out: Array) -> None:
-        """``out[n, h, i, j] = scores[n, h, i, j] - slopes[h] * abs(i + offset - j)``; last axes contiguous; ``slopes``
-        has the dtype of ``scores``. ``out`` may be ``scores`` itself."""
+        """``out[n, h, i, j] = scores[n, h, i, j] - slopes[h] * abs(i + offset - j)``; last axes contiguous; ``out``
+        may be ``scores`` itself."""
 
     def linear(self, x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
         """``x`` (rows, in) with last axis contiguous, ``weight`` (in, out) with either axis contiguous, ``bias``

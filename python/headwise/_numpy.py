@@ -1,7 +1,8 @@
 """The NumPy backend: the functions of :class:`headwise._backend.Backend`.
 
-Everything is done in blocks that stay in cache, and attention never holds more than a block of its scores. Entries that
-overflow or turn into NaN do so by IEEE rules and without warnings, as in the native core.
+Everything is done in blocks that stay in cache: attention never holds more than a block of its scores, and of halves
+(float16 and bfloat16) no more than a block is held as float32. Entries that overflow or turn into NaN do so by IEEE
+rules and without warnings, as in the native core.
 """
 
 from __future__ import annotations
@@ -26,37 +27,62 @@ _threads = 1
 
 
 def softmax(x: Array, out: Array) -> None:
-    with np.errstate(all="ignore"):
-        for part in _parts(x):
-            _exp_from_peak(x[part], out[part])
-            out[part] /= _sum(out[part])
+    for o, p in _lanes(x):
+        _in_float(_softmax, x[o, :, p], out[o, :, p])
 
 
 def log_softmax(x: Array, out: Array) -> None:
-    with np.errstate(all="ignore"):
-        for part in _parts(x):
-            shifted = x[part] - x[part].max(axis=1, keepdims=True)
-            np.subtract(shifted, np.log(_sum(np.exp(shifted))), out=out[part])
+    for o, p in _lanes(x):
+        _in_float(_log_softmax, x[o, :, p], out[o, :, p])
 
 
 def logsumexp(x: Array, out: Array) -> None:
-    with np.errstate(all="ignore"):
-        for part in _parts(x):
-            peak = x[part].max(axis=1, keepdims=True)
-            # An infinite peak is the result by itself; inf - inf would make it NaN.
-            peak[np.isinf(peak)] = 0
-            out[part] = (np.log(_sum(np.exp(x[part] - peak))) + peak)[:, 0]
+    for o, p in _lanes(x):
+        _in_float(_logsumexp, x[o, :, p], out[o, p])
 
 
-def _exp_from_peak(x: Array, out: Array) -> None:
+def _softmax(x: Array, out: Array) -> None:
     np.subtract(x, x.max(axis=1, keepdims=True), out=out)
     np.exp(out, out=out)
+    out /= _sum(out)
+
+
+def _log_softmax(x: Array, out: Array) -> None:
+    shifted = x - x.max(axis=1, keepdims=True)
+    np.subtract(shifted, np.log(_sum(np.exp(shifted))), out=out)
+
+
+def _logsumexp(x: Array, out: Array) -> None:
+    peak = x.max(axis=1, keepdims=True)
+    # An infinite peak is the result by itself; inf - inf would make it NaN.
+    peak[np.isinf(peak)] = 0
+    out[...] = (np.log(_sum(np.exp(x - peak))) + peak)[:, 0]
+
+
+def _in_float(function: Callable[[Array, Array], None], x: Array, out: Array) -> None:
+    """``function(x, out)`` of a block; halves are computed in float32 and rounded once."""
+    with np.errstate(all="ignore"):
+        if x.dtype.itemsize > 2:
+            function(x, out)
+            return
+        result = np.empty(out.shape, np.float32)
+        function(x.astype(np.float32), result)
+        out[...] = result
 
 
 def _sum(x: Array) -> Array:
     # NumPy sums pairwise only along a contiguous axis; elsewhere the rounding of float32 would grow with its length.
     total: Array = x.sum(axis=1, keepdims=True, dtype=x.dtype if x.shape[2] == 1 else np.float64)
     return total.astype(x.dtype, copy=False)
+
+
+def _lanes(x: Array) -> Iterator[tuple[slice, slice]]:
+    """Slices of the first and of the last axis: about a block of entries each where they are halves."""
+    _, n, inner = x.shape
+    columns = inner if x.dtype.itemsize > 2 else max(1, _BLOCK // max(1, n))
+    for rows in _parts(x):
+        for start in range(0, inner, columns):
+            yield rows, slice(start, start + columns)
 
 
 def _parts(x: Array) -> Iterator[slice]:
@@ -227,23 +253,33 @@ def apply_rope(x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) 
     first = slice(0, None, 2) if interleaved else slice(0, dim // 2)
     second = slice(1, None, 2) if interleaved else slice(dim // 2, None)
     cos, sin = (np.broadcast_to(table, (batch, heads, seq, dim // 2)) for table in (cos, sin))
-    with np.errstate(all="ignore"):
-        for tile in _tiles(batch, heads, seq * dim):
-            a, b, c, s = x[tile][..., first], x[tile][..., second], cos[tile], sin[tile]
-            # Both halves before either is written: `out` may be `x`.
-            rotated = a * c - b * s, b * c + a * s
-            out[tile][..., first], out[tile][..., second] = rotated
+    rows = max(1, min(seq, _BLOCK // dim))
+    for start in range(0, seq, rows):
+        for tile in _tiles(batch, heads, rows * dim):
+            where = (*tile, slice(start, start + rows))
+            c, s = cos[where], sin[where]
+
+            def rotate(x: Array, out: Array, c: Array = c, s: Array = s) -> None:
+                a, b = x[..., first], x[..., second]
+                # Both halves before either is written: `out` may be `x`.
+                out[..., first], out[..., second] = a * c - b * s, b * c + a * s
+
+            _in_float(rotate, x[where], out[where])
 
 
 def add_alibi(scores: Array, slopes: Array, offset: int, out: Array) -> None:
-    query_len, key_len = scores.shape[2:]
-    rows = max(1, _BLOCK // max(1, key_len))
-    with np.errstate(all="ignore"):
-        for start in range(0, query_len, rows):
-            r = slice(start, min(start + rows, query_len))
-            distance = _distance(offset + start, r.stop - start, 0, key_len, scores.dtype)
-            for h, slope in enumerate(slopes):
-                np.subtract(scores[:, h, r], slope * distance, out=out[:, h, r])
+    batch, heads, query_len, key_len = scores.shape
+    rows = max(1, min(query_len, _BLOCK // max(1, key_len)))
+    for start in range(0, query_len, rows):
+        distance = _distance(offset + start, min(rows, query_len - start), 0, key_len, slopes.dtype)
+        for b, h in _tiles(batch, heads, rows * key_len):
+            bias = slopes[h, None, None] * distance
+
+            def subtract(scores: Array, out: Array, bias: Array = bias) -> None:
+                np.subtract(scores, bias, out=out)
+
+            where = b, h, slice(start, start + rows)
+            _in_float(subtract, scores[where], out[where])
 
 
 # --- what stands around attention ---
@@ -261,13 +297,15 @@ def pack_linear(weight: Array, bias: Array | None, precision: str) -> Callable[[
 
 
 def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
-    with np.errstate(all="ignore"):
-        for part in _parts(x):
-            centred = x[part] - x[part].mean(axis=1, keepdims=True)
-            variance = np.square(centred).mean(axis=1, keepdims=True)
-            centred /= np.sqrt(variance + eps)
-            centred *= gamma
-            np.add(centred, beta, out=out[part])
+    def normalize(x: Array, out: Array) -> None:
+        centred = x - x.mean(axis=1, keepdims=True)
+        variance = np.square(centred).mean(axis=1, keepdims=True)
+        centred /= np.sqrt(variance + eps)
+        centred *= gamma
+        np.add(centred, beta, out=out)
+
+    for part in _parts(x):
+        _in_float(normalize, x[part], out[part])
 
 
 # --- configuration ---

@@ -82,7 +82,8 @@ def softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
     Returns
     -------
     ndarray
-        Of the shape of `x`, in its dtype; float64 for integers and bool. NaN along an axis of nothing but -inf.
+        Of the shape of `x`, in its dtype; float64 for integers and bool. float16 and bfloat16 are computed in float32
+        and rounded once. NaN along an axis of nothing but -inf.
 
     Raises
     ------
@@ -116,7 +117,8 @@ def log_softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Ar
     Returns
     -------
     ndarray
-        Of the shape of `x`, in its dtype; float64 for integers and bool.
+        Of the shape of `x`, in its dtype; float64 for integers and bool. float16 and bfloat16 are computed in float32
+        and rounded once.
 
     Raises
     ------
@@ -147,7 +149,8 @@ def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
     Returns
     -------
     ndarray
-        In the dtype of `x`; float64 for integers and bool. -inf for an empty axis and for one of nothing but -inf.
+        In the dtype of `x`; float64 for integers and bool. float16 and bfloat16 are computed in float32 and rounded
+        once. -inf for an empty axis and for one of nothing but -inf.
 
     Raises
     ------
@@ -162,32 +165,32 @@ def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
     """
     a = as_array(x, "x")
     ready = plain(a)
-    compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a))
+    dtype = a.dtype if ready else promote(("x", a))[1]
     axis = check_axis(axis, a)
     keepdims = check_flag(keepdims, "keepdims")
     shape = a.shape
     lanes = outer, n, inner = _lanes(shape, axis)
-    result = allocate((outer, inner), compute)
+    result = allocate((outer, inner), dtype)
     if n == 0:
         result.fill(-np.inf)
     elif result.size:
-        _backend.current().logsumexp(a.reshape(lanes) if ready else _as_lanes(a, lanes, compute), result)
+        _backend.current().logsumexp(a.reshape(lanes) if ready else _as_lanes(a, lanes, dtype), result)
     middle = (1,) if keepdims else ()
-    return deliver(result.reshape(shape[:axis] + middle + shape[axis + 1 :]), None, dtype)
+    return result.reshape(shape[:axis] + middle + shape[axis + 1 :])
 
 
 def _normalize(kernel: Callable[[Array, Array], None], x: ArrayLike, axis: int, out: Array | None) -> Array:
     a = as_array(x, "x")
     ready = plain(a)
-    compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a))
+    dtype = a.dtype if ready else promote(("x", a))[1]
     axis = check_axis(axis, a)
     shape = a.shape
     if out is not None:
         check_out(out, shape, dtype, ("x", a), inplace=a)
-    result = destination(out, shape, compute, contiguous=True)
+    result = destination(out, shape, dtype, contiguous=True)
     if result.size:
         lanes = _lanes(shape, axis)
-        kernel(a.reshape(lanes) if ready else _as_lanes(a, lanes, compute), result.reshape(lanes))
+        kernel(a.reshape(lanes) if ready else _as_lanes(a, lanes, dtype), result.reshape(lanes))
     return deliver(result, out, dtype)
 
 
@@ -236,7 +239,8 @@ def layer_normalization(
     Returns
     -------
     ndarray
-        Of the shape of `x`, in the dtype that `x`, `gamma` and `beta` promote to.
+        Of the shape of `x`, in the dtype that `x`, `gamma` and `beta` promote to. float16 and bfloat16 are computed in
+        float32 and rounded once.
 
     Raises
     ------
@@ -271,10 +275,10 @@ def layer_normalization(
         check_out(out, a.shape, dtype, ("x", a), ("gamma", g), ("beta", b), inplace=a)
     last = axis == a.ndim - 1
     moved = a if last else np.moveaxis(a, axis, -1)
-    result = destination(out if last else None, moved.shape, compute, contiguous=True)
+    result = destination(out if last else None, moved.shape, dtype, contiguous=True)
     if result.size:
         if not (ready and last):
-            moved = conform(moved, compute, last=True)
+            moved = conform(moved, dtype, last=True)
             g, b = conform(g, compute, last=True), conform(b, compute, last=True)
         _backend.current().layer_normalization(moved.reshape((-1, n)), g, b, epsilon, result.reshape((-1, n)))
     return deliver(result if last else np.moveaxis(result, -1, axis), out, dtype)

@@ -56,7 +56,8 @@ def apply_rope(
     Returns
     -------
     ndarray
-        Of the shape of `x`, in the dtype that the three arguments promote to.
+        Of the shape of `x`, in the dtype that the three arguments promote to. float16 and bfloat16 are computed in
+        float32 and rounded once.
 
     Raises
     ------
@@ -91,13 +92,19 @@ def apply_rope(
             raise ValueError(f"{name}: shape {table.shape}, expected one that broadcasts to {half}")
     if out is not None:
         check_out(out, shape, dtype, ("x", a), ("cos", c), ("sin", s), inplace=a)
-    result = destination(out, shape, compute)
+    result = destination(out, shape, dtype)
     if result.size:
         if not ready:
-            a, c, s = conform(a, compute, last=True), conform(c, compute, last=True), conform(s, compute, last=True)
-        c, s = four_axes(_full_last(c, half[-1]), half), four_axes(_full_last(s, half[-1]), half)
-        _backend.current().apply_rope(four_axes(a, shape), c, s, four_axes(result, shape), interleaved)
+            a, c, s = conform(a, dtype, last=True), conform(c, compute, last=True), conform(s, compute, last=True)
+        rotate(a, c, s, interleaved, result)
     return deliver(result, out, dtype)
+
+
+def rotate(a: Array, cos: Array, sin: Array, interleaved: bool, result: Array) -> None:
+    """:func:`apply_rope` of arrays that a backend takes, but for the number of their axes."""
+    half = (*a.shape[:-1], a.shape[-1] // 2)
+    c, s = four_axes(_full_last(cos, half[-1]), half), four_axes(_full_last(sin, half[-1]), half)
+    _backend.current().apply_rope(four_axes(a, a.shape), c, s, four_axes(result, a.shape), interleaved)
 
 
 def _full_last(a: Array, size: int) -> Array:
@@ -201,7 +208,7 @@ def add_alibi(
     ----------
     scores : array_like, (..., heads, query_len, key_len)
     slopes : array_like, (heads,), optional
-        Those of :func:`alibi_slopes` if None. Taken in the dtype of `scores`.
+        Those of :func:`alibi_slopes` if None. Taken in float64 if `scores` is computed in it, else in float32.
     offset : int
         The position of query 0 on the axis of the keys.
     out : ndarray, optional
@@ -210,7 +217,7 @@ def add_alibi(
     Returns
     -------
     ndarray
-        Of the shape and dtype of `scores`.
+        Of the shape and dtype of `scores`. float16 and bfloat16 are computed in float32 and rounded once.
 
     Raises
     ------
@@ -241,9 +248,9 @@ def add_alibi(
     shift = _check_offset(offset)
     if out is not None:
         check_out(out, a.shape, dtype, ("scores", a), ("slopes", steepness), inplace=a)
-    result = destination(out, a.shape, compute)
+    result = destination(out, a.shape, dtype)
     if result.size:
-        source, target = four_axes(conform(a, compute, last=True), a.shape), four_axes(result, a.shape)
+        source, target = four_axes(conform(a, dtype, last=True), a.shape), four_axes(result, a.shape)
         _backend.current().add_alibi(source, conform(steepness, compute, last=True), shift, target)
     return deliver(result, out, dtype)
 

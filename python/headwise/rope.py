@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._arrays import FLOAT64, as_array, check_flag, check_real, check_size, deliver, promote
+from ._arrays import FLOAT64, allocate, as_array, check_flag, check_real, check_size, conform, promote
 from ._layer import Layer, PositionTable, as_positions
-from ._ops import apply_rope
+from ._positions import rotate
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -132,7 +132,8 @@ class RotaryPositionalEmbedding(Layer):
         Returns
         -------
         ndarray
-            Of the shape and floating dtype of ``x`` (float64 for integers).
+            Of the shape and floating dtype of ``x`` (float64 for integers). float16 and bfloat16 are turned by float32
+            angles, computed in float32 and rounded once.
 
         Raises
         ------
@@ -147,15 +148,16 @@ class RotaryPositionalEmbedding(Layer):
                 f"x: shape {rows.shape}, expected (batch, seq, {self.d_model}), "
                 f"(batch, heads, seq, {self.d_model}) or (seq, {self.d_model})"
             )
-        dtype, result_dtype = promote(("x", rows))
+        compute, dtype = promote(("x", rows))
         if positions is None:
-            cos, sin = (table.first(rows.shape[-2], dtype) for table in (self._cos, self._sin))
+            cos, sin = (table.first(rows.shape[-2], compute) for table in (self._cos, self._sin))
         else:
             where = self._check_positions(positions, rows.shape)
-            cos, sin = (table.at(where, dtype) for table in (self._cos, self._sin))
-        # Half precision is rotated by float32 angles and rounded once, at the end.
-        rotated = apply_rope(rows.astype(dtype, copy=False), cos, sin, interleaved=self.interleaved)
-        return deliver(rotated, None, result_dtype)
+            cos, sin = (table.at(where, compute) for table in (self._cos, self._sin))
+        result = allocate(rows.shape, dtype)
+        if result.size:
+            rotate(conform(rows, dtype, last=True), cos, sin, self.interleaved, result)
+        return result
 
     def rotate_half(self, x: ArrayLike) -> Array:
         """Turn each pair of features by 90 degrees, ``(a, b)`` to ``(-b, a)``.

@@ -13,7 +13,7 @@ using Axes = std::array<std::int64_t, 4>;
 template <typename T>
 struct Case {
   Tensor<T, 4> scores;
-  Tensor<T, 1> slopes;
+  Tensor<Accumulator<T>, 1> slopes;
   Guard guard;
 
   explicit Case(Axes shape, Guard guard = Guard::kAfter)
@@ -48,6 +48,8 @@ void CheckSizes() {
   }
 }
 TEST_P(AlibiTest, EverySizeNothingOutOfBounds) {
+  CheckSizes<Float16>();
+  CheckSizes<BFloat16>();
   CheckSizes<float>();
   CheckSizes<double>();
 }
@@ -56,12 +58,14 @@ TEST_P(AlibiTest, EverySizeNothingOutOfBounds) {
 template <typename T>
 void CheckExact() {
   const Case<T> test({1, 2, 3, 100'000});
-  test.scores.ForEach([](T& element) { element = 0; });
-  test.slopes.data()[0] = T{0.5};
-  test.slopes.data()[1] = T{-2};
+  test.scores.ForEach([](T& element) { element = T{0}; });
+  test.slopes.data()[0] = 0.5;
+  test.slopes.data()[1] = -2;
   EXPECT_TRUE(Near(test.Run(40'000), reference::AddAlibi(test.scores.read(), test.slopes.data(), 40'000), 0, 0));
 }
 TEST_P(AlibiTest, DistancesAreExact) {
+  CheckExact<Float16>();
+  CheckExact<BFloat16>();
   CheckExact<float>();
   CheckExact<double>();
 }
@@ -71,12 +75,14 @@ void CheckNonFinite() {
   for (const double odd : {kNaN, kInf, -kInf}) {
     for (std::int64_t where = 0; where < 37; ++where) {
       const Case<T> test({1, 1, 3, 37});
-      *test.scores.view().at(0, 0, 1, where) = static_cast<T>(odd);
+      *test.scores.view().at(0, 0, 1, where) = reference::Nearest<T>(odd);
       test.Check(0);
     }
   }
 }
 TEST_P(AlibiTest, NaNAndInfinityStayInTheirPlace) {
+  CheckNonFinite<Float16>();
+  CheckNonFinite<BFloat16>();
   CheckNonFinite<float>();
   CheckNonFinite<double>();
 }
@@ -95,16 +101,24 @@ void CheckInPlaceAndThreads() {
   EXPECT_TRUE(test.scores.PaddingIntact());
 }
 TEST_P(AlibiTest, InPlaceAndSameBitsForAnyThreadCount) {
+  CheckInPlaceAndThreads<Float16>();
+  CheckInPlaceAndThreads<BFloat16>();
   CheckInPlaceAndThreads<float>();
   CheckInPlaceAndThreads<double>();
 }
 
 // Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
-TEST_P(AlibiTest, PastTheCaches) {
-  const Case<float> test({1, 2, 4500, 1001});
-  const std::vector<float> expected = test.Run(3);
+template <typename T>
+void CheckPastTheCaches() {
+  const Case<T> test({1, 2, 4500 * static_cast<std::int64_t>(sizeof(float) / sizeof(T)), 1001});
+  const std::vector<T> expected = test.Run(3);
   AddAlibi(test.scores.read(), test.slopes.data(), 3, test.scores.view());
   EXPECT_TRUE(Identical(test.scores.Values(), expected));
+}
+
+TEST_P(AlibiTest, PastTheCaches) {
+  CheckPastTheCaches<BFloat16>();
+  CheckPastTheCaches<float>();
 }
 
 TEST_P(AlibiTest, Empty) {

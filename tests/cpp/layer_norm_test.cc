@@ -11,7 +11,7 @@ class LayerNormTest : public OnTarget {};
 template <typename T>
 struct Case {
   Tensor<T, 2> x;
-  Tensor<T, 1> gamma, beta;
+  Tensor<Accumulator<T>, 1> gamma, beta;
 
   Case(std::int64_t rows, std::int64_t n, Guard guard = Guard::kAfter, std::int64_t pad = 0)
       : x({rows, n}, guard, {0, 1}, pad), gamma({n}, guard), beta({n}, guard) {
@@ -41,6 +41,8 @@ void CheckSizes() {
   Case<T>(2, 100'003).Check();
 }
 TEST_P(LayerNormTest, EverySizeNothingOutOfBounds) {
+  CheckSizes<Float16>();
+  CheckSizes<BFloat16>();
   CheckSizes<float>();
   CheckSizes<double>();
 }
@@ -49,7 +51,7 @@ TEST_P(LayerNormTest, EverySizeNothingOutOfBounds) {
 template <typename T>
 void CheckOffset() {
   Random random(1);
-  for (const double offset : {1e3, -1e5, 0.05 / kEpsilon<T>}) {
+  for (const double offset : {1e3, kIsHalf<T> ? -100 : -1e5, kIsHalf<T> ? 10 : 0.05 / kEpsilon<T>}) {
     for (const std::int64_t n : {5, 64, 768}) {
       const Case<T> test(2, n);
       FillNormal(test.x, random, 1, offset);
@@ -58,11 +60,13 @@ void CheckOffset() {
   }
   for (const double value : {0.1, 12345.678, 1e30}) {
     const Case<T> test(1, 100);
-    test.x.ForEach([&](T& element) { element = static_cast<T>(value); });
+    test.x.ForEach([&](T& element) { element = reference::Nearest<T>(value); });
     test.Check(1e-5);
   }
 }
 TEST_P(LayerNormTest, FarFromZero) {
+  CheckOffset<Float16>();
+  CheckOffset<BFloat16>();
   CheckOffset<float>();
   CheckOffset<double>();
 }
@@ -72,13 +76,15 @@ void CheckEps() {
   for (const double eps : {0.0, 1e-12, 1e-5, 10.0}) {
     const Case<T> test(4, 33);
     test.Check(eps);
-    test.x.ForEach([](T& element) { element *= static_cast<T>(1e-6); });
+    test.x.ForEach([](T& element) { element = reference::Nearest<T>(1e-6 * reference::ToDouble(element)); });
     test.Check(eps);
-    test.x.ForEach([](T& element) { element *= static_cast<T>(1e18); });
+    test.x.ForEach([](T& element) { element = reference::Nearest<T>(1e18 * reference::ToDouble(element)); });
     test.Check(eps);
   }
 }
 TEST_P(LayerNormTest, Epsilon) {
+  CheckEps<Float16>();
+  CheckEps<BFloat16>();
   CheckEps<float>();
   CheckEps<double>();
 }
@@ -89,13 +95,15 @@ void CheckNonFinite() {
     for (const double odd : {kNaN, kInf, -kInf}) {
       for (std::int64_t where = 0; where < n; ++where) {
         const Case<T> test(3, n);
-        *test.x.view().at(1, where) = static_cast<T>(odd);
+        *test.x.view().at(1, where) = reference::Nearest<T>(odd);
         test.Check();
       }
     }
   }
 }
 TEST_P(LayerNormTest, NaNAndInfinityStayInTheirRow) {
+  CheckNonFinite<Float16>();
+  CheckNonFinite<BFloat16>();
   CheckNonFinite<float>();
   CheckNonFinite<double>();
 }
@@ -116,25 +124,31 @@ void CheckInPlaceAndThreads() {
   EXPECT_TRUE(Identical(test.x.Values(), expected));
 }
 TEST_P(LayerNormTest, InPlaceAndSameBitsForAnyThreadCount) {
+  CheckInPlaceAndThreads<Float16>();
+  CheckInPlaceAndThreads<BFloat16>();
   CheckInPlaceAndThreads<float>();
   CheckInPlaceAndThreads<double>();
 }
 
 // Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+template <typename T>
 void CheckPastTheCaches() {
-  for (const auto& shape : {std::array<std::int64_t, 2>{9000, 1001}, {1'500'000, 6}}) {
-    const Tensor<float, 2> x(shape, Guard::kAfter, {0, 1}, 3), out(shape, Guard::kAfter, {0, 1}, 3);
+  const auto smaller = static_cast<std::int64_t>(sizeof(float) / sizeof(T));
+  for (const auto& shape : {std::array<std::int64_t, 2>{9000 * smaller, 1001}, {1'500'000 * smaller, 6}}) {
+    const Tensor<T, 2> x(shape, Guard::kAfter, {0, 1}, 3), out(shape, Guard::kAfter, {0, 1}, 3);
     const Tensor<float, 1> gamma({shape[1]});
-    const auto fill = [i = 0](float& element) mutable { element = static_cast<float>(i++ % 1009) * 0.02F; };
-    x.ForEach(fill);
-    gamma.ForEach(fill);
+    x.ForEach([i = 0](T& element) mutable { element = reference::Nearest<T>(i++ % 1009 * 0.02); });
+    gamma.ForEach([i = 0](float& element) mutable { element = static_cast<float>(i++ % 1009) * 0.02F; });
     LayerNorm(x.read(), gamma.data(), gamma.data(), 1e-5, out.view());
     LayerNorm(x.read(), gamma.data(), gamma.data(), 1e-5, x.view());
     EXPECT_TRUE(Identical(out.Values(), x.Values()));
     EXPECT_TRUE(out.PaddingIntact());
   }
 }
-TEST_P(LayerNormTest, PastTheCaches) { CheckPastTheCaches(); }
+TEST_P(LayerNormTest, PastTheCaches) {
+  CheckPastTheCaches<BFloat16>();
+  CheckPastTheCaches<float>();
+}
 
 TEST_P(LayerNormTest, Empty) {
   Case<float>(0, 5).Check();

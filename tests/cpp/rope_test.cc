@@ -15,7 +15,7 @@ constexpr Axes kSeqFirst{0, 2, 1, 3};    // (batch, seq, heads, dim)
 template <typename T>
 struct Case {
   Tensor<T, 4> x;
-  Tensor<T, 4> cos, sin;
+  Tensor<Accumulator<T>, 4> cos, sin;
   Guard guard;
   Axes order;
 
@@ -32,8 +32,8 @@ struct Case {
     FillNormal(sin, random, 0.5);
   }
 
-  View<const T, 4> Broadcast(const Tensor<T, 4>& table) const {
-    View<const T, 4> view = table.read();
+  View<const Accumulator<T>, 4> Broadcast(const Tensor<Accumulator<T>, 4>& table) const {
+    View<const Accumulator<T>, 4> view = table.read();
     for (std::size_t axis : {0, 1}) {
       if (view.shape[axis] == 1) view.stride[axis] = 0;
       view.shape[axis] = x.view().shape[axis];
@@ -67,6 +67,8 @@ void CheckSizes() {
   }
 }
 TEST_P(RopeTest, EverySizeBothPairingsNothingOutOfBounds) {
+  CheckSizes<Float16>();
+  CheckSizes<BFloat16>();
   CheckSizes<float>();
   CheckSizes<double>();
 }
@@ -82,6 +84,8 @@ void CheckBlocks() {
   }
 }
 TEST_P(RopeTest, Blocks) {
+  CheckBlocks<Float16>();
+  CheckBlocks<BFloat16>();
   CheckBlocks<float>();
   CheckBlocks<double>();
 }
@@ -104,6 +108,8 @@ void CheckInPlaceAndThreads() {
   }
 }
 TEST_P(RopeTest, InPlaceAndSameBitsForAnyThreadCount) {
+  CheckInPlaceAndThreads<Float16>();
+  CheckInPlaceAndThreads<BFloat16>();
   CheckInPlaceAndThreads<float>();
   CheckInPlaceAndThreads<double>();
 }
@@ -113,25 +119,27 @@ void CheckNonFinite() {
   for (const double odd : {kNaN, kInf, -kInf}) {
     for (std::int64_t where = 0; where < 74; ++where) {
       const Case<T> test({1, 1, 3, 74}, true);
-      *test.x.view().at(0, 0, 1, where) = static_cast<T>(odd);
+      *test.x.view().at(0, 0, 1, where) = reference::Nearest<T>(odd);
       test.Check();
     }
   }
 }
 TEST_P(RopeTest, NaNAndInfinityStayInTheirPair) {
+  CheckNonFinite<Float16>();
+  CheckNonFinite<BFloat16>();
   CheckNonFinite<float>();
   CheckNonFinite<double>();
 }
 
 // Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+template <typename T>
 void CheckPastTheCaches() {
-  const Axes shape{1, 2, 35'000, 122};
+  const Axes shape{1, 2, 35'000 * static_cast<std::int64_t>(sizeof(float) / sizeof(T)), 122};
   for (const bool interleaved : {false, true}) {
-    const Tensor<float, 4> x(shape), out(shape);
+    const Tensor<T, 4> x(shape), out(shape);
     const Tensor<float, 4> angles({1, 1, shape[2], shape[3] / 2});
-    const auto fill = [i = 0](float& element) mutable { element = static_cast<float>(i++ % 1009) * 0.02F; };
-    x.ForEach(fill);
-    angles.ForEach(fill);
+    x.ForEach([i = 0](T& element) mutable { element = reference::Nearest<T>(i++ % 1009 * 0.02); });
+    angles.ForEach([i = 0](float& element) mutable { element = static_cast<float>(i++ % 1009) * 0.02F; });
     View<const float, 4> table = angles.read();
     table.shape[1] = shape[1];
     table.stride[1] = 0;
@@ -140,7 +148,10 @@ void CheckPastTheCaches() {
     EXPECT_TRUE(Identical(out.Values(), x.Values()));
   }
 }
-TEST_P(RopeTest, PastTheCaches) { CheckPastTheCaches(); }
+TEST_P(RopeTest, PastTheCaches) {
+  CheckPastTheCaches<BFloat16>();
+  CheckPastTheCaches<float>();
+}
 
 TEST_P(RopeTest, Empty) {
   for (const Axes shape : {Axes{0, 2, 3, 4}, {2, 0, 3, 4}, {2, 2, 0, 4}, {2, 2, 3, 0}})

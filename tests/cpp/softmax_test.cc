@@ -51,9 +51,7 @@ void Check(const Tensor<T, 3>& x, double spread, Guard guard = Guard::kAfter, st
   for (const Operation operation : kOperations) {
     const Tensor<T, 3> out = Run(operation, x, guard, pad);
     const double relative = (operation == Operation::kSoftmax ? 8 + spread : 4) * kEpsilon<T>;
-    const double absolute = operation == Operation::kSoftmax
-                                ? 2 * static_cast<double>(std::numeric_limits<T>::denorm_min())
-                                : (4 + spread) * kEpsilon<T>;
+    const double absolute = operation == Operation::kSoftmax ? 2 * Least<Accumulator<T>>() : (4 + spread) * kEpsilon<T>;
     EXPECT_TRUE(Near(out.Values(), Expected(operation, x), absolute, relative))
         << "operation " << static_cast<int>(operation) << ", shape " << x.view().shape[0] << " " << x.view().shape[1]
         << " " << x.view().shape[2];
@@ -76,6 +74,8 @@ void CheckSizes() {
   }
 }
 TEST_P(SoftmaxTest, EverySizeBothLayoutsNothingOutOfBounds) {
+  CheckSizes<Float16>();
+  CheckSizes<BFloat16>();
   CheckSizes<float>();
   CheckSizes<double>();
 }
@@ -95,6 +95,8 @@ void CheckTransposed() {
   EXPECT_TRUE(Near(out.Values(), reference::Softmax(reversed), 0, 20 * kEpsilon<T>));
 }
 TEST_P(SoftmaxTest, Strides) {
+  CheckTransposed<Float16>();
+  CheckTransposed<BFloat16>();
   CheckTransposed<float>();
   CheckTransposed<double>();
 }
@@ -114,6 +116,8 @@ void CheckInPlace() {
   }
 }
 TEST_P(SoftmaxTest, InPlace) {
+  CheckInPlace<Float16>();
+  CheckInPlace<BFloat16>();
   CheckInPlace<float>();
   CheckInPlace<double>();
 }
@@ -128,27 +132,29 @@ void CheckNonFinite() {
         for (std::int64_t where = 0; where < n; where += n / 20 + 1) {
           const Tensor<T, 3> x({2, n, inner});
           FillNormal(x, random);
-          *x.view().at(1, where, inner / 2) = static_cast<T>(odd);
+          *x.view().at(1, where, inner / 2) = reference::Nearest<T>(odd);
           Check(x, 10);
         }
       }
       const Tensor<T, 3> x({2, n, inner});
       const auto set = [&](double value) {
         FillNormal(x, random);
-        for (std::int64_t i = 0; i < n; ++i) *x.view().at(1, i, inner / 2) = static_cast<T>(value);
+        for (std::int64_t i = 0; i < n; ++i) *x.view().at(1, i, inner / 2) = reference::Nearest<T>(value);
       };
       for (const double odd : {kInf, -kInf}) {
         set(odd);
         Check(x, 10);
-        *x.view().at(1, n / 2, inner / 2) = static_cast<T>(kNaN);
+        *x.view().at(1, n / 2, inner / 2) = reference::Nearest<T>(kNaN);
         Check(x, 10);
-        *x.view().at(1, 0, inner / 2) = static_cast<T>(-odd);
+        *x.view().at(1, 0, inner / 2) = reference::Nearest<T>(-odd);
         Check(x, 10);
       }
     }
   }
 }
 TEST_P(SoftmaxTest, NaNAndInfinity) {
+  CheckNonFinite<Float16>();
+  CheckNonFinite<BFloat16>();
   CheckNonFinite<float>();
   CheckNonFinite<double>();
 }
@@ -168,24 +174,27 @@ TEST_P(SoftmaxTest, EveryNaN) {
 // Arguments from 0 to beyond the range of exp, subnormal results among them.
 template <typename T>
 void CheckRange() {
-  const double lowest = std::log(static_cast<double>(std::numeric_limits<T>::denorm_min())) - 20;
+  const double lowest = std::log(Least<T>()) - 20;
   for (const std::int64_t inner : {1, 21}) {
     const Tensor<T, 3> x({1, 1000, inner});
     for (const double offset : {0.0, 1e4, -1e4}) {
       std::int64_t i = 0;
-      x.ForEach(
-          [&](T& element) { element = static_cast<T>(offset + lowest * static_cast<double>(i++) / (1000.0 * inner)); });
+      x.ForEach([&](T& element) {
+        element = reference::Nearest<T>(offset + lowest * static_cast<double>(i++) / (1000.0 * inner));
+      });
       Check(x, offset == 0 ? -lowest : 1e4 - lowest);
     }
     // The greatest numbers there are: the difference overflows.
     std::int64_t i = 0;
-    x.ForEach([&](T& element) { element = (i++ % 2 ? 1 : -1) * std::numeric_limits<T>::max(); });
+    x.ForEach([&](T& element) { element = reference::Nearest<T>((i++ % 2 ? 1 : -1) * Greatest<T>()); });
     Check(x, 10);
-    x.ForEach([&](T& element) { element = std::numeric_limits<T>::denorm_min() * static_cast<T>(i++ % 5); });
+    x.ForEach([&](T& element) { element = reference::Nearest<T>(Least<T>() * static_cast<double>(i++ % 5)); });
     Check(x, 10);
   }
 }
 TEST_P(SoftmaxTest, RangeOfExp) {
+  CheckRange<Float16>();
+  CheckRange<BFloat16>();
   CheckRange<float>();
   CheckRange<double>();
 }
@@ -196,11 +205,13 @@ void CheckLong() {
   for (const std::int64_t inner : {1, 3}) {
     const Tensor<T, 3> x({1, 1'000'000 / inner, inner});
     Check(FillNormal(x, random), 8);
-    x.ForEach([](T& element) { element = static_cast<T>(0.1); });
+    x.ForEach([](T& element) { element = reference::Nearest<T>(0.1); });
     Check(x, 1);
   }
 }
 TEST_P(SoftmaxTest, LongLanesStayAccurate) {
+  CheckLong<Float16>();
+  CheckLong<BFloat16>();
   CheckLong<float>();
   CheckLong<double>();
 }
@@ -212,17 +223,17 @@ void CheckParts() {
   for (const std::int64_t n : {4097, 12'300, 65'537}) {
     const Tensor<T, 3> x({2, n, 1}, Guard::kAfter, Order(1), 3);
     const auto fill = [&](std::int64_t begin, std::int64_t end, double value) {
-      for (std::int64_t i = begin; i < std::min(n, end); ++i) *x.view().at(1, i, 0) = static_cast<T>(value);
+      for (std::int64_t i = begin; i < std::min(n, end); ++i) *x.view().at(1, i, 0) = reference::Nearest<T>(value);
     };
     Check(FillNormal(x, random, 3), 30);
     for (const std::int64_t where : {std::int64_t{4095}, n - 1}) {
-      for (const double odd : {kNaN, kInf, 50.0, static_cast<double>(std::numeric_limits<T>::max())}) {
+      for (const double odd : {kNaN, kInf, 50.0, Greatest<T>()}) {
         FillNormal(x, random);
         fill(where, where + 1, odd);
         Check(x, 60);
       }
     }
-    for (const double odd : {-kInf, kInf, static_cast<double>(std::numeric_limits<T>::lowest())}) {
+    for (const double odd : {-kInf, kInf, -Greatest<T>()}) {
       FillNormal(x, random);
       fill(0, 4096, odd);
       Check(x, 10);
@@ -236,17 +247,21 @@ void CheckParts() {
   }
 }
 TEST_P(SoftmaxTest, RowsInParts) {
+  CheckParts<Float16>();
+  CheckParts<BFloat16>();
   CheckParts<float>();
   CheckParts<double>();
 }
 
 // Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+template <typename T>
 void CheckPastTheCaches() {
-  for (const auto& shape : {std::array<std::int64_t, 3>{4300, 2001, 1}, {2, 4'500'001, 1}}) {
+  const auto smaller = static_cast<std::int64_t>(sizeof(float) / sizeof(T));
+  for (const auto& shape : {std::array<std::int64_t, 3>{4300 * smaller, 2001, 1}, {2 * smaller, 4'500'001, 1}}) {
     for (const Operation operation : {Operation::kSoftmax, Operation::kLogSoftmax}) {
-      const Tensor<float, 3> x(shape, Guard::kAfter, Order(1), 3);
-      x.ForEach([&, i = 0](float& element) mutable { element = static_cast<float>(i++ % 1009) * 0.02F; });
-      const Tensor<float, 3> out = Run(operation, x, Guard::kAfter, 3);
+      const Tensor<T, 3> x(shape, Guard::kAfter, Order(1), 3);
+      x.ForEach([&, i = 0](T& element) mutable { element = reference::Nearest<T>(i++ % 1009 * 0.02); });
+      const Tensor<T, 3> out = Run(operation, x, Guard::kAfter, 3);
       EXPECT_TRUE(out.PaddingIntact());
       if (operation == Operation::kSoftmax) Softmax(x.read(), x.view());
       if (operation == Operation::kLogSoftmax) LogSoftmax(x.read(), x.view());
@@ -255,7 +270,10 @@ void CheckPastTheCaches() {
   }
 }
 
-TEST_P(SoftmaxTest, PastTheCaches) { CheckPastTheCaches(); }
+TEST_P(SoftmaxTest, PastTheCaches) {
+  CheckPastTheCaches<BFloat16>();
+  CheckPastTheCaches<float>();
+}
 
 template <typename T>
 void CheckEmpty() {
@@ -263,6 +281,8 @@ void CheckEmpty() {
     Check(Tensor<T, 3>(shape), 1);
 }
 TEST_P(SoftmaxTest, Empty) {
+  CheckEmpty<Float16>();
+  CheckEmpty<BFloat16>();
   CheckEmpty<float>();
   CheckEmpty<double>();
 }
@@ -290,6 +310,8 @@ void CheckThreads() {
   }
 }
 TEST_P(SoftmaxTest, SameBitsForAnyThreadCount) {
+  CheckThreads<Float16>();
+  CheckThreads<BFloat16>();
   CheckThreads<float>();
   CheckThreads<double>();
 }

@@ -18,6 +18,7 @@
 
 #include "headwise/runtime.h"
 #include "headwise/tensor.h"
+#include "reference/half.h"
 
 namespace headwise::testing {
 
@@ -113,7 +114,8 @@ class Tensor {
     std::vector<bool> ours(static_cast<std::size_t>(count_));
     ForEach([&](T& element) { ours[static_cast<std::size_t>(&element - view_.data)] = true; });
     for (std::int64_t i = 0; i < count_; ++i) {
-      if (!ours[static_cast<std::size_t>(i)] && view_.data[i] != kUntouched) return false;
+      if (ours[static_cast<std::size_t>(i)]) continue;
+      if (std::memcmp(&view_.data[i], &kUntouched, sizeof(T)) != 0) return false;
     }
     return true;
   }
@@ -136,21 +138,50 @@ template <typename T, int kRank>
 const Tensor<T, kRank>& FillNormal(const Tensor<T, kRank>& tensor, Random& random, double deviation = 1,
                                    double mean = 0) {
   std::normal_distribution<double> normal(mean, deviation);
-  tensor.ForEach([&](T& element) { element = static_cast<T>(normal(random)); });
+  tensor.ForEach([&](T& element) { element = reference::Nearest<T>(normal(random)); });
   return tensor;
 }
 
+// Of the type that T is computed in.
 template <typename T>
-constexpr double kEpsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+constexpr double kEpsilon = static_cast<double>(std::numeric_limits<Accumulator<T>>::epsilon());
 
-// |got - expected| <= absolute + relative * |expected|; infinities, what overflows to them, and NaN must be equal.
+// The least positive and the greatest number of T.
+template <typename T>
+double Least() {
+  if constexpr (kIsHalf<T>) {
+    return reference::ToDouble(T{1});
+  } else {
+    return static_cast<double>(std::numeric_limits<T>::denorm_min());
+  }
+}
+template <typename T>
+double Greatest() {
+  if constexpr (kIsHalf<T>) {
+    constexpr int kMantissaBits = reference::HalfFormat<T>::kMantissaBits;
+    return reference::ToDouble(T{static_cast<std::uint16_t>((0x7FFF >> kMantissaBits << kMantissaBits) - 1)});
+  } else {
+    return static_cast<double>(std::numeric_limits<T>::max());
+  }
+}
+
+// |got - expected| <= absolute + relative * |expected|; infinities, what overflows to them, and NaN must be equal. A
+// half is to be what a number as near as that is rounded to, once.
 template <typename T>
 bool IsNear(T got, double expected, double absolute, double relative) {
-  if (std::isnan(expected)) return std::isnan(got);
-  if (std::abs(expected) > static_cast<double>(std::numeric_limits<T>::max())) {
-    return std::isinf(got) && std::signbit(got) == std::signbit(expected);
+  if constexpr (kIsHalf<T>) {
+    const double number = reference::ToDouble(got), margin = absolute + relative * std::abs(expected);
+    if (std::isnan(expected)) return std::isnan(number);
+    if (std::isinf(expected)) return number == expected;
+    return number >= reference::ToDouble(reference::Nearest<T>(expected - margin)) &&
+           number <= reference::ToDouble(reference::Nearest<T>(expected + margin));
+  } else {
+    if (std::isnan(expected)) return std::isnan(got);
+    if (std::abs(expected) > static_cast<double>(std::numeric_limits<T>::max())) {
+      return std::isinf(got) && std::signbit(got) == std::signbit(expected);
+    }
+    return std::abs(static_cast<double>(got) - expected) <= absolute + relative * std::abs(expected);
   }
-  return std::abs(static_cast<double>(got) - expected) <= absolute + relative * std::abs(expected);
 }
 
 template <typename T>
@@ -162,8 +193,8 @@ template <typename T>
   for (std::size_t i = 0; i < got.size(); ++i) {
     if (!IsNear(got[i], expected[i], absolute, relative)) {
       return ::testing::AssertionFailure()
-             << "element " << i << " of " << got.size() << ": " << got[i] << ", expected " << expected[i]
-             << ", difference " << static_cast<double>(got[i]) - expected[i];
+             << "element " << i << " of " << got.size() << ": " << reference::ToDouble(got[i]) << ", expected "
+             << expected[i] << ", difference " << reference::ToDouble(got[i]) - expected[i];
     }
   }
   return ::testing::AssertionSuccess();
