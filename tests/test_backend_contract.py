@@ -36,7 +36,9 @@ def check(arrays: list[np.ndarray], dtype: np.dtype[Any]) -> None:
 
 
 # Operations that read and write halves.
-OF_HALVES = ("softmax", "log_softmax", "logsumexp", "apply_rope", "add_alibi", "layer_normalization")
+OF_HALVES = (
+    "softmax", "log_softmax", "logsumexp", "apply_rope", "add_alibi", "linear", "pack_linear", "layer_normalization",
+)  # fmt: skip
 
 
 class Contract:
@@ -55,8 +57,9 @@ class Contract:
             dtype = arrays[0].dtype
             self.dtypes.add(dtype.name)
             if name in OF_HALVES and dtype.itemsize == 2:
-                check([arrays[0], arrays[-1]], dtype)
-                check(arrays[1:-1], np.dtype(np.float32))
+                halves = {"linear": [0, 1, -1], "pack_linear": [0]}.get(name, [0, -1])
+                check([arrays[i] for i in halves], dtype)
+                check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
                 assert dtype in (np.float32, np.float64)
                 check(arrays, dtype)

@@ -13,7 +13,7 @@ import pytest
 import headwise as hw
 import oracle
 from headwise import _backend
-from support import LAYOUTS, assert_close, dtype_named, normal
+from support import LAYOUTS, assert_close, assert_rounded_once, dtype_named, normal
 
 TAILS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100]
 
@@ -74,6 +74,50 @@ def test_dtype(dtype: str) -> None:
     got = hw.linear(x, weight, bias)
     assert got.dtype == x.dtype
     assert_close(got, oracle.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 12, 9), (5, 33, 40), (16, 300, 70), (17, 9, 19), (33, 64, 65), (50, 300, 47), (40, 40, 530)],
+    ids=str,
+)
+def test_halves_are_rounded_once(shape: tuple[int, int, int], transposed: bool, dtype: str) -> None:
+    rows, features_in, features_out = shape
+    x, weight, bias = (
+        normal(n, i).astype(dtype_named(dtype))
+        for i, n in enumerate([(rows, features_in), (features_in, features_out), (features_out,)])
+    )
+    w = np.asfortranarray(weight) if transposed else weight
+    for b in (None, bias):
+        got = hw.linear(x, w, b)
+        assert got.dtype == x.dtype
+        assert_rounded_once(got, oracle.linear(x, weight, b), atol=3e-6 * features_in**0.5)
+        out = np.empty_like(got)
+        assert hw.linear(x, w, b, out=out) is out
+        assert out.tobytes() == got.tobytes()
+        assert hw.PackedLinear(w, b)(x).tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_beside_float32_are_float32(dtype: str) -> None:
+    x, weight, bias = normal((40, 64)).astype(dtype_named(dtype)), normal((64, 50), 1), normal((50,), 2)
+    for got in (hw.linear(x, weight, bias), hw.PackedLinear(weight, bias)(x)):
+        assert got.dtype == np.float32
+        assert_close(got, oracle.linear(x, weight, bias), factor=20)
+    half = weight.astype(x.dtype)
+    got = hw.linear(x, half, bias)
+    assert got.dtype == np.float32
+    assert_close(got, oracle.linear(x, half, bias), factor=20)
+
+
+def test_sums_of_halves_are_not_rounded_on_the_way() -> None:
+    """2048 + 1 is 2048 in float16; the sum of products that are larger than the largest float16 is not."""
+    x = np.array([[2048, *[1] * 1023], [60000, 60000, -60000, *[0] * 1021]] * 20, np.float16)
+    np.testing.assert_array_equal(hw.linear(x, np.ones((1024, 40), np.float16)), [[3072] * 40, [60000] * 40] * 20)
+    x[1, 2] = 0
+    assert hw.linear(x, np.ones((1024, 40), np.float16))[1, 0] == np.inf
 
 
 def test_no_input_features_is_the_bias() -> None:

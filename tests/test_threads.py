@@ -51,6 +51,7 @@ WORK: dict[str, Callable[[], Any]] = {
     "linear-few-rows": lambda: hw.linear(X.reshape(48, 960)[:9], normal((960, 1500), 5)),
     "linear-few-rows-transposed": lambda: hw.linear(X.reshape(48, 960)[:9], normal((1500, 960), 5).T),
     "linear-blocks": lambda: hw.linear(X.reshape(480, 96), normal((96, 1100), 5), normal((1100,), 6), precision="high"),
+    "linear-halves": lambda: hw.linear(X.astype(np.float16), normal((96, 1100), 5).astype(np.float16)),
     "linear-packed": lambda: PACKED(X),
     "linear-packed-few-rows": lambda: PACKED(X[0, :9]),
     "layer_normalization": lambda: hw.layer_normalization(X, ANGLES[0].repeat(2), ANGLES[1].repeat(2)),

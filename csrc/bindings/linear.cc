@@ -14,10 +14,10 @@ class Packed {
  public:
   Packed(const py::array& weight, const OptionalArray& bias, const std::string& precision)
       : weight_(weight), bias_(bias) {
-    WithType(weight, [&](auto type) {
+    WithStoredType(weight, [&](auto type) {
       using T = decltype(type);
       const auto matrix = ToView<const T, 2>(weight, "weight");
-      const T* shift = ToVector<T>(bias, matrix.shape[1], "bias");
+      const auto* shift = ToVector<Accumulator<T>>(bias, matrix.shape[1], "bias");
       const Precision level = ToPrecision(precision);
       const py::gil_scoped_release release;
       linear_.emplace<PackedLinear<T>>(matrix, shift, level);
@@ -25,7 +25,7 @@ class Packed {
   }
 
   void operator()(const py::array& x, const py::array& out) const {
-    WithType(weight_, [&](auto type) {
+    WithStoredType(weight_, [&](auto type) {
       using T = decltype(type);
       const auto in = ToView<const T, 2>(x, "x");
       const auto to = ToView<T, 2>(out, "out");
@@ -41,7 +41,8 @@ class Packed {
  private:
   py::array weight_;
   OptionalArray bias_;
-  std::variant<std::monostate, PackedLinear<float>, PackedLinear<double>> linear_;
+  std::variant<std::monostate, PackedLinear<Float16>, PackedLinear<BFloat16>, PackedLinear<float>, PackedLinear<double>>
+      linear_;
 };
 
 }  // namespace
@@ -51,11 +52,11 @@ void RegisterLinear(py::module_& module) {
       "linear",
       [](const py::array& x, const py::array& weight, const OptionalArray& bias, const py::array& out,
          const std::string& precision) {
-        WithType(x, [&](auto type) {
+        WithStoredType(x, [&](auto type) {
           using T = decltype(type);
           const auto in = ToView<const T, 2>(x, "x");
           const auto matrix = ToView<const T, 2>(weight, "weight");
-          const T* shift = ToVector<T>(bias, matrix.shape[1], "bias");
+          const auto* shift = ToVector<Accumulator<T>>(bias, matrix.shape[1], "bias");
           const auto to = ToView<T, 2>(out, "out");
           const Precision level = ToPrecision(precision);
           const py::gil_scoped_release release;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "headwise/half.h"
 #include "headwise/precision.h"
 #include "headwise/tensor.h"
 
@@ -17,7 +18,7 @@ struct LinearBlock {
 template <typename T>
 struct LinearArgs {
   View<const T, 2> x, weight;
-  const T* bias;  // null: zero
+  const Accumulator<T>* bias;  // null: zero
   View<T, 2> out;
   Precision precision;
   const std::byte* packed;  // the weights as `pack` leaves them; null: not packed yet
@@ -33,15 +34,17 @@ struct LinearKernel {
   // it is in.
   void (*block)(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch);
   // Columns [begin, end) of the output, without packing; for one contiguous axis of weight and few rows.
-  void (*few_rows)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end);
+  std::size_t (*few_rows_scratch_bytes)(const LinearArgs<T>& args, std::int64_t columns);
+  void (*few_rows)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 
   // All weights, to be kept: their size, and columns [begin, end) of them, begin a multiple of kLinearBlockColumns.
   std::size_t (*packed_bytes)(View<const T, 2> weight, Precision precision);
   void (*pack)(View<const T, 2> weight, Precision precision, std::int64_t begin, std::int64_t end, std::byte* packed);
 };
 
-// By tiles of bfloat16; null where this build has none.
-const LinearKernel<float>* AmxLinearKernel();
+// By tiles of bfloat16, for all but double; null where this build has none.
+template <typename T>
+const LinearKernel<T>* AmxLinearKernel();
 
 // That of the chosen target.
 template <typename T>

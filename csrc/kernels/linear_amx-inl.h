@@ -2,8 +2,9 @@
 //
 // A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
 // each, whatever the number of parts. A group stays in L1 while the tiles of rows, from L2, go by. Tiles hold the sums
-// of one piece; those of the pieces are added up in `out`, in float32, the bias last. The tile unit rounds once for
-// each product of tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds rounds 32 times.
+// of one piece; those of the pieces are added up in `out`, or in scratch for halves, in float32, the bias last. The
+// tile unit rounds once for each product of tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds
+// rounds 32 times.
 //
 // NaN, and what rounds to Inf in its first part, makes every sum that it is in NaN or Inf; so does a sum that
 // overflows. Such elements of the output are computed again in float32 (linear-inl.h).
@@ -43,22 +44,24 @@ inline bool TilesPay(int64_t rows, int64_t depth, int64_t columns) {
   return filled(rows, amx::kTileRows) * filled(depth, kChunk) * filled(columns, kSide) >= 0.5;
 }
 
-template <int kParts>
+template <typename T, int kParts>
 class AmxLinear {
  public:
   static constexpr int64_t kPiece = 12 / kParts;  // chunks
 
-  AmxLinear(Arena& arena, const LinearArgs<float>& args, const LinearBlock& block)
+  AmxLinear(Arena& arena, const LinearArgs<T>& args, const LinearBlock& block)
       : args_(args),
         block_(block),
         depth_(args.x.shape[1]),
         x_(arena.Take<std::uint32_t>(Sides(block.row_end - block.row_begin) * PieceSize())),
         weight_(
             arena.Take<std::uint32_t>(args.packed ? 0 : Sides(block.column_end - block.column_begin) * PieceSize())),
+        sums_(kIsHalf<T> ? LinearSumsScratch<T>(arena, block) : Output()),
+        sums_stride_(kIsHalf<T> ? block.column_end - block.column_begin : args.out.stride[0]),
         product_(arena.Take<float>(kSide * kSide)),
         again_(arena.Take<float>(kSide * kSide)),
         again_scratch_(arena.Take<std::byte>(static_cast<int64_t>(
-            LinearScratchBytes<float>({args.x, {}, nullptr, {}, {}, nullptr}, {0, kSide, 0, kSide})))) {}
+            LinearScratchBytes<T>({args.x, {}, nullptr, {}, {}, nullptr}, {0, kSide, 0, kSide})))) {}
 
   void Run() const {
     const amx::Tiles tiles;
@@ -84,10 +87,11 @@ class AmxLinear {
         }
       }
     }
+    if constexpr (kIsHalf<T>) LinearRound(sums_, block_, args_.out);
   }
 
   // Columns [begin, end) of the chunks, to groups of 32 that are group_size apart.
-  static void PackWeight(View<const float, 2> weight, int64_t begin, int64_t end, int64_t first, int64_t chunks,
+  static void PackWeight(View<const T, 2> weight, int64_t begin, int64_t end, int64_t first, int64_t chunks,
                          int64_t group_size, std::uint32_t* packed) {
     const int64_t depth = weight.shape[0];
     for (int64_t column = begin; column < end; column += kSide, packed += group_size) {
@@ -98,10 +102,10 @@ class AmxLinear {
         if (weight.stride[1] == 1 && k + kChunk <= depth) {
           PackChunk(weight.at(k, column), weight.stride[0], columns, tiles);
         } else {
-          HWY_ALIGN float rows[kChunk * kSide] = {};
-          PackPanel(weight.at(k, column), std::min<int64_t>(kChunk, depth - k), columns, weight.stride[0],
-                    weight.stride[1], kSide, rows);
-          PackChunk(rows, kSide, columns, tiles);
+          HWY_ALIGN float rows[kChunk * kPanel<float>] = {};
+          PackWeights(weight.at(k, column), std::min<int64_t>(kChunk, depth - k), columns, weight.stride[0],
+                      weight.stride[1], rows);
+          PackChunk(rows, PanelWidth<float>(0, columns), columns, tiles);
         }
       }
     }
@@ -116,11 +120,20 @@ class AmxLinear {
     return hn::Min(x, hn::Set(Tag<float>(), std::numeric_limits<float>::infinity()));
   }
 
-  static HWY_INLINE void PackChunk(const float* rows, int64_t stride, int64_t columns, std::uint32_t* tiles) {
+  // Numbers [at, at + 16) of a row of n; 0 beyond its end.
+  template <typename U>
+  static HWY_INLINE hn::Vec<Tag<float>> LoadNumbers(const U* row, int64_t at, int64_t n) {
+    const Tag<float> d;
+    if (at + kLanes<float> <= n) return WithoutNaN(AllLanes().Load(d, row + at));
+    return at < n ? WithoutNaN(FirstLanes{n - at}.Load(d, row + at)) : hn::Zero(d);
+  }
+
+  template <typename U>
+  static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, std::uint32_t* tiles) {
     for (int64_t half = 0; half < 2; ++half, rows += kLanes<float>, columns -= kLanes<float>) {
       for (int64_t i = 0; i < amx::kTileRows; ++i) {
-        StoreParts<kParts>(WithoutNaN(LoadPart(rows + i * stride, 0, columns)),
-                           WithoutNaN(LoadPart(rows + (i + amx::kTileRows) * stride, 0, columns)),
+        StoreParts<kParts>(LoadNumbers(rows + i * stride, 0, columns),
+                           LoadNumbers(rows + (i + amx::kTileRows) * stride, 0, columns),
                            tiles + half * kTileSize + i * amx::kTileWords, 2 * kTileSize);
       }
     }
@@ -131,16 +144,27 @@ class AmxLinear {
     const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
     if (rows < kSide) std::fill_n(packed, chunks * kChunkSize<kParts>, 0u);
     for (int64_t r = 0; r < rows; ++r) {
-      const float* x = args_.x.at(row + r);
+      const T* x = args_.x.at(row + r);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t k = (first + chunk) * kChunk;
-        StoreParts<kParts>(WithoutNaN(LoadPart(x, k, depth_)), WithoutNaN(LoadPart(x, k + kLanes<float>, depth_)),
+        StoreParts<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
                            packed + chunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
       }
     }
   }
 
-  // The product of a piece to `out`.
+  float* Output() const {
+    if constexpr (kIsHalf<T>)
+      return nullptr;
+    else
+      return args_.out.at(block_.row_begin, block_.column_begin);
+  }
+
+  float* Sums(int64_t row, int64_t column) const {
+    return sums_ + (row - block_.row_begin) * sums_stride_ + column - block_.column_begin;
+  }
+
+  // The product of a piece to the sums.
   void AddProduct(int64_t row, int64_t column, bool first, bool last) const {
     const Tag<float> d;
     const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
@@ -149,8 +173,8 @@ class AmxLinear {
     ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
       const auto bias = last && args_.bias ? lanes.Load(d, args_.bias + column + j) : hn::Zero(d);
       auto all = hn::Zero(d);  // NaN, if one of the results is not finite
-      float* out = args_.out.at(row, column + j);
-      for (int64_t r = 0; r < rows; ++r, out += args_.out.stride[0]) {
+      float* out = Sums(row, column + j);
+      for (int64_t r = 0; r < rows; ++r, out += sums_stride_) {
         auto sum = hn::Load(d, product_ + r * kSide + j);
         if (!first) sum = hn::Add(lanes.Load(d, out), sum);
         if (last) {
@@ -167,15 +191,14 @@ class AmxLinear {
   // In float32 what is not finite.
   void ComputeAgain(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
     const Tag<float> d;
-    LinearArgs<float> plain = args_;
+    LinearArgs<T> plain = args_;
     plain.packed = nullptr;
     plain.x.data = args_.x.at(row);
     plain.weight.data = args_.weight.at(0, column);
     if (args_.bias) plain.bias = args_.bias + column;
-    plain.out = {again_, {rows, columns}, {kSide, 1}};
-    LinearRun<float>(plain, {0, rows, 0, columns}, again_scratch_);
+    LinearSums(plain, {0, rows, 0, columns}, again_, kSide, again_scratch_);
     for (int64_t r = 0; r < rows; ++r) {
-      float* out = args_.out.at(row + r, column);
+      float* out = Sums(row + r, column);
       ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
         const auto sum = lanes.Load(d, out + j);
         lanes.Store(hn::IfThenElse(hn::IsFinite(sum), sum, lanes.Load(d, again_ + r * kSide + j)), d, out + j);
@@ -183,12 +206,14 @@ class AmxLinear {
     }
   }
 
-  const LinearArgs<float>& args_;
+  const LinearArgs<T>& args_;
   const LinearBlock& block_;
   const int64_t depth_;
   std::uint32_t* const x_;       // tiles of rows of [chunk][part][2 tiles: 16 rows][16 words]
   std::uint32_t* const weight_;  // groups of columns of [chunk][part][2 tiles: 16 words][16 columns]
-  float* const product_;         // [32][32], as the next
+  float* const sums_;            // of the block: in its output, but for halves
+  const int64_t sums_stride_;
+  float* const product_;  // [32][32], as the next
   float* const again_;
   std::byte* const again_scratch_;
 };

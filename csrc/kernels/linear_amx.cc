@@ -1,4 +1,4 @@
-// Compiled for AVX-512 alone, whose vectors do all but the products. Only float32 goes by tiles.
+// Compiled for AVX-512 alone, whose vectors do all but the products. float64 does not go by tiles.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/linear_amx.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -14,62 +14,65 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// function(Int<parts>)
-template <class Function>
+// function(Int<parts>). A bfloat16 is its only part, a float16 has two; its third is for the product of the second
+// ones, of up to 2^-18 of the whole.
+template <typename T, class Function>
 auto WithParts(Precision precision, const Function& function) {
-  switch (precision) {
-    case Precision::kMedium:
-      return function(Int<1>());
-    case Precision::kHigh:
-      return function(Int<2>());
-    default:
-      return function(Int<3>());
-  }
+  if (precision == Precision::kMedium || std::is_same_v<T, BFloat16>) return function(Int<1>());
+  if (precision == Precision::kHigh) return function(Int<2>());
+  return function(Int<3>());
 }
 
 // What does not pay on tiles, on packed weights neither: the bits do not tell whether weights were packed.
-bool ByTiles(const LinearArgs<float>& args) {
+template <typename T>
+bool ByTiles(const LinearArgs<T>& args) {
   return TilesPay(args.out.shape[0], args.weight.shape[0], args.weight.shape[1]);
 }
 
-LinearArgs<float> Unpacked(LinearArgs<float> args) {
+template <typename T>
+LinearArgs<T> Unpacked(LinearArgs<T> args) {
   args.packed = nullptr;
   return args;
 }
 
-std::size_t AmxLinearScratchBytes(const LinearArgs<float>& args, const LinearBlock& largest) {
-  if (!ByTiles(args)) return LinearScratchBytes<float>(Unpacked(args), largest);
+template <typename T>
+std::size_t AmxLinearScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
+  if (!ByTiles(args)) return LinearScratchBytes<T>(Unpacked(args), largest);
   Arena measure(nullptr);
-  WithParts(args.precision, [&](auto parts) { AmxLinear<parts.value>(measure, args, largest); });
+  WithParts<T>(args.precision, [&](auto parts) { AmxLinear<T, parts.value>(measure, args, largest); });
   return measure.used();
 }
 
-void AmxLinearRun(const LinearArgs<float>& args, const LinearBlock& block, std::byte* scratch) {
-  if (!ByTiles(args)) return LinearRun<float>(Unpacked(args), block, scratch);
+template <typename T>
+void AmxLinearRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch) {
+  if (!ByTiles(args)) return LinearRun<T>(Unpacked(args), block, scratch);
   Arena arena(scratch);
-  WithParts(args.precision, [&](auto parts) { AmxLinear<parts.value>(arena, args, block).Run(); });
+  WithParts<T>(args.precision, [&](auto parts) { AmxLinear<T, parts.value>(arena, args, block).Run(); });
 }
 
-std::size_t AmxPackedBytes(View<const float, 2> weight, Precision precision) {
+template <typename T>
+std::size_t AmxPackedBytes(View<const T, 2> weight, Precision precision) {
   const int64_t chunks = Sides(weight.shape[1]) * Chunks(weight.shape[0]);
-  return WithParts(precision, [&](auto parts) {
+  return WithParts<T>(precision, [&](auto parts) {
     return static_cast<std::size_t>(chunks * kChunkSize<parts.value>) * sizeof(std::uint32_t);
   });
 }
 
 // [group of 32 columns][chunk][part][2 tiles]
-void AmxPack(View<const float, 2> weight, Precision precision, int64_t begin, int64_t end, std::byte* packed) {
+template <typename T>
+void AmxPack(View<const T, 2> weight, Precision precision, int64_t begin, int64_t end, std::byte* packed) {
   const int64_t chunks = Chunks(weight.shape[0]);
-  WithParts(precision, [&](auto parts) {
+  WithParts<T>(precision, [&](auto parts) {
     const int64_t group_size = chunks * kChunkSize<parts.value>;
-    AmxLinear<parts.value>::PackWeight(weight, begin, end, 0, chunks, group_size,
-                                       reinterpret_cast<std::uint32_t*>(packed) + begin / kSide * group_size);
+    AmxLinear<T, parts.value>::PackWeight(weight, begin, end, 0, chunks, group_size,
+                                          reinterpret_cast<std::uint32_t*>(packed) + begin / kSide * group_size);
   });
 }
 
 // Rows too few for tiles go by float32, as everywhere.
-constexpr LinearKernel<float> kAmxLinear{&AmxLinearScratchBytes, &AmxLinearRun, &LinearFewRows<float>, &AmxPackedBytes,
-                                         &AmxPack};
+template <typename T>
+constexpr LinearKernel<T> kAmxLinear{&AmxLinearScratchBytes<T>, &AmxLinearRun<T>,   &LinearFewRowsScratchBytes<T>,
+                                     &LinearFewRows<T>,         &AmxPackedBytes<T>, &AmxPack<T>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -79,13 +82,18 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-const LinearKernel<float>* AmxLinearKernel() {
+template <typename T>
+const LinearKernel<T>* AmxLinearKernel() {
 #if HEADWISE_AMX && (HWY_TARGETS & HWY_AVX3)
-  return &N_AVX3::kAmxLinear;
+  return &N_AVX3::kAmxLinear<T>;
 #else
   return nullptr;
 #endif
 }
+
+template const LinearKernel<Float16>* AmxLinearKernel();
+template const LinearKernel<BFloat16>* AmxLinearKernel();
+template const LinearKernel<float>* AmxLinearKernel();
 
 }  // namespace headwise
 #endif

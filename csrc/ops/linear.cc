@@ -31,8 +31,11 @@ void RunFewRows(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   const std::int64_t fair = (columns / wanted + kMultiple - 1) / kMultiple * kMultiple;
   const std::int64_t strip = std::clamp(fair, kShortest, kLongest);
   const std::int64_t strips = (columns + strip - 1) / strip;
-  ParallelFor(strips, ThreadsFor(strips, work),
-              [&](std::int64_t i, int) { kernel.few_rows(args, i * strip, std::min(columns, (i + 1) * strip)); });
+  const int threads = ThreadsFor(strips, work);
+  const Scratch scratch(threads, kernel.few_rows_scratch_bytes(args, std::min(columns, strip)));
+  ParallelFor(strips, threads, [&](std::int64_t i, int thread) {
+    kernel.few_rows(args, i * strip, std::min(columns, (i + 1) * strip), scratch.thread(thread));
+  });
 }
 
 template <typename T>
@@ -85,10 +88,19 @@ void Linear(View<const double, 2> x, View<const double, 2> weight, const double*
   Run(GetLinearKernel<double>(), {x, weight, bias, out, precision, nullptr});
 }
 
+void Linear(View<const Float16, 2> x, View<const Float16, 2> weight, const float* bias, View<Float16, 2> out,
+            Precision precision) {
+  Run(GetLinearKernel<Float16>(), {x, weight, bias, out, precision, nullptr});
+}
+void Linear(View<const BFloat16, 2> x, View<const BFloat16, 2> weight, const float* bias, View<BFloat16, 2> out,
+            Precision precision) {
+  Run(GetLinearKernel<BFloat16>(), {x, weight, bias, out, precision, nullptr});
+}
+
 template <typename T>
 class PackedLinear<T>::State {
  public:
-  State(View<const T, 2> weight, const T* bias, Precision precision)
+  State(View<const T, 2> weight, const Accumulator<T>* bias, Precision precision)
       : weight_(weight), bias_(bias), precision_(precision) {
     ForTarget();
   }
@@ -110,14 +122,14 @@ class PackedLinear<T>::State {
   }
 
   const View<const T, 2> weight_;
-  const T* const bias_;
+  const Accumulator<T>* const bias_;
   const Precision precision_;
   std::mutex mutex_;
   std::shared_ptr<const Packed<T>> packed_;
 };
 
 template <typename T>
-PackedLinear<T>::PackedLinear(View<const T, 2> weight, const T* bias, Precision precision)
+PackedLinear<T>::PackedLinear(View<const T, 2> weight, const Accumulator<T>* bias, Precision precision)
     : state_(std::make_unique<State>(weight, bias, precision)) {}
 template <typename T>
 PackedLinear<T>::~PackedLinear() = default;
@@ -130,6 +142,8 @@ void PackedLinear<T>::operator()(View<const T, 2> x, View<T, 2> out) const {
   state_->Run(x, out);
 }
 
+template class PackedLinear<Float16>;
+template class PackedLinear<BFloat16>;
 template class PackedLinear<float>;
 template class PackedLinear<double>;
 

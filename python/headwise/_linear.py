@@ -40,14 +40,14 @@ def linear(
     weight : array_like, (in_features, out_features)
     bias : array_like, (out_features,), optional
     precision : {"highest", "high", "medium"}, optional
-        How exactly float32 products are computed; None is "highest", at least float32 accuracy.
+        How exactly products of float32 and float16 are computed; None is "highest", at least float32 accuracy.
     out : ndarray, optional
         Where to write the result, of its shape and dtype, sharing no memory with an input.
 
     Returns
     -------
     ndarray, (..., out_features)
-        In the dtype that the arguments promote to.
+        In the dtype that the arguments promote to. float16 and bfloat16 are summed up in float32 and rounded once.
 
     Raises
     ------
@@ -88,13 +88,13 @@ def linear(
     shape = (*shape[:-1], columns)
     if out is not None:
         check_out(out, shape, dtype, *inputs)
-    result = destination(out, shape, compute, contiguous=True)
+    result = destination(out, shape, dtype, contiguous=True)
     if result.size:
         if inner == 0:
             result[...] = 0 if b is None else b
         else:
             if not ready:
-                a, w = conform(a, compute, last=True), conform(w, compute)
+                a, w = conform(a, dtype, last=True), conform(w, dtype)
                 b = None if b is None else conform(b, compute, last=True)
                 if w.itemsize not in w.strides:
                     w = np.ascontiguousarray(w)
@@ -162,7 +162,7 @@ class PackedLinear:
         self.dtype = dtype
         self._precision = precision
         # Copies, converted as `linear` converts, with the contiguous axis that it would have: the bits are the same.
-        self._weight = np.array(conform(w, compute), order="K")
+        self._weight = np.array(conform(w, dtype), order="K")
         self._bias = None if b is None else np.array(conform(b, compute), order="C")
         if self._weight.itemsize not in self._weight.strides:
             self._weight = np.ascontiguousarray(self._weight)
@@ -202,7 +202,7 @@ class PackedLinear:
         """
         a = as_array(x, "x")
         ready = a.dtype == self.dtype and plain(a)
-        compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a), ("weight", np.empty(0, self.dtype)))
+        dtype = a.dtype if ready else promote(("x", a), ("weight", self._weight))[1]
         shape = a.shape
         if not shape:
             raise ValueError("x: a scalar, expected (..., in_features)")
@@ -213,12 +213,12 @@ class PackedLinear:
         shape = (*shape[:-1], self.out_features)
         if out is not None:
             check_out(out, shape, dtype, ("x", a))
-        result = destination(out, shape, compute, contiguous=True)
+        result = destination(out, shape, dtype, contiguous=True)
         if result.size:
             if self.in_features == 0:
                 result[...] = 0 if self._bias is None else self._bias
             else:
-                a = a if ready else conform(a, compute, last=True)
+                a = a if ready else conform(a, dtype, last=True)
                 self._pack()(a.reshape((-1, self.in_features)), result.reshape((-1, self.out_features)))
         return deliver(result, out, dtype)
 
@@ -226,10 +226,9 @@ class PackedLinear:
         return f"{type(self).__name__}(in_features={self.in_features}, out_features={self.out_features}, {self.dtype})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            weight = self._weight.astype(self.dtype, copy=False)
-            bias = None if self._bias is None else self._bias.astype(self.dtype, copy=False)
-        return _unpickle, (type(self), weight, bias, self._precision)
+        # The bias of halves is float32, and would promote.
+        bias = None if self._bias is None else self._bias.astype(self.dtype)
+        return _unpickle, (type(self), self._weight, bias, self._precision)
 
     def _pack(self) -> _backend.PackedLinear:
         """The weights packed for what is in force; the native core looks at the instruction set by itself."""

@@ -286,10 +286,20 @@ def add_alibi(scores: Array, slopes: Array, offset: int, out: Array) -> None:
 
 
 def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
-    with np.errstate(all="ignore"):
-        np.matmul(x, weight, out=out)
-        if bias is not None:
-            out += bias
+    inner, columns = weight.shape
+    # The whole at once, or blocks that are widened; those of rows again for each of columns.
+    width = max(256, _BLOCK // inner) if x.dtype.itemsize == 2 else max(1, columns)
+    for start in range(0, columns, width):
+        c = slice(start, start + width)
+        w = weight[:, c].astype(np.float32) if x.dtype.itemsize == 2 else weight[:, c]
+
+        def multiply(x: Array, out: Array, w: Array = w, c: slice = c) -> None:
+            np.matmul(x, w, out=out)
+            if bias is not None:
+                out += bias[c]
+
+        for rows in _parts(x) if x.dtype.itemsize == 2 else (slice(None),):
+            _in_float(multiply, x[rows], out[rows, c])
 
 
 def pack_linear(weight: Array, bias: Array | None, precision: str) -> Callable[[Array, Array], None]:

@@ -21,7 +21,7 @@ bool HasTiles() { return GetTarget() == "avx512_amx"; }
 template <typename T>
 struct Case {
   Tensor<T, 2> x, weight;
-  Tensor<T, 1> bias;
+  Tensor<Accumulator<T>, 1> bias;
   Guard guard;
 
   Case(std::int64_t rows, std::int64_t depth, std::int64_t columns, std::array<std::int64_t, 2> order = kRowsFirst,
@@ -69,6 +69,8 @@ void CheckSizes() {
   }
 }
 TEST_P(LinearTest, EverySizeBothLayoutsNothingOutOfBounds) {
+  CheckSizes<Float16>();
+  CheckSizes<BFloat16>();
   CheckSizes<float>();
   CheckSizes<double>();
 }
@@ -78,6 +80,8 @@ TEST_P(LinearTest, EverySizeOfTilesBothLayoutsNothingOutOfBounds) {
   for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
     for (const auto& order : {kRowsFirst, kColumnsFirst}) {
       for (const std::int64_t size : {32, 33, 41, 47, 48, 49, 57, 63, 64, 65, 79, 97}) {
+        Case<Float16>(size, 64, 40, order, guard).Check();
+        Case<BFloat16>(50, size, size, order, guard).Check(false);
         for (const std::int64_t pad : {0, 3}) {
           Case<float>(size, 64, 32, order, guard, pad).Check();
           Case<float>(32, size, 64, order, guard, pad).Check(pad == 0);
@@ -105,6 +109,8 @@ void CheckBlocks() {
   }
 }
 TEST_P(LinearTest, Blocks) {
+  CheckBlocks<Float16>();
+  CheckBlocks<BFloat16>();
   CheckBlocks<float>();
   CheckBlocks<double>();
 }
@@ -115,7 +121,7 @@ template <typename T>
 void CheckFewRows(std::int64_t most) {
   const Case<T> all(most, 300, 339);
   const std::vector<T> expected = all.Run();
-  const bool tiles = std::is_same_v<T, float> && HasTiles() && most >= kTiles;
+  const bool tiles = !std::is_same_v<T, double> && HasTiles() && most >= kTiles;
   for (std::int64_t rows = tiles ? kTiles : 1; rows < most; ++rows) {
     const Tensor<T, 2> out({rows, 339});
     View<const T, 2> x = all.x.read();
@@ -125,6 +131,10 @@ void CheckFewRows(std::int64_t most) {
   }
 }
 TEST_P(LinearTest, ARowHasTheSameBitsHoweverManyThereAre) {
+  CheckFewRows<Float16>(kTiles - 1);
+  CheckFewRows<Float16>(70);
+  CheckFewRows<BFloat16>(kTiles - 1);
+  CheckFewRows<BFloat16>(70);
   CheckFewRows<float>(kTiles - 1);
   CheckFewRows<float>(70);
   CheckFewRows<double>(40);
@@ -152,6 +162,8 @@ void CheckStrides(std::int64_t rows) {
 }
 TEST_P(LinearTest, Strides) {
   for (const std::int64_t rows : {9, 40}) {
+    CheckStrides<Float16>(rows);
+    CheckStrides<BFloat16>(rows);
     CheckStrides<float>(rows);
     CheckStrides<double>(rows);
   }
@@ -164,10 +176,10 @@ void CheckNonFinite() {
       for (const std::int64_t rows : {7, 19, 50}) {
         for (const std::int64_t where : {std::int64_t{0}, rows / 2, rows - 1}) {
           const Case<T> test(rows, 50, 60, order);
-          *test.x.view().at(where, 5) = static_cast<T>(odd);
+          *test.x.view().at(where, 5) = reference::Nearest<T>(odd);
           test.Check();
           const Case<T> other(rows, 50, 60, order);
-          *other.weight.view().at(5, where) = static_cast<T>(odd);
+          *other.weight.view().at(5, where) = reference::Nearest<T>(odd);
           other.Check();
         }
       }
@@ -175,6 +187,8 @@ void CheckNonFinite() {
   }
 }
 TEST_P(LinearTest, NaNAndInfinityStayInTheirRowOrColumn) {
+  CheckNonFinite<Float16>();
+  CheckNonFinite<BFloat16>();
   CheckNonFinite<float>();
   CheckNonFinite<double>();
 }
@@ -194,6 +208,8 @@ void CheckThreads() {
   }
 }
 TEST_P(LinearTest, SameBitsForAnyThreadCount) {
+  CheckThreads<Float16>();
+  CheckThreads<BFloat16>();
   CheckThreads<float>();
   CheckThreads<double>();
 }
@@ -226,6 +242,18 @@ TEST_P(LinearTest, Precision) {
     EXPECT_GT(medium, 5e-4) << depth;
     EXPECT_LT(medium, 3e-3) << depth;
   }
+}
+
+// A level below "highest" takes fewer parts of a float16; a bfloat16 has one.
+TEST_P(LinearTest, PrecisionOfHalves) {
+  const Case<Float16> test(64, 300, 96);
+  const Case<BFloat16> other(64, 300, 96);
+  const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
+  const auto highest = test.Run(), high = test.Run(true, Precision::kHigh), medium = test.Run(true, Precision::kMedium);
+  EXPECT_TRUE(Near(high, expected, 1e-3));
+  EXPECT_TRUE(Near(medium, expected, 0.5));
+  EXPECT_NE(Identical(medium, highest), HasTiles());
+  EXPECT_TRUE(Identical(other.Run(), other.Run(true, Precision::kMedium)));
 }
 
 // The largest error relative to the sum of the magnitudes of what is added up, of which `absolute` is forgiven.
@@ -383,6 +411,8 @@ void CheckPacked(std::int64_t depth, std::int64_t columns, std::array<std::int64
 TEST_P(LinearTest, PackedHasTheSameBits) {
   for (const auto& order : {kRowsFirst, kColumnsFirst}) {
     for (const Precision precision : {Precision::kHighest, Precision::kHigh, Precision::kMedium}) {
+      CheckPacked<Float16>(300, 70, order, precision);
+      CheckPacked<BFloat16>(45, 530, order, precision);
       CheckPacked<float>(300, 70, order, precision);
       CheckPacked<float>(45, 530, order, precision);
       CheckPacked<float>(7, 9, order, precision);
