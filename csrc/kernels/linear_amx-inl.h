@@ -2,9 +2,9 @@
 //
 // A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
 // each, whatever the number of parts. A group stays in L1 while the tiles of rows, from L2, go by. Tiles hold the sums
-// of one piece; those of the pieces are added up in `out`, or in scratch for halves, in float32, the bias last. The
-// tile unit rounds once for each product of tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds
-// rounds 32 times.
+// of one piece; those of the pieces are added up in float32, in a block of scratch, for rows of the output may lie at
+// such strides that few of them stay in a cache; the bias comes last. The tile unit rounds once for each product of
+// tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds rounds 32 times.
 //
 // NaN, and what rounds to Inf in its first part, makes every sum that it is in NaN or Inf; so does a sum that
 // overflows. Such elements of the output are computed again in float32 (linear-inl.h).
@@ -56,8 +56,10 @@ class AmxLinear {
         x_(arena.Take<std::uint32_t>(Sides(block.row_end - block.row_begin) * PieceSize())),
         weight_(
             arena.Take<std::uint32_t>(args.packed ? 0 : Sides(block.column_end - block.column_begin) * PieceSize())),
-        sums_(kIsHalf<T> ? LinearSumsScratch<T>(arena, block) : Output()),
-        sums_stride_(kIsHalf<T> ? block.column_end - block.column_begin : args.out.stride[0]),
+        sums_(arena.Take<float>(Chunks(depth_) <= kPiece
+                                    ? 0
+                                    : Sides(block.row_end - block.row_begin) *
+                                          Sides(block.column_end - block.column_begin) * kSide * kSide)),
         product_(arena.Take<float>(kSide * kSide)),
         again_(arena.Take<float>(kSide * kSide)),
         again_scratch_(arena.Take<std::byte>(static_cast<int64_t>(
@@ -77,17 +79,24 @@ class AmxLinear {
       } else {
         PackWeight(args_.weight, block_.column_begin, block_.column_end, chunk, chunks, group_size, weight_);
       }
+      float* sums = sums_;
       for (int64_t column = block_.column_begin; column < block_.column_end; column += kSide, weight += group_size) {
         const std::uint32_t* x = x_;
-        for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide, x += PieceSize()) {
+        for (int64_t row = block_.row_begin; row < block_.row_end;
+             row += kSide, x += PieceSize(), sums += kSide * kSide) {
           const bool lower = block_.row_end - row > amx::kTileRows;
+          if (args_.packed) Prefetch(weight + group_size, chunks, row);
           MultiplyChunks<kParts>(x, weight, chunks, lower);
-          StoreTiles(product_, kSide, lower);
-          AddProduct(row, column, chunk == 0, chunk + chunks == Chunks(depth_));
+          const bool first = chunk == 0, last = chunk + chunks == Chunks(depth_);
+          StoreTiles(first && !last ? sums : product_, kSide, lower);
+          if (last) {
+            Finish(row, column, first ? nullptr : sums);
+          } else if (!first) {
+            Add(sums);
+          }
         }
       }
     }
-    if constexpr (kIsHalf<T>) LinearRound(sums_, block_, args_.out);
   }
 
   // Columns [begin, end) of the chunks, to groups of 32 that are group_size apart.
@@ -115,6 +124,17 @@ class AmxLinear {
   // Of a group of columns or a tile of rows.
   int64_t PieceSize() const { return std::min(kPiece, Chunks(depth_)) * kChunkSize<kParts>; }
 
+  // This tile of rows' share of the next group of packed weights, from wherever it is to L2: tile loads do not wait for
+  // memory in the shadow of others, as vector loads do.
+  void Prefetch(const std::uint32_t* group, int64_t chunks, int64_t row) const {
+    constexpr int64_t kLine = 16;
+    const int64_t lines = chunks * kChunkSize<kParts> / kLine, tiles = Sides(block_.row_end - block_.row_begin);
+    const int64_t tile = (row - block_.row_begin) / kSide;
+    for (int64_t i = lines * tile / tiles; i < lines * (tile + 1) / tiles; ++i) {
+      __builtin_prefetch(group + i * kLine, 0, 2);
+    }
+  }
+
   // NaN becomes Inf: rounding might carry its bits over into 0. MINPS gives the second operand where one is NaN.
   static HWY_INLINE hn::Vec<Tag<float>> WithoutNaN(hn::Vec<Tag<float>> x) {
     return hn::Min(x, hn::Set(Tag<float>(), std::numeric_limits<float>::infinity()));
@@ -132,6 +152,9 @@ class AmxLinear {
   static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, std::uint32_t* tiles) {
     for (int64_t half = 0; half < 2; ++half, rows += kLanes<float>, columns -= kLanes<float>) {
       for (int64_t i = 0; i < amx::kTileRows; ++i) {
+        // The next group's: a few rows far apart are no stream that the processor would follow.
+        __builtin_prefetch(rows + i * stride + kSide);
+        __builtin_prefetch(rows + (i + amx::kTileRows) * stride + kSide);
         StoreParts<kParts>(LoadNumbers(rows + i * stride, 0, columns),
                            LoadNumbers(rows + (i + amx::kTileRows) * stride, 0, columns),
                            tiles + half * kTileSize + i * amx::kTileWords, 2 * kTileSize);
@@ -147,40 +170,38 @@ class AmxLinear {
       const T* x = args_.x.at(row + r);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t k = (first + chunk) * kChunk;
+        __builtin_prefetch(x + 2 * args_.x.stride[0] + k);
+        __builtin_prefetch(x + 2 * args_.x.stride[0] + k + kLanes<float>);
         StoreParts<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
                            packed + chunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
       }
     }
   }
 
-  float* Output() const {
-    if constexpr (kIsHalf<T>)
-      return nullptr;
-    else
-      return args_.out.at(block_.row_begin, block_.column_begin);
+  // sums[32, 32] += the product of a piece
+  void Add(float* sums) const {
+    const Tag<float> d;
+    for (int64_t i = 0; i < kSide * kSide; i += kLanes<float>) {
+      hn::Store(hn::Add(hn::Load(d, sums + i), hn::Load(d, product_ + i)), d, sums + i);
+    }
   }
 
-  float* Sums(int64_t row, int64_t column) const {
-    return sums_ + (row - block_.row_begin) * sums_stride_ + column - block_.column_begin;
-  }
-
-  // The product of a piece to the sums.
-  void AddProduct(int64_t row, int64_t column, bool first, bool last) const {
+  // The output: the product of the last piece, the sums of those before it, if any, and the bias.
+  void Finish(int64_t row, int64_t column, const float* sums) const {
     const Tag<float> d;
     const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
     const int64_t columns = std::min<int64_t>(kSide, block_.column_end - column);
     bool finite = true;
     ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
-      const auto bias = last && args_.bias ? lanes.Load(d, args_.bias + column + j) : hn::Zero(d);
+      const auto bias = args_.bias ? lanes.Load(d, args_.bias + column + j) : hn::Zero(d);
       auto all = hn::Zero(d);  // NaN, if one of the results is not finite
-      float* out = Sums(row, column + j);
-      for (int64_t r = 0; r < rows; ++r, out += sums_stride_) {
+      T* out = args_.out.at(row, column + j);
+      for (int64_t r = 0; r < rows; ++r, out += args_.out.stride[0]) {
         auto sum = hn::Load(d, product_ + r * kSide + j);
-        if (!first) sum = hn::Add(lanes.Load(d, out), sum);
-        if (last) {
-          sum = hn::Add(sum, bias);
-          all = hn::MulAdd(sum, hn::Zero(d), all);
-        }
+        if (sums) sum = hn::Add(hn::Load(d, sums + r * kSide + j), sum);
+        sum = lanes.Or(d, hn::Add(sum, bias), hn::Zero(d));
+        all = hn::MulAdd(sum, hn::Zero(d), all);
+        hn::Store(sum, d, product_ + r * kSide + j);
         lanes.Store(sum, d, out);
       }
       finite &= hn::AllTrue(d, hn::Eq(all, all));
@@ -198,10 +219,9 @@ class AmxLinear {
     if (args_.bias) plain.bias = args_.bias + column;
     LinearSums(plain, {0, rows, 0, columns}, again_, kSide, again_scratch_);
     for (int64_t r = 0; r < rows; ++r) {
-      float* out = Sums(row + r, column);
       ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
-        const auto sum = lanes.Load(d, out + j);
-        lanes.Store(hn::IfThenElse(hn::IsFinite(sum), sum, lanes.Load(d, again_ + r * kSide + j)), d, out + j);
+        const auto sum = hn::Load(d, product_ + r * kSide + j), again = hn::Load(d, again_ + r * kSide + j);
+        lanes.Store(hn::IfThenElse(hn::IsFinite(sum), sum, again), d, args_.out.at(row + r, column + j));
       });
     }
   }
@@ -211,9 +231,8 @@ class AmxLinear {
   const int64_t depth_;
   std::uint32_t* const x_;       // tiles of rows of [chunk][part][2 tiles: 16 rows][16 words]
   std::uint32_t* const weight_;  // groups of columns of [chunk][part][2 tiles: 16 words][16 columns]
-  float* const sums_;            // of the block: in its output, but for halves
-  const int64_t sums_stride_;
-  float* const product_;  // [32][32], as the next
+  float* const sums_;            // groups of columns of tiles of rows of [32][32]
+  float* const product_;         // [32][32], as the next
   float* const again_;
   std::byte* const again_scratch_;
 };
