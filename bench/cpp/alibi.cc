@@ -26,7 +26,8 @@ class AlibiProblem {
         out_({c.batch, c.heads, c.query_len, c.key_len}),
         slopes_({c.heads}) {
     scores_.FillNormal(1);
-    for (int64_t h = 0; h < c.heads; ++h) slopes_.data()[h] = static_cast<T>(std::pow(0.5, static_cast<double>(h + 1)));
+    for (int64_t h = 0; h < c.heads; ++h)
+      slopes_.data()[h] = static_cast<Accumulator<T>>(std::pow(0.5, static_cast<double>(h + 1)));
     bytes = scores_.bytes() + out_.bytes();
   }
 
@@ -44,13 +45,17 @@ class AlibiProblem {
 
  private:
   Tensor<T, 4> scores_, out_;
-  Tensor<T, 1> slopes_;
+  Tensor<Accumulator<T>, 1> slopes_;
 };
 
 }  // namespace
 
 void RegisterAlibi(const Setting& setting) {
-  for (const AlibiCase& c : kCases) Register<AlibiProblem<float>>(c.name, c, setting);
+  for (const AlibiCase& c : kCases) {
+    Register<AlibiProblem<Float16>>(c.name, c, setting);
+    Register<AlibiProblem<BFloat16>>(c.name, c, setting);
+    Register<AlibiProblem<float>>(c.name, c, setting);
+  }
 }
 
 }  // namespace headwise::bench

@@ -6,7 +6,7 @@
 //   void Run()                what is timed
 //   double Error()            of what Run wrote, relative to the largest entry, on a sample of it
 //   double flops, bytes       of one run: of the matrix products, and the least that must be read and written
-//   using Type                float or double
+//   using Type                of its arrays: float, double, Float16 or BFloat16
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -21,9 +21,11 @@
 #include <string>
 #include <vector>
 
+#include "headwise/half.h"
 #include "headwise/runtime.h"
 #include "headwise/tensor.h"
 #include "memory.h"
+#include "reference/half.h"
 #include "roofline.h"
 
 namespace headwise::bench {
@@ -32,6 +34,18 @@ using std::int64_t;
 
 template <typename T>
 constexpr const char* kTypeName = sizeof(T) == 4 ? "float32" : "float64";
+template <>
+inline constexpr const char* kTypeName<Float16> = "float16";
+template <>
+inline constexpr const char* kTypeName<BFloat16> = "bfloat16";
+
+// What Error may be: of a half it is half a unit in the last place.
+template <typename T>
+constexpr double kMostError = sizeof(T) == 4 ? 1e-5 : 1e-13;
+template <>
+inline constexpr double kMostError<Float16> = 0x1.01p-11;
+template <>
+inline constexpr double kMostError<BFloat16> = 0x1.01p-8;
 
 // Dense, with the last axis contiguous; normally distributed, or 0.
 template <typename T, int kRank>
@@ -52,7 +66,7 @@ class Tensor {
     std::mt19937_64 random(seed);
     std::normal_distribution<double> normal;
     std::vector<T> drawn(std::min<std::size_t>(kPeriod, size_));
-    for (T& element : drawn) element = static_cast<T>(normal(random));
+    for (T& element : drawn) element = reference::Nearest<T>(normal(random));
     for (std::size_t i = 0; i < size_; i += drawn.size())
       std::copy_n(drawn.begin(), std::min(drawn.size(), size_ - i), data() + i);
     return *this;
@@ -92,7 +106,7 @@ double RelativeError(View<T, kRank> got, const std::vector<double>& expected) {
   for (const double e : expected) {
     int64_t offset = 0;
     for (int k = 0; k < kRank; ++k) offset += index[k] * got.stride[k];
-    const double g = static_cast<double>(got.data[offset]);
+    const double g = reference::ToDouble(got.data[offset]);
     if (!std::isfinite(e) || !std::isfinite(g)) return std::numeric_limits<double>::infinity();
     difference = std::max(difference, std::abs(g - e));
     largest = std::max(largest, std::abs(e));
@@ -126,12 +140,12 @@ void Register(const std::string& name, const Case& problem_case, const Setting& 
     SetNumThreads(setting.threads);
     Problem problem(problem_case);
     problem.Run();
-    if (!(problem.Error() < (sizeof(T) == 4 ? 1e-5 : 1e-13))) {
+    if (!(problem.Error() < kMostError<T>)) {
       state.SkipWithError("the result is not that of the reference");
       return;
     }
     // Before the clock starts: the first call measures.
-    const double peak = PeakGflops<T>(setting.threads), copy = CopyGigabytes(setting.threads);
+    const double peak = PeakGflops<Accumulator<T>>(setting.threads), copy = CopyGigabytes(setting.threads);
     problem.Run();
 
     const auto start = std::chrono::steady_clock::now();

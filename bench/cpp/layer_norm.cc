@@ -40,13 +40,15 @@ class LayerNormProblem {
  private:
   static constexpr double kEps = 1e-5;
   Tensor<T, 2> x_, out_;
-  Tensor<T, 1> gamma_, beta_;
+  Tensor<Accumulator<T>, 1> gamma_, beta_;
 };
 
 }  // namespace
 
 void RegisterLayerNorm(const Setting& setting) {
   for (const LayerNormCase& c : kCases) {
+    Register<LayerNormProblem<Float16>>("layer_norm/" + Join({c.rows, c.n}), c, setting);
+    Register<LayerNormProblem<BFloat16>>("layer_norm/" + Join({c.rows, c.n}), c, setting);
     Register<LayerNormProblem<float>>("layer_norm/" + Join({c.rows, c.n}), c, setting);
   }
 }

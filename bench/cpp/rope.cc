@@ -34,8 +34,8 @@ class RopeProblem {
       for (int64_t k = 0; k < c.dim / 2; ++k) {
         const double angle =
             static_cast<double>(i) * std::pow(10000.0, -2.0 * static_cast<double>(k) / static_cast<double>(c.dim));
-        *cos_.view().at(i, k) = static_cast<T>(std::cos(angle));
-        *sin_.view().at(i, k) = static_cast<T>(std::sin(angle));
+        *cos_.view().at(i, k) = static_cast<Accumulator<T>>(std::cos(angle));
+        *sin_.view().at(i, k) = static_cast<Accumulator<T>>(std::sin(angle));
       }
     }
     bytes = x_.bytes() + out_.bytes() + cos_.bytes() + sin_.bytes();
@@ -55,21 +55,25 @@ class RopeProblem {
   double flops = 0, bytes;
 
  private:
-  View<const T, 4> ForEveryHead(const Tensor<T, 2>& table) const {
-    const View<const T, 2> view = table.read();
+  View<const Accumulator<T>, 4> ForEveryHead(const Tensor<Accumulator<T>, 2>& table) const {
+    const View<const Accumulator<T>, 2> view = table.read();
     const auto& shape = x_.read().shape;
     return {view.data, {shape[0], shape[1], view.shape[0], view.shape[1]}, {0, 0, view.stride[0], 1}};
   }
 
   bool interleaved_;
   Tensor<T, 4> x_, out_;
-  Tensor<T, 2> cos_, sin_;
+  Tensor<Accumulator<T>, 2> cos_, sin_;
 };
 
 }  // namespace
 
 void RegisterRope(const Setting& setting) {
-  for (const RopeCase& c : kCases) Register<RopeProblem<float>>(c.name, c, setting);
+  for (const RopeCase& c : kCases) {
+    Register<RopeProblem<Float16>>(c.name, c, setting);
+    Register<RopeProblem<BFloat16>>(c.name, c, setting);
+    Register<RopeProblem<float>>(c.name, c, setting);
+  }
 }
 
 }  // namespace headwise::bench

@@ -47,6 +47,8 @@ class SoftmaxProblem {
 
 void RegisterSoftmax(const Setting& setting) {
   for (const SoftmaxCase& c : kCases) {
+    Register<SoftmaxProblem<Float16>>(c.name, c, setting);
+    Register<SoftmaxProblem<BFloat16>>(c.name, c, setting);
     Register<SoftmaxProblem<float>>(c.name, c, setting);
     Register<SoftmaxProblem<double>>(c.name, c, setting);
   }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Named = tuple[str, Array]
 
+FLOAT16: np.dtype[Any] = np.dtype(np.float16)
 FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 FLOAT64: np.dtype[Any] = np.dtype(np.float64)
 PRECISIONS = ("highest", "high", "medium")
@@ -50,7 +51,7 @@ def as_array(x: object, name: str) -> Array:
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     # Known by its name: ml_dtypes, which registers it, need not be installed.
-    return dtype.kind == "V" and dtype.name == "bfloat16"
+    return dtype.kind == "V" and dtype.type.__name__ == "bfloat16"
 
 
 def check_dtype(dtype: np.dtype[Any], name: str) -> None:
@@ -75,6 +76,13 @@ def plain(*arrays: Array) -> bool:
         if a.dtype is not dtype or not a.flags.carray:
             return False
     return True
+
+
+def plain_or_half(a: Array) -> bool:
+    """:func:`plain` of one array, for operations that take halves (float16 and bfloat16) as they are."""
+    dtype = a.dtype
+    native = dtype is FLOAT32 or dtype is FLOAT64 or dtype is FLOAT16 or (is_bfloat16(dtype) and dtype.isnative)
+    return native and a.flags.carray
 
 
 def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:

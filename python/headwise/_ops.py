@@ -27,6 +27,7 @@ from headwise._arrays import (
     deliver,
     destination,
     plain,
+    plain_or_half,
     promote,
 )
 from headwise._config import config, get_num_threads, list_targets, set_num_threads, set_target, show_config
@@ -164,7 +165,7 @@ def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
     1000.693
     """
     a = as_array(x, "x")
-    ready = plain(a)
+    ready = plain_or_half(a)
     dtype = a.dtype if ready else promote(("x", a))[1]
     axis = check_axis(axis, a)
     keepdims = check_flag(keepdims, "keepdims")
@@ -181,7 +182,7 @@ def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
 
 def _normalize(kernel: Callable[[Array, Array], None], x: ArrayLike, axis: int, out: Array | None) -> Array:
     a = as_array(x, "x")
-    ready = plain(a)
+    ready = plain_or_half(a)
     dtype = a.dtype if ready else promote(("x", a))[1]
     axis = check_axis(axis, a)
     shape = a.shape

@@ -137,8 +137,8 @@ void CheckPastTheCaches() {
   for (const auto& shape : {std::array<std::int64_t, 2>{9000 * smaller, 1001}, {1'500'000 * smaller, 6}}) {
     const Tensor<T, 2> x(shape, Guard::kAfter, {0, 1}, 3), out(shape, Guard::kAfter, {0, 1}, 3);
     const Tensor<float, 1> gamma({shape[1]});
-    x.ForEach([i = 0](T& element) mutable { element = reference::Nearest<T>(i++ % 1009 * 0.02); });
-    gamma.ForEach([i = 0](float& element) mutable { element = static_cast<float>(i++ % 1009) * 0.02F; });
+    FillPeriodic(x);
+    FillPeriodic(gamma);
     LayerNorm(x.read(), gamma.data(), gamma.data(), 1e-5, out.view());
     LayerNorm(x.read(), gamma.data(), gamma.data(), 1e-5, x.view());
     EXPECT_TRUE(Identical(out.Values(), x.Values()));

@@ -138,8 +138,8 @@ void CheckPastTheCaches() {
   for (const bool interleaved : {false, true}) {
     const Tensor<T, 4> x(shape), out(shape);
     const Tensor<float, 4> angles({1, 1, shape[2], shape[3] / 2});
-    x.ForEach([i = 0](T& element) mutable { element = reference::Nearest<T>(i++ % 1009 * 0.02); });
-    angles.ForEach([i = 0](float& element) mutable { element = static_cast<float>(i++ % 1009) * 0.02F; });
+    FillPeriodic(x);
+    FillPeriodic(angles);
     View<const float, 4> table = angles.read();
     table.shape[1] = shape[1];
     table.stride[1] = 0;

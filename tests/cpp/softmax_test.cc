@@ -210,7 +210,6 @@ void CheckLong() {
   }
 }
 TEST_P(SoftmaxTest, LongLanesStayAccurate) {
-  CheckLong<Float16>();
   CheckLong<BFloat16>();
   CheckLong<float>();
   CheckLong<double>();
@@ -260,7 +259,7 @@ void CheckPastTheCaches() {
   for (const auto& shape : {std::array<std::int64_t, 3>{4300 * smaller, 2001, 1}, {2 * smaller, 4'500'001, 1}}) {
     for (const Operation operation : {Operation::kSoftmax, Operation::kLogSoftmax}) {
       const Tensor<T, 3> x(shape, Guard::kAfter, Order(1), 3);
-      x.ForEach([&, i = 0](T& element) mutable { element = reference::Nearest<T>(i++ % 1009 * 0.02); });
+      FillPeriodic(x);
       const Tensor<T, 3> out = Run(operation, x, Guard::kAfter, 3);
       EXPECT_TRUE(out.PaddingIntact());
       if (operation == Operation::kSoftmax) Softmax(x.read(), x.view());

@@ -142,6 +142,14 @@ const Tensor<T, kRank>& FillNormal(const Tensor<T, kRank>& tensor, Random& rando
   return tensor;
 }
 
+// 0, 0.02, 0.04, ..., again and again: to draw or round each element of a large tensor would take seconds.
+template <typename T, int kRank>
+void FillPeriodic(const Tensor<T, kRank>& tensor) {
+  std::vector<T> period;
+  for (int i = 0; i < 1009; ++i) period.push_back(reference::Nearest<T>(0.02 * i));
+  tensor.ForEach([&, i = std::size_t{0}](T& element) mutable { element = period[i++ % period.size()]; });
+}
+
 // Of the type that T is computed in.
 template <typename T>
 constexpr double kEpsilon = static_cast<double>(std::numeric_limits<Accumulator<T>>::epsilon());
