@@ -36,7 +36,10 @@ def check(arrays: list[np.ndarray], dtype: np.dtype[Any]) -> None:
 
 
 # Operations that read and write halves.
-OF_HALVES = ("softmax", "log_softmax", "logsumexp", "apply_rope", "add_alibi", "layer_normalization")
+OF_HALVES = (
+    "softmax", "log_softmax", "logsumexp", "attention", "apply_rope", "add_alibi", "linear", "pack_linear",
+    "layer_normalization",
+)  # fmt: skip
 
 
 class Contract:
@@ -48,20 +51,21 @@ class Contract:
         self.dtypes: set[str] = set()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        def passed_on(*arguments: Any) -> None:
+        def passed_on(*arguments: Any) -> Any:
             self.calls += 1
             lists = [x if isinstance(x, (list, tuple)) else [x] for x in arguments]
             arrays = [x for items in lists for x in items if isinstance(x, np.ndarray)]
             dtype = arrays[0].dtype
             self.dtypes.add(dtype.name)
             if name in OF_HALVES and dtype.itemsize == 2:
-                check([arrays[0], arrays[-1]], dtype)
-                check(arrays[1:-1], np.dtype(np.float32))
+                halves = {"linear": [0, 1, -1], "pack_linear": [0], "attention": [0, 1, 2, 3]}.get(name, [0, -1])
+                check([arrays[i] for i in halves], dtype)
+                check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
                 assert dtype in (np.float32, np.float64)
                 check(arrays, dtype)
             getattr(self, f"check_{name}")(*arguments)
-            getattr(self.backend, name)(*arguments)
+            return getattr(self.backend, name)(*arguments)
 
         return passed_on
 
@@ -109,6 +113,10 @@ class Contract:
         assert weight.itemsize in weight.strides and precision in ("highest", "high", "medium")
         assert bias is None or (bias.shape == weight.shape[1:] and bias.flags.c_contiguous)
 
+    def check_pack_linear(self, weight: np.ndarray, bias: Any, precision: str) -> None:
+        assert weight.ndim == 2 and weight.itemsize in weight.strides and precision in ("highest", "high", "medium")
+        assert bias is None or (bias.shape == weight.shape[1:] and bias.flags.c_contiguous)
+
     def check_layer_normalization(self, x: Any, gamma: Any, beta: Any, eps: float, out: Any) -> None:
         assert x.ndim == 2 and x.shape == out.shape and contiguous_last(x) and out.flags.c_contiguous
         assert gamma.shape == beta.shape == x.shape[1:] and gamma.flags.c_contiguous and beta.flags.c_contiguous
@@ -148,6 +156,7 @@ OPERATIONS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray]], Any]] = {
     "add_alibi-out": lambda lay: hw.add_alibi(X, out=lay(X * 0)),
     "linear": lambda lay: hw.linear(lay(X), lay(WEIGHT), lay(WEIGHT)[0]),
     "linear-out": lambda lay: hw.linear(X, WEIGHT[:, :1].repeat(12, 1), out=lay(X * 0)),
+    "pack_linear": lambda lay: hw.PackedLinear(lay(WEIGHT), lay(WEIGHT)[0])(lay(X)),
     "layer_normalization": lambda lay: [
         hw.layer_normalization(lay(X), *[lay(WEIGHT[: X.shape[axis]])[:, 0]] * 2, axis=axis) for axis in range(4)
     ],

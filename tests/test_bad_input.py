@@ -19,6 +19,10 @@ def array(*shape: int) -> np.ndarray:
     return normal(shape, dtype=np.float64)
 
 
+def packed(x: Any, out: Any = None) -> np.ndarray:
+    return hw.PackedLinear(array(4, 5), array(5))(x, out=out)
+
+
 #: A call that works, by keyword, for each function; the tables below spoil one argument, or two, of it.
 GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     hw.scaled_dot_product_attention: {
@@ -32,6 +36,8 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     hw.alibi_bias: {"num_heads": 4, "query_len": 3},
     hw.add_alibi: {"scores": array(2, 4, 5, 6), "out": (2, 4, 5, 6)},
     hw.linear: {"x": array(3, 4), "weight": array(4, 5), "bias": array(5), "out": (3, 5)},
+    hw.PackedLinear: {"weight": array(4, 5), "bias": array(5)},
+    packed: {"x": array(3, 4), "out": (3, 5)},
     hw.dropout: {"x": array(3, 4), "rate": 0.5},
     hw.layer_normalization: {"x": array(3, 4), "gamma": array(4), "beta": array(4)},
     hw.set_num_threads: {"n": 1},
@@ -232,6 +238,9 @@ ARRAYS = {
     "linear x": (hw.linear, (3, 4)),
     "linear weight": (hw.linear, (4, 5)),
     "linear bias": (hw.linear, (5,)),
+    "PackedLinear weight": (hw.PackedLinear, (4, 5)),
+    "PackedLinear bias": (hw.PackedLinear, (5,)),
+    "packed x": (packed, (3, 4)),
     "dropout x": (hw.dropout, (3, 4)),
     "layer_normalization x": (hw.layer_normalization, (3, 4)),
     "layer_normalization gamma": (hw.layer_normalization, (4,)),
@@ -327,6 +336,15 @@ OTHERS: list[tuple[Callable[..., Any], type[Exception], str, dict[str, Any]]] = 
     (hw.linear, ValueError, "bias", {"bias": np.float64(1)}),
     (hw.linear, ValueError, "precision", {"precision": "fast"}),
     (hw.linear, TypeError, "precision", {"precision": 32}),
+    (hw.PackedLinear, ValueError, "weight in_features", {"weight": array(4)}),
+    (hw.PackedLinear, ValueError, "weight in_features", {"weight": array(1, 4, 5)}),
+    (hw.PackedLinear, ValueError, "bias 5", {"bias": array(4)}),
+    (hw.PackedLinear, ValueError, "bias", {"bias": array(1, 5)}),
+    (hw.PackedLinear, ValueError, "precision", {"precision": "fast"}),
+    (hw.PackedLinear, TypeError, "precision", {"precision": 32}),
+    (packed, ValueError, "x scalar", {"x": np.float64(1)}),
+    (packed, ValueError, "x 4", {"x": array(3, 5)}),
+    (packed, ValueError, "x 4", {"x": array(4, 1)}),
     (hw.dropout, TypeError, "training", {"training": "no"}),
     (hw.dropout, TypeError, "rng", {"rng": "seed"}),
     (hw.dropout, ValueError, "rng", {"rng": -1}),

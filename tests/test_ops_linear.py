@@ -1,13 +1,19 @@
-"""linear: ``x @ weight + bias`` over any leading axes."""
+"""linear and PackedLinear: ``x @ weight + bias`` over any leading axes."""
 
 from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 import headwise as hw
 import oracle
-from support import LAYOUTS, assert_close, dtype_named, normal
+from headwise import _backend
+from support import LAYOUTS, assert_close, assert_rounded_once, dtype_named, normal
 
 TAILS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100]
 
@@ -70,6 +76,50 @@ def test_dtype(dtype: str) -> None:
     assert_close(got, oracle.linear(x, weight, bias))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 12, 9), (5, 33, 40), (16, 300, 70), (17, 9, 19), (33, 64, 65), (50, 300, 47), (40, 40, 530)],
+    ids=str,
+)
+def test_halves_are_rounded_once(shape: tuple[int, int, int], transposed: bool, dtype: str) -> None:
+    rows, features_in, features_out = shape
+    x, weight, bias = (
+        normal(n, i).astype(dtype_named(dtype))
+        for i, n in enumerate([(rows, features_in), (features_in, features_out), (features_out,)])
+    )
+    w = np.asfortranarray(weight) if transposed else weight
+    for b in (None, bias):
+        got = hw.linear(x, w, b)
+        assert got.dtype == x.dtype
+        assert_rounded_once(got, oracle.linear(x, weight, b), atol=3e-6 * features_in**0.5)
+        out = np.empty_like(got)
+        assert hw.linear(x, w, b, out=out) is out
+        assert out.tobytes() == got.tobytes()
+        assert hw.PackedLinear(w, b)(x).tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_beside_float32_are_float32(dtype: str) -> None:
+    x, weight, bias = normal((40, 64)).astype(dtype_named(dtype)), normal((64, 50), 1), normal((50,), 2)
+    for got in (hw.linear(x, weight, bias), hw.PackedLinear(weight, bias)(x)):
+        assert got.dtype == np.float32
+        assert_close(got, oracle.linear(x, weight, bias), factor=20)
+    half = weight.astype(x.dtype)
+    got = hw.linear(x, half, bias)
+    assert got.dtype == np.float32
+    assert_close(got, oracle.linear(x, half, bias), factor=20)
+
+
+def test_sums_of_halves_are_not_rounded_on_the_way() -> None:
+    """2048 + 1 is 2048 in float16; the sum of products that are larger than the largest float16 is not."""
+    x = np.array([[2048, *[1] * 1023], [60000, 60000, -60000, *[0] * 1021]] * 20, np.float16)
+    np.testing.assert_array_equal(hw.linear(x, np.ones((1024, 40), np.float16)), [[3072] * 40, [60000] * 40] * 20)
+    x[1, 2] = 0
+    assert hw.linear(x, np.ones((1024, 40), np.float16))[1, 0] == np.inf
+
+
 def test_no_input_features_is_the_bias() -> None:
     nothing, bias = np.zeros((3, 0), np.float32), normal((5,))
     np.testing.assert_array_equal(hw.linear(nothing, np.zeros((0, 5), np.float32), bias), [bias] * 3)
@@ -91,10 +141,34 @@ def test_precision_highest_is_the_default(precision: str | None) -> None:
     assert scaled_error(x, weight, None, hw.linear(x, weight, precision=precision)) < 2
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_lower_precision_is_still_a_product(precision: str) -> None:
-    x, weight = normal((9, 100)), normal((100, 30), 1)
-    np.testing.assert_allclose(hw.linear(x, weight, precision=precision), oracle.linear(x, weight), atol=0.2)
+@pytest.mark.parametrize(("precision", "least", "most"), [("high", 1e-6, 5.5e-6), ("medium", 5e-4, 3e-3)])
+@pytest.mark.parametrize("n", [32, 64, 700])
+def test_lower_precision(precision: str, least: float, most: float, n: int, implementation: str) -> None:
+    """The root mean square of errors of numbers of variance 1, over the square root of the depth."""
+    x, weight = normal((50, n)), normal((n, 90), 1)
+    error = hw.linear(x, weight, precision=precision) - oracle.linear(x, weight)
+    scaled = np.sqrt(np.square(error).mean() / n)
+    assert scaled < most
+    assert implementation != "native-avx512_amx" or scaled > least, "tiles have not run"
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3e38, -3.4e38])
+def test_what_bfloat16_cannot_hold(odd: float, precision: str) -> None:
+    x, weight = normal((70, 64)), normal((64, 70), 1)
+    x[40, 50], weight[20, 33] = odd, odd
+    weight[50, 10] = 0
+    got = hw.linear(x, weight, precision=precision)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = oracle.linear(x, weight)
+        expected32 = expected.astype(np.float32)
+    sure = np.isnan(expected) | np.isinf(expected32) | (abs(expected) < 1e38)
+    sure[40, 33] = False
+    np.testing.assert_array_equal(np.isnan(got)[sure], np.isnan(expected)[sure])
+    np.testing.assert_array_equal(np.isinf(got)[sure], np.isinf(expected32)[sure])
+    usual = np.ones(got.shape, bool)
+    usual[40] = usual[:, 33] = False
+    np.testing.assert_allclose(got[usual], expected[usual], atol=0.3 if precision == "medium" else 1e-3)
 
 
 def test_out() -> None:
@@ -102,3 +176,135 @@ def test_out() -> None:
     out = np.full((4, 7, 5), np.nan, np.float32)
     assert hw.linear(x, weight, bias, out=out) is out
     assert_close(out, oracle.linear(x, weight, bias))
+
+
+# --- packed weights ---
+
+
+@pytest.mark.parametrize("precision", [None, "highest", "high", "medium"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 40, 50), (9, 12, 7), (40, 300, 90), (33, 64, 530)], ids=str)
+def test_packed_is_linear_bit_by_bit(shape: tuple[int, int, int], dtype: str, precision: str | None) -> None:
+    rows, features_in, features_out = shape
+    x, weight, bias = (
+        normal(n, i).astype(dtype_named(dtype))
+        for i, n in enumerate([(2, rows, features_in), (features_in, features_out), (features_out,)])
+    )
+    for w in (weight, np.asfortranarray(weight)):
+        for b in (None, bias):
+            packed = hw.PackedLinear(w, b, precision=precision)
+            expected = hw.linear(x, w, b, precision=precision)
+            got = packed(x)
+            assert got.dtype == expected.dtype == packed.dtype and got.shape == expected.shape
+            assert got.tobytes() == expected.tobytes()
+            assert packed(x).tobytes() == expected.tobytes()
+    if precision in (None, "highest"):
+        assert_close(got, oracle.linear(x, weight, bias), factor=20 if features_in > 200 else 4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_layout(layout: str) -> None:
+    x, weight, bias = normal((4, 7, 6), 1), normal((6, 5), 2), normal((5,), 3)
+    expected = oracle.linear(x, weight, bias)
+    assert_close(hw.PackedLinear(weight, bias)(LAYOUTS[layout](x)), expected)
+    assert_close(hw.PackedLinear(LAYOUTS[layout](weight), bias)(x), expected)
+    out = np.full((4, 7, 5), np.nan, np.float32)
+    assert hw.PackedLinear(weight, bias)(x, out=out) is out
+    assert_close(out, expected)
+
+
+def test_packed_attributes() -> None:
+    packed = hw.PackedLinear(np.ones((3, 5), np.float32), np.ones(5))
+    assert (packed.in_features, packed.out_features, packed.dtype) == (3, 5, np.float64)
+    assert repr(packed) == "PackedLinear(in_features=3, out_features=5, float64)"
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_packed_keeps_what_it_was_given(rows: int) -> None:
+    """Not what the caller's arrays become."""
+    before = hw.config()["target"]
+    x, weight, bias = normal((rows, 64), 1), normal((64, 70), 2), normal((70,), 3)
+    packed, expected = hw.PackedLinear(weight, bias), hw.linear(x, weight, bias)
+    weight[:] = bias[:] = np.nan
+    assert packed(x).tobytes() == expected.tobytes()
+    for name in hw.list_targets():
+        hw.set_target(name)
+        assert not np.isnan(packed(x)).any()
+    hw.set_target(before)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_packed_follows_the_target_and_the_backend(rows: int) -> None:
+    backend, before = _backend.name(), hw.config()["target"]
+    x, weight, bias = normal((rows, 64), 1), normal((64, 700), 2), normal((700,), 3)
+    packed = hw.PackedLinear(weight, bias)
+    for _ in range(2):
+        for name in hw.list_targets():
+            hw.set_target(name)
+            assert packed(x).tobytes() == hw.linear(x, weight, bias).tobytes(), name
+    hw.set_target(before)
+    _backend.use("numpy")
+    assert packed(x).tobytes() == hw.linear(x, weight, bias).tobytes()
+    _backend.use(backend)
+    assert packed(x).tobytes() == hw.linear(x, weight, bias).tobytes()
+
+
+def test_packed_follows_the_precision_that_none_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = normal((40, 64), 1), normal((64, 70), 2)
+    packed = hw.PackedLinear(weight)
+    assert packed(x).tobytes() == hw.linear(x, weight).tobytes()
+    monkeypatch.setattr("headwise._linear.check_precision", lambda precision: precision or "medium")
+    assert packed(x).tobytes() == hw.linear(x, weight, precision="medium").tobytes()
+
+
+@pytest.mark.parametrize("of_x", ["int8", "int32", "float16", "float32", "float64"])
+@pytest.mark.parametrize("of_weight", ["int64", "float16", "float32", "float64"])
+def test_packed_dtypes_promote_as_in_linear(of_x: str, of_weight: str) -> None:
+    x, weight = (9 * normal((3, 6), 1)).astype(of_x), (9 * normal((6, 5), 2)).astype(of_weight)
+    got, expected = hw.PackedLinear(weight)(x), hw.linear(x, weight)
+    assert got.dtype == expected.dtype and got.tobytes() == expected.tobytes()
+    out = np.empty_like(expected)
+    assert hw.PackedLinear(weight)(x, out=out) is out
+    assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (0, 5), (6, 0), (0, 0)], ids=str)
+def test_packed_leading_axes_and_nothing_at_all(lead: tuple[int, ...], shape: tuple[int, int]) -> None:
+    x, weight, bias = normal((*lead, shape[0]), 1), normal(shape, 2), normal(shape[1:], 3)
+    np.testing.assert_array_equal(hw.PackedLinear(weight, bias)(x), hw.linear(x, weight, bias))
+    np.testing.assert_array_equal(hw.PackedLinear(weight)(x), hw.linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("way", ["pickle", "copy", "deepcopy"])
+def test_packed_copies(way: str, dtype: str) -> None:
+    x, weight, bias = (normal(n).astype(dtype) for n in [(40, 64), (64, 70), (70,)])
+    ways: dict[str, Any] = {
+        "pickle": lambda one: pickle.loads(pickle.dumps(one)), "copy": copy.copy, "deepcopy": copy.deepcopy,
+    }  # fmt: skip
+    for b in (None, bias):
+        packed = hw.PackedLinear(weight, b, precision="high")
+        other = ways[way](packed)
+        assert other is not packed and other.dtype == packed.dtype
+        expected = packed(x).tobytes()
+        del packed
+        assert other(x).tobytes() == expected
+
+
+def test_packed_from_many_threads() -> None:
+    x, weight = normal((40, 64), 1), normal((64, 700), 2)
+    packed, expected = hw.PackedLinear(weight), hw.linear(x, weight).tobytes()
+    wrong: list[int] = []
+
+    def caller(number: int) -> None:
+        for rows in (40, 3, 40):
+            if packed(x[:rows]).tobytes() != expected[: rows * 700 * 4] and rows == 40:
+                wrong.append(number)
+
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(8)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join(60)
+    assert not wrong and not any(one.is_alive() for one in callers)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from headwise import _arrays, _ops, _positions, _sdpa
+from headwise import _arrays, _linear, _ops, _positions, _sdpa
 from headwise._arrays import plain
 from support import LAYOUTS, normal, read_only, unaligned
 
@@ -75,7 +75,7 @@ def test_plain_arrays_are_not_looked_at_one_by_one(name: str, monkeypatch: pytes
     def unexpected(*_: Any, **__: Any) -> Any:
         raise AssertionError("looked at")
 
-    for module in (_ops, _positions, _sdpa):
+    for module in (_linear, _ops, _positions, _sdpa):
         monkeypatch.setattr(module, "promote", unexpected)
     results(name, np.array)
     with pytest.raises(AssertionError, match="looked at"):

@@ -21,6 +21,7 @@ QUERY, KEY, VALUE = normal((1, 4, 70, 16), 1), normal((1, 2, 200, 16), 2), norma
 X = normal((8, 60, 96))
 ANGLES = normal((60, 48), 4)
 LONG = normal((3, 70_000), 7)
+PACKED = hw.PackedLinear(normal((96, 700), 5), normal((700,), 6))
 WORK: dict[str, Callable[[], Any]] = {
     "attention": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, return_lse=True),
     "flash": lambda: hw.flash_attention(QUERY, KEY, VALUE, return_lse=True),
@@ -49,6 +50,10 @@ WORK: dict[str, Callable[[], Any]] = {
     "linear-one-row": lambda: hw.linear(X.reshape(48, 960)[:1], normal((960, 1500), 5)),
     "linear-few-rows": lambda: hw.linear(X.reshape(48, 960)[:9], normal((960, 1500), 5)),
     "linear-few-rows-transposed": lambda: hw.linear(X.reshape(48, 960)[:9], normal((1500, 960), 5).T),
+    "linear-blocks": lambda: hw.linear(X.reshape(480, 96), normal((96, 1100), 5), normal((1100,), 6), precision="high"),
+    "linear-halves": lambda: hw.linear(X.astype(np.float16), normal((96, 1100), 5).astype(np.float16)),
+    "linear-packed": lambda: PACKED(X),
+    "linear-packed-few-rows": lambda: PACKED(X[0, :9]),
     "layer_normalization": lambda: hw.layer_normalization(X, ANGLES[0].repeat(2), ANGLES[1].repeat(2)),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "headwise/half.h"
+#include "headwise/precision.h"
 #include "headwise/tensor.h"
 
 namespace headwise::bindings {
@@ -96,6 +97,13 @@ void WithStoredType(const py::array& array, const Function& function) {
   if (HasType<Float16>(array)) return function(Float16());
   if (HasType<BFloat16>(array)) return function(BFloat16());
   WithType(array, function);
+}
+
+inline Precision ToPrecision(const std::string& name) {
+  if (name == "highest") return Precision::kHighest;
+  if (name == "high") return Precision::kHigh;
+  if (name == "medium") return Precision::kMedium;
+  throw py::value_error("precision: '" + name + "'");
 }
 
 void RegisterAlibi(py::module_& module);

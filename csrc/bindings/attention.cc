@@ -13,13 +13,6 @@ View<const T, 4> ToScoreView(const py::array& array, const char* name, const Att
   return Broadcast(ToView<const T, 4>(array, name), {batch, heads, query_len, args.key.shape[2]}, name);
 }
 
-Precision ToPrecision(const std::string& name) {
-  if (name == "highest") return Precision::kHighest;
-  if (name == "high") return Precision::kHigh;
-  if (name == "medium") return Precision::kMedium;
-  throw py::value_error("precision: '" + name + "'");
-}
-
 }  // namespace
 
 void RegisterAttention(py::module_& module) {

@@ -12,11 +12,14 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-constexpr LinearKernel<float> kLinearF32{&LinearScratchBytes<float>, &LinearRun<float>, &LinearFewRows<float>};
-constexpr LinearKernel<double> kLinearF64{&LinearScratchBytes<double>, &LinearRun<double>, &LinearFewRows<double>};
+template <typename T>
+constexpr LinearKernel<T> kLinear{&LinearScratchBytes<T>, &LinearRun<T>,         &LinearFewRowsScratchBytes<T>,
+                                  &LinearFewRows<T>,      &LinearPackedBytes<T>, &LinearPack<T>};
 
-const LinearKernel<float>* LinearF32() { return &kLinearF32; }
-const LinearKernel<double>* LinearF64() { return &kLinearF64; }
+const LinearKernel<Float16>* LinearF16() { return &kLinear<Float16>; }
+const LinearKernel<BFloat16>* LinearBF16() { return &kLinear<BFloat16>; }
+const LinearKernel<float>* LinearF32() { return &kLinear<float>; }
+const LinearKernel<double>* LinearF64() { return &kLinear<double>; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -25,11 +28,24 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
+HWY_EXPORT(LinearF16);
+HWY_EXPORT(LinearBF16);
 HWY_EXPORT(LinearF32);
 HWY_EXPORT(LinearF64);
 
 template <>
+const LinearKernel<Float16>& GetLinearKernel() {
+  if (AmxChosen()) return *AmxLinearKernel<Float16>();
+  return *HEADWISE_DISPATCH(LinearF16)();
+}
+template <>
+const LinearKernel<BFloat16>& GetLinearKernel() {
+  if (AmxChosen()) return *AmxLinearKernel<BFloat16>();
+  return *HEADWISE_DISPATCH(LinearBF16)();
+}
+template <>
 const LinearKernel<float>& GetLinearKernel() {
+  if (AmxChosen()) return *AmxLinearKernel<float>();
   return *HEADWISE_DISPATCH(LinearF32)();
 }
 template <>

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "headwise/half.h"
+#include "headwise/precision.h"
 #include "headwise/tensor.h"
 
 namespace headwise {
@@ -14,14 +16,35 @@ struct LinearBlock {
 };
 
 template <typename T>
-struct LinearKernel {
-  std::size_t (*scratch_bytes)(const LinearBlock& largest, std::int64_t depth);
-  void (*block)(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out, const LinearBlock& block,
-                std::byte* scratch);
-  // Columns [begin, end) of the output, without packing; for one contiguous axis of weight and few rows.
-  void (*few_rows)(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out, std::int64_t begin,
-                   std::int64_t end);
+struct LinearArgs {
+  View<const T, 2> x, weight;
+  const Accumulator<T>* bias;  // null: zero
+  View<T, 2> out;
+  Precision precision;
+  const std::byte* packed;  // the weights as `pack` leaves them; null: not packed yet
 };
+
+// Block columns that packed weights can be entered at.
+constexpr std::int64_t kLinearBlockColumns = 512;
+
+template <typename T>
+struct LinearKernel {
+  std::size_t (*scratch_bytes)(const LinearArgs<T>& args, const LinearBlock& largest);
+  // A block whose columns begin at a multiple of kLinearBlockColumns. An element's result does not depend on the block
+  // it is in.
+  void (*block)(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch);
+  // Columns [begin, end) of the output, without packing; for one contiguous axis of weight and few rows.
+  std::size_t (*few_rows_scratch_bytes)(const LinearArgs<T>& args, std::int64_t columns);
+  void (*few_rows)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
+
+  // All weights, to be kept: their size, and columns [begin, end) of them, begin a multiple of kLinearBlockColumns.
+  std::size_t (*packed_bytes)(View<const T, 2> weight, Precision precision);
+  void (*pack)(View<const T, 2> weight, Precision precision, std::int64_t begin, std::int64_t end, std::byte* packed);
+};
+
+// By tiles of bfloat16, for all but double; null where this build has none.
+template <typename T>
+const LinearKernel<T>* AmxLinearKernel();
 
 // That of the chosen target.
 template <typename T>

@@ -1,6 +1,7 @@
 #include "headwise/linear.h"
 
 #include <algorithm>
+#include <mutex>
 
 #include "kernels/linear.h"
 #include "runtime/parallel.h"
@@ -11,7 +12,7 @@ namespace {
 
 // A block of columns keeps its packed weights (1 KB of depth each) in L2; it is wide because x is packed again for
 // each. A block of rows uses them often enough to pay for packing, and there are enough blocks for every thread.
-constexpr std::int64_t kBlockColumns = 512;
+constexpr std::int64_t kBlockColumns = kLinearBlockColumns;
 constexpr std::int64_t kBlockRows = 480;  // a multiple of every tile height
 
 // To read one from memory, in floating-point operations of one core in the same time.
@@ -22,26 +23,26 @@ constexpr std::int64_t kFewRows = 16;
 
 // Strips of columns, two per thread; rows of weights are read best in long pieces, from 1 KB on.
 template <typename T>
-void RunFewRows(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out) {
+void RunFewRows(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   constexpr std::int64_t kShortest = 256, kLongest = 2048, kMultiple = 64;
-  const std::int64_t columns = out.shape[1];
-  const double work = kWorkPerWeight * static_cast<double>(columns) * static_cast<double>(x.shape[1]);
+  const std::int64_t columns = args.out.shape[1];
+  const double work = kWorkPerWeight * static_cast<double>(columns) * static_cast<double>(args.x.shape[1]);
   const std::int64_t wanted = 2 * ThreadsFor(columns, work);
   const std::int64_t fair = (columns / wanted + kMultiple - 1) / kMultiple * kMultiple;
   const std::int64_t strip = std::clamp(fair, kShortest, kLongest);
   const std::int64_t strips = (columns + strip - 1) / strip;
-  const LinearKernel<T>& kernel = GetLinearKernel<T>();
-  ParallelFor(strips, ThreadsFor(strips, work), [&](std::int64_t i, int) {
-    kernel.few_rows(x, weight, bias, out, i * strip, std::min(columns, (i + 1) * strip));
+  const int threads = ThreadsFor(strips, work);
+  const Scratch scratch(threads, kernel.few_rows_scratch_bytes(args, std::min(columns, strip)));
+  ParallelFor(strips, threads, [&](std::int64_t i, int thread) {
+    kernel.few_rows(args, i * strip, std::min(columns, (i + 1) * strip), scratch.thread(thread));
   });
 }
 
 template <typename T>
-void Run(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> out) {
-  const std::int64_t rows = out.shape[0], columns = out.shape[1], depth = x.shape[1];
+void Run(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
+  const std::int64_t rows = args.out.shape[0], columns = args.out.shape[1], depth = args.x.shape[1];
   if (rows == 0 || columns == 0) return;
-  if (rows <= kFewRows && (weight.stride[0] == 1 || weight.stride[1] == 1)) return RunFewRows(x, weight, bias, out);
-  const LinearKernel<T>& kernel = GetLinearKernel<T>();
+  if (rows <= kFewRows && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1)) return RunFewRows(kernel, args);
   const std::int64_t column_blocks = (columns + kBlockColumns - 1) / kBlockColumns;
   const double work = 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
   const int wanted = ThreadsFor(rows * columns, work);
@@ -51,21 +52,99 @@ void Run(View<const T, 2> x, View<const T, 2> weight, const T* bias, View<T, 2> 
   const std::int64_t tasks = column_blocks * row_blocks;
   const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
 
-  const Scratch scratch(threads, kernel.scratch_bytes({0, block_rows, 0, std::min(columns, kBlockColumns)}, depth));
+  const Scratch scratch(threads, kernel.scratch_bytes(args, {0, block_rows, 0, std::min(columns, kBlockColumns)}));
   ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
     const std::int64_t row = task % row_blocks * block_rows, column = task / row_blocks * kBlockColumns;
     const LinearBlock block{row, std::min(rows, row + block_rows), column, std::min(columns, column + kBlockColumns)};
-    kernel.block(x, weight, bias, out, block, scratch.thread(thread));
+    kernel.block(args, block, scratch.thread(thread));
   });
 }
 
+// Weights as one kernel wants them.
+template <typename T>
+struct Packed {
+  Packed(const LinearKernel<T>& kernel_for, View<const T, 2> weight, Precision precision)
+      : kernel(kernel_for), memory(1, kernel.packed_bytes(weight, precision)) {
+    const std::int64_t columns = weight.shape[1], blocks = (columns + kBlockColumns - 1) / kBlockColumns;
+    const double work = kWorkPerWeight * static_cast<double>(weight.shape[0]) * static_cast<double>(columns);
+    ParallelFor(blocks, ThreadsFor(blocks, work), [&](std::int64_t i, int) {
+      const std::int64_t begin = i * kBlockColumns;
+      kernel.pack(weight, precision, begin, std::min(columns, begin + kBlockColumns), memory.thread(0));
+    });
+  }
+
+  const LinearKernel<T>& kernel;
+  const Scratch memory;
+};
+
 }  // namespace
 
-void Linear(View<const float, 2> x, View<const float, 2> weight, const float* bias, View<float, 2> out) {
-  Run(x, weight, bias, out);
+void Linear(View<const float, 2> x, View<const float, 2> weight, const float* bias, View<float, 2> out,
+            Precision precision) {
+  Run(GetLinearKernel<float>(), {x, weight, bias, out, precision, nullptr});
 }
-void Linear(View<const double, 2> x, View<const double, 2> weight, const double* bias, View<double, 2> out) {
-  Run(x, weight, bias, out);
+void Linear(View<const double, 2> x, View<const double, 2> weight, const double* bias, View<double, 2> out,
+            Precision precision) {
+  Run(GetLinearKernel<double>(), {x, weight, bias, out, precision, nullptr});
 }
+
+void Linear(View<const Float16, 2> x, View<const Float16, 2> weight, const float* bias, View<Float16, 2> out,
+            Precision precision) {
+  Run(GetLinearKernel<Float16>(), {x, weight, bias, out, precision, nullptr});
+}
+void Linear(View<const BFloat16, 2> x, View<const BFloat16, 2> weight, const float* bias, View<BFloat16, 2> out,
+            Precision precision) {
+  Run(GetLinearKernel<BFloat16>(), {x, weight, bias, out, precision, nullptr});
+}
+
+template <typename T>
+class PackedLinear<T>::State {
+ public:
+  State(View<const T, 2> weight, const Accumulator<T>* bias, Precision precision)
+      : weight_(weight), bias_(bias), precision_(precision) {
+    ForTarget();
+  }
+
+  void Run(View<const T, 2> x, View<T, 2> out) {
+    // The kernel that it was packed for, whatever the target is by now.
+    const std::shared_ptr<const Packed<T>> packed = ForTarget();
+    headwise::Run<T>(packed->kernel, {x, weight_, bias_, out, precision_, packed->memory.thread(0)});
+  }
+
+ private:
+  std::shared_ptr<const Packed<T>> ForTarget() {
+    const LinearKernel<T>& kernel = GetLinearKernel<T>();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!packed_ || &packed_->kernel != &kernel) {
+      packed_ = std::make_shared<const Packed<T>>(kernel, weight_, precision_);
+    }
+    return packed_;
+  }
+
+  const View<const T, 2> weight_;
+  const Accumulator<T>* const bias_;
+  const Precision precision_;
+  std::mutex mutex_;
+  std::shared_ptr<const Packed<T>> packed_;
+};
+
+template <typename T>
+PackedLinear<T>::PackedLinear(View<const T, 2> weight, const Accumulator<T>* bias, Precision precision)
+    : state_(std::make_unique<State>(weight, bias, precision)) {}
+template <typename T>
+PackedLinear<T>::~PackedLinear() = default;
+template <typename T>
+PackedLinear<T>::PackedLinear(PackedLinear&&) noexcept = default;
+template <typename T>
+PackedLinear<T>& PackedLinear<T>::operator=(PackedLinear&&) noexcept = default;
+template <typename T>
+void PackedLinear<T>::operator()(View<const T, 2> x, View<T, 2> out) const {
+  state_->Run(x, out);
+}
+
+template class PackedLinear<Float16>;
+template class PackedLinear<BFloat16>;
+template class PackedLinear<float>;
+template class PackedLinear<double>;
 
 }  // namespace headwise

@@ -159,14 +159,19 @@ std::vector<double> AddAlibi(View<const T, 4> scores, const Accumulator<T>* slop
 }
 
 template <typename T>
-std::vector<double> Linear(View<const T, 2> x, View<const T, 2> weight, const T* bias) {
+std::vector<double> Linear(View<const T, 2> x, View<const T, 2> weight, const Accumulator<T>* bias) {
+  std::vector<double> columns;  // of weight
+  for (std::int64_t n = 0; n < weight.shape[1]; ++n) {
+    for (std::int64_t k = 0; k < weight.shape[0]; ++k) columns.push_back(ToDouble(*weight.at(k, n)));
+  }
   std::vector<double> out;
   for (std::int64_t r = 0; r < x.shape[0]; ++r) {
-    for (std::int64_t n = 0; n < weight.shape[1]; ++n) {
+    std::vector<double> row;
+    for (std::int64_t k = 0; k < x.shape[1]; ++k) row.push_back(ToDouble(*x.at(r, k)));
+    const double* column = columns.data();
+    for (std::int64_t n = 0; n < weight.shape[1]; ++n, column += weight.shape[0]) {
       Sum sum = 0;
-      for (std::int64_t k = 0; k < weight.shape[0]; ++k) {
-        sum += static_cast<double>(*x.at(r, k)) * static_cast<double>(*weight.at(k, n));
-      }
+      for (std::size_t k = 0; k < row.size(); ++k) sum += row[k] * column[k];
       out.push_back(static_cast<double>(bias ? sum + bias[n] : sum));
     }
   }
@@ -213,18 +218,14 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
   template std::vector<double> LayerNorm(View<const T, 2>, const Accumulator<T>*, const Accumulator<T>*, double); \
   template std::vector<double> ApplyRope(View<const T, 4>, View<const Accumulator<T>, 4>,                         \
                                          View<const Accumulator<T>, 4>, bool);                                    \
-  template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t)
+  template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t);                   \
+  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const Accumulator<T>*);                 \
+  template AttentionResult Attention(const AttentionArgs<T>&)
 
 HEADWISE_REFERENCE(Float16);
 HEADWISE_REFERENCE(BFloat16);
 HEADWISE_REFERENCE(float);
 HEADWISE_REFERENCE(double);
 
-#define HEADWISE_REFERENCE_OF_PRODUCTS(T)                                            \
-  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const T*); \
-  template AttentionResult Attention(const AttentionArgs<T>&)
-
-HEADWISE_REFERENCE_OF_PRODUCTS(float);
-HEADWISE_REFERENCE_OF_PRODUCTS(double);
 
 }  // namespace headwise::reference

@@ -31,7 +31,7 @@ template <typename T>
 std::vector<double> AddAlibi(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset);
 
 template <typename T>
-std::vector<double> Linear(View<const T, 2> x, View<const T, 2> weight, const T* bias);
+std::vector<double> Linear(View<const T, 2> x, View<const T, 2> weight, const Accumulator<T>* bias);
 
 struct AttentionResult {
   std::vector<double> output;   // (batch, heads, query_len, value_dim)

@@ -10,6 +10,7 @@
 
 from headwise import attention, layers, masks, normalization, positional_encoding, rope
 from headwise._ops import (
+    PackedLinear,
     add_alibi,
     alibi_bias,
     alibi_slopes,
@@ -57,6 +58,7 @@ __all__ = [
     "CausalMask",
     "LearnedPositionalEmbedding",
     "MultiHeadAttention",
+    "PackedLinear",
     "PaddingMask",
     "RelativePositionalEncoding",
     "RotaryPositionalEmbedding",

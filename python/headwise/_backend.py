@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
+class PackedLinear(Protocol):
+    """What :meth:`Backend.pack_linear` gives."""
+
+    def __call__(self, x: Array, out: Array) -> None:
+        """:meth:`Backend.linear` with the weights, bias and precision that were packed."""
+
+
 class Backend(Protocol):
     """The operations, on normalised arguments.
 
@@ -29,9 +36,9 @@ class Backend(Protocol):
     multiples of the item size. Outputs are allocated by the caller and written in place; nothing is returned.
     Only inputs may have strides of 0. ``bool`` arrays are one byte per entry, true = keep.
 
-    What softmax and kin, rotary embedding, ALiBi and layer normalisation read and write, ``x`` (or ``scores``) and
-    ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead. Their other arrays are float32 then, everything is
-    computed in float32, and results are rounded once.
+    What these operations read and write, ``x`` (or ``scores``), ``query``, ``key``, ``value``, ``weight`` (of the linear
+    map), ``output`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead. All other arrays are float32
+    then, everything is computed in float32, and results are rounded once.
     """
 
     def softmax(self, x: Array, out: Array) -> None:
@@ -80,6 +87,9 @@ class Backend(Protocol):
     def linear(self, x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
         """``x`` (rows, in) with last axis contiguous, ``weight`` (in, out) with either axis contiguous, ``bias``
         (out,) contiguous, ``out`` (rows, out) C-contiguous."""
+
+    def pack_linear(self, weight: Array, bias: Array | None, precision: str) -> PackedLinear:
+        """As :meth:`linear`, for many calls. The arrays are kept, and stay as they are."""
 
     def layer_normalization(self, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
         """Over the last axis of ``x`` (rows, n), last axis contiguous; ``out`` C-contiguous, may be ``x`` itself."""

@@ -124,7 +124,7 @@ def attention(
     kv_heads, key_len = key.shape[1:3]
     value_dim = value.shape[3]
     group = heads // kv_heads
-    dtype = query.dtype
+    dtype = np.dtype(np.float32) if query.dtype.itemsize == 2 else query.dtype
     scores_shape = (batch, heads, query_len, key_len)
     keep, bias = ([np.broadcast_to(mask, scores_shape) for mask in masks] for masks in (keep, bias))
 
@@ -140,8 +140,8 @@ def attention(
             stacked = (four[0], g.stop - g.start, group * rows)
 
             scaled = np.empty((*four[:3], head_dim), dtype)
-            np.multiply(query[b, h, r], scale, out=scaled)
-            transposed = key[b, g, k].swapaxes(2, 3)
+            np.multiply(query[b, h, r].astype(dtype, copy=False), scale, out=scaled)
+            transposed = key[b, g, k].astype(dtype, copy=False).swapaxes(2, 3)
             scores = np.matmul(scaled.reshape((*stacked, head_dim)), transposed).reshape(four)
             if softcap:
                 scores /= softcap
@@ -177,8 +177,9 @@ def attention(
             if drop is not None:
                 scores *= drop[b, h, r, k]
                 total /= drop_scale
-            average = _weighted_sum(scores.reshape((*stacked, four[3])), value[b, g, k])
-            np.divide(average.reshape((*four[:3], value_dim)), total, out=output[b, h, r])
+            average = _weighted_sum(scores.reshape((*stacked, four[3])), value[b, g, k].astype(dtype, copy=False))
+            average /= total.reshape((*stacked, 1))
+            output[b, h, r] = average.reshape((*four[:3], value_dim))
 
 
 def _blocks(
@@ -286,10 +287,24 @@ def add_alibi(scores: Array, slopes: Array, offset: int, out: Array) -> None:
 
 
 def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
-    with np.errstate(all="ignore"):
-        np.matmul(x, weight, out=out)
-        if bias is not None:
-            out += bias
+    inner, columns = weight.shape
+    # The whole at once, or blocks that are widened; those of rows again for each of columns.
+    width = max(256, _BLOCK // inner) if x.dtype.itemsize == 2 else max(1, columns)
+    for start in range(0, columns, width):
+        c = slice(start, start + width)
+        w = weight[:, c].astype(np.float32) if x.dtype.itemsize == 2 else weight[:, c]
+
+        def multiply(x: Array, out: Array, w: Array = w, c: slice = c) -> None:
+            np.matmul(x, w, out=out)
+            if bias is not None:
+                out += bias[c]
+
+        for rows in _parts(x) if x.dtype.itemsize == 2 else (slice(None),):
+            _in_float(multiply, x[rows], out[rows, c])
+
+
+def pack_linear(weight: Array, bias: Array | None, precision: str) -> Callable[[Array, Array], None]:
+    return lambda x, out: linear(x, weight, bias, out, precision)
 
 
 def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:

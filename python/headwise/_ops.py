@@ -1,7 +1,8 @@
 """The public functions: every check, once, and the way from the caller's arrays to a backend's normal form.
 
-Attention is in :mod:`headwise._sdpa`, rotary embedding and ALiBi in :mod:`headwise._positions`, configuration in
-:mod:`headwise._config` and :mod:`headwise._precision`; what they have in common in :mod:`headwise._arrays`.
+Attention is in :mod:`headwise._sdpa`, the linear map in :mod:`headwise._linear`, rotary embedding and ALiBi in
+:mod:`headwise._positions`, configuration in :mod:`headwise._config` and :mod:`headwise._precision`; what they have in
+common in :mod:`headwise._arrays`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from headwise._arrays import (
     promote,
 )
 from headwise._config import config, get_num_threads, list_targets, set_num_threads, set_target, show_config
+from headwise._linear import PackedLinear, linear
 from headwise._positions import add_alibi, alibi_bias, alibi_slopes, apply_rope
-from headwise._precision import check_precision, get_precision, precision, set_precision
+from headwise._precision import get_precision, precision, set_precision
 from headwise._sdpa import flash_attention, scaled_dot_product_attention
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from headwise._arrays import Array
 
 __all__ = [
+    "PackedLinear",
     "add_alibi",
     "alibi_bias",
     "alibi_slopes",
@@ -210,83 +213,6 @@ def _as_lanes(a: Array, lanes: tuple[int, int, int], dtype: np.dtype[Any]) -> Ar
 
 
 # --- what stands around attention ---
-
-
-def linear(
-    x: ArrayLike,
-    weight: ArrayLike,
-    bias: ArrayLike | None = None,
-    *,
-    precision: str | None = None,
-    out: Array | None = None,
-) -> Array:
-    """``x @ weight + bias``.
-
-    Parameters
-    ----------
-    x : array_like, (..., in_features)
-    weight : array_like, (in_features, out_features)
-    bias : array_like, (out_features,), optional
-    precision : {"highest", "high", "medium"}, optional
-        How exactly float32 products are computed, see :func:`set_precision`; None is what :func:`get_precision` says.
-    out : ndarray, optional
-        Where to write the result, of its shape and dtype, sharing no memory with an input.
-
-    Returns
-    -------
-    ndarray, (..., out_features)
-        In the dtype that the arguments promote to.
-
-    Raises
-    ------
-    ValueError
-        If a shape does not fit, or `precision` is unknown.
-    TypeError
-        If an argument is not real.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import headwise as hw
-    >>> hw.linear([[1.0, 2.0]], np.eye(2), bias=[0.5, 0.5])
-    array([[1.5, 2.5]])
-    """
-    a, w = as_array(x, "x"), as_array(weight, "weight")
-    inputs = [("x", a), ("weight", w)]
-    b = None
-    if bias is not None:
-        b = as_array(bias, "bias")
-        inputs.append(("bias", b))
-    ready = plain(a, w) if b is None else plain(a, w, b)
-    compute, dtype = (a.dtype, a.dtype) if ready else promote(*inputs)
-    precision = check_precision(precision)
-    shape, matrix = a.shape, w.shape
-    if not shape:
-        raise ValueError("x: a scalar, expected (..., in_features)")
-    if len(matrix) != 2:
-        raise ValueError(f"weight: shape {matrix}, expected (in_features, out_features)")
-    inner, columns = matrix
-    if inner != shape[-1]:
-        raise ValueError(
-            f"weight: shape {matrix} does not match x {shape}: in_features is {inner}, expected {shape[-1]}"
-        )
-    if b is not None and b.shape != (columns,):
-        raise ValueError(f"bias: shape {b.shape}, expected ({columns},)")
-    shape = (*shape[:-1], columns)
-    if out is not None:
-        check_out(out, shape, dtype, *inputs)
-    result = destination(out, shape, compute, contiguous=True)
-    if result.size:
-        if inner == 0:
-            result[...] = 0 if b is None else b
-        else:
-            if not ready:
-                a, w = conform(a, compute, last=True), conform(w, compute)
-                b = None if b is None else conform(b, compute, last=True)
-                if w.itemsize not in w.strides:
-                    w = np.ascontiguousarray(w)
-            _backend.current().linear(a.reshape((-1, inner)), w, b, result.reshape((-1, columns)), precision)
-    return deliver(result, out, dtype)
 
 
 def layer_normalization(

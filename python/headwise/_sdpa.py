@@ -259,6 +259,7 @@ def _attend(
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
     ready = plain(q, k, v)
     compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
+    stored = dtype if dtype.itemsize == 2 else compute  # halves stay what they are
     scores = check_shapes(q.shape, k.shape, v.shape)
     batch, heads, query_len, key_len = scores.four
 
@@ -287,12 +288,12 @@ def _attend(
         )  # fmt: skip
         others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
         check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
-    result = destination(out, shape, compute)
+    result = destination(out, shape, stored)
     weights = allocate(scores.four, compute) if need_weights else None
     lse = allocate((batch, heads, query_len), compute) if return_lse else None
 
     if not ready:
-        q, k, v = conform(q, compute, last=True), conform(k, compute, last=True), conform(v, compute, last=True)
+        q, k, v = conform(q, stored, last=True), conform(k, stored, last=True), conform(v, stored, last=True)
     output = result
     if len(shape) != 4:
         q, k, v, output = _with_heads(q), _with_heads(k), _with_heads(v), _with_heads(output)

@@ -1,5 +1,8 @@
 #include "headwise/linear.h"
 
+#include <atomic>
+#include <thread>
+
 #include "reference/reference.h"
 #include "support.h"
 
@@ -11,10 +14,14 @@ class LinearTest : public OnTarget {};
 constexpr std::array<std::int64_t, 2> kRowsFirst{0, 1};
 constexpr std::array<std::int64_t, 2> kColumnsFirst{1, 0};  // a weight stored (out, in), used transposed
 
+// From this size on, in each axis, float32 goes by tiles where there are any; below it, by multiply-adds.
+constexpr std::int64_t kTiles = 32;
+bool HasTiles() { return GetTarget() == "avx512_amx"; }
+
 template <typename T>
 struct Case {
   Tensor<T, 2> x, weight;
-  Tensor<T, 1> bias;
+  Tensor<Accumulator<T>, 1> bias;
   Guard guard;
 
   Case(std::int64_t rows, std::int64_t depth, std::int64_t columns, std::array<std::int64_t, 2> order = kRowsFirst,
@@ -29,9 +36,9 @@ struct Case {
     FillNormal(bias, random);
   }
 
-  std::vector<T> Run(bool with_bias = true) const {
+  std::vector<T> Run(bool with_bias = true, Precision precision = Precision::kHighest) const {
     const Tensor<T, 2> out({x.view().shape[0], weight.view().shape[1]}, guard, kRowsFirst, 3);
-    Linear(x.read(), weight.read(), with_bias ? bias.data() : nullptr, out.view());
+    Linear(x.read(), weight.read(), with_bias ? bias.data() : nullptr, out.view(), precision);
     EXPECT_TRUE(out.PaddingIntact());
     return out.Values();
   }
@@ -62,8 +69,28 @@ void CheckSizes() {
   }
 }
 TEST_P(LinearTest, EverySizeBothLayoutsNothingOutOfBounds) {
+  CheckSizes<Float16>();
+  CheckSizes<BFloat16>();
   CheckSizes<float>();
   CheckSizes<double>();
+}
+
+// Tails of tiles: more than half of every tile is numbers.
+TEST_P(LinearTest, EverySizeOfTilesBothLayoutsNothingOutOfBounds) {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+      for (const std::int64_t size : {32, 33, 41, 47, 48, 49, 57, 63, 64, 65, 79, 97}) {
+        Case<Float16>(size, 64, 40, order, guard).Check();
+        Case<BFloat16>(50, size, size, order, guard).Check(false);
+        for (const std::int64_t pad : {0, 3}) {
+          Case<float>(size, 64, 32, order, guard, pad).Check();
+          Case<float>(32, size, 64, order, guard, pad).Check(pad == 0);
+          Case<float>(64, 32, size, order, guard, pad).Check();
+        }
+        Case<float>(size, size + 30, size, order, guard).Check(false);
+      }
+    }
+  }
 }
 
 // Beyond one block of rows, of columns and of depth.
@@ -75,21 +102,27 @@ void CheckBlocks() {
     Case<T>(13, 600, 300, order).Check(false);
     Case<T>(20, 600, 300, order).Check();
     Case<T>(20, 40, 600, order).Check();
+    Case<T>(50, 700, 530, order).Check();
+    Case<T>(500, 260, 40, order).Check(false);
     Case<T>(1, 1030, 520, order).Check();
     Case<T>(3, 70, 2100, order).Check();
   }
 }
 TEST_P(LinearTest, Blocks) {
+  CheckBlocks<Float16>();
+  CheckBlocks<BFloat16>();
   CheckBlocks<float>();
   CheckBlocks<double>();
 }
 
-// Sums run in the same order whether the weights are packed or not, where their rows are contiguous.
+// Sums run in the same order whether the weights are packed or not, where their rows are contiguous; on tiles in
+// another, but the same for any number of rows that go by them.
 template <typename T>
-void CheckFewRows() {
-  const Case<T> all(40, 300, 339);
+void CheckFewRows(std::int64_t most) {
+  const Case<T> all(most, 300, 339);
   const std::vector<T> expected = all.Run();
-  for (std::int64_t rows = 1; rows < 40; ++rows) {
+  const bool tiles = !std::is_same_v<T, double> && HasTiles() && most >= kTiles;
+  for (std::int64_t rows = tiles ? kTiles : 1; rows < most; ++rows) {
     const Tensor<T, 2> out({rows, 339});
     View<const T, 2> x = all.x.read();
     x.shape[0] = rows;
@@ -98,32 +131,39 @@ void CheckFewRows() {
   }
 }
 TEST_P(LinearTest, ARowHasTheSameBitsHoweverManyThereAre) {
-  CheckFewRows<float>();
-  CheckFewRows<double>();
+  CheckFewRows<Float16>(kTiles - 1);
+  CheckFewRows<Float16>(70);
+  CheckFewRows<BFloat16>(kTiles - 1);
+  CheckFewRows<BFloat16>(70);
+  CheckFewRows<float>(kTiles - 1);
+  CheckFewRows<float>(70);
+  CheckFewRows<double>(40);
 }
 
 // Rows of x in reverse, one row of x for all, half of the columns of the weight, its rows in reverse.
 template <typename T>
 void CheckStrides(std::int64_t rows) {
-  const Case<T> test(rows, 20, 34);
-  const Tensor<T, 2> out({rows, 17});
+  const Case<T> test(rows, 60, 120);
+  const Tensor<T, 2> out({rows, 60});
   View<const T, 2> x = test.x.read(), weight = test.weight.read();
   x.data = test.x.read().at(rows - 1);
   x.stride[0] = -x.stride[0];
-  weight.shape[1] = 17;
+  weight.shape[1] = 60;
   const auto check = [&] {
     Linear(x, weight, test.bias.data(), out.view());
-    EXPECT_TRUE(Near(out.Values(), reference::Linear(x, weight, test.bias.data()), 28 * kEpsilon<T>));
+    EXPECT_TRUE(Near(out.Values(), reference::Linear(x, weight, test.bias.data()), 128 * kEpsilon<T>));
   };
   check();
   x.stride[0] = 0;
   check();
   weight.stride[0] = -weight.stride[0];
-  weight.data = test.weight.read().at(19);
+  weight.data = test.weight.read().at(59);
   check();
 }
 TEST_P(LinearTest, Strides) {
   for (const std::int64_t rows : {9, 40}) {
+    CheckStrides<Float16>(rows);
+    CheckStrides<BFloat16>(rows);
     CheckStrides<float>(rows);
     CheckStrides<double>(rows);
   }
@@ -133,13 +173,13 @@ template <typename T>
 void CheckNonFinite() {
   for (const double odd : {kNaN, kInf, -kInf}) {
     for (const auto& order : {kRowsFirst, kColumnsFirst}) {
-      for (const std::int64_t rows : {7, 19}) {
+      for (const std::int64_t rows : {7, 19, 50}) {
         for (const std::int64_t where : {std::int64_t{0}, rows / 2, rows - 1}) {
-          const Case<T> test(rows, 33, 35, order);
-          *test.x.view().at(where, 5) = static_cast<T>(odd);
+          const Case<T> test(rows, 50, 60, order);
+          *test.x.view().at(where, 5) = reference::Nearest<T>(odd);
           test.Check();
-          const Case<T> other(rows, 33, 35, order);
-          *other.weight.view().at(5, where) = static_cast<T>(odd);
+          const Case<T> other(rows, 50, 60, order);
+          *other.weight.view().at(5, where) = reference::Nearest<T>(odd);
           other.Check();
         }
       }
@@ -147,6 +187,8 @@ void CheckNonFinite() {
   }
 }
 TEST_P(LinearTest, NaNAndInfinityStayInTheirRowOrColumn) {
+  CheckNonFinite<Float16>();
+  CheckNonFinite<BFloat16>();
   CheckNonFinite<float>();
   CheckNonFinite<double>();
 }
@@ -166,8 +208,255 @@ void CheckThreads() {
   }
 }
 TEST_P(LinearTest, SameBitsForAnyThreadCount) {
+  CheckThreads<Float16>();
+  CheckThreads<BFloat16>();
   CheckThreads<float>();
   CheckThreads<double>();
+}
+
+// The root mean square of the errors, of numbers of variance 1 over the square root of the depth.
+double ScaledError(const std::vector<float>& got, const std::vector<double>& expected, std::int64_t depth) {
+  double sum = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) sum += std::pow(static_cast<double>(got[i]) - expected[i], 2);
+  return std::sqrt(sum / static_cast<double>(got.size() * static_cast<std::size_t>(depth)));
+}
+
+// By tiles "highest" is no worse than the same processor's multiply-adds; the other levels have bounds of their own.
+TEST_P(LinearTest, Precision) {
+  for (const std::int64_t depth : {32, 64, 150, 500, 2000}) {
+    const Case<float> test(64, depth, 96);
+    const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
+    const auto error = [&](Precision precision) { return ScaledError(test.Run(true, precision), expected, depth); };
+    const double highest = error(Precision::kHighest), high = error(Precision::kHigh);
+    const double medium = error(Precision::kMedium);
+    if (!HasTiles()) {
+      EXPECT_EQ(highest, high);
+      EXPECT_EQ(highest, medium);
+      continue;
+    }
+    SetTarget("avx512");
+    EXPECT_LE(highest, error(Precision::kHighest)) << depth;
+    SetTarget(GetParam());
+    EXPECT_GT(high, 1e-6) << depth;
+    EXPECT_LT(high, 5.5e-6) << depth;
+    EXPECT_GT(medium, 5e-4) << depth;
+    EXPECT_LT(medium, 3e-3) << depth;
+  }
+}
+
+// A level below "highest" takes fewer parts of a float16; a bfloat16 has one.
+TEST_P(LinearTest, PrecisionOfHalves) {
+  const Case<Float16> test(64, 300, 96);
+  const Case<BFloat16> other(64, 300, 96);
+  const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
+  const auto highest = test.Run(), high = test.Run(true, Precision::kHigh), medium = test.Run(true, Precision::kMedium);
+  EXPECT_TRUE(Near(high, expected, 1e-3));
+  EXPECT_TRUE(Near(medium, expected, 0.5));
+  EXPECT_NE(Identical(medium, highest), HasTiles());
+  EXPECT_TRUE(Identical(other.Run(), other.Run(true, Precision::kMedium)));
+}
+
+// The largest error relative to the sum of the magnitudes of what is added up, of which `absolute` is forgiven.
+double WorstError(const Case<float>& test, double absolute = 0) {
+  const std::vector<float> got = test.Run();
+  const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
+  double worst = 0;
+  std::size_t i = 0;
+  for (std::int64_t r = 0; r < test.x.view().shape[0]; ++r) {
+    for (std::int64_t n = 0; n < test.weight.view().shape[1]; ++n, ++i) {
+      double magnitude = std::abs(static_cast<double>(test.bias.data()[n])), allowed = 0;
+      for (std::int64_t k = 0; k < test.x.view().shape[1]; ++k) {
+        const double x = std::abs(*test.x.view().at(r, k)), weight = std::abs(*test.weight.view().at(k, n));
+        magnitude += x * weight;
+        allowed += absolute * (x + weight + 1);
+      }
+      const double error = std::abs(static_cast<double>(got[i]) - expected[i]) - allowed;
+      EXPECT_FALSE(std::isnan(error)) << i;
+      worst = std::max(worst, error / std::max(magnitude, 1e-300));
+    }
+  }
+  return worst;
+}
+
+constexpr double kRelative = 32 * kEpsilon<float>;  // of 300 numbers, any target
+
+// Magnitudes that differ by 2^60 within each row and column, the large ones at any place.
+TEST_P(LinearTest, HugeAndTinyNumbersInOneRow) {
+  for (const int exponent : {4, 12, 30}) {
+    const Case<float> test(40, 300, 45);
+    Random random(9);
+    const auto scale = [&](float& element) {
+      element = std::ldexp(element, static_cast<int>(Integer(random, -exponent, exponent)));
+    };
+    test.x.ForEach(scale);
+    test.weight.ForEach(scale);
+    const double worst = WorstError(test);
+    EXPECT_LT(worst, kRelative);
+    if (!HasTiles()) continue;
+    SetTarget("avx512");
+    EXPECT_LE(worst, WorstError(test)) << exponent;
+    SetTarget(GetParam());
+  }
+}
+
+// Each number of x comes twice, with opposite signs, and meets weights that are nearly the same.
+TEST_P(LinearTest, CancellingNumbers) {
+  const Case<float> test(40, 300, 45);
+  for (std::int64_t r = 0; r < 40; ++r) {
+    for (std::int64_t k = 0; k < 300; k += 2) *test.x.view().at(r, k + 1) = -*test.x.view().at(r, k);
+  }
+  for (std::int64_t k = 0; k < 300; k += 2) {
+    for (std::int64_t n = 0; n < 45; ++n) {
+      const float weight = *test.weight.view().at(k, n);
+      *test.weight.view().at(k + 1, n) = weight + weight * static_cast<float>(n % 3) * 1e-6f;
+    }
+  }
+  const double worst = WorstError(test);
+  EXPECT_LT(worst, kRelative);
+  if (HasTiles()) {
+    SetTarget("avx512");
+    EXPECT_LE(worst, WorstError(test));
+    SetTarget(GetParam());
+  }
+}
+
+// The bound of headwise/linear.h for numbers whose parts, or products, are subnormal.
+TEST_P(LinearTest, SubnormalNumbers) {
+  for (const int exponent : {-100, -110, -118, -125, -135, -149}) {
+    for (const int other : {-30, -10, 0, 20, 100}) {
+      const Case<float> test(40, 300, 45);
+      test.x.ForEach([&](float& element) { element = std::ldexp(element, exponent); });
+      test.weight.ForEach([&](float& element) { element = std::ldexp(element, other); });
+      for (std::int64_t n = 0; n < 45; ++n) test.bias.data()[n] = 0;
+      EXPECT_LT(WorstError(test, std::ldexp(1, HasTiles() ? -123 : -149)), kRelative) << exponent << " " << other;
+    }
+  }
+}
+
+// Products and sums near the largest number, and beyond it: as by multiply-adds.
+TEST_P(LinearTest, Overflow) {
+  const Case<float> test(40, 70, 45);
+  Random random(3);
+  test.x.ForEach([&](float& element) { element = 0; });
+  test.weight.ForEach([&](float& element) { element = std::ldexp(element, 100); });
+  const float largest = std::numeric_limits<float>::max();
+  for (std::int64_t r = 0; r < 40; ++r) {
+    for (std::int64_t k = 0; k < 3; ++k) {
+      *test.x.view().at(r, Integer(random, 0, 69)) = std::ldexp(1.999f, static_cast<int>(Integer(random, 20, 27)));
+    }
+  }
+  for (std::int64_t n = 0; n < 45; n += 4) *test.weight.view().at(n, n) = n % 8 ? largest : -largest;
+  for (std::int64_t k = 0; k < 70; k += 9) *test.x.view().at(k % 40, k) = k % 2 ? largest : -largest;
+  for (std::int64_t k = 0; k < 70; ++k) *test.x.view().at(39, k) = k == 0 ? largest : 0;
+  for (std::int64_t n = 0; n < 45; ++n) *test.weight.view().at(0, n) = std::ldexp(1.0f, -static_cast<int>(n));
+  const std::vector<float> got = test.Run();
+  const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
+  std::int64_t finite = 0, infinite = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    // Where the sum of magnitudes stays finite, so does every sum on the way, in any order.
+    double magnitude = 0;
+    for (std::int64_t k = 0; k < 70; ++k) {
+      magnitude += std::abs(static_cast<double>(*test.x.view().at(static_cast<std::int64_t>(i / 45), k)) *
+                            static_cast<double>(*test.weight.view().at(k, static_cast<std::int64_t>(i % 45))));
+    }
+    if (magnitude < 0.999 * static_cast<double>(largest)) {
+      EXPECT_NEAR(got[i], expected[i], 1e-5 * magnitude + 1e-5) << i;
+      ++finite;
+    }
+    infinite += std::isinf(got[i]);
+  }
+  EXPECT_GT(finite, 100);
+  EXPECT_GT(infinite, 100);
+  if (HasTiles()) {
+    SetTarget("avx512");
+    const std::vector<float> plainly = test.Run();
+    SetTarget(GetParam());
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      EXPECT_EQ(std::isfinite(got[i]), std::isfinite(plainly[i])) << i;
+      EXPECT_TRUE(std::isfinite(got[i]) || std::memcmp(&got[i], &plainly[i], sizeof(float)) == 0) << i;
+    }
+  }
+}
+
+// Whose bits would carry over into 0 where they were rounded like a number's.
+TEST_P(LinearTest, NaNOfAllOnes) {
+  for (const std::uint32_t bits : {0x7FFFFFFFu, 0xFFFFFFFFu, 0x7F800001u, 0xFF80FFFFu}) {
+    for (const Precision precision : {Precision::kHighest, Precision::kHigh, Precision::kMedium}) {
+      const Case<float> test(40, 64, 64);
+      std::memcpy(test.x.view().at(7, 40), &bits, sizeof(bits));
+      std::memcpy(test.weight.view().at(3, 20), &bits, sizeof(bits));
+      const std::vector<float> got = test.Run(true, precision);
+      for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(std::isnan(got[i]), i / 64 == 7 || i % 64 == 20) << i;
+    }
+  }
+}
+
+template <typename T>
+void CheckPacked(std::int64_t depth, std::int64_t columns, std::array<std::int64_t, 2> order, Precision precision) {
+  const Case<T> test(600, depth, columns, order);
+  const PackedLinear<T> packed(test.weight.read(), test.bias.data(), precision);
+  const PackedLinear<T> without_bias(test.weight.read(), nullptr, precision);
+  for (const std::int64_t rows : {0, 1, 5, 16, 17, 31, 32, 100, 600}) {
+    View<const T, 2> x = test.x.read();
+    x.shape[0] = rows;
+    const Tensor<T, 2> expected({rows, columns}), got({rows, columns}, Guard::kAfter, kRowsFirst, 3);
+    Linear(x, test.weight.read(), test.bias.data(), expected.view(), precision);
+    packed(x, got.view());
+    EXPECT_TRUE(Identical(got.Values(), expected.Values())) << rows << "x" << depth << "x" << columns;
+    Linear(x, test.weight.read(), nullptr, expected.view(), precision);
+    without_bias(x, got.view());
+    EXPECT_TRUE(Identical(got.Values(), expected.Values())) << rows << "x" << depth << "x" << columns;
+  }
+}
+TEST_P(LinearTest, PackedHasTheSameBits) {
+  for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+    for (const Precision precision : {Precision::kHighest, Precision::kHigh, Precision::kMedium}) {
+      CheckPacked<Float16>(300, 70, order, precision);
+      CheckPacked<BFloat16>(45, 530, order, precision);
+      CheckPacked<float>(300, 70, order, precision);
+      CheckPacked<float>(45, 530, order, precision);
+      CheckPacked<float>(7, 9, order, precision);
+    }
+    CheckPacked<double>(300, 530, order, Precision::kHighest);
+    CheckPacked<double>(0, 30, order, Precision::kHighest);
+    CheckPacked<float>(30, 0, order, Precision::kHighest);
+    CheckPacked<float>(0, 40, order, Precision::kHighest);
+  }
+}
+
+TEST_P(LinearTest, PackedOnAnotherTarget) {
+  const Case<float> test(70, 300, 100);
+  PackedLinear<float> first(test.weight.read(), test.bias.data()), packed = std::move(first);
+  for (const std::string& target : ListTargets()) {
+    SetTarget(target);
+    const Tensor<float, 2> out({70, 100});
+    packed(test.x.read(), out.view());
+    EXPECT_TRUE(Identical(out.Values(), test.Run())) << target;
+  }
+  SetTarget(GetParam());
+}
+
+TEST_P(LinearTest, PackedFromManyThreadsWhileTheTargetChanges) {
+  const Case<float> test(70, 300, 100);
+  const PackedLinear<float> packed(test.weight.read(), test.bias.data());
+  const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
+  std::vector<std::thread> callers;
+  std::atomic<int> wrong{0};
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&] {
+      const Tensor<float, 2> out({70, 100});
+      for (int n = 0; n < 20; ++n) {
+        packed(test.x.read(), out.view());
+        wrong += !Near(out.Values(), expected, 1e-4);
+      }
+    });
+  }
+  for (int n = 0; n < 20; ++n) {
+    for (const std::string& target : ListTargets()) SetTarget(target);
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(wrong, 0);
+  SetTarget(GetParam());
 }
 
 TEST_P(LinearTest, Empty) {

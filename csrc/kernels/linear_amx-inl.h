@@ -1,0 +1,245 @@
+// A block of x W + b on tiles of bfloat16 (amx_parts-inl.h).
+//
+// A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
+// each, whatever the number of parts. A group stays in L1 while the tiles of rows, from L2, go by. Tiles hold the sums
+// of one piece; those of the pieces are added up in float32, in a block of scratch, for rows of the output may lie at
+// such strides that few of them stay in a cache; the bias comes last. The tile unit rounds once for each product of
+// tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds rounds 32 times.
+//
+// NaN, and what rounds to Inf in its first part, makes every sum that it is in NaN or Inf; so does a sum that
+// overflows. Such elements of the output are computed again in float32 (linear-inl.h).
+
+#if defined(HEADWISE_KERNELS_LINEAR_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_LINEAR_AMX_INL_H_
+#undef HEADWISE_KERNELS_LINEAR_AMX_INL_H_
+#else
+#define HEADWISE_KERNELS_LINEAR_AMX_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "hwy/highway.h"
+#include "kernels/amx_parts-inl.h"
+#include "kernels/linear-inl.h"
+#include "kernels/linear.h"
+#include "kernels/pack-inl.h"
+#include "runtime/scratch.h"
+
+#if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// Multiples of 32 that hold n.
+constexpr int64_t Sides(int64_t n) { return (n + kSide - 1) / kSide; }
+
+// Below these sizes, or with more padding than numbers, multiply-adds are faster.
+inline bool TilesPay(int64_t rows, int64_t depth, int64_t columns) {
+  if (rows < kSide || depth < kChunk || columns < kSide) return false;
+  const auto filled = [](int64_t n, int64_t unit) {
+    return static_cast<double>(n) / static_cast<double>((n + unit - 1) / unit * unit);
+  };
+  return filled(rows, amx::kTileRows) * filled(depth, kChunk) * filled(columns, kSide) >= 0.5;
+}
+
+template <typename T, int kParts>
+class AmxLinear {
+ public:
+  static constexpr int64_t kPiece = 12 / kParts;  // chunks
+
+  AmxLinear(Arena& arena, const LinearArgs<T>& args, const LinearBlock& block)
+      : args_(args),
+        block_(block),
+        depth_(args.x.shape[1]),
+        x_(arena.Take<std::uint32_t>(Sides(block.row_end - block.row_begin) * PieceSize())),
+        weight_(
+            arena.Take<std::uint32_t>(args.packed ? 0 : Sides(block.column_end - block.column_begin) * PieceSize())),
+        sums_(arena.Take<float>(Chunks(depth_) <= kPiece
+                                    ? 0
+                                    : Sides(block.row_end - block.row_begin) *
+                                          Sides(block.column_end - block.column_begin) * kSide * kSide)),
+        product_(arena.Take<float>(kSide * kSide)),
+        again_(arena.Take<float>(kSide * kSide)),
+        again_scratch_(arena.Take<std::byte>(static_cast<int64_t>(
+            LinearScratchBytes<T>({args.x, {}, nullptr, {}, {}, nullptr}, {0, kSide, 0, kSide})))) {}
+
+  void Run() const {
+    const amx::Tiles tiles;
+    for (int64_t chunk = 0; chunk < Chunks(depth_); chunk += kPiece) {
+      const int64_t chunks = std::min(kPiece, Chunks(depth_) - chunk);
+      for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide) PackX(row, chunk, chunks);
+      const std::uint32_t* weight = weight_;
+      int64_t group_size = PieceSize();
+      if (args_.packed) {
+        group_size = Chunks(depth_) * kChunkSize<kParts>;
+        weight = reinterpret_cast<const std::uint32_t*>(args_.packed) + block_.column_begin / kSide * group_size +
+                 chunk * kChunkSize<kParts>;
+      } else {
+        PackWeight(args_.weight, block_.column_begin, block_.column_end, chunk, chunks, group_size, weight_);
+      }
+      float* sums = sums_;
+      for (int64_t column = block_.column_begin; column < block_.column_end; column += kSide, weight += group_size) {
+        const std::uint32_t* x = x_;
+        for (int64_t row = block_.row_begin; row < block_.row_end;
+             row += kSide, x += PieceSize(), sums += kSide * kSide) {
+          const bool lower = block_.row_end - row > amx::kTileRows;
+          if (args_.packed) Prefetch(weight + group_size, chunks, row);
+          MultiplyChunks<kParts>(x, weight, chunks, lower);
+          const bool first = chunk == 0, last = chunk + chunks == Chunks(depth_);
+          StoreTiles(first && !last ? sums : product_, kSide, lower);
+          if (last) {
+            Finish(row, column, first ? nullptr : sums);
+          } else if (!first) {
+            Add(sums);
+          }
+        }
+      }
+    }
+  }
+
+  // Columns [begin, end) of the chunks, to groups of 32 that are group_size apart.
+  static void PackWeight(View<const T, 2> weight, int64_t begin, int64_t end, int64_t first, int64_t chunks,
+                         int64_t group_size, std::uint32_t* packed) {
+    const int64_t depth = weight.shape[0];
+    for (int64_t column = begin; column < end; column += kSide, packed += group_size) {
+      const int64_t columns = std::min<int64_t>(kSide, end - column);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t k = (first + chunk) * kChunk;
+        std::uint32_t* const tiles = packed + chunk * kChunkSize<kParts>;
+        if (weight.stride[1] == 1 && k + kChunk <= depth) {
+          PackChunk(weight.at(k, column), weight.stride[0], columns, tiles);
+        } else {
+          HWY_ALIGN float rows[kChunk * kPanel<float>] = {};
+          PackWeights(weight.at(k, column), std::min<int64_t>(kChunk, depth - k), columns, weight.stride[0],
+                      weight.stride[1], rows);
+          PackChunk(rows, PanelWidth<float>(0, columns), columns, tiles);
+        }
+      }
+    }
+  }
+
+ private:
+  // Of a group of columns or a tile of rows.
+  int64_t PieceSize() const { return std::min(kPiece, Chunks(depth_)) * kChunkSize<kParts>; }
+
+  // This tile of rows' share of the next group of packed weights, from wherever it is to L2: tile loads do not wait for
+  // memory in the shadow of others, as vector loads do.
+  void Prefetch(const std::uint32_t* group, int64_t chunks, int64_t row) const {
+    constexpr int64_t kLine = 16;
+    const int64_t lines = chunks * kChunkSize<kParts> / kLine, tiles = Sides(block_.row_end - block_.row_begin);
+    const int64_t tile = (row - block_.row_begin) / kSide;
+    for (int64_t i = lines * tile / tiles; i < lines * (tile + 1) / tiles; ++i) {
+      __builtin_prefetch(group + i * kLine, 0, 2);
+    }
+  }
+
+  // NaN becomes Inf: rounding might carry its bits over into 0. MINPS gives the second operand where one is NaN.
+  static HWY_INLINE hn::Vec<Tag<float>> WithoutNaN(hn::Vec<Tag<float>> x) {
+    return hn::Min(x, hn::Set(Tag<float>(), std::numeric_limits<float>::infinity()));
+  }
+
+  // Numbers [at, at + 16) of a row of n; 0 beyond its end.
+  template <typename U>
+  static HWY_INLINE hn::Vec<Tag<float>> LoadNumbers(const U* row, int64_t at, int64_t n) {
+    const Tag<float> d;
+    if (at + kLanes<float> <= n) return WithoutNaN(AllLanes().Load(d, row + at));
+    return at < n ? WithoutNaN(FirstLanes{n - at}.Load(d, row + at)) : hn::Zero(d);
+  }
+
+  template <typename U>
+  static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, std::uint32_t* tiles) {
+    for (int64_t half = 0; half < 2; ++half, rows += kLanes<float>, columns -= kLanes<float>) {
+      for (int64_t i = 0; i < amx::kTileRows; ++i) {
+        // The next group's: a few rows far apart are no stream that the processor would follow.
+        __builtin_prefetch(rows + i * stride + kSide);
+        __builtin_prefetch(rows + (i + amx::kTileRows) * stride + kSide);
+        StoreParts<kParts>(LoadNumbers(rows + i * stride, 0, columns),
+                           LoadNumbers(rows + (i + amx::kTileRows) * stride, 0, columns),
+                           tiles + half * kTileSize + i * amx::kTileWords, 2 * kTileSize);
+      }
+    }
+  }
+
+  void PackX(int64_t row, int64_t first, int64_t chunks) const {
+    std::uint32_t* const packed = x_ + (row - block_.row_begin) / kSide * PieceSize();
+    const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
+    if (rows < kSide) std::fill_n(packed, chunks * kChunkSize<kParts>, 0u);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* x = args_.x.at(row + r);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t k = (first + chunk) * kChunk;
+        __builtin_prefetch(x + 2 * args_.x.stride[0] + k);
+        __builtin_prefetch(x + 2 * args_.x.stride[0] + k + kLanes<float>);
+        StoreParts<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
+                           packed + chunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
+      }
+    }
+  }
+
+  // sums[32, 32] += the product of a piece
+  void Add(float* sums) const {
+    const Tag<float> d;
+    for (int64_t i = 0; i < kSide * kSide; i += kLanes<float>) {
+      hn::Store(hn::Add(hn::Load(d, sums + i), hn::Load(d, product_ + i)), d, sums + i);
+    }
+  }
+
+  // The output: the product of the last piece, the sums of those before it, if any, and the bias.
+  void Finish(int64_t row, int64_t column, const float* sums) const {
+    const Tag<float> d;
+    const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
+    const int64_t columns = std::min<int64_t>(kSide, block_.column_end - column);
+    bool finite = true;
+    ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
+      const auto bias = args_.bias ? lanes.Load(d, args_.bias + column + j) : hn::Zero(d);
+      auto all = hn::Zero(d);  // NaN, if one of the results is not finite
+      T* out = args_.out.at(row, column + j);
+      for (int64_t r = 0; r < rows; ++r, out += args_.out.stride[0]) {
+        auto sum = hn::Load(d, product_ + r * kSide + j);
+        if (sums) sum = hn::Add(hn::Load(d, sums + r * kSide + j), sum);
+        sum = lanes.Or(d, hn::Add(sum, bias), hn::Zero(d));
+        all = hn::MulAdd(sum, hn::Zero(d), all);
+        hn::Store(sum, d, product_ + r * kSide + j);
+        lanes.Store(sum, d, out);
+      }
+      finite &= hn::AllTrue(d, hn::Eq(all, all));
+    });
+    if (!finite) ComputeAgain(row, rows, column, columns);
+  }
+
+  // In float32 what is not finite.
+  void ComputeAgain(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const Tag<float> d;
+    LinearArgs<T> plain = args_;
+    plain.packed = nullptr;
+    plain.x.data = args_.x.at(row);
+    plain.weight.data = args_.weight.at(0, column);
+    if (args_.bias) plain.bias = args_.bias + column;
+    LinearSums(plain, {0, rows, 0, columns}, again_, kSide, again_scratch_);
+    for (int64_t r = 0; r < rows; ++r) {
+      ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
+        const auto sum = hn::Load(d, product_ + r * kSide + j), again = hn::Load(d, again_ + r * kSide + j);
+        lanes.Store(hn::IfThenElse(hn::IsFinite(sum), sum, again), d, args_.out.at(row + r, column + j));
+      });
+    }
+  }
+
+  const LinearArgs<T>& args_;
+  const LinearBlock& block_;
+  const int64_t depth_;
+  std::uint32_t* const x_;       // tiles of rows of [chunk][part][2 tiles: 16 rows][16 words]
+  std::uint32_t* const weight_;  // groups of columns of [chunk][part][2 tiles: 16 words][16 columns]
+  float* const sums_;            // groups of columns of tiles of rows of [32][32]
+  float* const product_;         // [32][32], as the next
+  float* const again_;
+  std::byte* const again_scratch_;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+#endif
+
+#endif  // per-target include guard
