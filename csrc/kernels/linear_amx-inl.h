@@ -1,7 +1,8 @@
 // A block of x W + b on tiles of bfloat16 (amx_parts-inl.h).
 //
 // A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
-// each, whatever the number of parts. A group stays in L1 while the tiles of rows, from L2, go by. Tiles hold the sums
+// each, whatever the number of parts. A tile of rows stays in L1 while the groups, from L2 or
+// beyond, go by and are fetched a chunk ahead. Tiles hold the sums
 // of one piece; those of the pieces are added up in float32, in a block of scratch, for rows of the output may lie at
 // such strides that few of them stay in a cache; the bias comes last. The tile unit rounds once for each product of
 // tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds rounds 32 times.
@@ -79,15 +80,15 @@ class AmxLinear {
       } else {
         PackWeight(args_.weight, block_.column_begin, block_.column_end, chunk, chunks, group_size, weight_);
       }
+      const bool first = chunk == 0, last = chunk + chunks == Chunks(depth_);
+      const std::uint32_t* x = x_;
       float* sums = sums_;
-      for (int64_t column = block_.column_begin; column < block_.column_end; column += kSide, weight += group_size) {
-        const std::uint32_t* x = x_;
-        for (int64_t row = block_.row_begin; row < block_.row_end;
-             row += kSide, x += PieceSize(), sums += kSide * kSide) {
-          const bool lower = block_.row_end - row > amx::kTileRows;
-          if (args_.packed) Prefetch(weight + group_size, chunks, row);
-          MultiplyChunks<kParts>(x, weight, chunks, lower);
-          const bool first = chunk == 0, last = chunk + chunks == Chunks(depth_);
+      for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide, x += PieceSize()) {
+        const bool lower = block_.row_end - row > amx::kTileRows;
+        const std::uint32_t* group = weight;
+        for (int64_t column = block_.column_begin; column < block_.column_end;
+             column += kSide, group += group_size, sums += kSide * kSide) {
+          MultiplyChunks<kParts>(x, group, chunks, lower);
           StoreTiles(first && !last ? sums : product_, kSide, lower);
           if (last) {
             Finish(row, column, first ? nullptr : sums);
@@ -123,17 +124,6 @@ class AmxLinear {
  private:
   // Of a group of columns or a tile of rows.
   int64_t PieceSize() const { return std::min(kPiece, Chunks(depth_)) * kChunkSize<kParts>; }
-
-  // This tile of rows' share of the next group of packed weights, from wherever it is to L2: tile loads do not wait for
-  // memory in the shadow of others, as vector loads do.
-  void Prefetch(const std::uint32_t* group, int64_t chunks, int64_t row) const {
-    constexpr int64_t kLine = 16;
-    const int64_t lines = chunks * kChunkSize<kParts> / kLine, tiles = Sides(block_.row_end - block_.row_begin);
-    const int64_t tile = (row - block_.row_begin) / kSide;
-    for (int64_t i = lines * tile / tiles; i < lines * (tile + 1) / tiles; ++i) {
-      __builtin_prefetch(group + i * kLine, 0, 2);
-    }
-  }
 
   // NaN becomes Inf: rounding might carry its bits over into 0. MINPS gives the second operand where one is NaN.
   static HWY_INLINE hn::Vec<Tag<float>> WithoutNaN(hn::Vec<Tag<float>> x) {

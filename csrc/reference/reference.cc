@@ -63,13 +63,13 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
   for (std::int64_t j = 0; j < key_len; ++j) {
     kept[j] = (args.left < 0 || j >= position - args.left) && (args.right < 0 || j <= position + args.right);
     for (const auto& keep : args.keep) kept[j] = kept[j] && *keep.at(n, h, i, j) != 0;
-    for (const auto& bias : args.bias) kept[j] = kept[j] && *bias.at(n, h, i, j) != -std::numeric_limits<T>::infinity();
+    for (const auto& bias : args.bias) kept[j] = kept[j] && *bias.at(n, h, i, j) != -std::numeric_limits<Accumulator<T>>::infinity();
     scores[j] = -kInf;
     if (!kept[j]) continue;
 
     Sum product = 0;
     for (std::int64_t d = 0; d < head_dim; ++d) {
-      product += static_cast<double>(*args.query.at(n, h, i, d)) * static_cast<double>(*args.key.at(n, kv, j, d));
+      product += ToDouble(*args.query.at(n, h, i, d)) * ToDouble(*args.key.at(n, kv, j, d));
     }
     double score = args.scale * static_cast<double>(product);
     if (args.softcap != 0) score = args.softcap * std::tanh(score / args.softcap);
@@ -202,7 +202,7 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
           result.weights.push_back(weight);
           if (!kept[j] || (args.drop && *args.drop.at(n, h, i, j) == 0)) continue;
           const double scale = args.drop ? args.drop_scale : 1.0;
-          for (std::int64_t d = 0; d < value_dim; ++d) values[d] += scale * weight * *args.value.at(n, kv, j, d);
+          for (std::int64_t d = 0; d < value_dim; ++d) values[d] += scale * weight * ToDouble(*args.value.at(n, kv, j, d));
         }
         result.output.insert(result.output.end(), values.begin(), values.end());
       }
