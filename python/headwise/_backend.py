@@ -36,9 +36,9 @@ class Backend(Protocol):
     multiples of the item size. Outputs are allocated by the caller and written in place; nothing is returned.
     Only inputs may have strides of 0. ``bool`` arrays are one byte per entry, true = keep.
 
-    What operations read and write, ``x`` (or ``scores``), ``query``, ``key``, ``value``, ``weight`` (of the linear map),
-    ``output`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead. All other arrays are float32 then,
-    everything is computed in float32, and results are rounded once.
+    What operations read and write, ``x`` (or ``scores``), ``query``, ``key``, ``value``, ``weight`` (of the linear
+    map), ``output`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead. All other arrays are float32
+    then, everything is computed in float32, and results are rounded once.
     """
 
     def softmax(self, x: Array, out: Array) -> None:
