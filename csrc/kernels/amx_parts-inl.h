@@ -66,9 +66,9 @@ HWY_INLINE void StoreParts(V x, V y, std::uint32_t* to, int64_t part_stride) {
   }
 }
 
-// One part of weights, which is taken from them. All parts but the last of fewer than three are cut off, not rounded:
-// that is as exact with three, and two operations less a part; the products it leaves out are larger, but as often
-// positive as negative since the values' parts are rounded.
+// One part of weights, which is taken from them. Of three parts each is cut off, not rounded: that is as exact, and two
+// operations less; the products it leaves out are larger, but as often positive as negative since the values' parts are
+// rounded.
 template <int kParts, int kPart, class V>
 HWY_INLINE void StoreWeightPart(V& x, V& y, std::uint32_t* to) {
   const Tag<float> d;
@@ -76,7 +76,7 @@ HWY_INLINE void StoreWeightPart(V& x, V& y, std::uint32_t* to) {
   constexpr bool kLast = kPart + 1 == kParts;
   const auto upper = hn::Set(bits, 0xFFFF0000u);
   auto x_bits = hn::BitCast(bits, x), y_bits = hn::BitCast(bits, y);
-  if (kLast && kParts < 3) {
+  if (kParts < 3) {
     const auto half = hn::Set(bits, 0x8000u);
     x_bits = hn::Add(x_bits, half), y_bits = hn::Add(y_bits, half);
   }
