@@ -84,6 +84,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         choose(name)
     yield name or backend
     assert name in (None, in_force()), f"{name} was forced, {in_force()} ran"
+    tiles_for_any_shape(False)
     _backend.use(backend)
     headwise.set_target(target)
     headwise.set_num_threads(threads)
@@ -95,6 +96,13 @@ def choose(name: str) -> None:
     _backend.use(backend)
     if target:
         headwise.set_target(target)
+        tiles_for_any_shape(True)
+
+
+def tiles_for_any_shape(on: bool) -> None:
+    """Small shapes go by multiply-adds where there are tiles; tests want the tiles."""
+    if _backend.name() == "native":
+        _backend.current()._set_tiles_for_any_shape(on)  # type: ignore[attr-defined]
 
 
 def in_force() -> str:

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/arrays.h"
+#include "runtime/amx.h"
 
 namespace headwise::bindings {
 
@@ -12,6 +13,7 @@ void RegisterRuntime(py::module_& module) {
   module.def("set_target", &SetTarget, py::arg("name"));
   module.def("get_num_threads", &GetNumThreads);
   module.def("set_num_threads", &SetNumThreads, py::arg("n"));
+  module.def("_set_tiles_for_any_shape", &SetTilesForAnyShape, py::arg("on"));  // for tests
 }
 
 }  // namespace headwise::bindings

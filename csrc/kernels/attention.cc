@@ -7,6 +7,7 @@
 #include "kernels/attention.h"
 #include "kernels/attention_fma-inl.h"
 #include "kernels/decode-inl.h"
+#include "runtime/amx.h"
 #include "runtime/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -33,10 +34,18 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-// Whether tiles are faster than multiply-adds. Of shapes alone, so that a call's bits are always the same.
+// Whether tiles are faster than multiply-adds, as measured: the more products of parts, the more rows and keys it
+// takes, and rows of few features fill no chunk of the depth. A matter of shapes, so that a call's bits are always the
+// same.
 template <typename T>
-bool WorthTiles(const AttentionArgs<T>& /*args*/) {
-  return true;
+bool TilesPay(const AttentionArgs<T>& args) {
+  if (TilesForAnyShape()) return true;
+  const bool one_part = args.precision == Precision::kMedium || std::is_same_v<T, BFloat16>;
+  const bool three_parts = args.precision == Precision::kHighest && std::is_same_v<T, float>;
+  const std::int64_t least = one_part ? 32 : three_parts ? 128 : 64;
+  const std::int64_t rows = args.query.shape[1] / args.key.shape[1] * args.query.shape[2];
+  const auto fills = [](std::int64_t depth) { return depth >= 24 && 3 * depth >= 2 * ((depth + 31) / 32 * 32); };
+  return rows >= least && args.key.shape[2] >= least && fills(args.query.shape[3]) && fills(args.value.shape[3]);
 }
 
 HWY_EXPORT(AttentionF32);
@@ -46,7 +55,7 @@ HWY_EXPORT(AttentionBF16);
 
 template <>
 const AttentionKernel<float>& GetAttentionKernel(const AttentionArgs<float>& args) {
-  if (AmxChosen() && WorthTiles(args)) return *AmxAttentionKernel<float>();
+  if (AmxChosen() && TilesPay(args)) return *AmxAttentionKernel<float>();
   return *HEADWISE_DISPATCH(AttentionF32)();
 }
 template <>
@@ -55,12 +64,12 @@ const AttentionKernel<double>& GetAttentionKernel(const AttentionArgs<double>&) 
 }
 template <>
 const AttentionKernel<Float16>& GetAttentionKernel(const AttentionArgs<Float16>& args) {
-  if (AmxChosen() && WorthTiles(args)) return *AmxAttentionKernel<Float16>();
+  if (AmxChosen() && TilesPay(args)) return *AmxAttentionKernel<Float16>();
   return *HEADWISE_DISPATCH(AttentionF16)();
 }
 template <>
 const AttentionKernel<BFloat16>& GetAttentionKernel(const AttentionArgs<BFloat16>& args) {
-  if (AmxChosen() && WorthTiles(args)) return *AmxAttentionKernel<BFloat16>();
+  if (AmxChosen() && TilesPay(args)) return *AmxAttentionKernel<BFloat16>();
   return *HEADWISE_DISPATCH(AttentionBF16)();
 }
 

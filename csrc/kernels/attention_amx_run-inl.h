@@ -76,7 +76,8 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
     HWY_INLINE void At(State& state) {
       constexpr int kOfGroup = kPortion % kPortionsOfGroup;
       if constexpr (kPortion >= kPairs / kGroup * kPortionsOfGroup) {
-        return;
+        NoWork::State none;
+        return NoWork().At<kPortion>(none);
       } else if constexpr (kParts == 3) {
         Step<kOfGroup / kGroup>(state.pair[kOfGroup % kGroup], kOfGroup % kGroup);
       } else if constexpr (kParts == 2) {

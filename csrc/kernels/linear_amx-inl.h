@@ -36,15 +36,6 @@ namespace HWY_NAMESPACE {
 // Multiples of 32 that hold n.
 constexpr int64_t Sides(int64_t n) { return (n + kSide - 1) / kSide; }
 
-// Below these sizes, or with more padding than numbers, multiply-adds are faster.
-inline bool TilesPay(int64_t rows, int64_t depth, int64_t columns) {
-  if (rows < kSide || depth < kChunk || columns < kSide) return false;
-  const auto filled = [](int64_t n, int64_t unit) {
-    return static_cast<double>(n) / static_cast<double>((n + unit - 1) / unit * unit);
-  };
-  return filled(rows, amx::kTileRows) * filled(depth, kChunk) * filled(columns, kSide) >= 0.5;
-}
-
 template <typename T, int kParts>
 class AmxLinear {
  public:

@@ -8,6 +8,7 @@
 #include "kernels/linear.h"
 #include "kernels/linear_amx-inl.h"
 #include "kernels/linear_few-inl.h"
+#include "runtime/amx.h"
 
 #if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
@@ -23,10 +24,14 @@ auto WithParts(Precision precision, const Function& function) {
   return function(Int<3>());
 }
 
-// What does not pay on tiles, on packed weights neither: the bits do not tell whether weights were packed.
+// Whether tiles are faster than multiply-adds, as measured. What does not pay on tiles, on packed weights neither: the
+// bits do not tell whether weights were packed.
 template <typename T>
-bool ByTiles(const LinearArgs<T>& args) {
-  return TilesPay(args.out.shape[0], args.weight.shape[0], args.weight.shape[1]);
+bool TilesPay(const LinearArgs<T>& args) {
+  if (TilesForAnyShape()) return true;
+  const bool three_parts = WithParts<T>(args.precision, [](auto parts) { return parts.value == 3; });
+  const int64_t least = three_parts ? 4 * kChunk : 2 * kChunk;
+  return args.out.shape[0] >= kSide && args.weight.shape[0] >= least && args.weight.shape[1] >= least;
 }
 
 template <typename T>
@@ -37,7 +42,7 @@ LinearArgs<T> Unpacked(LinearArgs<T> args) {
 
 template <typename T>
 std::size_t AmxLinearScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
-  if (!ByTiles(args)) return LinearScratchBytes<T>(Unpacked(args), largest);
+  if (!TilesPay(args)) return LinearScratchBytes<T>(Unpacked(args), largest);
   Arena measure(nullptr);
   WithParts<T>(args.precision, [&](auto parts) { AmxLinear<T, parts.value>(measure, args, largest); });
   return measure.used();
@@ -45,7 +50,7 @@ std::size_t AmxLinearScratchBytes(const LinearArgs<T>& args, const LinearBlock& 
 
 template <typename T>
 void AmxLinearRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch) {
-  if (!ByTiles(args)) return LinearRun<T>(Unpacked(args), block, scratch);
+  if (!TilesPay(args)) return LinearRun<T>(Unpacked(args), block, scratch);
   Arena arena(scratch);
   WithParts<T>(args.precision, [&](auto parts) { AmxLinear<T, parts.value>(arena, args, block).Run(); });
 }

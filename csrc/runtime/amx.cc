@@ -1,5 +1,7 @@
 #include "runtime/amx.h"
 
+#include <atomic>
+
 #include "kernels/amx.h"
 
 #if HEADWISE_AMX && defined(__linux__)
@@ -51,3 +53,15 @@ bool RequestAmx() { return false; }
 
 }  // namespace headwise
 #endif
+
+namespace headwise {
+namespace {
+
+std::atomic<bool> tiles_for_any_shape{false};
+
+}  // namespace
+
+bool TilesForAnyShape() { return tiles_for_any_shape.load(std::memory_order_relaxed); }
+void SetTilesForAnyShape(bool on) { tiles_for_any_shape.store(on); }
+
+}  // namespace headwise

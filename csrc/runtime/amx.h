@@ -10,4 +10,8 @@ bool AmxAvailable();
 // false if it refuses. Not before somebody wants them: signal frames grow, for all the process.
 bool RequestAmx();
 
+// For tests: tiles at shapes, too, where multiply-adds are faster and taken instead. Off at first.
+bool TilesForAnyShape();
+void SetTilesForAnyShape(bool on);
+
 }  // namespace headwise

@@ -16,11 +16,10 @@ struct Target {
 };
 
 // Our names, best first within a processor family. Highway splits some sets further (AVX3_ZEN4, NEON_WITHOUT_AES, …);
-// csrc/CMakeLists.txt builds one of each. Tiles are not the default: where cores are shared with other machines' work,
-// loading them has been measured at a third of its speed, and float32 then is as fast without.
+// csrc/CMakeLists.txt builds one of each.
 const Target kTargets[] = {
-    {HWY_AVX3, false, "avx512"},
     {HWY_AVX3, true, "avx512_amx"},
+    {HWY_AVX3, false, "avx512"},
     {HWY_AVX2, false, "avx2"},
     {HWY_SSE4, false, "sse4"},
 #ifdef HWY_SSE2
@@ -48,7 +47,9 @@ const std::vector<Target>& Available() {
 }
 
 std::atomic<const Target*>& Chosen() {
-  static std::atomic<const Target*> chosen{&Available().front()};
+  // The first that the system does not refuse.
+  static std::atomic<const Target*> chosen{
+      &*std::find_if(Available().begin(), Available().end(), [](const Target& t) { return !t.amx || RequestAmx(); })};
   return chosen;
 }
 

@@ -43,18 +43,26 @@ TEST(TargetsTest, UnknownIsAnErrorThatListsTheOthers) {
   EXPECT_EQ(GetTarget(), before);
 }
 
+// Of so many queries and keys, of 64 features.
+AttentionArgs<float> ArgsOf(std::int64_t length) {
+  AttentionArgs<float> args;
+  args.query.shape = args.key.shape = args.value.shape = {1, 1, length, 64};
+  return args;
+}
+
 // The name alone proves nothing: each target must lead to functions of its own, avx512_amx to one that avx512 has not.
 TEST(TargetsTest, EachRunsItsOwnCode) {
   std::set<const void*> tables;
   std::set<decltype(AttentionKernel<float>::block)> attention;
   std::set<decltype(SoftmaxFunctions<float>::rows)> functions;
   std::set<decltype(LayerNormKernel<double>::row)> more;
+  const AttentionArgs<float> args = ArgsOf(128);
   for (const std::string& target : ListTargets()) {
     SetTarget(target);
     tables.insert({&GetSoftmaxKernel<float>(), &GetSoftmaxKernel<double>(), &GetAlibiKernel<float>(),
                    &GetAlibiKernel<double>(), &GetLayerNormKernel<float>(), &GetLayerNormKernel<double>(),
                    &GetRopeKernel<float>(), &GetRopeKernel<double>()});
-    attention.insert(GetAttentionKernel<float>().block);
+    attention.insert(GetAttentionKernel(args).block);
     functions.insert(GetSoftmaxKernel<float>().softmax.rows);
     more.insert(GetLayerNormKernel<double>().row);
   }
@@ -66,6 +74,17 @@ TEST(TargetsTest, EachRunsItsOwnCode) {
   EXPECT_EQ(functions.size(), sets);
   EXPECT_EQ(more.size(), sets);
   SetTarget(ListTargets().front());
+}
+
+TEST(TargetsTest, FewRowsGoByMultiplyAddsBesideTilesToo) {
+  const std::vector<std::string> targets = ListTargets();
+  if (std::count(targets.begin(), targets.end(), "avx512_amx") == 0) GTEST_SKIP() << "no tiles on this machine";
+  SetTarget("avx512_amx");
+  const auto few = GetAttentionKernel(ArgsOf(127)).block, many = GetAttentionKernel(ArgsOf(128)).block;
+  SetTarget("avx512");
+  EXPECT_EQ(few, GetAttentionKernel(ArgsOf(127)).block);
+  EXPECT_NE(many, GetAttentionKernel(ArgsOf(128)).block);
+  SetTarget(targets.front());
 }
 
 TEST(ThreadsTest, AtLeastOne) {

@@ -19,6 +19,7 @@
 #include "headwise/runtime.h"
 #include "headwise/tensor.h"
 #include "reference/half.h"
+#include "runtime/amx.h"
 
 namespace headwise::testing {
 
@@ -223,8 +224,10 @@ class OnTarget : public ::testing::TestWithParam<std::string> {
   void SetUp() override {
     SetTarget(GetParam());
     ASSERT_EQ(GetTarget(), GetParam());
+    SetTilesForAnyShape(true);
   }
   void TearDown() override {
+    SetTilesForAnyShape(false);
     EXPECT_EQ(GetTarget(), GetParam());
     SetTarget(ListTargets().front());
     SetNumThreads(threads_);
