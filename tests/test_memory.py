@@ -149,6 +149,37 @@ def test_halves_are_not_copied_to_float32(shape: tuple[int, ...], dtype: str) ->
 
 
 @linux
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_attention_does_not_copy_halves_to_float32(implementation: str, dtype: str) -> None:
+    """Each array is 16 MB, or 32 MB as float32: a long query over few keys, few queries and one over many keys, and
+    many short sequences."""
+    dtype_named(dtype)  # skips, where it is not known
+    grown = float(
+        in_process(
+            implementation,
+            f"""
+        if "{dtype}" == "bfloat16":
+            import ml_dtypes
+        long = np.zeros((1, 1, 131072, 64), "{dtype}")
+        short = long.reshape(8192, 1, 16, 64)
+        out = np.zeros_like(long)
+        def calls(long, short, out):
+            hw.flash_attention(long, long[:, :, :16], long[:, :, :16], out=out)
+            hw.flash_attention(long[:, :, :9], long, long, out=out[:, :, :9])
+            hw.flash_attention(long[:, :, :1], long, long, out=out[:, :, :1])
+            hw.flash_attention(short, short, short, out=out.reshape(short.shape))
+            hw.flash_attention(short[:, :, :1], short, short, out=out.reshape(short.shape)[:, :, :1])
+        calls(long[:, :, :2048], short[:128], out[:, :, :2048])
+        before = megabytes("VmHWM")
+        calls(long, short, out)
+        print(megabytes("VmHWM") - before)
+        """,
+        )
+    )
+    assert grown < 16
+
+
+@linux
 def test_no_leak_over_many_calls(implementation: str) -> None:
     grown = float(
         in_process(

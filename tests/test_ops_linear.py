@@ -249,12 +249,13 @@ def test_packed_follows_the_target_and_the_backend(rows: int) -> None:
     assert packed(x).tobytes() == hw.linear(x, weight, bias).tobytes()
 
 
-def test_packed_follows_the_precision_that_none_means(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_follows_the_precision_that_none_means() -> None:
     x, weight = normal((40, 64), 1), normal((64, 70), 2)
     packed = hw.PackedLinear(weight)
     assert packed(x).tobytes() == hw.linear(x, weight).tobytes()
-    monkeypatch.setattr("headwise._linear.check_precision", lambda precision: precision or "medium")
-    assert packed(x).tobytes() == hw.linear(x, weight, precision="medium").tobytes()
+    with hw.precision("medium"):
+        assert packed(x).tobytes() == hw.linear(x, weight, precision="medium").tobytes()
+    assert packed(x).tobytes() == hw.linear(x, weight).tobytes()
 
 
 @pytest.mark.parametrize("of_x", ["int8", "int32", "float16", "float32", "float64"])

@@ -18,6 +18,7 @@ import oracle
 from support import assert_close, normal
 
 QUERY, KEY, VALUE = normal((1, 4, 70, 16), 1), normal((1, 2, 200, 16), 2), normal((1, 2, 200, 24), 3)
+HALVES = [a.astype(np.float16) for a in (QUERY, KEY, VALUE)]
 X = normal((8, 60, 96))
 ANGLES = normal((60, 48), 4)
 LONG = normal((3, 70_000), 7)
@@ -32,6 +33,9 @@ WORK: dict[str, Callable[[], Any]] = {
         causal_alignment="lower_right", softcap=5.0, alibi_slopes=hw.alibi_slopes(4), sinks=np.ones(4), return_lse=True,
     ),
     "flash-float64": lambda: hw.flash_attention(*(a.astype(float) for a in (QUERY, KEY, VALUE)), is_causal=True),
+    "attention-float16": lambda: hw.scaled_dot_product_attention(*HALVES, return_lse=True),
+    "flash-float16": lambda: hw.flash_attention(*HALVES, is_causal=True, return_lse=True),
+    "flash-float16-one-row": lambda: hw.flash_attention(HALVES[0][:, :, :1], *HALVES[1:], return_lse=True),
     "dropout": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout=0.3, rng=0),
     "softmax": lambda: hw.softmax(X),
     "softmax-axis-0": lambda: hw.softmax(X, 0),

@@ -37,8 +37,10 @@ class Backend(Protocol):
     Only inputs may have strides of 0. ``bool`` arrays are one byte per entry, true = keep.
 
     What operations read and write, ``x`` (or ``scores``), ``query``, ``key``, ``value``, ``weight`` (of the linear
-    map), ``output`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead. All other arrays are float32
-    then, everything is computed in float32, and results are rounded once.
+    map), ``output`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead, all of one call the same. All
+    other arrays are float32 then, attention's ``weights``, ``lse`` and ``bias`` among them. Everything is computed in
+    float32, and results are rounded once; a backend may round attention's weights before they meet the values, to no
+    fewer bits than these have. No array of halves is copied to float32 as a whole.
     """
 
     def softmax(self, x: Array, out: Array) -> None:
@@ -53,10 +55,10 @@ class Backend(Protocol):
 
     def attention(
         self,
-        query: Array,  # (batch, heads, query_len, head_dim), last axis contiguous, any other strides
-        key: Array,  # (batch, kv_heads, key_len, head_dim), likewise
-        value: Array,  # (batch, kv_heads, key_len, value_dim), likewise
-        output: Array,  # (batch, heads, query_len, value_dim), likewise
+        query: Array,  # (batch, heads, query_len, head_dim), last axis contiguous, any other strides; may be halves
+        key: Array,  # (batch, kv_heads, key_len, head_dim), likewise, as the next two
+        value: Array,  # (batch, kv_heads, key_len, value_dim)
+        output: Array,  # (batch, heads, query_len, value_dim)
         weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous, to be filled if given
         lse: Array | None,  # (batch, heads, query_len), C-contiguous, to be filled if given; natural logarithm
         keep: Sequence[Array],  # bool, each axis as that of weights or 1, last axis contiguous; all must hold

@@ -40,15 +40,16 @@ def linear(
     weight : array_like, (in_features, out_features)
     bias : array_like, (out_features,), optional
     precision : {"highest", "high", "medium"}, optional
-        How exactly products of float32 and float16 are computed; see :func:`set_precision`;
-        None is what :func:`get_precision` says.
+        How exactly products of float32 and float16 are computed, see :func:`set_precision`; None is what
+        :func:`get_precision` says.
     out : ndarray, optional
         Where to write the result, of its shape and dtype, sharing no memory with an input.
 
     Returns
     -------
     ndarray, (..., out_features)
-        In the dtype that the arguments promote to. float16 and bfloat16 are summed up in float32 and rounded once.
+        In the dtype that the arguments promote to. float16 and bfloat16 are summed up in float32 and rounded once, as
+        they are: neither `x` nor `weight` is copied to float32.
 
     Raises
     ------

@@ -8,6 +8,7 @@ rules and without warnings, as in the native core.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,12 +125,14 @@ def attention(
     kv_heads, key_len = key.shape[1:3]
     value_dim = value.shape[3]
     group = heads // kv_heads
-    dtype = np.dtype(np.float32) if query.dtype.itemsize == 2 else query.dtype
+    half = query.dtype.itemsize == 2
+    dtype = np.dtype(np.float32) if half else query.dtype
+    width = max(head_dim, value_dim) if half else 0
     scores_shape = (batch, heads, query_len, key_len)
     keep, bias = ([np.broadcast_to(mask, scores_shape) for mask in masks] for masks in (keep, bias))
 
     with np.errstate(all="ignore"):
-        for b, g, r in _blocks(batch, kv_heads, group, query_len, key_len):
+        for b, g, r in _blocks(batch, kv_heads, group, query_len, key_len, width):
             h = slice(g.start * group, g.stop * group)
             first = offset + r.start  # the position of the block's first query among the keys
             rows = r.stop - r.start
@@ -138,11 +141,15 @@ def attention(
             k = slice(start, max(start, stop))
             four = (b.stop - b.start, h.stop - h.start, rows, k.stop - k.start)
             stacked = (four[0], g.stop - g.start, group * rows)
+            pieces = list(_pieces(k, stacked[0] * stacked[1] * width))
 
             scaled = np.empty((*four[:3], head_dim), dtype)
             np.multiply(query[b, h, r].astype(dtype, copy=False), scale, out=scaled)
-            transposed = key[b, g, k].astype(dtype, copy=False).swapaxes(2, 3)
-            scores = np.matmul(scaled.reshape((*stacked, head_dim)), transposed).reshape(four)
+            scores = np.empty(four, dtype)
+            to = scores.reshape((*stacked, four[3]))
+            for part, keys in pieces:
+                transposed = key[b, g, keys].astype(dtype, copy=False).swapaxes(2, 3)
+                np.matmul(scaled.reshape((*stacked, head_dim)), transposed, out=to[..., part])
             if softcap:
                 scores /= softcap
                 np.tanh(scores, out=scores)
@@ -177,18 +184,22 @@ def attention(
             if drop is not None:
                 scores *= drop[b, h, r, k]
                 total /= drop_scale
-            average = _weighted_sum(scores.reshape((*stacked, four[3])), value[b, g, k].astype(dtype, copy=False))
+            average = reduce(
+                np.add,
+                (_weighted_sum(to[..., part], value[b, g, keys].astype(dtype, copy=False)) for part, keys in pieces),
+            )
             average /= total.reshape((*stacked, 1))
             output[b, h, r] = average.reshape((*four[:3], value_dim))
 
 
 def _blocks(
-    batch: int, kv_heads: int, group: int, query_len: int, key_len: int
+    batch: int, kv_heads: int, group: int, query_len: int, key_len: int, width: int
 ) -> Iterator[tuple[slice, slice, slice]]:
     """(batches, key heads, rows) of blocks of about ``_BLOCK`` scores: rows of one head first, and more heads only
-    where all rows of one are not enough, because few rows leave more keys to skip under a causal mask or a window."""
-    rows = min(query_len, max(1, _BLOCK // (group * key_len)))
-    for b, g in _tiles(batch, kv_heads, group * key_len * rows):
+    where all rows of one are not enough, because few rows leave more keys to skip under a causal mask or a window.
+    Nor are there more than that of queries, keys or values that are widened, ``width`` entries each."""
+    rows = min(query_len, max(1, _BLOCK // (group * max(key_len, width))))
+    for b, g in _tiles(batch, kv_heads, max(group * rows * max(key_len, width), key_len * width)):
         for r in range(0, query_len, rows):
             yield b, g, slice(r, min(r + rows, query_len))
 
@@ -199,6 +210,15 @@ def _tiles(batch: int, heads: int, size: int) -> Iterator[tuple[slice, slice]]:
     for b in range(0, batch, max(1, fit // heads)):
         for h in range(0, heads, fit):
             yield slice(b, min(b + max(1, fit // heads), batch)), slice(h, min(h + fit, heads))
+
+
+def _pieces(keys: slice, size: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of ``keys`` of about ``_BLOCK`` entries, ``size`` for each key, behind where they are among these keys. One
+    part, be it empty, where ``size`` is 0."""
+    step = max(1, _BLOCK // size if size else keys.stop - keys.start)
+    for start in range(keys.start, max(keys.start + 1, keys.stop), step):
+        stop = min(start + step, keys.stop)
+        yield slice(start - keys.start, stop - keys.start), slice(start, stop)
 
 
 def _small(a: Array) -> Array:

@@ -1,4 +1,4 @@
-"""How exactly float32 products are computed: the levels, their check, and the default for ``precision=None``."""
+"""How exactly products of float32 are computed: the levels, their check, and the default for ``precision=None``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _context: ContextVar[str | None] = ContextVar("headwise.precision", default=None
 
 
 def set_precision(name: str) -> None:
-    """Set how exactly this process computes float32 products where neither a call nor :func:`precision` says.
+    """Set how exactly this process multiplies float32 and float16 where neither a call nor :func:`precision` says.
 
     At import this is ``HEADWISE_PRECISION``, else "highest".
 
@@ -28,7 +28,8 @@ def set_precision(name: str) -> None:
     name : {"highest", "high", "medium"}
         "highest" is at least float32 accuracy. "high" and "medium" may round the numbers that are multiplied to 16 and
         8 bits, where the instruction set is faster for it: today that is avx512_amx; the others compute all three
-        alike. Sums are float32 always. float64 is computed in float64 at any level.
+        alike. Sums are float32 always. float64 is computed in float64 at any level, and bfloat16, which has 8 bits,
+        alike at all of them.
 
     Raises
     ------

@@ -92,7 +92,8 @@ def multi_head_attention(
     Returns
     -------
     output : ndarray, (batch, query_len, d_model)
-        Of the rank of ``query`` and of the floating dtype of the inputs.
+        Of the rank of ``query`` and of the floating dtype of the inputs; float16 and bfloat16 are computed in float32,
+        projections included, and rounded once.
     weights : ndarray, (batch, num_heads, query_len, key_len), or None
         Before dropout; None with ``need_weights=False``.
     lse : ndarray, (batch, num_heads, query_len)

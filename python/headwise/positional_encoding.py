@@ -132,7 +132,8 @@ class SinusoidalPositionalEncoding(Layer):
         Returns
         -------
         ndarray
-            Of the shape and floating dtype of ``x`` (float64 for integers).
+            Of the shape and floating dtype of ``x`` (float64 for integers); float16 and bfloat16 are added up in
+            float32 and rounded once.
 
         Raises
         ------
@@ -224,7 +225,8 @@ class LearnedPositionalEmbedding(Layer):
         Returns
         -------
         ndarray
-            Of the shape and floating dtype of ``x`` (float64 for integers).
+            Of the shape and floating dtype of ``x`` (float64 for integers); float16 and bfloat16 are added up in
+            float32 and rounded once.
 
         Raises
         ------

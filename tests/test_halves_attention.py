@@ -1,0 +1,200 @@
+"""Attention of float16 and bfloat16: of the numbers as they are, computed in float32 and rounded once. On tiles weights
+are rounded before, to what ``ATOL_ON_TILES`` allows; few queries do not go there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headwise as hw
+import oracle
+from support import ATOL_ON_TILES, LAYOUTS, Case, assert_close, assert_rounded_once, dtype_named, normal
+
+Array = np.ndarray[Any, Any]
+
+halves = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "lower-right": {"is_causal": True, "causal_alignment": "lower_right"},
+    "window": {"window_size": (20, 3)},
+    "keep-mask": {"mask": normal((2, 4, 70, 90)) > -0.5},
+    "bias": {"bias": normal((4, 1, 90)).astype(np.float16)},
+    "bias-float64": {"bias": normal((70, 90), dtype=np.float64)},
+    "key-padding": {"key_padding_mask": np.arange(90) < np.array([[90], [50]])},
+    "softcap-scale": {"softcap": 2.0, "scale": 0.3},
+    "alibi-sinks": {"alibi_slopes": np.array([0.5, 0.25, 0.125, 1.5]), "sinks": np.array([0.5, -np.inf, 4.0, -1.0])},
+}
+
+
+def attention(shape: tuple[int, ...], key_len: int, kv_heads: int, dtype: str) -> list[Array]:
+    batch, _, _, dim = shape
+    shapes = shape, (batch, kv_heads, key_len, dim), (batch, kv_heads, key_len, dim)
+    return [normal(one, seed).astype(dtype_named(dtype)) for seed, one in enumerate(shapes)]
+
+
+def on_tiles(implementation: str, dtype: str) -> float:
+    return ATOL_ON_TILES[dtype] if implementation.endswith("amx") else 0.0
+
+
+def assert_rounded(actual: Array, expected: Array, implementation: str) -> None:
+    atol = 2e-6 + on_tiles(implementation, actual.dtype.name)
+    assert_rounded_once(actual, expected, atol=atol)
+
+
+@halves
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_keywords(name: str, dtype: str, implementation: str) -> None:
+    arrays = attention((2, 4, 70, 24), 90, 2, dtype)
+    expected = oracle.attention(*arrays, **KEYWORDS[name])
+    output, weights, lse = hw.scaled_dot_product_attention(*arrays, **KEYWORDS[name], return_lse=True)
+    assert output.dtype == weights.dtype == arrays[0].dtype and lse.dtype == np.float32
+    assert_rounded(output, expected.output, implementation)
+    assert_rounded(weights, expected.weights, implementation)
+    assert_close(lse, expected.lse, 2, on_tiles(implementation, dtype))
+    assert_rounded(hw.flash_attention(*arrays, **KEYWORDS[name]), expected.output, implementation)
+
+
+@halves
+@pytest.mark.parametrize("query_len", [9, 16, 33, 64, 130])
+@pytest.mark.parametrize("key_len", [1, 31, 128, 300])
+@pytest.mark.parametrize("dim", [1, 17, 64, 100])
+def test_sizes(query_len: int, key_len: int, dim: int, dtype: str, implementation: str) -> None:
+    arrays = attention((1, 2, query_len, dim), key_len, 2, dtype)
+    assert_rounded(hw.flash_attention(*arrays), oracle.attention(*arrays).output, implementation)
+
+
+@halves
+@pytest.mark.parametrize("heads", [1, 8], ids=["alone", "grouped"])
+@pytest.mark.parametrize("key_len", [1, 15, 100, 1000])
+@pytest.mark.parametrize("dim", [1, 24, 64, 130])
+def test_one_query(heads: int, key_len: int, dim: int, dtype: str) -> None:
+    """A step of decoding, which never goes by tiles."""
+    arrays = attention((2, heads, 1, dim), key_len, 1, dtype)
+    keywords = {"is_causal": True, "causal_alignment": "lower_right"}
+    expected = oracle.attention(*arrays, **keywords)
+    output, weights, lse = hw.scaled_dot_product_attention(*arrays, **keywords, return_lse=True)
+    assert output.dtype == weights.dtype == arrays[0].dtype and lse.dtype == np.float32
+    assert_rounded_once(output, expected.output, atol=2e-6)
+    assert_rounded_once(weights, expected.weights, atol=2e-6)
+    assert_close(lse, expected.lse, 2)
+    out = np.full_like(output, np.nan)
+    assert hw.flash_attention(*arrays, **keywords, out=out) is out
+    assert out.tobytes() == output.tobytes()
+
+
+@halves
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("query_len", [1, 40])
+def test_layout(query_len: int, layout: str, dtype: str, implementation: str) -> None:
+    arrays = attention((1, 4, query_len, 24), 90, 4, dtype)
+    expected = oracle.attention(*arrays).output
+    assert_rounded(hw.flash_attention(*map(LAYOUTS[layout], arrays)), expected, implementation)
+
+
+@halves
+@pytest.mark.parametrize("query_len", [1, 40])
+def test_out(query_len: int, dtype: str) -> None:
+    query, key, value = attention((1, 4, query_len, 24), 90, 4, dtype)
+    expected = hw.flash_attention(query, key, value)
+    for out in (
+        np.full_like(expected, np.nan),
+        np.full((1, query_len, 4, 24), np.nan, expected.dtype).swapaxes(1, 2),
+        np.full((1, 4, query_len, 48), np.nan, expected.dtype)[..., ::2],
+    ):
+        assert hw.flash_attention(query, key, value, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+        output, weights, _ = hw.scaled_dot_product_attention(query, key, value, out=out, return_lse=True)
+        assert output is out and weights.dtype == out.dtype
+    with pytest.raises(TypeError, match=rf"^out: .*{dtype}"):
+        hw.flash_attention(query, key, value, out=np.empty(expected.shape, np.float32))
+    with pytest.raises(ValueError, match=r"^out: "):
+        hw.flash_attention(query, key, value, out=query)
+
+
+@pytest.mark.parametrize("first", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("last", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("query_len", [1, 40])
+def test_beside_another_dtype_they_are_widened(query_len: int, first: str, last: str) -> None:
+    """To what they promote to, and what is computed then has the bits of the widened numbers."""
+    query, key, _ = attention((1, 4, query_len, 24), 90, 4, first)
+    value = attention((1, 4, query_len, 24), 90, 4, last)[2]
+    common = first if first == last else "float64" if last == "float64" else "float32"
+    output, weights, lse = hw.scaled_dot_product_attention(query, key, value, return_lse=True)
+    assert output.dtype == weights.dtype == dtype_named(common)
+    assert lse.dtype == (np.float64 if common == "float64" else np.float32)
+    widened = [a.astype(output.dtype) for a in (query, key, value)]
+    for one, other in zip(
+        (output, weights, lse), hw.scaled_dot_product_attention(*widened, return_lse=True), strict=True
+    ):
+        assert one.tobytes() == other.tobytes()
+
+
+@halves
+@pytest.mark.parametrize("query_len", [1, 40])
+def test_dropout(query_len: int, dtype: str, implementation: str) -> None:
+    """The same weights are dropped as of float32, and those returned are the ones before."""
+    arrays = attention((2, 4, query_len, 24), 90, 2, dtype)
+    wide = [a.astype(np.float32) for a in arrays]
+    expected, _, expected_lse = hw.scaled_dot_product_attention(*wide, dropout=0.4, rng=3, return_lse=True)
+    output, weights, lse = hw.scaled_dot_product_attention(*arrays, dropout=0.4, rng=3, return_lse=True)
+    assert output.dtype == weights.dtype == arrays[0].dtype
+    assert_rounded(output, oracle.double(expected), implementation)
+    assert_close(lse, oracle.double(expected_lse), 2, on_tiles(implementation, dtype))
+    assert weights.tobytes() == hw.scaled_dot_product_attention(*arrays)[1].tobytes()
+    out = np.empty_like(output)
+    hw.scaled_dot_product_attention(*arrays, dropout=0.4, rng=3, need_weights=False, out=out)
+    assert_rounded(out, oracle.double(expected), implementation)
+
+
+@halves
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("query_len", [1, 40])
+def test_what_is_masked_reaches_nothing(query_len: int, odd: float, dtype: str, implementation: str) -> None:
+    query, key, value = attention((1, 2, query_len, 24), 90, 2, dtype)
+    keep = np.arange(90) != 33
+    expected = oracle.attention(query, key, value, keep[None])
+    key[:, :, 33], value[:, :, 33] = odd, odd
+    output, weights = hw.scaled_dot_product_attention(query, key, value, keep[None])
+    assert_rounded(output, expected.output, implementation)
+    assert not weights[..., 33].any()
+
+
+@halves
+@pytest.mark.parametrize("query_len", [1, 40])
+def test_largest_values(query_len: int, dtype: str) -> None:
+    """An average of equal numbers is that number, and nothing overflows on the way to it where a hundred of them have a
+    sum in float32."""
+    query, key, value = attention((1, 2, query_len, 32), 100, 2, dtype)
+    value[...] = np.array(np.finfo(np.float16).max if dtype == "float16" else 3e36).astype(value.dtype)
+    np.testing.assert_array_equal(hw.flash_attention(query, key, value), np.broadcast_to(value[:, :, :1], query.shape))
+
+
+@pytest.mark.parametrize("query_len", [1, 40])
+def test_scores_beyond_float16(query_len: int) -> None:
+    """Of -70,000 and 70,000: sums of products are float32."""
+    query, key = np.full((1, 1, query_len, 28), 50, np.float16), np.full((1, 1, 2, 28), 50, np.float16)
+    key[:, :, 0] = -50
+    value = np.array([[[[1.0], [2.0]]]], np.float16)
+    output, weights, lse = hw.scaled_dot_product_attention(query, key, value, scale=1.0, return_lse=True)
+    assert (output == 2).all() and (weights == [0, 1]).all() and (lse == 70_000).all()
+
+
+@halves
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_lower_precision(precision: str, dtype: str) -> None:
+    case = Case((1, 2, 50, 32), (1, 2, 70, 32), 32, dtype=dtype)
+    got = hw.flash_attention(*case.arrays, precision=precision)
+    assert got.dtype == case.arrays[0].dtype
+    np.testing.assert_allclose(oracle.double(got), case.expected.output, atol=0.03)
+
+
+@halves
+def test_nothing_at_all(dtype: str) -> None:
+    query = normal((1, 2, 5, 8)).astype(dtype_named(dtype))
+    output, weights, lse = hw.scaled_dot_product_attention(query, query[:, :, :0], query[:, :, :0], return_lse=True)
+    assert output.dtype == weights.dtype == query.dtype and lse.dtype == np.float32
+    assert not output.any() and weights.shape == (1, 2, 5, 0) and (lse == -np.inf).all()
