@@ -14,6 +14,7 @@ struct AttentionCase {
   bool causal = false;
   int64_t window = 0;  // keys that a query sees, itself included; 0: all
   Extra extra = Extra::kNone;
+  Precision precision = Precision::kHighest;
 };
 
 // batch x heads x query_len x head_dim
@@ -41,6 +42,12 @@ constexpr AttentionCase kCases[] = {
     {"attention/1x32x1x128/keys:32768/kv_heads:8", 1, 32, 8, 1, 32768, 128},
 };
 
+constexpr const char* kPrecisionName[] = {"highest", "high", "medium"};
+
+// How many times the error of multiply-adds tiles may have: at each level, and for halves, whose weights they round.
+constexpr double kPrecisionError[] = {1, 10, 1000};
+constexpr double kHalfError = 2;
+
 template <typename T>
 class AttentionProblem {
  public:
@@ -62,6 +69,7 @@ class AttentionProblem {
     args_.value = value_.FillNormal(3).read();
     args_.output = output_.view();
     args_.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
+    args_.precision = c.precision;
     if (c.causal) args_.right = 0;
     if (c.window > 0) args_.left = c.window - 1;
     AddExtra(c);
@@ -73,17 +81,18 @@ class AttentionProblem {
   void Run() { Attention(args_); }
 
   double Error() const {
-    return LargestOnSample(args_.query.shape[2], [&](int64_t begin, int64_t size) {
-      AttentionArgs<T> some = args_;
-      some.query = Slice(some.query, 2, begin, size);
-      for (auto& keep : some.keep) keep = Slice(keep, 2, begin, size);
-      for (auto& bias : some.bias) bias = Slice(bias, 2, begin, size);
-      some.offset += begin;
-      const reference::AttentionResult expected = reference::Attention(some);
-      const double error = RelativeError(Slice(output_.view(), 2, begin, size), expected.output);
-      if (!args_.weights) return error;
-      return std::max(error, RelativeError(Slice(weights_.view(), 2, begin, size), expected.weights));
-    });
+    const double allowed = kIsHalf<T> ? kHalfError : kPrecisionError[static_cast<int>(args_.precision)];
+    return 1 / allowed * LargestOnSample(args_.query.shape[2], [&](int64_t begin, int64_t size) {
+             AttentionArgs<T> some = args_;
+             some.query = Slice(some.query, 2, begin, size);
+             for (auto& keep : some.keep) keep = Slice(keep, 2, begin, size);
+             for (auto& bias : some.bias) bias = Slice(bias, 2, begin, size);
+             some.offset += begin;
+             const reference::AttentionResult expected = reference::Attention(some);
+             const double error = RelativeError(Slice(output_.view(), 2, begin, size), expected.output);
+             if (!args_.weights) return error;
+             return std::max(error, RelativeError(Slice(weights_.view(), 2, begin, size), expected.weights));
+           });
   }
 
   double flops, bytes;
@@ -127,7 +136,7 @@ class AttentionProblem {
         break;
       case Extra::kAlibi:
         for (int64_t h = 0; h < c.heads; ++h)
-          slopes_.data()[h] = static_cast<T>(std::pow(0.5, static_cast<double>(h + 1)));
+          slopes_.data()[h] = static_cast<Accumulator<T>>(std::pow(0.5, static_cast<double>(h + 1)));
         args_.slopes = slopes_.data();
         break;
       case Extra::kWeights:
@@ -136,19 +145,33 @@ class AttentionProblem {
     }
   }
 
-  Tensor<T, 4> query_, key_, value_, output_, weights_;
-  Tensor<T, 3> bias_;
+  Tensor<T, 4> query_, key_, value_, output_;
+  Tensor<Accumulator<T>, 4> weights_;
+  Tensor<Accumulator<T>, 3> bias_;
   Tensor<std::uint8_t, 2> mask_, padding_;
-  Tensor<T, 1> slopes_;
+  Tensor<Accumulator<T>, 1> slopes_;
   AttentionArgs<T> args_;
 };
 
+template <typename T>
+void RegisterCase(const AttentionCase& c, const Setting& setting) {
+  Register<AttentionProblem<T>>(std::string(c.name) + "/" + kPrecisionName[static_cast<int>(c.precision)], c, setting);
+}
+
 }  // namespace
 
+// Below "highest" only tiles differ.
 void RegisterAttention(const Setting& setting) {
-  for (const AttentionCase& c : kCases) {
-    Register<AttentionProblem<float>>(c.name, c, setting);
-    Register<AttentionProblem<double>>(c.name, c, setting);
+  for (AttentionCase c : kCases) {
+    RegisterCase<float>(c, setting);
+    RegisterCase<double>(c, setting);
+    RegisterCase<Float16>(c, setting);
+    RegisterCase<BFloat16>(c, setting);
+    if (setting.target != "avx512_amx") continue;
+    for (const Precision precision : {Precision::kHigh, Precision::kMedium}) {
+      c.precision = precision;
+      RegisterCase<float>(c, setting);
+    }
   }
 }
 
