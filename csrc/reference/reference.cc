@@ -76,6 +76,7 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
     for (const auto& bias : args.bias) score += *bias.at(n, h, i, j);
     if (args.slopes) score -= static_cast<double>(args.slopes[h]) * static_cast<double>(std::abs(position - j));
     scores[j] = score;
+    kept[j] = score != -kInf;  // as where a bias is -inf
   }
 }
 

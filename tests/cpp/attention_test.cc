@@ -67,7 +67,7 @@ void CheckRandom(std::uint64_t cases) {
 }
 TEST_P(AttentionTest, AllKeywordsAtRandomFloat16) { CheckRandom<Float16>(100); }
 TEST_P(AttentionTest, AllKeywordsAtRandomBFloat16) { CheckRandom<BFloat16>(100); }
-TEST_P(AttentionTest, AllKeywordsAtRandomFloat) { CheckRandom<float>(400); }
+TEST_P(AttentionTest, AllKeywordsAtRandomFloat) { CheckRandom<float>(300); }
 TEST_P(AttentionTest, AllKeywordsAtRandomDouble) { CheckRandom<double>(200); }
 
 template <typename T>
@@ -118,11 +118,11 @@ TEST_P(AttentionTest, EveryLength) {
 }
 
 // NaN or infinity in a key or value that some queries keep: theirs are NaN, or infinite, the others' are not.
-// (Not in the first key: to the query that keeps it alone, a score of -inf counts as nothing kept.)
+// A score of -inf drops its key.
 template <typename T>
 void CheckNonFinite(std::int64_t queries, double odd) {
   for (const bool weights : {false, true}) {
-    for (std::int64_t where = std::isnan(odd) ? 0 : 1; where < 50; where += 16) {
+    for (std::int64_t where = 0; where < 50; where += 16) {
       for (const bool in_key : {false, true}) {
         AttentionShape shape;
         shape.query_len = queries, shape.key_len = 50;
@@ -445,7 +445,7 @@ TEST_P(AttentionTest, Strides) {
 template <typename T>
 void CheckThreads() {
   AttentionShape prefill, decode, grouped;
-  prefill.batch = 1, prefill.kv_heads = 3, prefill.query_len = 300, prefill.key_len = 700, prefill.head_dim = 40;
+  prefill.batch = 1, prefill.kv_heads = 3, prefill.query_len = 300, prefill.key_len = 500, prefill.head_dim = 40;
   decode.kv_heads = 2, decode.key_len = 9000, decode.head_dim = 64;
   grouped.kv_heads = 2, grouped.group = 4, grouped.query_len = 90, grouped.key_len = 500;
   for (const AttentionShape& shape : {prefill, decode, grouped}) {
