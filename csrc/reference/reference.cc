@@ -63,7 +63,8 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
   for (std::int64_t j = 0; j < key_len; ++j) {
     kept[j] = (args.left < 0 || j >= position - args.left) && (args.right < 0 || j <= position + args.right);
     for (const auto& keep : args.keep) kept[j] = kept[j] && *keep.at(n, h, i, j) != 0;
-    for (const auto& bias : args.bias) kept[j] = kept[j] && *bias.at(n, h, i, j) != -std::numeric_limits<Accumulator<T>>::infinity();
+    for (const auto& bias : args.bias)
+      kept[j] = kept[j] && *bias.at(n, h, i, j) != -std::numeric_limits<Accumulator<T>>::infinity();
     scores[j] = -kInf;
     if (!kept[j]) continue;
 
@@ -203,7 +204,8 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
           result.weights.push_back(weight);
           if (!kept[j] || (args.drop && *args.drop.at(n, h, i, j) == 0)) continue;
           const double scale = args.drop ? args.drop_scale : 1.0;
-          for (std::int64_t d = 0; d < value_dim; ++d) values[d] += scale * weight * ToDouble(*args.value.at(n, kv, j, d));
+          for (std::int64_t d = 0; d < value_dim; ++d)
+            values[d] += scale * weight * ToDouble(*args.value.at(n, kv, j, d));
         }
         result.output.insert(result.output.end(), values.begin(), values.end());
       }
@@ -227,6 +229,5 @@ HEADWISE_REFERENCE(Float16);
 HEADWISE_REFERENCE(BFloat16);
 HEADWISE_REFERENCE(float);
 HEADWISE_REFERENCE(double);
-
 
 }  // namespace headwise::reference
