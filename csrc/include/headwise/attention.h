@@ -23,8 +23,12 @@ namespace headwise {
 // Whatever stands in a key or value that is not kept, NaN included, reaches nothing. Unless weights are asked for,
 // nothing of size query_len * key_len is built.
 //
-// T is float, double, Float16 or BFloat16. Halves are computed in float and the output rounded once; where tiles
-// multiply (avx512_amx), weights meet values of BFloat16 as BFloat16, and of Float16 in two parts (2^-16).
+// T is float, double, Float16 or BFloat16. Halves are computed in float and the output rounded once.
+//
+// Where tiles multiply (avx512_amx, see precision.h): of Float16 the products of the lesser of two parts are left out,
+// 2^-18 of a product, and weights meet values in two parts, those of BFloat16 as BFloat16. Numbers below 2^-126 count
+// as 0, and below 2^-110 lose their last bits: the output differs by at most 2^-124 for that unless a subnormal query
+// meets a key beyond 2^100, or the other way round. A score of -inf drops its key, on every target.
 template <typename T>
 struct AttentionArgs {
   View<const T, 4> query;                         // (batch, heads, query_len, head_dim), last axis contiguous
