@@ -8,7 +8,7 @@
 ((2, 5, 64), (2, 8, 5, 5))
 """
 
-from headwise import attention, layers, masks, normalization, positional_encoding, rope
+from headwise import attention, cache, layers, masks, normalization, positional_encoding, rope
 from headwise._ops import (
     PackedLinear,
     add_alibi,
@@ -42,6 +42,7 @@ from headwise.attention import (
     multi_head_self_attention,
     self_attention,
 )
+from headwise.cache import KVCache
 from headwise.layers import CausalAttention, MultiHeadAttention
 from headwise.masks import CausalMask, PaddingMask, create_causal_mask, create_look_ahead_mask, create_padding_mask
 from headwise.positional_encoding import (
@@ -56,6 +57,7 @@ __all__ = [
     "ALiBiPositionalBias",
     "CausalAttention",
     "CausalMask",
+    "KVCache",
     "LearnedPositionalEmbedding",
     "MultiHeadAttention",
     "PackedLinear",
@@ -70,6 +72,7 @@ __all__ = [
     "apply_rope",
     "attention",
     "attention_score_visualization",
+    "cache",
     "config",
     "create_causal_mask",
     "create_look_ahead_mask",
