@@ -39,11 +39,14 @@ class CacheOptions(TypedDict, total=False):
     out: Array | None
 
 
+_KEYWORDS = frozenset(CacheOptions.__annotations__)
+
+
 def attend_rows(rows: CacheRows, query: Array, counts: Sequence[int], options: CacheOptions) -> Any:
     """What :meth:`headwise.KVCache.attend` returns; ``counts[i]`` queries of each sequence are of its latest positions,
     and the others padding behind them."""
-    for name in options.keys() - CacheOptions.__annotations__:
-        raise TypeError(f"{name}: not a keyword here, expected one of {', '.join(CacheOptions.__annotations__)}")
+    for name in options.keys() - _KEYWORDS:
+        raise TypeError(f"{name}: not a keyword here, expected one of {', '.join(sorted(_KEYWORDS))}")
     starts, seen = rows.spans(counts)
     for entry, (start, length, count) in enumerate(zip(starts, rows.lengths, counts, strict=True)):
         if count > length:

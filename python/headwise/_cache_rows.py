@@ -54,7 +54,7 @@ class CacheRows:
                 key, value = key.copy(), value.copy()
             self._make_room(counts)
         ends = [length - shift for length, shift in zip(lengths, self.shifts, strict=True)]
-        if equal(ends) and equal(counts):
+        if equal(counts) and equal(ends):
             self._write(slice(None), ends[0], counts[0], key, value)
         else:
             for entry, (end, count) in enumerate(zip(ends, counts, strict=True)):
@@ -64,11 +64,10 @@ class CacheRows:
     def spans(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
         """Where the rows begin that the latest ``counts[i]`` positions of a sequence see, negative where they have been
         dropped, and how many they are."""
-        seen = self.lengths
-        if self.reach >= 0:
-            seen = [min(length, self.reach + count) for length, count in zip(seen, counts, strict=True)]
-        starts = [self.end(entry) - rows for entry, rows in enumerate(seen)]
-        return starts, seen
+        if self.reach < 0:
+            return [0] * len(counts), self.lengths
+        seen = [min(length, self.reach + count) for length, count in zip(self.lengths, counts, strict=True)]
+        return [self.end(entry) - rows for entry, rows in enumerate(seen)], seen
 
     def shortest(self, entry: int) -> int:
         """The length, beside 0, down to which positions can be taken back."""

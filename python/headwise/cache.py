@@ -421,8 +421,7 @@ class KVCache:
         array([5, 3])
         """
         rows = self._rows
-        given = as_array(length, "length")
-        lengths = self._integers(given if given.ndim else np.repeat(given, self.batch_size), "length")
+        lengths = self._integers(length, "length", alike=True)
         for i, (kept, now) in enumerate(zip(lengths, rows.lengths, strict=True)):
             if not 0 <= kept <= now:
                 raise ValueError(f"length: {kept}, expected 0 to the length {now}{of(i, lengths)}")
@@ -474,7 +473,7 @@ class KVCache:
         >>> cache.lengths
         array([1, 1])
         """
-        sources = self._integers(as_array(indices, "indices"), "indices")
+        sources = self._integers(indices, "indices")
         for source in sources:
             if not 0 <= source < self.batch_size:
                 raise ValueError(f"indices: {source}, expected 0 to {self.batch_size - 1}")
@@ -557,15 +556,19 @@ class KVCache:
     def _check_counts(self, lengths: ArrayLike | None, new: int) -> list[int]:
         if lengths is None:
             return [new] * self.batch_size
-        counts = self._integers(as_array(lengths, "lengths"), "lengths")
+        counts = self._integers(lengths, "lengths")
         for count in counts:
             if not 0 <= count <= new:
                 raise ValueError(f"lengths: {count}, expected 0 to {new}, the number of new rows")
         return counts
 
-    def _integers(self, a: Array, name: str) -> list[int]:
+    def _integers(self, x: ArrayLike, name: str, *, alike: bool = False) -> list[int]:
+        """One for each sequence, or, if they may be ``alike``, one for all."""
+        a = as_array(x, name)
         if a.dtype.kind not in "iu":
             raise TypeError(f"{name}: dtype {a.dtype}, expected integers")
+        if alike and a.ndim == 0:
+            return [int(a)] * self.batch_size
         if a.shape != (self.batch_size,):
             raise ValueError(f"{name}: shape {a.shape}, expected one for each sequence, ({self.batch_size},)")
         return [int(n) for n in a]
