@@ -32,6 +32,7 @@ from headwise._ops import (
     set_target,
     show_config,
     softmax,
+    varlen_attention,
 )
 from headwise._version import __version__
 from headwise.attention import (
@@ -103,4 +104,5 @@ __all__ = [
     "set_target",
     "show_config",
     "softmax",
+    "varlen_attention",
 ]
