@@ -542,5 +542,5 @@ def test_every_public_name_is_there() -> None:
     assert len(set(hw.__all__)) == len(hw.__all__)
     for name in hw.__all__:
         assert getattr(hw, name) is not None
-    for module in ("attention", "positional_encoding", "normalization", "masks", "rope", "layers"):
+    for module in ("attention", "cache", "positional_encoding", "normalization", "masks", "rope", "layers"):
         assert getattr(hw, module).__name__ == f"headwise.{module}"

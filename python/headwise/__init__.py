@@ -8,7 +8,7 @@
 ((2, 5, 64), (2, 8, 5, 5))
 """
 
-from headwise import attention, layers, masks, normalization, positional_encoding, rope
+from headwise import attention, cache, layers, masks, normalization, positional_encoding, rope
 from headwise._ops import (
     PackedLinear,
     add_alibi,
@@ -32,6 +32,7 @@ from headwise._ops import (
     set_target,
     show_config,
     softmax,
+    varlen_attention,
 )
 from headwise._version import __version__
 from headwise.attention import (
@@ -42,6 +43,7 @@ from headwise.attention import (
     multi_head_self_attention,
     self_attention,
 )
+from headwise.cache import KVCache
 from headwise.layers import CausalAttention, MultiHeadAttention
 from headwise.masks import CausalMask, PaddingMask, create_causal_mask, create_look_ahead_mask, create_padding_mask
 from headwise.positional_encoding import (
@@ -56,6 +58,7 @@ __all__ = [
     "ALiBiPositionalBias",
     "CausalAttention",
     "CausalMask",
+    "KVCache",
     "LearnedPositionalEmbedding",
     "MultiHeadAttention",
     "PackedLinear",
@@ -70,6 +73,7 @@ __all__ = [
     "apply_rope",
     "attention",
     "attention_score_visualization",
+    "cache",
     "config",
     "create_causal_mask",
     "create_look_ahead_mask",
@@ -100,4 +104,5 @@ __all__ = [
     "set_target",
     "show_config",
     "softmax",
+    "varlen_attention",
 ]

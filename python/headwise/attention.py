@@ -11,7 +11,7 @@ import numpy as np
 
 from ._arrays import as_array, check_dtype, check_int, check_rate, check_real, check_rng, check_size, promote
 from ._layer import fresh_embeddings
-from ._ops import dropout, scaled_dot_product_attention, softmax
+from ._ops import dropout, scaled_dot_product_attention, softmax, varlen_attention
 from .layers import Projections, check_heads, check_sequences, given_projections, glorot_uniform, multi_head
 from .masks import create_causal_mask, create_look_ahead_mask, create_padding_mask
 from .positional_encoding import sinusoid
@@ -49,6 +49,7 @@ __all__ = [
     "self_attention",
     "self_attn",
     "softmax",
+    "varlen_attention",
 ]
 
 

@@ -1,0 +1,112 @@
+"""What a step of decoding costs through `headwise.KVCache`, and with arrays that are concatenated, as a Markdown table.
+
+python bench/cache.py
+python bench/cache.py --lengths 1024,8192 --heads 32 --kv-heads 32 --head-dim 128 --dtype float16 --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from compare import positive
+from comparison import environment
+
+import headwise
+
+Array = np.ndarray[Any, Any]
+
+_ROUNDS = 15
+_SAMPLE = 2e-3  # seconds: a sample is one call, or as many as take this long
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    if args.threads:
+        headwise.set_num_threads(args.threads)
+    facts = environment.describe([], [], headwise.get_num_threads())
+    print(f"{facts.cpu}; {facts.system}; headwise {headwise.__version__}, {facts.target}, {facts.threads} threads.")
+    print(f"{args.heads} heads over {args.kv_heads} of {args.head_dim}, {args.dtype}; microseconds for one token.\n")
+    for warning in environment.warnings(facts):
+        print(warning)
+    print("| tokens before | append | append to a ring | extend | extend of a ring | np.concatenate and attention |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for length in args.lengths:
+        times = race(contenders(args, length))
+        print(f"| {length} |", " | ".join(f"{seconds * 1e6:.1f}" for seconds in times), "|")
+
+
+def contenders(args: argparse.Namespace, length: int) -> list[Callable[[], object]]:
+    """Steps that all begin with ``length`` tokens; the ring is full, and drops one for each that comes."""
+    rng = np.random.default_rng(0)
+
+    def normal(heads: int, rows: int) -> Array:
+        return rng.standard_normal((1, heads, rows, args.head_dim), dtype=np.float32).astype(args.dtype)
+
+    keys, values = normal(args.kv_heads, length), normal(args.kv_heads, length)
+    query, key, value = normal(args.heads, 1), normal(args.kv_heads, 1), normal(args.kv_heads, 1)
+    cache, ring = (
+        headwise.KVCache(1, args.kv_heads, capacity, args.head_dim, dtype=args.dtype, ring=capacity == length)
+        for capacity in (2 * length, length)
+    )
+    for one in (cache, ring):
+        one.append(keys, values)
+
+    def append() -> None:
+        cache.append(key, value)
+        cache.truncate(length)
+
+    def append_to_ring() -> None:
+        ring.append(key, value)
+
+    def extend() -> None:
+        cache.extend(query, key, value)
+        cache.truncate(length)
+
+    def extend_ring() -> None:
+        ring.extend(query, key, value)
+
+    def concatenate() -> Array:
+        all_keys, all_values = np.concatenate([keys, key], axis=2), np.concatenate([values, value], axis=2)
+        output: Array = headwise.flash_attention(query, all_keys, all_values)
+        return output
+
+    return [append, append_to_ring, extend, extend_ring, concatenate]
+
+
+def race(calls: list[Callable[[], object]]) -> list[float]:
+    """Medians of seconds a call; all take turns, so that a machine that slows down slows all of them."""
+    counts = [max(1, round(_SAMPLE / measure(call, 1))) for call in calls]  # the first call is of warming up, too
+    counts = [max(1, round(_SAMPLE / measure(call, count))) for call, count in zip(calls, counts, strict=True)]
+    rounds = [[measure(call, count) for call, count in zip(calls, counts, strict=True)] for _ in range(_ROUNDS)]
+    return [statistics.median(samples) for samples in zip(*rounds, strict=True)]
+
+
+def measure(call: Callable[[], object], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=sizes, default=[512, 4096, 32768], help="tokens that are there before")
+    parser.add_argument("--heads", type=positive, default=32, help="of queries (%(default)s)")
+    parser.add_argument("--kv-heads", type=positive, default=8, help="of keys and values (%(default)s)")
+    parser.add_argument("--head-dim", type=positive, default=64, help="%(default)s")
+    parser.add_argument("--dtype", choices=("float32", "float64", "float16"), default="float32", help="%(default)s")
+    parser.add_argument("--threads", type=positive, help="by default as many as headwise takes by itself")
+    return parser
+
+
+def sizes(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,723 @@
+"""The cache of keys and values: however a sequence is split into calls, it gives what one call over all of it gives."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import headwise as hw
+import oracle
+from support import ATOL_ON_TILES, LAYOUTS, assert_close, dtype_named, normal
+
+BATCH, HEADS, KV_HEADS, LENGTH, DIM, VALUE_DIM = 2, 4, 2, 53, 12, 7
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scale": {"scale": 0.4},
+    "window": {"window_size": 9},
+    "window-left": {"window_size": (20, -1)},
+    "softcap": {"softcap": 1.3},
+    "alibi": {"alibi_slopes": np.array([0.5, 0.25, 0.125, 1.5])},
+    "sinks": {"sinks": np.array([0.5, -np.inf, 4.0, -1.0])},
+    "bias": {"bias": normal((HEADS, LENGTH, LENGTH))},
+    "keep-mask": {"mask": normal((BATCH, 1, LENGTH, LENGTH)) > -0.5},
+    "float-mask": {"mask": normal((LENGTH, LENGTH))},
+}
+KEYWORDS["all"] = {name: value for these in KEYWORDS.values() for name, value in these.items() if name != "mask"}
+KEYWORDS["all"]["mask"] = KEYWORDS["keep-mask"]["mask"]
+CHUNKS = {
+    "once": [LENGTH],
+    "two": [30, 23],
+    "prompt-and-tokens": [40, *[1] * 13],
+    "tokens": [1] * LENGTH,
+    "uneven": [1, 9, 0, 20, 3, 17, 3],
+}
+RINGS = [1, 2, 9, 40, 60]
+TOLERANCE = {"float32": 1e-6, "float64": 1e-14, "float16": 1e-3, "bfloat16": 1e-2}
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def arrays(dtype: str = "float32", length: int = LENGTH, batch: int = BATCH, heads: int = HEADS) -> Arrays:
+    query, key = normal((batch, heads, length, DIM), 1), normal((batch, KV_HEADS, length, DIM), 2)
+    value = normal((batch, KV_HEADS, length, VALUE_DIM), 3)
+    return tuple(a.astype(dtype_named(dtype)) for a in (query, key, value))  # type: ignore[return-value]
+
+
+def make(dtype: str = "float32", capacity: int = LENGTH, batch: int = BATCH, ring: bool = False) -> hw.KVCache:
+    cache = hw.KVCache(batch, KV_HEADS, capacity, DIM, value_dim=VALUE_DIM, dtype=dtype_named(dtype), ring=ring)
+    for memory in (cache._rows.keys, cache._rows.values):
+        memory.fill(np.nan)  # to be seen by no one
+    return cache
+
+
+def steps(chunks: Sequence[int]) -> Iterator[slice]:
+    start = 0
+    for chunk in chunks:
+        yield slice(start, start + chunk)
+        start += chunk
+
+
+def of_step(keywords: dict[str, Any], rows: slice, columns: slice) -> dict[str, Any]:
+    """The part of a mask or bias over the whole sequence that one step's scores meet."""
+    return {name: value[..., rows, columns] if name in ("mask", "bias") else value for name, value in keywords.items()}
+
+
+def split(cache: hw.KVCache, given: Arrays, chunks: Sequence[int], **keywords: Any) -> np.ndarray:
+    """The outputs of all steps, one behind the other."""
+    outputs = []
+    for rows in steps(chunks):
+        first = max(0, rows.start - cache.capacity + 1) if cache.ring else 0
+        parts = (a[:, :, rows] for a in given)
+        outputs.append(cache.extend(*parts, **of_step(keywords, rows, slice(first, rows.stop))))
+    return np.concatenate(outputs, axis=2)
+
+
+def whole(given: Arrays, **keywords: Any) -> np.ndarray:
+    return hw.flash_attention(*given, is_causal=True, **keywords)
+
+
+def close(actual: np.ndarray, expected: np.ndarray) -> None:
+    tolerance = TOLERANCE[actual.dtype.name]
+    more = ATOL_ON_TILES.get(actual.dtype.name, 0.0) * 2
+    assert actual.dtype == expected.dtype
+    np.testing.assert_allclose(oracle.double(actual), oracle.double(expected), rtol=tolerance, atol=tolerance + more)
+
+
+# --- one call or many ---
+
+
+@pytest.mark.parametrize("keywords", KEYWORDS.values(), ids=KEYWORDS)
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_chunks_give_what_one_call_gives(chunks: list[int], keywords: dict[str, Any]) -> None:
+    given, cache = arrays(), make()
+    close(split(cache, given, chunks, **keywords), whole(given, **keywords))
+    np.testing.assert_array_equal(cache.keys, given[1])
+    np.testing.assert_array_equal(cache.values, given[2])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_dtypes(dtype: str, chunks: list[int]) -> None:
+    given, cache = arrays(dtype), make(dtype)
+    close(split(cache, given, chunks), whole(given))
+    close(split(make(dtype, 9, ring=True), given, chunks), whole(given, window_size=(8, 0)))
+    assert cache.keys.dtype == cache.values.dtype == given[0].dtype == cache.dtype
+
+
+@pytest.mark.parametrize("heads", [2, 8])
+def test_heads(heads: int) -> None:
+    given = arrays(heads=heads)
+    close(split(make(), given, CHUNKS["uneven"]), whole(given))
+
+
+def test_against_the_oracle() -> None:
+    given = arrays("float64")
+    keywords = {"alibi_slopes": np.array([0.5, 0.25, 0.125, 1.5]), "sinks": np.ones(HEADS), "softcap": 2.0}
+    expected = oracle.attention(*given, is_causal=True, window_size=(8, 0), **keywords)
+    for chunks in CHUNKS.values():
+        assert_close(split(make("float64", 9, ring=True), given, chunks, **keywords), expected.output)
+        assert_close(split(make("float64"), given, chunks, window_size=(8, 0), **keywords), expected.output)
+
+
+def test_the_same_call_gives_the_same_bits() -> None:
+    """One call through the cache is one call of attention, on the same numbers."""
+    query, key, value = arrays()
+    cache = make(capacity=100)
+    np.testing.assert_array_equal(cache.extend(query, key, value), whole((query, key, value)))
+    last = query[:, :, -5:]
+    expected = hw.scaled_dot_product_attention(
+        last, key, value, is_causal=True, causal_alignment="lower_right", return_lse=True
+    )
+    for got, wanted in zip(cache.attend(last, need_weights=True, return_lse=True), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_append_and_attend_are_extend() -> None:
+    given, apart, together = arrays(), make(capacity=9, ring=True), make(capacity=9, ring=True)
+    for rows in steps([5, 17, 1, 20, 10]):
+        query, key, value = (a[:, :, rows] for a in given)
+        apart.append(key, value)
+        np.testing.assert_array_equal(apart.attend(query), together.extend(query, key, value))
+
+
+# --- rings ---
+
+
+@pytest.mark.parametrize("capacity", RINGS)
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+def test_a_ring_is_a_window(chunks: list[int], capacity: int) -> None:
+    given, cache = arrays(), make(capacity=capacity, ring=True)
+    close(split(cache, given, chunks), whole(given, window_size=(capacity - 1, 0)))
+    kept = slice(max(0, LENGTH - capacity), None)
+    np.testing.assert_array_equal(cache.keys, given[1][:, :, kept])
+    np.testing.assert_array_equal(cache.values, given[2][:, :, kept])
+    np.testing.assert_array_equal(cache.entry(1)[1], given[2][1, :, kept])
+    assert len(cache) == LENGTH and (cache.lengths == LENGTH).all()
+
+
+@pytest.mark.parametrize("keywords", KEYWORDS.values(), ids=KEYWORDS)
+@pytest.mark.parametrize("chunks", [CHUNKS["uneven"], CHUNKS["two"]], ids=["uneven", "two"])
+def test_keywords_of_a_ring(chunks: list[int], keywords: dict[str, Any]) -> None:
+    given, capacity = arrays(), 12
+    size = keywords.get("window_size", capacity)
+    left = min(capacity - 1, size if isinstance(size, int) else size[0])
+    expected = whole(given, **keywords | {"window_size": (left, 0)})
+    close(split(make(capacity=capacity, ring=True), given, chunks, **keywords), expected)
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 130, 200])
+def test_a_ring_goes_round_and_round(capacity: int) -> None:
+    """Many times, in steps that end anywhere, longer ones than there is room for among them."""
+    chunks = [*[1] * 50, *[3] * 40, 70, 300, 1, 2, 5, *[33] * 10, 16, 17, 18, 1, 90, *[1] * 100]
+    given = arrays(length=sum(chunks), heads=2)
+    cache = make(capacity=capacity, ring=True)
+    before = cache.nbytes
+    close(split(cache, given, chunks), whole(given, window_size=(capacity - 1, 0)))
+    np.testing.assert_array_equal(cache.keys, given[1][:, :, -capacity:])
+    assert cache.nbytes == before
+
+
+def test_a_ring_takes_more_rows_than_it_has_room_for() -> None:
+    query, key, value = arrays(length=500)
+    cache = make(capacity=8, ring=True)
+    cache.append(key[:, :, :490], value[:, :, :490])
+    np.testing.assert_array_equal(cache.keys, key[:, :, 482:490])
+    with pytest.raises(ValueError, match=r"^query: 490 rows of sequence 0, but the ring has dropped .* extend"):
+        cache.attend(query[:, :, :490])
+    output = cache.extend(query[:, :, 490:], key[:, :, 490:], value[:, :, 490:])
+    close(output, whole((query, key, value), window_size=(7, 0))[:, :, 490:])
+
+
+@pytest.mark.parametrize("chunks", [[5, 3, 12, 1], [60, 200, 1, 4], [2, 100]])
+def test_weights_of_a_ring(chunks: list[int]) -> None:
+    """Columns are the keys that the step's queries see: at most ``capacity - 1`` before them, and their own."""
+    given, capacity = arrays(length=sum(chunks)), 6
+    cache = make(capacity=capacity, ring=True)
+    _, expected, expected_lse = hw.scaled_dot_product_attention(
+        *given, is_causal=True, window_size=(capacity - 1, 0), return_lse=True
+    )
+    for rows in steps(chunks):
+        parts = [a[:, :, rows] for a in given]
+        _, weights, lse = cache.extend(*parts, need_weights=True, return_lse=True)
+        close(weights, expected[:, :, rows, max(0, rows.start - capacity + 1) : rows.stop])
+        close(lse, expected_lse[:, :, rows])
+
+
+# --- lengths that differ ---
+
+
+def one_by_one(cache: hw.KVCache, given: Arrays, counts: Sequence[int], **keywords: Any) -> None:
+    """``extend`` with different lengths is, for each sequence, attention over its own rows; padding is NaN."""
+    query, key, value = (a.copy() for a in given)
+    new = query.shape[2]
+    for i, count in enumerate(counts):
+        for a in (query, key, value):
+            a[i, :, count:] = np.nan
+    output, weights, lse = cache.extend(
+        query, key, value, lengths=counts, need_weights=True, return_lse=True, **keywords
+    )
+    assert output.shape == (*query.shape[:3], VALUE_DIM)
+    assert weights.shape == (*query.shape[:3], max(counts))
+    for i, n in enumerate(counts):
+        one = slice(i, i + 1)
+        masks = {
+            name: (m[one] if m.ndim == 4 else m)[..., :n, :n]
+            for name, m in keywords.items()
+            if name in ("mask", "bias")
+        }
+        wanted = hw.scaled_dot_product_attention(
+            *(a[one, :, :n] for a in given), is_causal=True, return_lse=True, **keywords | masks
+        )
+        for got, right in zip((output, weights[..., :n], lse), wanted, strict=True):
+            close(got[one, :, :n], right)
+        assert not output[i, :, n:].any() and not weights[i, :, n:].any() and not weights[i, ..., n:].any()
+        assert (lse[i, :, n:] == -np.inf).all()
+    np.testing.assert_array_equal(output, 0 * output + cache.attend(query, lengths=counts, **keywords))
+    assert new == max(counts) or not output[:, :, max(counts) :].any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("counts", [[5, 3, 5], [0, 7, 1], [7, 7, 6], [0, 0, 1], [4, 4, 4]])
+def test_lengths(counts: list[int], dtype: str) -> None:
+    given = arrays(dtype, 7, batch=3)
+    one_by_one(make(dtype, 20, batch=3), given, counts)
+
+
+@pytest.mark.parametrize("keywords", KEYWORDS.values(), ids=KEYWORDS)
+def test_lengths_with_every_keyword(keywords: dict[str, Any]) -> None:
+    length = 33
+    part = of_step(keywords, slice(0, length), slice(0, length))
+    columns = {name: m[..., :21] if name in ("mask", "bias") else m for name, m in part.items()}
+    one_by_one(make(), arrays(length=length), [21, 12], **columns)
+
+
+def test_masks_that_are_the_same_for_all() -> None:
+    """One row, one column, one entry for all: broadcast to the longest of the lengths."""
+    given = arrays("float64", 6, batch=3)
+    for mask in (normal((6, 1)), normal((1, 5)), normal((3, 1, 1, 5)) > 0, normal((3, 4, 6, 5)), np.ones((1, 1))):
+        cache = make("float64", batch=3)
+        output = cache.extend(*given, lengths=[5, 2, 0], mask=mask)
+        spread = np.broadcast_to(mask, (3, 4, 6, 5))
+        for i, n in enumerate([5, 2]):
+            rows = [a[i : i + 1, :, :n] for a in given]
+            close(output[i, :, :n], whole(rows, mask=spread[i, :, :n, :n])[0])
+
+
+def test_a_padding_mask_over_the_keys_stored() -> None:
+    given, cache = arrays(length=6), make()
+    output = cache.extend(*given, mask=hw.create_padding_mask([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]))
+    close(output[1, :, 2:], whole([a[1:, :, 2:] for a in given])[0])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    capacity=st.sampled_from([None, 1, 2, 5, 30]),
+    keywords=st.sampled_from(["plain", "window", "softcap", "alibi", "sinks"]),
+)
+@pytest.mark.usefixtures("implementation")
+def test_each_sequence_for_itself(seed: int, capacity: int | None, keywords: str) -> None:
+    """Appends, dropped positions and new orders, at random: every sequence has what a call for it alone gives."""
+    rng = np.random.default_rng(seed)
+    batch, ring = 3, capacity is not None
+    cache = make(capacity=capacity or 400, batch=batch, ring=ring)
+    past: list[Arrays] = [arrays(length=0, batch=1) for _ in range(batch)]
+    options = KEYWORDS[keywords]
+    size = options.get("window_size", -1)
+    left = size if not ring else capacity - 1 if size < 0 else min(size, capacity - 1)
+    peak = 0
+    for _ in range(8):
+        new = int(rng.integers(0, rng.choice([3, 12, 70])))
+        counts = rng.integers(0, new + 1, batch) if rng.random() < 0.7 else np.full(batch, new)
+        step = tuple(normal((batch, h, new, d), int(rng.integers(1 << 30))) for h, d in ((4, DIM), (2, DIM), (2, 7)))
+        output, weights, lse = cache.extend(*step, lengths=counts, need_weights=True, return_lse=True, **options)
+        for i, count in enumerate(counts):
+            rows = [b[i : i + 1, :, :count] for b in step]
+            past[i] = tuple(np.concatenate(pair, axis=2) for pair in zip(past[i], rows, strict=True))  # type: ignore[assignment]
+            wanted = hw.scaled_dot_product_attention(
+                past[i][0][:, :, past[i][0].shape[2] - count :], *past[i][1:], return_lse=True,
+                **options | {"is_causal": True, "causal_alignment": "lower_right", "window_size": (left, -1)},
+            )  # fmt: skip
+            seen = min(past[i][0].shape[2], capacity - 1 + count) if ring else past[i][0].shape[2]
+            close(output[i, :, :count], wanted[0][0])
+            close(weights[i, :, :count, :seen], wanted[1][0, ..., past[i][0].shape[2] - seen :])
+            close(lse[i, :, :count], wanted[2][0])
+            assert (output[i, :, count:] == 0).all() and (lse[i, :, count:] == -np.inf).all()
+            assert (weights[i, :, count:] == 0).all() and (weights[i, :, :, seen:] == 0).all()
+        peak = max(peak, len(cache))
+        if rng.random() < 0.3:
+            order = rng.integers(0, batch, batch)
+            cache.reorder(order)
+            past = [past[i] for i in order]
+        if rng.random() < 0.4:
+            least = max(0, peak - 16) if ring else 0  # what a ring promises
+            kept = [int(rng.integers(min(least, n), n + 1)) for n in cache.lengths]
+            if rng.random() < 0.3 and min(cache.lengths) >= least:
+                kept = [int(rng.integers(least, min(cache.lengths) + 1))] * batch
+            kept = [n if n >= least else now for n, now in zip(kept, cache.lengths.tolist(), strict=True)]
+            cache.truncate(kept)
+            past = [tuple(a[:, :, :n] for a in those) for those, n in zip(past, kept, strict=True)]  # type: ignore[misc]
+        assert cache.lengths.tolist() == [p[0].shape[2] for p in past]
+        for i in range(batch):
+            keys, values = cache.entry(i)
+            # What was taken back may have been all that a ring had before its last capacity - 1 positions.
+            n = keys.shape[1]
+            assert n >= min(len(past[i][1][0, 0]), (capacity or 400) - 1)
+            np.testing.assert_array_equal(keys, past[i][1][0][:, past[i][1].shape[2] - n :])
+            np.testing.assert_array_equal(values, past[i][2][0][:, past[i][2].shape[2] - n :])
+        if len(set(cache.lengths.tolist())) == 1:
+            rows = cache.keys.shape[2]
+            for i in range(batch):
+                np.testing.assert_array_equal(
+                    cache.keys[i], cache.entry(i)[0][:, -rows:] if rows else cache.entry(i)[0]
+                )
+
+
+def test_queries_of_the_latest_positions_alone() -> None:
+    query, key, value = arrays()
+    cache = make()
+    cache.append(key, value, lengths=[30, 20])
+    output = cache.attend(query[:, :, 28:30], lengths=[2, 0])
+    close(output[0], whole((query[:1, :, :30], key[:1, :, :30], value[:1, :, :30]))[0, :, 28:])
+    assert not output[1].any()
+
+
+# --- positions, going back, other orders ---
+
+
+def test_positions() -> None:
+    _, key, value = arrays(length=5)
+    cache = make()
+    assert cache.positions(3).tolist() == [0, 1, 2]
+    cache.append(key, value)
+    assert cache.positions().tolist() == [5]
+    assert cache.positions(0).shape == (0,)
+    cache.append(key, value, lengths=[1, 3])
+    assert cache.positions(2).tolist() == [[6, 7], [8, 9]]
+    assert cache.positions(2).dtype == cache.lengths.dtype == np.int64
+    ring = make(capacity=2, ring=True)
+    ring.append(key, value)
+    assert ring.positions(2).tolist() == [5, 6]
+
+
+def test_rotary_embedding_by_positions() -> None:
+    """Turned step by step, for sequences of different lengths too, it is what turning all at once gives."""
+    query, key, value = arrays()
+    rope, cache = hw.RotaryPositionalEmbedding(DIM), make()
+    expected = whole((rope(query), rope(key), value))
+    cache.extend(*(rope(a[:, :, :9], cache.positions(9)) for a in (query, key)), value[:, :, :9], lengths=[9, 4])
+    start = cache.lengths
+    rows = np.stack([np.arange(n, n + 20) for n in start])
+    parts = [np.take_along_axis(a, rows[:, np.newaxis, :, np.newaxis], axis=2) for a in (query, key, value)]
+    where = cache.positions(20)
+    output = cache.extend(rope(parts[0], where), rope(parts[1], where), parts[2])
+    for i in range(BATCH):
+        close(output[i], expected[i, :, rows[i]].swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_tokens_that_were_guessed(ring: bool) -> None:
+    """Four at a time, of which some are taken back: the others have what they would have had alone."""
+    rng = np.random.default_rng(0)
+    given, capacity = arrays(length=300), 20 if ring else 400
+    expected = whole(given, window_size=(capacity - 1, 0))
+    cache = make(capacity=capacity, ring=ring)
+    while len(cache) < 296:
+        n = len(cache)
+        guess = [a[:, :, n : n + 4] * np.where(np.arange(4) < 2, 1, 9)[:, np.newaxis] for a in given]
+        right = int(rng.integers(1, 3))
+        output = cache.extend(*(g.astype(np.float32) for g in guess))
+        close(output[:, :, :right], expected[:, :, n : n + right])
+        cache.truncate(n + right)
+        assert len(cache) == n + right
+
+
+def test_reset() -> None:
+    given = arrays()
+    for ring in (False, True):
+        cache = make(capacity=60, ring=ring)
+        first = cache.extend(*given)
+        for _ in range(3):
+            cache.extend(*(a[:, :, :7] for a in given)) if ring else None
+        cache.reset()
+        assert len(cache) == 0 and cache.keys.shape == (BATCH, KV_HEADS, 0, DIM)
+        np.testing.assert_array_equal(cache.extend(*given), first)
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 2], [2, 0, 1], [1, 1, 1], [0, 0, 2], [2, 2, 1]])
+@pytest.mark.parametrize("lengths", [[9, 9, 9], [9, 2, 5]])
+@pytest.mark.parametrize("ring", [False, True])
+def test_reorder(indices: list[int], lengths: list[int], ring: bool) -> None:
+    _, key, value = arrays(length=9, batch=3)
+    cache = make(capacity=9, batch=3, ring=ring)
+    cache.append(key, value, lengths=lengths)
+    cache.reorder(indices)
+    assert cache.lengths.tolist() == [lengths[i] for i in indices]
+    for place, i in enumerate(indices):
+        for got, given_ in zip(cache.entry(place), (key, value), strict=True):
+            np.testing.assert_array_equal(got, given_[i, :, : lengths[i]])
+    cache.append(key, value) if ring else cache.truncate([0, 0, 0])  # sequences share nothing after it
+    assert cache.lengths.tolist() == [lengths[i] + 9 if ring else 0 for i in indices]
+
+
+# --- inputs ---
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("lengths", [None, [3, 6]])
+def test_layouts(layout: str, lengths: list[int] | None) -> None:
+    given, lay = arrays(length=6), LAYOUTS[layout]
+    expected = make().extend(*given, lengths=lengths)
+    close(make().extend(*map(lay, given), lengths=lengths), expected)
+    out = lay(np.full_like(expected, np.nan))
+    if out.flags.writeable and out.flags.aligned and out.dtype.isnative:
+        assert make().extend(*given, lengths=lengths, out=out) is out
+        close(np.ascontiguousarray(out), expected)
+
+
+def test_lists_and_no_rows() -> None:
+    cache = hw.KVCache(1, 1, capacity=2, head_dim=1, dtype="float64")
+    assert cache.extend([[[[1.0]]]], [[[[1.0]]]], [[[[3.0]]]]).tolist() == [[[[3.0]]]]
+    none = np.zeros((1, 1, 0, 1))
+    assert cache.extend(none, none, none).shape == (1, 1, 0, 1)
+    assert cache.lengths.tolist() == [1]
+    fresh = hw.KVCache(1, 1, capacity=2, head_dim=1, dtype="float64")
+    output, weights = fresh.extend(none, none, none, lengths=[0], need_weights=True)
+    assert output.shape == (1, 1, 0, 1) and weights.shape == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_rows_of_the_cache_itself(ring: bool) -> None:
+    """A cache may be fed what it shows, also when that is moved to make room."""
+    _, key, value = arrays(length=30)
+    cache = make(capacity=300 if not ring else 30, ring=ring)
+    cache.append(key, value)
+    for _ in range(7):
+        cache.append(cache.keys[:, :, -30:], cache.values[:, :, -30:])
+        np.testing.assert_array_equal(cache.keys[:, :, -30:], key)
+        np.testing.assert_array_equal(cache.values[:, :, -30:], value)
+
+
+def test_views_are_views_and_read_only() -> None:
+    _, key, value = arrays(length=5)
+    for ring in (False, True):
+        cache = make(ring=ring)
+        cache.append(key, value)
+        for view in (cache.keys, cache.values, *cache.entry(1)):
+            assert not view.flags.writeable and not view.flags.owndata
+        assert np.shares_memory(cache.keys, cache.entry(0)[0])
+        cache.lengths[0] = 7
+        assert len(cache) == 5
+
+
+# --- refusals ---
+
+X = normal((2, 2, 3, 4))
+GOOD = {"query": normal((2, 4, 3, 4)), "key": X, "value": X}
+
+
+def full() -> hw.KVCache:
+    cache = hw.KVCache(2, 2, capacity=5, head_dim=4)
+    cache.append(X[:, :, :2], X[:, :, :2])
+    return cache
+
+
+def bad(changes: dict[str, Any], error: type[Exception], names: str, call: str = "extend", ring: bool = False) -> None:
+    """``call`` raises ``error``, naming each of ``names``, and the cache is what it was."""
+    cache = full()
+    if ring:
+        cache = hw.KVCache(2, 2, capacity=5, head_dim=4, ring=True)
+        cache.append(X[:, :, :2], X[:, :, :2])
+    arguments = ({name: a for name, a in GOOD.items() if call != "append" or name != "query"}) | changes
+    with pytest.raises(error) as refusal:
+        getattr(cache, call)(**arguments)
+    assert type(refusal.value) is error
+    for name in names.split():
+        assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(refusal.value)), f"{refusal.value!r}: no {name}"
+    assert cache.lengths.tolist() == [2, 2]
+    np.testing.assert_array_equal(cache.keys, X[:, :, :2])
+    np.testing.assert_array_equal(cache.values, X[:, :, :2])
+    cache.extend(**GOOD)
+
+
+NEW_ROWS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"key": X[:1]}, ValueError, "key (1, 2, 3, 4) (2, 2, new, 4)"),
+    ({"key": X[:, :1]}, ValueError, "key 1 2"),
+    ({"value": normal((2, 4, 3, 4))}, ValueError, "value 4 2"),
+    ({"key": X[..., :3]}, ValueError, "key (2, 2, 3, 3) (2, 2, new, 4)"),
+    ({"value": X[..., :3]}, ValueError, "value (2, 2, 3, 3)"),
+    ({"value": X[:, :, :2]}, ValueError, "value key 2 3"),
+    ({"key": X[0]}, ValueError, "key (2, 3, 4)"),
+    ({"key": None}, TypeError, "key"),
+    ({"value": "text"}, TypeError, "value"),
+    ({"key": X.astype(np.float64)}, TypeError, "key float64 float32"),
+    ({"value": X.astype(np.float16)}, TypeError, "value float16 float32"),
+    ({"key": X.astype(int)}, TypeError, "key int64 float32"),
+    ({"key": X + 1j}, TypeError, "key"),
+    ({"lengths": [3, 4]}, ValueError, "lengths 4 3"),
+    ({"lengths": [-1, 3]}, ValueError, "lengths -1 3"),
+    ({"lengths": [3]}, ValueError, "lengths (1,) (2,)"),
+    ({"lengths": 3}, ValueError, "lengths (2,)"),
+    ({"lengths": [1.0, 2.0]}, TypeError, "lengths float64 integers"),
+    ({"lengths": [True, False]}, TypeError, "lengths bool integers"),
+]
+
+
+@pytest.mark.parametrize("call", ["append", "extend"])
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize(("changes", "error", "names"), NEW_ROWS, ids=[str(row[2]) for row in NEW_ROWS])
+def test_new_rows(changes: dict[str, Any], error: type[Exception], names: str, call: str, ring: bool) -> None:
+    bad(changes, error, names, call, ring)
+
+
+QUERIES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"query": normal((2, 3, 3, 4))}, ValueError, "query 3 divisible 2"),
+    ({"query": normal((2, 0, 3, 4))}, ValueError, "query 0 2"),
+    ({"query": normal((1, 4, 3, 4))}, ValueError, "query (2, heads, new, 4)"),
+    ({"query": normal((2, 4, 3, 5))}, ValueError, "query (2, heads, new, 4)"),
+    ({"query": normal((4, 3, 4))}, ValueError, "query (4, 3, 4)"),
+    ({"query": normal((2, 4, 2, 4))}, ValueError, "query key 2 3"),
+    ({"query": normal((2, 4, 3, 4), dtype=np.float64)}, TypeError, "query float64 float32"),
+    ({"mask": np.ones((4, 5), bool)}, ValueError, "mask (4, 5)"),
+    ({"mask": "causal"}, TypeError, "mask"),
+    ({"bias": np.ones((4, 5))}, ValueError, "bias (4, 5)"),
+    ({"bias": np.ones((3, 5), bool)}, TypeError, "bias bool"),
+    ({"scale": "1"}, TypeError, "scale"),
+    ({"scale": np.inf}, ValueError, "scale"),
+    ({"window_size": -2}, ValueError, "window_size"),
+    ({"window_size": (1, 2, 3)}, ValueError, "window_size"),
+    ({"softcap": 0.0}, ValueError, "softcap"),
+    ({"alibi_slopes": np.ones(2)}, ValueError, "alibi_slopes (2,) (4,)"),
+    ({"sinks": np.ones((4, 1))}, ValueError, "sinks (4,)"),
+    ({"need_weights": "no"}, TypeError, "need_weights"),
+    ({"return_lse": None}, TypeError, "return_lse"),
+    ({"precision": "fast"}, ValueError, "precision"),
+    ({"out": np.zeros((2, 4, 3, 5), np.float32)}, ValueError, "out (2, 4, 3, 4)"),
+    ({"out": np.zeros((2, 4, 3, 4))}, TypeError, "out float64"),
+    ({"out": [0.0]}, TypeError, "out"),
+    ({"dropout": 0.1}, TypeError, "dropout keyword"),
+    ({"is_causal": True}, TypeError, "is_causal keyword"),
+    ({"windowsize": 3}, TypeError, "windowsize keyword window_size"),
+]
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 3], [3, 2]])
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize(("changes", "error", "names"), QUERIES, ids=[f"{row[2]}-{n}" for n, row in enumerate(QUERIES)])
+def test_queries_and_options(
+    changes: dict[str, Any], error: type[Exception], names: str, ring: bool, lengths: list[int] | None
+) -> None:
+    bad(changes | {"lengths": lengths}, error, names, ring=ring)
+
+
+def test_out_must_not_be_what_is_read() -> None:
+    cache, query = full(), np.ones((2, 2, 2, 4), np.float32)
+    for lengths in (None, [2, 1]):
+        with pytest.raises(ValueError, match=r"^out: .*query"):
+            cache.attend(query, out=query, lengths=lengths)
+
+
+def test_a_full_cache() -> None:
+    message = r"^key: 3 new rows, but the length 3 of sequence 1 leaves only 2 of the capacity 5"
+    for call in ("append", "extend"):
+        cache = full()
+        cache.append(X, X, lengths=[0, 1])
+        before = cache.lengths.tolist(), [copy.deepcopy(cache.entry(i)) for i in range(2)]
+        with pytest.raises(ValueError, match=message):
+            getattr(cache, call)(**{name: a for name, a in GOOD.items() if call == "extend" or name != "query"})
+        assert cache.lengths.tolist() == before[0]
+        for i in range(2):
+            np.testing.assert_array_equal(cache.entry(i), before[1][i])
+        cache.append(X, X, lengths=[3, 2])
+        assert cache.lengths.tolist() == [5, 5]
+        with pytest.raises(ValueError, match="key: 1 new rows"):
+            cache.append(X[:, :, :1], X[:, :, :1])
+
+
+def test_more_queries_than_positions() -> None:
+    with pytest.raises(ValueError, match=r"^query: 3 rows, expected at most the length 2 of sequence 0"):
+        full().attend(GOOD["query"])
+    with pytest.raises(ValueError, match=r"^query: 3 rows, expected at most the length 2 of sequence 1"):
+        full().attend(GOOD["query"], lengths=[0, 3])
+
+
+SIZES = {"batch_size": 2, "num_kv_heads": 2, "capacity": 5, "head_dim": 4}
+
+
+@pytest.mark.parametrize("name", [*SIZES, "value_dim"])
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError)])
+def test_sizes(name: str, size: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"^{name}: "):
+        hw.KVCache(**SIZES | {name: size})
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.complex64, bool, "text", object])
+def test_dtypes_of_no_cache(dtype: Any) -> None:
+    with pytest.raises(TypeError, match=r"^dtype: "):
+        hw.KVCache(**SIZES, dtype=dtype)
+
+
+def test_other_refusals() -> None:
+    cache = full()
+    with pytest.raises(TypeError, match=r"^ring: "):
+        hw.KVCache(**SIZES, ring="yes")  # type: ignore[arg-type]
+    with pytest.raises(MemoryError):
+        hw.KVCache(**SIZES | {"capacity": 2**62})
+    for length, error in ((3, ValueError), (-1, ValueError), ([1, 3], ValueError), ([1], ValueError), (1.0, TypeError)):
+        with pytest.raises(error, match=r"^length: "):
+            cache.truncate(length)
+    for indices, error in (([0, 2], ValueError), ([-1, 0], ValueError), ([0], ValueError), ([0.0, 1.0], TypeError)):
+        with pytest.raises(error, match=r"^indices: "):
+            cache.reorder(indices)
+    for index, error in ((2, ValueError), (-1, ValueError), (0.0, TypeError)):
+        with pytest.raises(error, match=r"^index: "):
+            cache.entry(index)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^new: "):
+        cache.positions(-1)
+    assert cache.lengths.tolist() == [2, 2]
+    cache.truncate([1, 2])
+    for name in ("keys", "values"):
+        with pytest.raises(ValueError, match=rf"^{name}: the lengths differ, 1, 2; expected entry\(i\)"):
+            getattr(cache, name)
+
+
+def test_a_ring_cannot_go_back_for_ever() -> None:
+    x = normal((1, 1, 1, 4))
+    cache = hw.KVCache(1, 1, capacity=8, head_dim=4, ring=True)
+    for _ in range(100):
+        cache.append(x, x)
+    cache.truncate(84)
+    with pytest.raises(ValueError, match=r"^length: 40, but the ring has dropped .*, expected 0 or at least \d+"):
+        cache.truncate(40)
+    assert len(cache) == 84
+    cache.truncate(np.int64(0))
+    assert len(cache) == 0
+
+
+# --- the object ---
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_copies(duplicate: Callable[[hw.KVCache], hw.KVCache], ring: bool, dtype: str) -> None:
+    query, key, value = arrays(dtype)
+    cache = make(dtype, 30 if ring else 100, ring=ring)
+    for rows in steps([20, 20]):
+        cache.append(key[:, :, rows], value[:, :, rows], lengths=[20, 13])
+    other = duplicate(cache)
+    assert repr(other) == repr(cache) and other.nbytes == cache.nbytes
+    more = [a[:, :, 40:] for a in (query, key, value)]
+    expected = cache.extend(*more)
+    assert other.lengths.tolist() == [40, 26]
+    np.testing.assert_array_equal(other.extend(*more), expected)
+    for i in range(BATCH):
+        for one, two in zip(cache.entry(i), other.entry(i), strict=True):
+            np.testing.assert_array_equal(one, two)
+            assert not np.shares_memory(one, two)
+
+
+def test_a_pickle_holds_what_is_stored_alone() -> None:
+    cache = hw.KVCache(1, 1, capacity=100_000, head_dim=8)
+    cache.append(*np.ones((2, 1, 1, 3, 8), np.float32))
+    assert len(pickle.dumps(cache)) < 2000
+
+
+def test_facts() -> None:
+    cache = hw.KVCache(2, 3, 8, 4, value_dim=5)
+    assert (cache.batch_size, cache.num_kv_heads, cache.capacity, cache.head_dim, cache.value_dim) == (2, 3, 8, 4, 5)
+    assert cache.nbytes == 2 * 3 * 8 * (4 + 5) * 4
+    assert len(cache) == 0 and cache
+    assert (
+        repr(cache) == "KVCache(batch_size=2, num_kv_heads=3, capacity=8, head_dim=4, value_dim=5, float32, length=0)"
+    )
+    cache.append(np.ones((2, 3, 2, 4), np.float32), np.ones((2, 3, 2, 5), np.float32), lengths=[1, 2])
+    assert repr(cache).endswith("float32, lengths=1..2)") and len(cache) == 2
+    assert "float64, ring, length=0" in repr(hw.KVCache(1, 1, 4, 4, dtype=np.float64, ring=True))
+    assert hw.KVCache(1, 1, 4, 4, dtype=">f4").dtype == np.float32
+    assert hw.KVCache(1, 1, 4096, 4, ring=True).nbytes == 2 * 5120 * 4 * 4
+
+
+def test_nothing_is_copied_as_the_cache_grows() -> None:
+    """The rows of the first step stay where they are, and a step allocates no more than its output."""
+    import tracemalloc
+
+    cache = hw.KVCache(1, 2, capacity=20_000, head_dim=64)
+    x = np.ones((1, 2, 10_000, 64), np.float32)
+    cache.append(x, x)
+    first = cache.keys.__array_interface__["data"]
+    token = np.ones((1, 2, 1, 64), np.float32)
+    tracemalloc.start()
+    for _ in range(50):
+        cache.append(token, token)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert cache.keys.__array_interface__["data"] == first
+    assert peak < 100_000
