@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import threading
 import tracemalloc
@@ -399,10 +400,9 @@ def test_regimes_back_and_forth(name: str) -> None:
         expected = turned(x[:length], np.arange(length), *parameters(name, length), False)
         for dtype in (np.float32, np.float64, np.float32):
             assert_close(rope(x[:length].astype(dtype)), expected.astype(dtype), 2.0)
-        last = rope(x[:1], offset=length - 1)
-        np.testing.assert_allclose(
-            last, turned(x[:1], [length - 1], *parameters(name, length), False), rtol=0, atol=1e-13
-        )
+            for position in (length, length, length - 1, length + 7):
+                step = turned(x[:1], [position], *parameters(name, position + 1), False)
+                assert_close(rope(x[:1].astype(dtype), offset=position), step.astype(dtype), 2.0)
     # Attributes are those of the trained length.
     trained, _ = parameters(name, 32)
     np.testing.assert_array_equal(rope.inv_freq, trained)
@@ -524,9 +524,14 @@ def test_from_many_threads(name: str) -> None:
     """Threads that grow tables and change regimes at once get what each gets alone."""
     lengths = [3, 40, 33, 90, 20, 31, 64, 5]
     x = {dtype: normal((100, 16), dtype=dtype) for dtype in (np.float32, np.float64)}
-    expected = {
-        (dtype, length): layer(name)(x[dtype][:length]) for dtype in (np.float32, np.float64) for length in lengths
-    }
+
+    def calls(rope: hw.RotaryPositionalEmbedding, dtype: type, length: int) -> list[np.ndarray]:
+        """A sequence, a step behind it, and a step of two sequences of different lengths."""
+        rows = x[dtype]
+        step, steps = rope(rows[:1], offset=length), rope(rows[:2, None], [[length], [2]])
+        return [rope(rows[:length]), step, steps, rope(rows[:1], [length])]
+
+    expected = {key: calls(layer(name), *key) for key in itertools.product((np.float32, np.float64), lengths)}
     rope = layer(name, max_len=2)
     wrong: list[tuple[type, int]] = []
     start = threading.Barrier(len(lengths))
@@ -534,9 +539,9 @@ def test_from_many_threads(name: str) -> None:
     def work(seed: int) -> None:
         start.wait()
         for turn in range(30):
-            length, dtype = lengths[(seed + turn) % len(lengths)], (np.float32, np.float64)[(seed + turn // 2) % 2]
-            if not np.array_equal(rope(x[dtype][:length]), expected[dtype, length]):
-                wrong.append((dtype, length))
+            key = (np.float32, np.float64)[(seed + turn // 2) % 2], lengths[(seed + turn) % len(lengths)]
+            if not all(map(np.array_equal, calls(rope, *key), expected[key])):
+                wrong.append(key)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(len(lengths))]
     for thread in threads:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import _layer
 from ._arrays import FLOAT64
 from ._layer import PositionTable
 
@@ -19,7 +20,8 @@ class RotaryTable(PositionTable):
     """Rows ``[cos | sin]`` of the angles ``position * inv_freq``, times the attention factor, (positions, 2 pairs).
 
     A table that is not ``kept`` (its frequencies are those of one length of sequence) grows only for calls that ask for
-    most of it: the few rows of a step of decoding are computed instead.
+    most of it: the few rows of a step of decoding are computed instead. Those last computed are at hand for the next
+    call, which most often is the keys' after the queries', or another layer's.
     """
 
     def __init__(self, inv_freq: Array, attention_factor: float, length: int, kept: bool = True) -> None:
@@ -27,6 +29,7 @@ class RotaryTable(PositionTable):
         self.inv_freq.flags.writeable = False
         self._kept = kept
         self._made_of = inv_freq, attention_factor
+        self._last: tuple[tuple[int, int, np.dtype[Any]], Array] | None = None
         super().__init__(partial(_cosines_and_sines, inv_freq, attention_factor), length)
 
     def __reduce__(self) -> tuple[type[RotaryTable], tuple[Any, ...]]:
@@ -38,11 +41,19 @@ class RotaryTable(PositionTable):
             table = self._covering(stop, dtype)
             if table is not None:
                 return table[start:stop]
-        return self._function(np.arange(start, stop, dtype=FLOAT64)).astype(dtype, copy=False)
+        asked, last = (start, stop, dtype), self._last
+        if last is None or last[0] != asked:
+            last = asked, self._rows(start, stop).astype(dtype, copy=False)
+            if last[1].nbytes <= _layer._MAX_TABLE_BYTES:
+                self._last = last
+        return last[1]
 
-    def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
-        if self._kept or positions.size == 0 or 2 * positions.size > int(positions.max()):
-            return super().at(positions, dtype)
+    def between(self, low: int, high: int, positions: Array, dtype: np.dtype[Any]) -> Array:
+        """The rows of any integer ``positions``, which go from ``low`` to ``high``: (…, 2 pairs)."""
+        if low >= 0 and (self._kept or 2 * positions.size > high):
+            table = self._covering(high + 1, dtype)
+            if table is not None:
+                return table.take(positions.astype(np.intp, copy=False), axis=0)
         return self._function(positions.astype(FLOAT64)).astype(dtype, copy=False)
 
 
@@ -65,10 +76,6 @@ class RotaryTables:
         if longer is None or longer[0] != regime:
             longer = self._longer = regime, self._make(length, 1)
         return longer[1]
-
-    @property
-    def by_length(self) -> bool:
-        return self._limit is not None
 
     def _make(self, length: int | None, rows: int) -> RotaryTable:
         scaling = self._scaling

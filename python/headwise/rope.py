@@ -332,11 +332,12 @@ class RotaryPositionalEmbedding(Layer):
         if start:
             raise ValueError(f"offset: {start}, expected 0 where positions are given")
         where = self._check_positions(positions, shape)
-        if where.size == 1:  # one step of decoding
-            position = int(where.item())
-            return self._tables.of(position + 1).span(position, position + 1, dtype)
-        length = int(where.max()) + 1 if self._tables.by_length and where.size else 0
-        return self._tables.of(length).at(where, dtype)
+        if where.size == 0:
+            return self._tables.trained.span(0, 0, dtype).reshape(*where.shape, self.rotary_dim)
+        low, high = _extent(where)
+        table = self._tables.of(high + 1)
+        # One position is a step of decoding.
+        return table.span(low, high + 1, dtype) if where.size == 1 else table.between(low, high, where, dtype)
 
     def _turn(self, rows: Array, angles: Array, result: Array) -> None:
         width = self.rotary_dim
@@ -359,3 +360,11 @@ class RotaryPositionalEmbedding(Layer):
             return where if len(shape) == 3 else where[:, np.newaxis]
         expected = f"({seq},)" if len(shape) == 2 else f"({seq},) or ({batch}, {seq})"
         raise ValueError(f"positions: shape {where.shape}, expected {expected} for x of shape {shape}")
+
+
+def _extent(positions: Array) -> tuple[int, int]:
+    """The least and the greatest; of few the interpreter finds them faster than NumPy."""
+    if positions.size > 32:
+        return int(positions.min()), int(positions.max())
+    values = positions.ravel().tolist()
+    return min(values), max(values)
