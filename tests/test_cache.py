@@ -251,7 +251,8 @@ def one_by_one(cache: hw.KVCache, given: Arrays, counts: Sequence[int], **keywor
     output, weights, lse = cache.extend(
         query, key, value, lengths=counts, need_weights=True, return_lse=True, **keywords
     )
-    assert output.shape == (*query.shape[:3], VALUE_DIM)
+    again = cache.attend(query, lengths=counts, **keywords)  # without weights
+    assert output.shape == again.shape == (*query.shape[:3], VALUE_DIM)
     assert weights.shape == (*query.shape[:3], max(counts))
     for i, n in enumerate(counts):
         one = slice(i, i + 1)
@@ -265,9 +266,11 @@ def one_by_one(cache: hw.KVCache, given: Arrays, counts: Sequence[int], **keywor
         )
         for got, right in zip((output, weights[..., :n], lse), wanted, strict=True):
             close(got[one, :, :n], right)
+        expected = whole([a[one, :, :n] for a in given], **keywords | masks)
+        np.testing.assert_array_equal(again[one, :, :n], expected)
+        assert not again[one, :, n:].any()
         assert not output[i, :, n:].any() and not weights[i, :, n:].any() and not weights[i, ..., n:].any()
         assert (lse[i, :, n:] == -np.inf).all()
-    np.testing.assert_array_equal(output, cache.attend(query, lengths=counts, **keywords))  # another way to the bits
     assert new == max(counts) or not output[:, :, max(counts) :].any()
 
 
