@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 import headwise as hw
 import oracle
 from headwise import _backend
-from headwise._varlen import attend_ragged
 from support import ATOL_ON_TILES, LAYOUTS, assert_close, dtype_named, normal, read_only, spaced
 
 Array = np.ndarray
@@ -319,10 +318,11 @@ def test_keywords_only() -> None:
 # What a cache of keys uses: ranges anywhere in the arrays, and an offset for each.
 
 
-def ragged(arrays: list[Array], output: Array, lse: Array | None, *vectors: list[int], **keywords: Any) -> None:
-    defaults = {"slopes": None, "sink": None, "scale": 1.0, "softcap": 0.0, "left": -1, "right": -1}
+def ragged(
+    arrays: list[Array], output: Array, lse: Array | None, *vectors: list[int], scale: float = 1.0, right: int = -1
+) -> None:
     integers = [np.array(vector, np.int64) for vector in vectors]
-    attend_ragged(*arrays, output, lse, *integers, **(defaults | {"precision": "highest"} | keywords))
+    _backend.current().attention_varlen(*arrays, output, lse, *integers, None, None, scale, 0.0, -1, right, "highest")
 
 
 def test_ranges_apart_and_offsets() -> None:

@@ -160,40 +160,12 @@ def varlen_attention(
     lse = allocate((heads, len(q)), compute) if return_lse else None
     if not ready:
         q, k, v = conform(q, stored, last=True), conform(k, stored, last=True), conform(v, stored, last=True)
-    attend_ragged(
-        q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, starts_q, lengths_q,
-        starts_k, lengths_k, offsets, slopes=slopes, sink=sink, scale=factor, softcap=cap, left=left, right=right,
-        precision=precision,
+    _backend.current().attention_varlen(
+        q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, starts_q, lengths_q, starts_k,
+        lengths_k, offsets, slopes, sink, factor, cap, left, right, precision,
     )  # fmt: skip
     result = deliver(result, out, dtype)
     return result if lse is None else (result, lse)
-
-
-def attend_ragged(
-    query: Array,
-    key: Array,
-    value: Array,
-    output: Array,
-    lse: Array | None,
-    query_starts: Array,
-    query_lengths: Array,
-    key_starts: Array,
-    key_lengths: Array,
-    offsets: Array,
-    *,
-    slopes: Array | None,
-    sink: Array | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    right: int,
-    precision: str,
-) -> None:
-    """:meth:`headwise._backend.Backend.attention_varlen`, whose arguments these are, on the backend that runs."""
-    _backend.current().attention_varlen(
-        query, key, value, output, lse, query_starts, query_lengths, key_starts, key_lengths, offsets, slopes, sink,
-        scale, softcap, left, right, precision,
-    )  # fmt: skip
 
 
 @lru_cache(maxsize=256)
