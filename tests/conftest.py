@@ -74,6 +74,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("implementation", IMPLEMENTATIONS, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The examples in the docstrings of headwise.plot draw, and Matplotlib is not needed for anything else."""
+    if importlib.util.find_spec("matplotlib") is None:
+        for item in items:
+            if isinstance(item, pytest.DoctestItem) and item.name.startswith("headwise.plot."):
+                item.add_marker(pytest.mark.skip(reason="pictures need the package matplotlib"))
+
+
 @pytest.fixture(autouse=True)
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces one implementation for one test, and puts back what was there before."""

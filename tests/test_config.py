@@ -538,9 +538,19 @@ def test_import_brings_along_numpy_alone() -> None:
 
 
 @once
+@pytest.mark.parametrize(
+    "call", ["attention([[1.0]])", "grid([[[1.0]]])", "lines([[1.0]])", "encoding([[1.0]])", "bias([[1.0]])"]
+)
+def test_pictures_without_matplotlib_say_what_to_install(call: str) -> None:
+    message = error_with(code=f"import sys; sys.modules['matplotlib'] = None; import headwise; headwise.plot.{call}")
+    assert message.startswith("ImportError: ")
+    assert message.endswith("pip install 'headwise[plot]'")
+
+
+@once
 def test_every_public_name_is_there() -> None:
     assert len(set(hw.__all__)) == len(hw.__all__)
     for name in hw.__all__:
         assert getattr(hw, name) is not None
-    for module in ("attention", "cache", "positional_encoding", "normalization", "masks", "rope", "layers"):
+    for module in ("attention", "cache", "positional_encoding", "normalization", "masks", "plot", "rope", "layers"):
         assert getattr(hw, module).__name__ == f"headwise.{module}"

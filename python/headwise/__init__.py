@@ -8,7 +8,7 @@
 ((2, 5, 64), (2, 8, 5, 5))
 """
 
-from headwise import attention, cache, layers, masks, normalization, positional_encoding, rope
+from headwise import attention, cache, layers, masks, normalization, plot, positional_encoding, rope
 from headwise._ops import (
     PackedLinear,
     add_alibi,
@@ -96,6 +96,7 @@ __all__ = [
     "multi_head_self_attention",
     "normalization",
     "permute_rope_weights",
+    "plot",
     "positional_encoding",
     "precision",
     "rope",
