@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import struct
 import sys
 import time
@@ -261,10 +262,10 @@ def _scaled(weight: Array, gain: Array) -> Array:
 
 def rms_normalize(x: Array, eps: float, out: Array) -> Array:
     """Rows divided by their root mean square (Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019)."""
-    scale = np.einsum("rc,rc->r", x, x)
-    scale /= x.shape[1]
-    scale += eps
-    return np.divide(x, np.sqrt(scale, out=scale)[:, np.newaxis], out=out)
+    if len(x) == 1:  # the quicker way takes 20 µs instead of 40, of a millisecond for all that a layer does to a token
+        return np.divide(x, math.sqrt(np.vdot(x, x) / x.size + eps), out=out)
+    squares = np.einsum("rc,rc->r", x, x)
+    return np.divide(x, np.sqrt(squares / x.shape[1] + eps)[:, np.newaxis], out=out)
 
 
 def swish_gate(gates: Array, out: Array) -> Array:

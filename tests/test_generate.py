@@ -136,8 +136,9 @@ def test_swish_gate_and_rms_normalize() -> None:
     gates = np.hstack([a / 2, b]).astype(np.float32)
     got = example.swish_gate(gates, out=np.empty((70, 48), np.float32))
     np.testing.assert_allclose(got, a / (1 + np.exp(-a)) * b, rtol=1e-5, atol=1e-5)
-    normal = example.rms_normalize(a, 1e-5, out=np.empty_like(a))
-    np.testing.assert_allclose(normal, a / np.sqrt((a**2).mean(axis=1, keepdims=True) + 1e-5), rtol=1e-12)
+    for x in (a, a[:1]):
+        normal = example.rms_normalize(x, 1e-5, out=np.empty_like(x))
+        np.testing.assert_allclose(normal, x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5), rtol=1e-12)
 
 
 @pytest.mark.single_implementation
