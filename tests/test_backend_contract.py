@@ -37,8 +37,8 @@ def check(arrays: list[np.ndarray], dtype: np.dtype[Any]) -> None:
 
 # Operations that read and write halves.
 OF_HALVES = (
-    "softmax", "log_softmax", "logsumexp", "attention", "apply_rope", "add_alibi", "linear", "pack_linear",
-    "layer_normalization",
+    "softmax", "log_softmax", "logsumexp", "attention", "attention_varlen", "apply_rope", "add_alibi", "linear",
+    "pack_linear", "layer_normalization",
 )  # fmt: skip
 
 
@@ -54,11 +54,12 @@ class Contract:
         def passed_on(*arguments: Any) -> Any:
             self.calls += 1
             lists = [x if isinstance(x, (list, tuple)) else [x] for x in arguments]
-            arrays = [x for items in lists for x in items if isinstance(x, np.ndarray)]
+            arrays = [x for items in lists for x in items if isinstance(x, np.ndarray) and x.dtype != np.int64]
             dtype = arrays[0].dtype
             self.dtypes.add(dtype.name)
             if name in OF_HALVES and dtype.itemsize == 2:
-                halves = {"linear": [0, 1, -1], "pack_linear": [0], "attention": [0, 1, 2, 3]}.get(name, [0, -1])
+                default = [0, 1, 2, 3] if name.startswith("attention") else [0, -1]
+                halves = {"linear": [0, 1, -1], "pack_linear": [0]}.get(name, default)
                 check([arrays[i] for i in halves], dtype)
                 check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
@@ -98,6 +99,24 @@ class Contract:
         for one in (slopes, sinks):
             assert one is None or (one.shape == (heads,) and one.dtype == wide and one.flags.c_contiguous)
 
+    def check_attention_varlen(self, query: Any, key: Any, value: Any, output: Any, lse: Any, *rest: Any) -> None:
+        *vectors, slopes, sinks, _, _, left, right, precision = rest
+        heads, rows, head_dim = query.shape
+        assert key.shape[2] == head_dim and heads % key.shape[0] == 0
+        assert value.shape[:2] == key.shape[:2] and output.shape == (heads, rows, value.shape[2])
+        assert all(map(contiguous_last, (query, key, value, output)))
+        wide = np.float32 if query.itemsize == 2 else query.dtype
+        assert lse is None or (lse.shape == (heads, rows) and lse.dtype == wide)
+        for one in (slopes, sinks):
+            assert one is None or (one.shape == (heads,) and one.dtype == wide and one.flags.c_contiguous)
+        assert len(vectors) == 5
+        for vector in vectors:
+            assert vector.dtype == np.int64 and vector.dtype.isnative and vector.shape == vectors[0].shape
+            assert vector.flags.c_contiguous and vector.flags.aligned
+        for starts, lengths, size in ((*vectors[:2], rows), (*vectors[2:4], key.shape[1])):
+            assert (starts >= 0).all() and (lengths >= 0).all() and (starts + lengths <= size).all()
+        assert isinstance(left, int) and isinstance(right, int) and precision in ("highest", "high", "medium")
+
     def check_apply_rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray, _: bool) -> None:
         assert x.ndim == 4 and x.shape == out.shape
         half = x.shape[-1] // 2
@@ -134,6 +153,7 @@ def contract(monkeypatch: pytest.MonkeyPatch) -> Contract:
 
 X = normal((2, 3, 9, 12))
 MASK, WEIGHT, ANGLES = normal((2, 3, 9, 9), 1), normal((12, 10), 2), normal((9, 6), 3)
+STARTS = np.array([[0, 7], [2, 7], [3, 7]], ">i4")[:, 0]
 OPERATIONS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray]], Any]] = {
     "softmax": lambda lay: [hw.softmax(lay(X), axis) for axis in range(4)],
     "softmax-out": lambda lay: [hw.softmax(X, axis, out=lay(X * 0)) for axis in range(4)],
@@ -151,6 +171,11 @@ OPERATIONS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray]], Any]] = {
         *[np.broadcast_to(lay(X[:1]), X.shape)] * 3, np.broadcast_to(lay(MASK[:, :, :, :1] > 0), MASK.shape),
         bias=np.broadcast_to(lay(MASK[:, :1]), MASK.shape),
     ),
+    "varlen": lambda lay: hw.varlen_attention(
+        lay(X[0]), lay(X[0]), lay(X[0]), STARTS, alibi_slopes=lay(MASK[0, 0])[:, 0], sinks=lay(MASK[0, 0])[:, 0],
+        return_lse=True,
+    ),
+    "varlen-out": lambda lay: hw.varlen_attention(X[0], X[0], X[0], [0, 2, 3], out=lay(X[0] * 0)),
     "apply_rope": lambda lay: hw.apply_rope(lay(X), lay(ANGLES), lay(ANGLES)),
     "apply_rope-out": lambda lay: hw.apply_rope(X, ANGLES, ANGLES, out=lay(X * 0)),
     "apply_rope-rank-5": lambda lay: hw.apply_rope(lay(X[None]), lay(ANGLES[:, :1]), np.float32(0)),

@@ -321,8 +321,8 @@ class TestParameters:
             call(layer, query)
 
 
-class TestCasts:
-    """float64 parameters serve float32 inputs: cast once, and never older than the parameters."""
+class TestPacking:
+    """Parameters are cast, joined and packed once, and what is packed is never older than they are."""
 
     @pytest.fixture
     def x(self, query: np.ndarray) -> np.ndarray:
@@ -330,21 +330,56 @@ class TestCasts:
 
     @staticmethod
     def check(layer: hw.MultiHeadAttention, x: np.ndarray) -> None:
-        """The layer answers with the parameters it has now. It is copied before it is looked at: looking discards."""
-        got = layer(x)[0]
+        """The layer answers with the parameters it has now, at the third call too, when they would be packed. It is
+        copied before it is looked at: looking discards."""
+        got = [layer(x)[0] for _ in range(3)]
         expected = by_hand(copy.deepcopy(layer), x, x, x).output
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+        np.testing.assert_allclose(got[0], expected, atol=1e-5)
+        for later in got[1:]:
+            np.testing.assert_array_equal(later, got[0])
 
-    def test_cast_once(self, layer: Any, x: np.ndarray) -> None:
-        float32 = np.dtype(np.float32)
+    @staticmethod
+    def packed(layer: hw.MultiHeadAttention) -> set[str]:
+        return {letters for letters, kept in layer._packs.items() if kept.packed is not None}
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_packed_at_the_second_call(self, layer: Any, x: np.ndarray, dtype: type) -> None:
+        x = x.astype(dtype)
         layer(x)
-        first, again = layer.projections(float32), layer.projections(float32)
-        for one, two in zip(first, again, strict=True):
-            assert one is two
-            assert one.dtype == float32
+        assert self.packed(layer) == set()
+        layer(x)
+        assert self.packed(layer) == {"qkv", "o"}
+        first = layer._packs["qkv"].packed
+        layer(x)
+        assert layer._packs["qkv"].packed is first
+        assert first.dtype == dtype
+        assert layer.W_q is not None  # a look
+        layer(x)
+        assert self.packed(layer) == {"o"}
 
-    def test_no_cast_of_the_same_dtype(self, layer: Any) -> None:
-        assert layer.projections(np.dtype(np.float64)).W_q is layer.W_q
+    def test_one_product_of_what_is_the_same(self, layer: Any, x: np.ndarray) -> None:
+        for _ in range(2):
+            layer(x, x[:, ::-1])
+        assert self.packed(layer) == {"q", "kv", "o"}
+        for _ in range(2):
+            layer(x, x[:, ::-1], x[::-1])
+        assert self.packed(layer) == {"q", "k", "v", "kv", "o"}
+
+    def test_another_dtype_or_precision_packs_anew(self, layer: Any, x: np.ndarray) -> None:
+        for options, dtype in (({}, np.float32), ({}, np.float64), ({"precision": "medium"}, np.float64)):
+            for _ in range(2):
+                layer(x.astype(dtype), **options)
+            assert layer._packs["qkv"].packed.dtype == dtype
+            assert layer._packs["qkv"].precision == options.get("precision", "highest")
+
+    def test_what_is_held_is_not_packed(self, layer: Any, x: np.ndarray) -> None:
+        held = layer.W_k
+        expected = [layer(x)[0] for _ in range(3)]
+        assert self.packed(layer) == {"o"}
+        del held
+        for _ in range(3):
+            np.testing.assert_array_equal(layer(x)[0], expected[0])
+        assert self.packed(layer) == {"qkv", "o"}
 
     def test_changed_in_place(self, layer: Any, x: np.ndarray) -> None:
         self.check(layer, x)
@@ -380,7 +415,9 @@ class TestCasts:
         layer(x)
         other = copy.copy(layer)
         other.W_q[...] = 0
-        del other
+        self.check(layer, x)
+        other.W_q = np.ones((12, 12))
+        self.check(other, x)
         self.check(layer, x)
 
     def test_replaced(self, layer: Any, x: np.ndarray) -> None:
@@ -388,13 +425,14 @@ class TestCasts:
             layer.W_q = np.random.default_rng(seed).standard_normal((12, 12))
             self.check(layer, x)
 
-    def test_views_and_unpickled_parameters_are_cast_once_too(self, layer: Any, x: np.ndarray) -> None:
+    def test_views_and_unpickled_parameters_are_packed_too(self, layer: Any, x: np.ndarray) -> None:
         layer.W_q = np.random.default_rng(1).standard_normal((12, 12)).T
         again = pickle.loads(pickle.dumps(layer))
         for one in (layer, again):
             self.check(one, x)
-            first, second = (one.projections(np.dtype(np.float32)) for _ in range(2))
-            assert all(a is b for a, b in zip(first, second, strict=True))
+            for _ in range(2):
+                one(x)
+            assert self.packed(one) == {"qkv", "o"}
         np.testing.assert_array_equal(layer(x)[0], again(x)[0])
 
     def test_a_copy_is_independent(self, layer: Any, x: np.ndarray) -> None:

@@ -70,6 +70,27 @@ def test_flash_attention_holds_no_scores(implementation: str) -> None:
 
 
 @linux
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_packed_sequences_are_neither_padded_nor_scored_as_a_whole(implementation: str, dtype: str) -> None:
+    """One of 3000 among 5000 of one token: padded to its length, they would be 960 MB, and 8000 x 8000 scores 256."""
+    peak = float(
+        in_process(
+            implementation,
+            f"""
+        x = np.ones((8000, 1, 16), "{dtype}")
+        starts = np.concatenate([np.arange(2500), np.arange(5500, 8001)])
+        hw.varlen_attention(x[:300], x[:300], x[:300], [0, 300])
+        before = megabytes("VmHWM")
+        hw.varlen_attention(x, x, x, starts, is_causal=True, window_size=(2000, 0), softcap=3.0, alibi_slopes=[0.1],
+                            sinks=[0.0], return_lse=True)
+        print(megabytes("VmHWM") - before)
+        """,
+        )
+    )
+    assert peak < 32
+
+
+@linux
 def test_scratch_does_not_grow_with_the_sequence(implementation: str) -> None:
     first, second = in_process(
         implementation,
@@ -193,6 +214,7 @@ def test_no_leak_over_many_calls(implementation: str) -> None:
                 hw.scaled_dot_product_attention(x, x, x, mask, bias=np.zeros((1, 20)), is_causal=True, return_lse=True,
                                                 alibi_slopes=[0.1, 0.2], sinks=[0, 1], dropout=0.1, rng=0)
                 hw.flash_attention(x, x, x)
+                hw.varlen_attention(x[0], x[0], x[0], [0, 1, 2], return_lse=True)
                 hw.softmax(x, 1); hw.log_softmax(x); hw.logsumexp(x)
                 hw.apply_rope(x, cos, sin); hw.add_alibi(x)
                 hw.linear(x, weight, ones); hw.layer_normalization(x, ones, ones)
@@ -219,6 +241,7 @@ ROWS = 2**46  # of one float32 each: more than an address space of 47 bits
 LONG = endless(ROWS, 8)
 HUGE_CALLS: dict[str, Callable[[], object]] = {
     "flash": lambda: hw.flash_attention(LONG, LONG[:4], LONG[:4]),
+    "varlen": lambda: hw.varlen_attention(LONG[:, None], LONG[:4, None], LONG[:4, None], [0, ROWS], [0, 4]),
     "weights": lambda: hw.scaled_dot_product_attention(LONG[:1024], LONG, LONG),
     "softmax": lambda: hw.softmax(LONG),
     "logsumexp": lambda: hw.logsumexp(LONG),

@@ -23,6 +23,8 @@ X = normal((8, 60, 96))
 ANGLES = normal((60, 48), 4)
 LONG = normal((3, 70_000), 7)
 PACKED = hw.PackedLinear(normal((96, 700), 5), normal((700,), 6))
+PACKED_ROWS = [normal((1000, heads, 16), seed) for seed, heads in enumerate((4, 2, 2))]
+STARTS = [0, 3, 620, 620, 1000]
 WORK: dict[str, Callable[[], Any]] = {
     "attention": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, return_lse=True),
     "flash": lambda: hw.flash_attention(QUERY, KEY, VALUE, return_lse=True),
@@ -36,6 +38,9 @@ WORK: dict[str, Callable[[], Any]] = {
     "attention-float16": lambda: hw.scaled_dot_product_attention(*HALVES, return_lse=True),
     "flash-float16": lambda: hw.flash_attention(*HALVES, is_causal=True, return_lse=True),
     "flash-float16-one-row": lambda: hw.flash_attention(HALVES[0][:, :, :1], *HALVES[1:], return_lse=True),
+    "varlen": lambda: hw.varlen_attention(*PACKED_ROWS, STARTS, is_causal=True, return_lse=True),
+    "varlen-one-row-each": lambda: hw.varlen_attention(PACKED_ROWS[0][:4], *PACKED_ROWS[1:], np.arange(5), STARTS),
+    "varlen-float16": lambda: hw.varlen_attention(*(a.astype(np.float16) for a in PACKED_ROWS), STARTS),
     "dropout": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout=0.3, rng=0),
     "softmax": lambda: hw.softmax(X),
     "softmax-axis-0": lambda: hw.softmax(X, 0),

@@ -95,6 +95,31 @@ class Attention(Case):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Varlen(Case):
+    """Packed sequences; ``shape`` is (sequences, heads, longest, head_dim)."""
+
+    operation: ClassVar[str] = "varlen"
+    causal: bool = False
+
+    @property
+    def options(self) -> str:
+        return "causal" if self.causal else ""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Evenly from 1/32 of the longest to the longest, mixed up."""
+        sequences, _, longest, _ = self.shape
+        steps = [1 + n * (32 - 1) / (sequences - 1) for n in range(sequences)]
+        return [round(longest * steps[n * 7 % sequences] / 32) for n in range(sequences)]
+
+    @property
+    def flops(self) -> float:
+        _, heads, _, head_dim = self.shape
+        pairs = sum(n * (n + 1) // 2 if self.causal else n * n for n in self.lengths)
+        return 4.0 * heads * pairs * head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
 class Elementwise(Case):
     """Something of the size of its input."""
 
@@ -171,6 +196,9 @@ SECTIONS: dict[str, list[Case]] = {
         Attention(shape=_MASKED, extra="key padding", quick=True),
         Attention(shape=_MASKED, extra="ALiBi"),
         Attention(shape=(1, 8, 8192, 64), causal=True, window=256),
+    ],
+    "Attention of packed sequences": [
+        Varlen(shape=(32, 8, 512, 64), causal=causal, quick=not causal) for causal in (False, True)
     ],
     "Attention with the weights returned": [
         Attention(shape=(1, 8, 1024, 64), weights=True),

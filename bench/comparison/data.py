@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Attention, Case, Elementwise, LayerNorm, Linear, Rope
+from .cases import Attention, Case, Elementwise, LayerNorm, Linear, Rope, Varlen
 
 Array = np.ndarray[Any, Any]
 
@@ -29,6 +29,11 @@ def make_data(case: Case, seed: int = 0) -> SimpleNamespace:
         slopes = (2.0 ** (-8.0 * np.arange(1, heads + 1) / heads)).astype(dtype)
         mask = _dense_mask(case, slopes, rng, normal)
         return SimpleNamespace(query=query, key=key, value=value, slopes=slopes, mask=mask)
+    if isinstance(case, Varlen):
+        heads, head_dim = case.shape[1], case.shape[3]
+        starts = np.cumsum([0, *case.lengths])
+        packed = [normal(int(starts[-1]), heads, head_dim) for _ in range(3)]
+        return SimpleNamespace(packed=packed, starts=starts, kept=np.arange(case.shape[2]) < np.c_[case.lengths])
     if isinstance(case, Linear):
         rows, inner, columns = case.shape
         weight = normal(inner, columns, scale=inner**-0.5)

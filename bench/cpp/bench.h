@@ -173,6 +173,7 @@ inline std::string Join(std::initializer_list<int64_t> shape) {
 // One in each file.
 void RegisterAlibi(const Setting& setting);
 void RegisterAttention(const Setting& setting);
+void RegisterAttentionVarlen(const Setting& setting);
 void RegisterLayerNorm(const Setting& setting);
 void RegisterLinear(const Setting& setting);
 void RegisterRope(const Setting& setting);

@@ -108,6 +108,7 @@ inline Precision ToPrecision(const std::string& name) {
 
 void RegisterAlibi(py::module_& module);
 void RegisterAttention(py::module_& module);
+void RegisterAttentionVarlen(py::module_& module);
 void RegisterLayerNorm(py::module_& module);
 void RegisterLinear(py::module_& module);
 void RegisterRope(py::module_& module);

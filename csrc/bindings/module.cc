@@ -5,6 +5,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The native backend of headwise. Arguments are those of headwise._backend.Backend.";
   RegisterAlibi(module);
   RegisterAttention(module);
+  RegisterAttentionVarlen(module);
   RegisterLayerNorm(module);
   RegisterLinear(module);
   RegisterRope(module);

@@ -6,8 +6,8 @@
 //   2. changes and limits the scores where anything asks for it (scores-inl.h);
 //   3. moves its rows' maxima m, all at once, and takes p_j = exp(s_j - m), sum p_j;
 //   4. adds p V to its outputs, times exp(old m - new m).
-// One division per output ends it. With weights and more than one block of keys, scores are kept (in the weights' own
-// memory) until the maximum over all keys is known, and meet the values in a second sweep.
+// One division per output ends it. Weights, where they are wanted, are written as they stand in step 3, and multiplied
+// with exp(m then - m in the end) / sum as soon as the rows have met all keys, while they still are in L2.
 //
 // Both products are the Products': attention_fma-inl.h on every target, attention_amx-inl.h on tiles of bfloat16. They
 // say how many rows a tile has, how many keys a block, and how many tiles are under way at once.
@@ -57,22 +57,33 @@ struct AttentionScratch {
       : tile_count((rows + Products::kRows - 1) / Products::kRows),
         padded_rows(tile_count * Products::kRows),
         value_width(Products::ValueWidth(args.value.shape[3])),
+        blocks(args.weights && args.key.shape[2] > Products::kKeys ? (args.key.shape[2] - 1) / Products::kKeys + 1 : 0),
         tiles(arena.Take<Tile<Products::kRows>>(tile_count)),
         output(arena.Take<T>(padded_rows * value_width)),
         max(arena.Take<T>(padded_rows)),
         sum(arena.Take<T>(padded_rows)),
         scores(arena.Take<T>(Products::kStages * Products::kRows * Products::kStride)),
         shift(arena.Take<T>(Products::kStages * Products::kRows)),
-        rescale(arena.Take<T>(Products::kStages * Products::kRows)) {}
+        rescale(arena.Take<T>(Products::kStages * Products::kRows)),
+        block_max(arena.Take<T>(padded_rows * blocks)),
+        strip_width(blocks > 0 && args.key.shape[2] <= kMostStripKeys ? args.key.shape[2] : 0),
+        strip(arena.Take<T>(padded_rows * strip_width)) {}
+
+  // Longer rows would leave L2 on the way.
+  static constexpr int64_t kMostStripKeys = 8192 / sizeof(T);
 
   int64_t tile_count, padded_rows, value_width;
+  int64_t blocks;  // of keys, where weights have to wait for the last; else 0
   Tile<Products::kRows>* tiles;
-  T* output;   // [padded_rows][value_width], not divided by the sum yet
-  T* max;      // [padded_rows] of the scores so far
-  T* sum;      // [padded_rows] of exp(score - max) so far
-  T* scores;   // [kStages][kRows][kStride], then weights
-  T* shift;    // [kStages][kRows]: largest of the tile's scores, then what to subtract from them
-  T* rescale;  // [kStages][kRows] factors for the outputs of the tile
+  T* output;     // [padded_rows][value_width], not divided by the sum yet
+  T* max;        // [padded_rows] of the scores so far
+  T* sum;        // [padded_rows] of exp(score - max) so far
+  T* scores;     // [kStages][kRows][kStride], then weights
+  T* shift;      // [kStages][kRows]: largest of the tile's scores, then what to subtract from them
+  T* rescale;    // [kStages][kRows] factors for the outputs of the tile
+  T* block_max;  // [padded_rows][blocks]: max, when the weights of each block were taken
+  int64_t strip_width;
+  T* strip;  // [padded_rows][strip_width]: these weights; where it is empty they wait in their own memory
 };
 
 template <class Products, typename T>
@@ -109,17 +120,11 @@ class AttentionRun {
 
   void Run() {
     Begin();
-    if (args_.weights && keys_.begin / Products::kKeys != (keys_.end - 1) / Products::kKeys) {
-      Sweep([this](int64_t begin, int64_t end) HWY_ATTR { KeepScores(begin, end); });
-      for (int64_t t = 0; t < scratch_.tile_count; ++t) ExponentialsOfWeights(scratch_.tiles[t]);
-      Sweep([this](int64_t begin, int64_t end) HWY_ATTR { ApplyWeights(begin, end); });
-    } else {
-      Sweep([this](int64_t begin, int64_t end) HWY_ATTR {
-        products_.PackKeys(begin, end);
-        products_.PackValues(begin, end);
-        Online(begin, end);
-      });
-    }
+    ForKeyBlocks(Products::kKeys, keys_, [this](int64_t begin, int64_t end) HWY_ATTR {
+      products_.PackKeys(begin, end);
+      products_.PackValues(begin, end);
+      Online(begin, end);
+    });
     Finish();
   }
 
@@ -139,11 +144,6 @@ class AttentionRun {
     int buffer = 0;
     explicit operator bool() const { return tile != nullptr; }
   };
-
-  template <class Function>
-  void Sweep(const Function& function) const {
-    ForKeyBlocks(Products::kKeys, keys_, function);
-  }
 
   Part PartOf(const Tile<kRows>& tile, int64_t begin, int64_t end) const {
     const int64_t low = std::max(tile.low, begin), high = std::min(tile.high, end);
@@ -266,7 +266,7 @@ class AttentionRun {
   void WeightsOfRow(const Stage& stage, int r, int64_t begin, int64_t end) const {
     const Part& part = stage.part;
     scratch_.sum[stage.tile->first_row + r] += Exponentials(Scores(stage, r), part.from, part.to, Shift(stage)[r]);
-    if (args_.weights) StoreWeights(stage, r, begin, end);  // all keys are in this block
+    if (args_.weights) StoreWeights(stage, r, begin, end);
     TakeWeights(stage, r, begin);
   }
 
@@ -287,63 +287,45 @@ class AttentionRun {
                         Output(stage), work...);
   }
 
-  // First sweep with weights: final scores go where the weights will be.
-  void KeepScores(int64_t begin, int64_t end) {
-    products_.PackKeys(begin, end);
-    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
-      const Tile<kRows>& tile = scratch_.tiles[t];
-      const Stage stage{&tile, PartOf(tile, begin, end)};
-      const Part& part = stage.part;
-      if (!part.empty()) {
-        Score(stage, begin);
-        FinishScores(stage, begin);
-        // The sums are the sinks' parts so far.
-        MoveMaxima(stage);
-      }
-      for (int r = 0; r < tile.rows; ++r) {
-        T* weights = WeightsOf(tile.row[r], begin);
-        std::fill(weights, weights + part.from, kMinusInf<T>);
-        std::copy(Scores(stage, r) + part.from, Scores(stage, r) + part.to, weights + part.from);
-        std::fill(weights + part.to, weights + (end - begin), kMinusInf<T>);
-      }
-    }
-  }
-
-  // Between the sweeps: scores become weights that are not divided by their sum yet.
-  void ExponentialsOfWeights(const Tile<kRows>& tile) const {
-    for (int r = 0; r < tile.rows; ++r) {
-      const T max = scratch_.max[tile.first_row + r];
-      scratch_.sum[tile.first_row + r] +=
-          Exponentials(WeightsOf(tile.row[r], 0), keys_.begin, keys_.end, max == kMinusInf<T> ? T{0} : max);
-    }
-    std::fill_n(scratch_.rescale, kRows, T{1});
-  }
-
-  // Second sweep with weights.
-  void ApplyWeights(int64_t begin, int64_t end) {
-    products_.PackValues(begin, end);
-    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
-      const Tile<kRows>& tile = scratch_.tiles[t];
-      const Stage stage{&tile, PartOf(tile, begin, end)};
-      for (int r = 0; r < tile.rows; ++r) {
-        const T* weights = WeightsOf(tile.row[r], begin);
-        std::copy(weights + stage.part.from, weights + stage.part.to, Scores(stage, r) + stage.part.from);
-        StoreWeights(stage, r, begin, end);
-        TakeWeights(stage, r, begin);
-      }
-      if (!stage.part.empty()) AddValues(stage);
-    }
-  }
-
-  // The row's weights for the keys [begin, end), from scores that have become weights.
+  // The row's weights for the keys [begin, end), from scores that have become weights: final if these are all keys,
+  // else waiting for the factor that Finish finds.
   void StoreWeights(const Stage& stage, int r, int64_t begin, int64_t end) const {
+    const int64_t row = stage.tile->first_row + r;
+    if (scratch_.blocks > 0) BlockMax(row)[begin / Products::kKeys - keys_.begin / Products::kKeys] = scratch_.max[row];
     const Part& part = stage.part;
-    const T factor = Normaliser(scratch_.sum[stage.tile->first_row + r]);
+    const T factor = scratch_.blocks > 0 ? T{1} : Normaliser(scratch_.sum[row]);
     const T nothing = T{0} * factor;  // NaN where the row is
-    T* weights = WeightsOf(stage.tile->row[r], begin);
+    T* weights = WaitingWeights(stage.tile->row[r], row, begin);
     std::fill(weights, weights + part.from, nothing);
     ScaleRow(Scores(stage, r) + part.from, part.to - part.from, factor, weights + part.from);
     std::fill(weights + part.to, weights + (end - begin), nothing);
+  }
+
+  T* WaitingWeights(const Row& row, int64_t padded_row, int64_t key) const {
+    if (scratch_.strip_width == 0) return WeightsOf(row, key);
+    return scratch_.strip + padded_row * scratch_.strip_width + key;
+  }
+
+  // The largest score of a padded row up to each block of keys.
+  T* BlockMax(int64_t row) const { return scratch_.block_max + row * scratch_.blocks; }
+
+  // exp(score - max so far) of each block becomes exp(score - max) / sum.
+  void FinishWeights(const Row& row, int64_t padded_row) const {
+    const Tag<T> d;
+    const int64_t blocks = (keys_.end - 1) / Products::kKeys - keys_.begin / Products::kKeys + 1;
+    T* factors = BlockMax(padded_row);
+    const auto max = hn::Set(d, scratch_.max[padded_row]);
+    const auto normaliser = hn::Set(d, Normaliser(scratch_.sum[padded_row]));
+    ForEachVector(d, blocks, [&](auto lanes, int64_t i) HWY_ATTR {
+      const auto before = lanes.Load(d, factors + i);
+      // Where nothing but -inf was seen the weights are 0, or NaN with the row.
+      const auto nothing = hn::Eq(before, hn::Set(d, kMinusInf<T>));
+      const auto grown = hn::IfThenElse(nothing, hn::Set(d, T{1}), AttentionExp(d, hn::Sub(before, max)));
+      lanes.Store(hn::Mul(grown, normaliser), d, factors + i);
+    });
+    ForKeyBlocks(Products::kKeys, keys_, [&](int64_t begin, int64_t end) HWY_ATTR {
+      ScaleRow(WaitingWeights(row, padded_row, begin), end - begin, *factors++, WeightsOf(row, begin));
+    });
   }
 
   void Finish() const {
@@ -358,6 +340,7 @@ class AttentionRun {
           *args_.lse.at(batch_, row.head, row.query) = LogSumExp(scratch_.max[tile.first_row + r], sum);
         }
         if (args_.weights) {
+          if (scratch_.blocks > 0 && keys_.begin < keys_.end) FinishWeights(row, tile.first_row + r);
           std::fill(WeightsOf(row, 0), WeightsOf(row, keys_.begin), T{0});
           std::fill(WeightsOf(row, keys_.end), WeightsOf(row, args_.key.shape[2]), T{0});
         }

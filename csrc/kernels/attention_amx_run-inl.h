@@ -51,7 +51,8 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
           sums_(sums),
           rows_((stage.tile->rows + 3) / 4 * 4),
           left_(rows_ * static_cast<int>(Chunks(stage.part.to) - First(stage))),
-          share_(static_cast<int>((left_ / kPairs + 1) * kOne / std::max<int64_t>(1, chunk_products)) + 1) {
+          share_(static_cast<int>((left_ / kPairs + 1) * kOne / std::max<int64_t>(1, chunk_products)) + 1),
+          in_place_(run.args_.weights) {
       std::fill_n(sums, rows_ * kChunk, 0.0f);
     }
     Weights() = default;  // none
@@ -125,6 +126,11 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
       } else if constexpr (kStep == 2) {
         pair.x = ExpScale(d_, pair.x, pair.n_x);
         pair.y = ExpScale(d_, pair.y, pair.n_y);
+        if (in_place_) {
+          float* scores = scores_ + ahead * Products::kStride;
+          hn::Store(pair.x, d_, scores);
+          hn::Store(pair.y, d_, scores + kLanes<float>);
+        }
         float* sums = sums_ + (r_ + ahead) * kChunk;
         hn::Store(hn::Add(hn::Load(d_, sums), pair.x), d_, sums);
         hn::Store(hn::Add(hn::Load(d_, sums + kLanes<float>), pair.y), d_, sums + kLanes<float>);
@@ -148,18 +154,19 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
     }
 
     static constexpr Tag<float> d_{};
-    const float* scores_ = nullptr;
+    float* scores_ = nullptr;
     std::uint32_t* weights_ = nullptr;
     const float* shift_ = nullptr;
     float* sums_ = nullptr;
     int rows_ = 0, r_ = 0;  // rows: with some beyond the last, to fill a group
     int left_ = 0;          // pairs
     int share_ = 0, due_ = 0;
+    bool in_place_ = false;  // of the scores too
   };
 
   void Online(int64_t begin, int64_t end) override {
-    // Weights that go elsewhere too, or to values that do not split, are made by rows.
-    const bool by_rows = this->args_.weights || this->args_.drop || !this->products_.ValuesSplit();
+    // Weights that are dropped, or go to values that do not split, are made by rows.
+    const bool by_rows = this->args_.drop || !this->products_.ValuesSplit();
     Stage behind, now, ahead;
     int64_t t = 0;
     for (int buffer = 0; (ahead = this->Next(t, begin, end, buffer)) || now || behind; buffer ^= 1) {
@@ -177,7 +184,12 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
       if (behind) this->AddValues(behind, weights);
       if (ahead) this->Score(ahead, begin, weights);
       weights.Finish();
-      if (now && !by_rows) AddSums(now);
+      if (now && !by_rows) {
+        AddSums(now);
+        if (this->args_.weights) {
+          for (int r = 0; r < now.tile->rows; ++r) this->StoreWeights(now, r, begin, end);
+        }
+      }
       behind = now, now = ahead;
     }
   }

@@ -1,6 +1,8 @@
 #include "headwise/attention.h"
 
 #include <algorithm>
+#include <atomic>
+#include <new>
 
 #include "kernels/attention.h"
 #include "runtime/parallel.h"
@@ -40,63 +42,137 @@ std::int64_t ChunkKeys(std::int64_t key_len) {
   return std::max(2 * kBlock, CeilDiv(CeilDiv(key_len, kMostChunks), kBlock) * kBlock);
 }
 
+// A call as tasks: one key and value head each, and a block of its queries or, where these are few, a chunk of its
+// keys.
 template <typename T>
-void Decode(const AttentionArgs<T>& args, double work) {
-  const std::int64_t kv_heads = args.key.shape[1], key_len = args.key.shape[2];
-  const std::int64_t heads_of_batch = args.query.shape[0] * kv_heads, chunk_keys = ChunkKeys<T>(key_len);
-  const std::int64_t chunks = std::max<std::int64_t>(1, CeilDiv(key_len, chunk_keys)), tasks = heads_of_batch * chunks;
-  const AttentionKernel<T>& kernel = GetAttentionKernel(args);
-  const int threads = ThreadsFor(tasks, work);
-  const std::size_t partial_bytes = kernel.partial_bytes(args);
-  const Scratch scratch(threads, kernel.chunk_scratch_bytes(args));
-  const Scratch partials(1, partial_bytes * static_cast<std::size_t>(tasks));
-  const auto partial = [&](std::int64_t task) {
-    return partials.thread(0) + partial_bytes * static_cast<std::size_t>(task);
-  };
-  ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
-    const std::int64_t head = task / chunks, begin = task % chunks * chunk_keys;
-    const DecodeChunk chunk{head / kv_heads, head % kv_heads, begin, std::min(key_len, begin + chunk_keys)};
-    kernel.chunk(args, chunk, partial(task), scratch.thread(thread));
-  });
-  const std::int64_t rows = args.query.shape[0] * args.query.shape[1] * args.query.shape[2];
-  const std::int64_t row_work = 2 * chunks * args.value.shape[3] + (args.weights ? 16 * key_len : 0);
-  const double merge_work = static_cast<double>(rows) * static_cast<double>(row_work);
-  ParallelRanges(heads_of_batch, merge_work, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t head = begin; head < end; ++head) {
-      kernel.merge(args, head / kv_heads, head % kv_heads, chunks, partial(head * chunks));
+class Plan {
+ public:
+  explicit Plan(const AttentionArgs<T>& args) : args_(&args) {
+    const auto [batch, heads, query_len, head_dim] = args.query.shape;
+    if (batch == 0 || heads == 0 || query_len == 0) return;
+    const std::int64_t kv_heads = args.key.shape[1], key_len = args.key.shape[2];
+    heads_ = batch * kv_heads;
+    group_ = heads / kv_heads;
+    work_ = 2.0 * static_cast<double>(batch * heads) * static_cast<double>(query_len) * static_cast<double>(key_len) *
+            static_cast<double>(head_dim + args.value.shape[3]);
+    kernel_ = &GetAttentionKernel(args);
+    decode_ = group_ * query_len <= kMostDecodeRows;
+    size_ = decode_ ? ChunkKeys<T>(key_len) : 1;
+    parts_ = decode_ ? std::max<std::int64_t>(1, CeilDiv(key_len, size_)) : query_len;
+  }
+
+  double work() const { return work_; }
+  // After Divide: no more than before.
+  std::int64_t tasks() const { return heads_ * parts_; }
+  double TaskWork() const { return work_ / static_cast<double>(std::max<std::int64_t>(1, tasks())); }
+
+  // Blocks of queries as large as they should be, but smaller where a thread's share, of all calls' `total` work, would
+  // be too few of them for all threads, not all equally fast, to be busy to the end.
+  void Divide(int threads, double total) {
+    if (decode_ || heads_ == 0) return;
+    const std::int64_t query_len = args_->query.shape[2];
+    const auto queries_in = [&](std::int64_t rows) { return std::max<std::int64_t>(1, rows / group_); };
+    const auto too_few = [&](std::int64_t rows) {
+      const std::int64_t tasks = heads_ * CeilDiv(query_len, queries_in(rows));
+      return static_cast<double>(tasks) * total < 8.0 * threads * work_;
+    };
+    std::int64_t rows = BlockRows(*args_);
+    while (rows > kFewestRows && threads > 1 && too_few(rows)) rows /= 2;
+    size_ = std::min(query_len, queries_in(rows));
+    parts_ = CeilDiv(query_len, size_);
+  }
+
+  // Tasks of all calls are numbered through, and what chunks leave lies in one piece of memory. Returns the scratch
+  // that each thread needs.
+  std::size_t Place(std::int64_t& tasks, std::size_t& partials) {
+    first_task_ = tasks;
+    first_partial_ = partials;
+    tasks += this->tasks();
+    if (heads_ == 0) return 0;
+    if (!decode_) return kernel_->scratch_bytes(*args_, size_ * group_);
+    partial_bytes_ = kernel_->partial_bytes(*args_);
+    partials += HeadBytes() * static_cast<std::size_t>(heads_);
+    return kernel_->chunk_scratch_bytes(*args_);
+  }
+  std::int64_t first_task() const { return first_task_; }
+
+  void Begin(std::byte* partials) const {
+    for (std::int64_t head = 0; decode_ && head < heads_; ++head) new (OfHead(partials, head)) Done(0);
+  }
+
+  void Run(std::int64_t task, std::byte* partials, std::byte* scratch) const {
+    const std::int64_t kv_heads = args_->key.shape[1];
+    if (!decode_) {
+      // Late queries keep the most keys under causality: the longest tasks come first.
+      const std::int64_t query = (parts_ - 1 - task / heads_) * size_, head = task % heads_;
+      const std::int64_t query_end = std::min(args_->query.shape[2], query + size_);
+      return kernel_->block(*args_, {head / kv_heads, head % kv_heads, query, query_end}, scratch);
     }
+    const std::int64_t head = task / parts_, part = task % parts_, begin = part * size_;
+    std::byte* const done = OfHead(partials, head);
+    std::byte* const partial = done + kCacheLine;
+    const DecodeChunk chunk{head / kv_heads, head % kv_heads, begin, std::min(args_->key.shape[2], begin + size_)};
+    kernel_->chunk(*args_, chunk, partial + partial_bytes_ * static_cast<std::size_t>(part), scratch);
+    // Whoever is the last of a head to finish sees what the others left.
+    if (reinterpret_cast<Done*>(done)->fetch_add(1, std::memory_order_acq_rel) + 1 < parts_) return;
+    kernel_->merge(*args_, chunk.batch, chunk.kv_head, parts_, partial);
+  }
+
+ private:
+  using Done = std::atomic<std::int64_t>;  // chunks of a head
+
+  // A count of the chunks that are done, then what each left.
+  std::size_t HeadBytes() const { return kCacheLine + partial_bytes_ * static_cast<std::size_t>(parts_); }
+  std::byte* OfHead(std::byte* partials, std::int64_t head) const {
+    return partials + first_partial_ + HeadBytes() * static_cast<std::size_t>(head);
+  }
+
+  const AttentionArgs<T>* args_;
+  const AttentionKernel<T>* kernel_ = nullptr;
+  double work_ = 0;
+  bool decode_ = false;
+  std::int64_t heads_ = 0, group_ = 1;  // heads_: of keys and values, in all batch entries
+  std::int64_t size_ = 1, parts_ = 0;   // queries of a block or keys of a chunk; parts of a head
+  std::int64_t first_task_ = 0;
+  std::size_t first_partial_ = 0, partial_bytes_ = 0;
+};
+
+// All tasks in one parallel region, those of the longest first.
+template <typename T>
+void Run(Plan<T>* begin, Plan<T>* end) {
+  std::int64_t most_tasks = 0;
+  double work = 0;
+  for (Plan<T>* plan = begin; plan < end; ++plan) most_tasks += plan->tasks(), work += plan->work();
+  const int wanted = ThreadsFor(most_tasks, work);
+  for (Plan<T>* plan = begin; plan < end; ++plan) plan->Divide(wanted, work);
+  std::sort(begin, end, [](const Plan<T>& a, const Plan<T>& b) { return a.TaskWork() > b.TaskWork(); });
+
+  std::int64_t tasks = 0;
+  std::size_t partial_bytes = 0, scratch_bytes = 0;
+  for (Plan<T>* plan = begin; plan < end; ++plan) {
+    scratch_bytes = std::max(scratch_bytes, plan->Place(tasks, partial_bytes));
+  }
+  if (tasks == 0) return;
+  const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
+  const Scratch scratch(threads, scratch_bytes), partials(1, partial_bytes);
+  for (const Plan<T>* plan = begin; plan < end; ++plan) plan->Begin(partials.thread(0));
+  ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
+    const auto later = [](std::int64_t t, const Plan<T>& plan) { return t < plan.first_task(); };
+    const Plan<T>& plan = *(std::upper_bound(begin, end, task, later) - 1);
+    plan.Run(task - plan.first_task(), partials.thread(0), scratch.thread(thread));
   });
 }
 
 template <typename T>
 void Run(const AttentionArgs<T>& args) {
-  const auto [batch, heads, query_len, head_dim] = args.query.shape;
-  const std::int64_t kv_heads = args.key.shape[1], key_len = args.key.shape[2];
-  if (batch == 0 || heads == 0 || query_len == 0) return;
-  const std::int64_t heads_of_batch = batch * kv_heads, group = heads / kv_heads, queries = query_len;
+  Plan<T> plan(args);
+  Run(&plan, &plan + 1);
+}
 
-  const double work = 2.0 * static_cast<double>(batch * heads) * static_cast<double>(query_len) *
-                      static_cast<double>(key_len) * static_cast<double>(head_dim + args.value.shape[3]);
-  if (group * query_len <= kMostDecodeRows) return Decode(args, work);
-  const int wanted = ThreadsFor(heads_of_batch * query_len, work);
-  // Smaller blocks where there would be too few for all threads, not all equally fast, to be busy to the end.
-  std::int64_t rows = BlockRows(args);
-  const auto tasks_with = [&](std::int64_t r) {
-    return heads_of_batch * CeilDiv(queries, std::max<std::int64_t>(1, r / group));
-  };
-  while (rows > kFewestRows && wanted > 1 && tasks_with(rows) < 8 * wanted) rows /= 2;
-  const std::int64_t block_queries = std::min(query_len, std::max<std::int64_t>(1, rows / group));
-  const std::int64_t blocks = CeilDiv(query_len, block_queries), tasks = heads_of_batch * blocks;
-  const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
-
-  const AttentionKernel<T>& kernel = GetAttentionKernel(args);
-  const Scratch scratch(threads, kernel.scratch_bytes(args, block_queries * group));
-  ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
-    // Late queries keep the most keys under causality: the longest tasks come first.
-    const std::int64_t query = (blocks - 1 - task / heads_of_batch) * block_queries, head = task % heads_of_batch;
-    const AttentionBlock block{head / kv_heads, head % kv_heads, query, std::min(queries, query + block_queries)};
-    kernel.block(args, block, scratch.thread(thread));
-  });
+template <typename T>
+void Run(const std::vector<AttentionArgs<T>>& calls) {
+  std::vector<Plan<T>> plans(calls.begin(), calls.end());
+  Run(plans.data(), plans.data() + plans.size());
 }
 
 }  // namespace
@@ -105,5 +181,10 @@ void Attention(const AttentionArgs<float>& args) { Run(args); }
 void Attention(const AttentionArgs<double>& args) { Run(args); }
 void Attention(const AttentionArgs<Float16>& args) { Run(args); }
 void Attention(const AttentionArgs<BFloat16>& args) { Run(args); }
+
+void AttentionVarlen(const std::vector<AttentionArgs<float>>& calls) { Run(calls); }
+void AttentionVarlen(const std::vector<AttentionArgs<double>>& calls) { Run(calls); }
+void AttentionVarlen(const std::vector<AttentionArgs<Float16>>& calls) { Run(calls); }
+void AttentionVarlen(const std::vector<AttentionArgs<BFloat16>>& calls) { Run(calls); }
 
 }  // namespace headwise

@@ -32,6 +32,7 @@ from headwise._ops import (
     set_target,
     show_config,
     softmax,
+    varlen_attention,
 )
 from headwise._version import __version__
 from headwise.attention import (
@@ -52,6 +53,7 @@ from headwise.positional_encoding import (
     RotaryPositionalEmbedding,
     SinusoidalPositionalEncoding,
 )
+from headwise.rope import permute_rope_weights, rope_parameters
 
 __all__ = [
     "ALiBiPositionalBias",
@@ -93,9 +95,11 @@ __all__ = [
     "multi_head_attention",
     "multi_head_self_attention",
     "normalization",
+    "permute_rope_weights",
     "positional_encoding",
     "precision",
     "rope",
+    "rope_parameters",
     "scaled_dot_product_attention",
     "self_attention",
     "set_num_threads",
@@ -103,4 +107,5 @@ __all__ = [
     "set_target",
     "show_config",
     "softmax",
+    "varlen_attention",
 ]

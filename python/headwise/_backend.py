@@ -78,6 +78,29 @@ class Backend(Protocol):
         nothing gives output 0, weights 0 and lse -inf (or the sink's logit). Without ``weights`` nothing of size
         query_len x key_len is built. Whatever stands in a dropped key or value, NaN included, reaches nothing."""
 
+    def attention_varlen(
+        self,
+        query: Array,  # (heads, rows of queries, head_dim), last axis contiguous, any other strides; may be halves
+        key: Array,  # (kv_heads, rows of keys, head_dim), likewise, as the next two
+        value: Array,  # (kv_heads, rows of keys, value_dim)
+        output: Array,  # (heads, rows of queries, value_dim)
+        lse: Array | None,  # (heads, rows of queries), any strides, to be filled if given
+        query_starts: Array,  # (sequences,) of int64, contiguous, as the next four; each sequence has a range of
+        query_lengths: Array,  # the queries, which no other has any of,
+        key_starts: Array,  # and a range of the keys
+        key_lengths: Array,
+        offsets: Array,  # the positions of their queries 0 among their keys
+        slopes: Array | None,  # from here on as in attention, of each sequence
+        sinks: Array | None,
+        scale: float,
+        softcap: float,
+        left: int,
+        right: int,
+        precision: str,
+    ) -> None:
+        """:meth:`attention` of each sequence by itself, to the bit. Rows of ``output`` and ``lse`` that belong to no
+        sequence stay as they are."""
+
     def apply_rope(self, x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) -> None:
         """``x, out``: (batch, heads, seq, dim); ``cos, sin``: (batch, heads, seq, dim / 2), any of the first three
         1 instead. Last axes contiguous. ``out`` may be ``x`` itself."""

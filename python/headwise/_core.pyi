@@ -28,6 +28,25 @@ def attention(
     drop_scale: float,
     precision: str,
 ) -> None: ...
+def attention_varlen(
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    output: NDArray[Any],
+    lse: NDArray[Any] | None,
+    query_starts: NDArray[Any],
+    query_lengths: NDArray[Any],
+    key_starts: NDArray[Any],
+    key_lengths: NDArray[Any],
+    offsets: NDArray[Any],
+    slopes: NDArray[Any] | None,
+    sinks: NDArray[Any] | None,
+    scale: float,
+    softcap: float,
+    left: int,
+    right: int,
+    precision: str,
+) -> None: ...
 def apply_rope(x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], out: NDArray[Any], interleaved: bool) -> None: ...
 def add_alibi(scores: NDArray[Any], slopes: NDArray[Any], offset: int, out: NDArray[Any]) -> None: ...
 def linear(

@@ -46,8 +46,12 @@ class Layer(ABC):
 
     def _cast(self, name: str, dtype: np.dtype[Any]) -> Array:
         """The parameter ``name`` in ``dtype``; see :class:`Parameter`."""
-        slot: _Slot = vars(self)[name]
+        slot: Slot = vars(self)[name]
         return slot.cast(dtype)
+
+    def _has(self, name: str) -> bool:
+        """Whether the parameter ``name`` is not None."""
+        return vars(self)[name] is not None
 
 
 class Parameter:
@@ -60,6 +64,17 @@ class Parameter:
 
     def __init__(self, *axes: str) -> None:
         self._axes = axes  # names of the layer's attributes that hold the sizes
+        self._optional = False
+
+    @classmethod
+    def optional(cls, *axes: str) -> Parameter:
+        """One that may be None."""
+        parameter = cls(*axes)
+        parameter._optional = True
+        return parameter
+
+    def shape(self, layer: Layer) -> tuple[int, ...]:
+        return tuple(getattr(layer, axis) for axis in self._axes)
 
     def __set_name__(self, owner: type[Layer], name: str) -> None:
         self._name = name
@@ -68,23 +83,27 @@ class Parameter:
     def __get__(self, layer: None, owner: type[Layer]) -> Parameter: ...
 
     @overload
-    def __get__(self, layer: Layer, owner: type[Layer]) -> Array: ...
+    def __get__(self, layer: Layer, owner: type[Layer]) -> Any: ...  # ndarray; or None, if optional
 
-    def __get__(self, layer: Layer | None, owner: type[Layer]) -> Parameter | Array:
+    def __get__(self, layer: Layer | None, owner: type[Layer]) -> Any:
         if layer is None:
             return self
-        slot: _Slot = vars(layer)[self._name]
-        return slot.open()
+        slot: Slot | None = vars(layer)[self._name]
+        return None if slot is None else slot.open()
 
-    def __set__(self, layer: Layer, value: ArrayLike) -> None:
+    def __set__(self, layer: Layer, value: ArrayLike | None) -> None:
+        if value is None and self._optional:
+            vars(layer)[self._name] = None
+            return
         array = as_array(value, self._name)
         check_dtype(array.dtype, self._name)
         if array.dtype.kind in "biu":
             array = array.astype(FLOAT64)
-        shape = tuple(getattr(layer, axis) for axis in self._axes)
+        shape = self.shape(layer)
         if array.shape != shape:
-            raise ValueError(f"{self._name}: shape {array.shape}, expected ({', '.join(self._axes)}) = {shape}")
-        vars(layer)[self._name] = _Slot(array)
+            axes = ", ".join(axis.lstrip("_") for axis in self._axes)
+            raise ValueError(f"{self._name}: shape {array.shape}, expected ({axes}) = {shape}")
+        vars(layer)[self._name] = Slot(array)
 
 
 def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
@@ -107,44 +126,47 @@ def fresh_embeddings(rng: Rng, rows: int, d_model: int, dtype: DTypeLike | None)
     return check_rng(rng).normal(0.0, 0.02, (rows, d_model)).astype(made, copy=False)
 
 
-class _Slot:
-    """An array and its last cast, stamped with the version of the array it was made from."""
+class Slot:
+    """An array and its last cast, stamped with the version of the array it was made from.
 
-    __slots__ = ("_array", "_cast", "_version")
+    ``version`` is another object after each time that someone may have changed the array.
+    """
+
+    __slots__ = ("_cast", "array", "version")
 
     def __init__(self, array: Array) -> None:
-        self._array = array
+        self.array = array
         self._cast: tuple[object, Array] | None = None
-        self._version = object()
+        self.version = object()
 
-    def __reduce__(self) -> tuple[type[_Slot], tuple[Array]]:
-        return _Slot, (self._array,)  # copies and pickles leave the cast behind
+    def __reduce__(self) -> tuple[type[Slot], tuple[Array]]:
+        return Slot, (self.array,)  # copies and pickles leave the cast behind
 
     def open(self) -> Array:
         """The array, for someone who may change it. A cast that another thread is making now is void as well: it will
         carry the version that was current when it began."""
-        self._version = object()
+        self.version = object()
         self._cast = None
-        return self._array
+        return self.array
 
     def cast(self, dtype: np.dtype[Any]) -> Array:
-        if self._array.dtype == dtype:
-            return self._array
-        version, kept = self._version, self._cast
-        if not self._is_private():
-            return self._array.astype(dtype)
+        if self.array.dtype == dtype:
+            return self.array
+        version, kept = self.version, self._cast
+        if not self.is_private():
+            return self.array.astype(dtype)
         if kept is None or kept[0] is not version or kept[1].dtype != dtype:
-            kept = self._cast = version, self._array.astype(dtype)
+            kept = self._cast = version, self.array.astype(dtype)
         return kept[1]
 
-    def _is_private(self) -> bool:
+    def is_private(self) -> bool:
         """Whether nobody else reaches the numbers, through the array or through the memory it is a view of."""
-        if sys.getrefcount(self._array) > _PRIVATE:
+        if sys.getrefcount(self.array) > _PRIVATE:
             return False
-        if self._array.base is None:
+        if self.array.base is None:
             return True
         # A view of a view refers to the owner of the memory, so one step sees them all. Unpickled arrays view bytes.
-        return _owns_memory(self._array.base) and sys.getrefcount(self._array.base) <= _PRIVATE
+        return _owns_memory(self.array.base) and sys.getrefcount(self.array.base) <= _PRIVATE
 
 
 def _owns_memory(base: object) -> bool:
@@ -152,8 +174,8 @@ def _owns_memory(base: object) -> bool:
 
 
 # What sys.getrefcount answers for an attribute nobody else refers to: whether its argument counts is the interpreter's.
-_probe = _Slot(np.empty(0))
-_PRIVATE = sys.getrefcount(_probe._array)
+_probe = Slot(np.empty(0))
+_PRIVATE = sys.getrefcount(_probe.array)
 
 
 class PositionTable:

@@ -192,6 +192,40 @@ def attention(
             output[b, h, r] = average.reshape((*four[:3], value_dim))
 
 
+def attention_varlen(
+    query: Array,
+    key: Array,
+    value: Array,
+    output: Array,
+    lse: Array | None,
+    query_starts: Array,
+    query_lengths: Array,
+    key_starts: Array,
+    key_lengths: Array,
+    offsets: Array,
+    slopes: Array | None,
+    sinks: Array | None,
+    scale: float,
+    softcap: float,
+    left: int,
+    right: int,
+    precision: str,
+) -> None:
+    vectors = (query_starts, query_lengths, key_starts, key_lengths, offsets)
+    for start, rows, first_key, keys, offset in zip(*(vector.tolist() for vector in vectors), strict=True):
+        r, k = np.s_[None, :, start : start + rows], np.s_[None, :, first_key : first_key + keys]
+        part_lse = None if lse is None else lse[r]
+        if keys == 0:
+            output[r] = 0
+            if part_lse is not None:
+                part_lse[...] = -np.inf if sinks is None else sinks[:, None]
+        elif rows > 0 and len(query) > 0:
+            attention(
+                query[r], key[k], value[k], output[r], None, part_lse, (), (), None, slopes, sinks, scale, softcap,
+                left, right, offset, 1.0, precision,
+            )  # fmt: skip
+
+
 def _blocks(
     batch: int, kv_heads: int, group: int, query_len: int, key_len: int, width: int
 ) -> Iterator[tuple[slice, slice, slice]]:

@@ -1,8 +1,8 @@
 """The public functions: every check, once, and the way from the caller's arrays to a backend's normal form.
 
-Attention is in :mod:`headwise._sdpa`, the linear map in :mod:`headwise._linear`, rotary embedding and ALiBi in
-:mod:`headwise._positions`, configuration in :mod:`headwise._config` and :mod:`headwise._precision`; what they have in
-common in :mod:`headwise._arrays`.
+Attention is in :mod:`headwise._sdpa`, that of packed sequences in :mod:`headwise._varlen`, the linear map in
+:mod:`headwise._linear`, rotary embedding and ALiBi in :mod:`headwise._positions`, configuration in
+:mod:`headwise._config` and :mod:`headwise._precision`; what they have in common in :mod:`headwise._arrays`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from headwise._linear import PackedLinear, linear
 from headwise._positions import add_alibi, alibi_bias, alibi_slopes, apply_rope
 from headwise._precision import get_precision, precision, set_precision
 from headwise._sdpa import flash_attention, scaled_dot_product_attention
+from headwise._varlen import varlen_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,7 @@ __all__ = [
     "set_target",
     "show_config",
     "softmax",
+    "varlen_attention",
 ]
 
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arrays import as_array, check_dtype, check_int, check_rate, check_real, check_rng, check_size, promote
+from ._arrays import as_array, check_dtype, check_int, check_rate, check_real, check_rng, check_size
 from ._layer import fresh_embeddings
+from ._multi_head import Heads, check_heads, check_sequences, glorot_uniform, multi_head
 from ._ops import dropout, scaled_dot_product_attention, softmax
-from .layers import Projections, check_heads, check_sequences, given_projections, glorot_uniform, multi_head
+from ._projection import GivenProjections
+from .layers import MultiHeadAttention
 from .masks import create_causal_mask, create_look_ahead_mask, create_padding_mask
 from .positional_encoding import sinusoid
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from ._arrays import Array
     from ._layer import Rng
-    from .layers import AttentionOptions, MultiHeadAttention
+    from ._multi_head import AttentionOptions
 
     Parameters = MultiHeadAttention | Mapping[str, ArrayLike]
 
@@ -121,14 +123,21 @@ def multi_head_attention(
     """
     width, heads = check_heads(d_model, num_heads)
     q, k, v = check_sequences(query, key, value)
-    dtype, _ = promote(("query", q), ("key", k), ("value", v))
     rate, generator = check_rate(dropout_rate, "dropout_rate"), check_rng(rng)
+    if isinstance(params, MultiHeadAttention):
+        if (params.num_heads, params.d_model) != (heads, width):
+            raise ValueError(
+                f"params: a layer with num_heads = {params.num_heads} and d_model = {params.d_model}, "
+                f"expected {heads} and {width}"
+            )
+        return params._attend(q, k, v, mask, rate, generator, **options)
     if params is None:
-        rows = (q.shape[-1], k.shape[-1], v.shape[-1], width)
-        projections = Projections(*(glorot_uniform(generator, n, width).astype(dtype, copy=False) for n in rows))
+        rows = zip(("W_q", "W_k", "W_v", "W_o"), (q.shape[-1], k.shape[-1], v.shape[-1], width), strict=True)
+        given = GivenProjections({name: glorot_uniform(generator, n, width) for name, n in rows})
     else:
-        projections = given_projections(params, heads, width, dtype)
-    return multi_head(q, k, v, projections, heads, mask, rate, generator, **options)
+        given = GivenProjections.of(params, width)
+    shape = Heads(given.widths, width, heads, heads)
+    return multi_head(q, k, v, given, shape, mask, rate, generator, **options)
 
 
 def multi_head_self_attention(

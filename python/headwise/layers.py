@@ -1,33 +1,29 @@
 """Multi-head attention as layers that own their projections.
 
-Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, section 3.2.2.
-:func:`multi_head` is the computation, without state; :class:`MultiHeadAttention` and the functions of
-:mod:`headwise.attention` give it the projections.
+Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, section 3.2.2. The computation is
+:func:`headwise._multi_head.multi_head`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arrays import (
-    as_array,
-    check_dtype,
-    check_flag,
-    check_out,
-    check_rate,
-    check_rng,
-    check_size,
-    deliver,
-    promote,
-)
+from ._arrays import as_array, check_flag, check_rate, check_real, check_rng, check_size, promote
+from ._attention_args import check_softcap, check_window
 from ._layer import Layer, Parameter, parameter_dtype
-from ._ops import linear, scaled_dot_product_attention
+from ._multi_head import AttentionOptions, Heads, check_heads, check_sequences, glorot_uniform, multi_head, split_heads
+from ._positions import alibi_slopes
+from ._precision import check_precision
+from ._projection import LayerProjections, Packs
+from ._state import read_state_dict, write_state_dict
+from .cache import KVCache
+from .rope import RotaryPositionalEmbedding
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Unpack
 
@@ -37,135 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]
 
 
-class AttentionOptions(TypedDict, total=False):
-    """The keywords of :func:`headwise.scaled_dot_product_attention` that everything built on it hands through."""
-
-    bias: ArrayLike | None
-    is_causal: bool
-    causal_alignment: str
-    scale: float | None
-    window_size: int | tuple[int, int] | None
-    softcap: float | None
-    alibi_slopes: ArrayLike | None
-    sinks: ArrayLike | None
-    key_padding_mask: ArrayLike | None
-    need_weights: bool
-    return_lse: bool
-    precision: str | None
-    out: Array | None
-
-
-class Projections(NamedTuple):
-    """What query, key, value and the joined heads are multiplied by, as ``x @ W``."""
-
-    W_q: Array  # (width of query, d_model)
-    W_k: Array  # (width of key, d_model)
-    W_v: Array  # (width of value, d_model)
-    W_o: Array  # (d_model, d_model)
-
-
-def check_heads(d_model: object, num_heads: object) -> tuple[int, int]:
-    """``d_model`` and ``num_heads`` if the heads share the width evenly."""
-    width, heads = check_size(d_model, "d_model"), check_size(num_heads, "num_heads")
-    if width % heads:
-        raise ValueError(f"d_model: {width}, expected a number divisible by num_heads = {heads}")
-    return width, heads
-
-
-def check_sequences(query: ArrayLike, key: ArrayLike | None, value: ArrayLike | None) -> tuple[Array, Array, Array]:
-    """The three as arrays of one rank, (batch, seq, width) or (seq, width); ``key`` defaults to ``query``, ``value`` to
-    ``key``, and what is the same object stays so."""
-    q = as_array(query, "query")
-    k = q if key is None or key is query else as_array(key, "key")
-    v = k if value is None or value is key else q if value is query else as_array(value, "value")
-    if q.ndim not in (2, 3):
-        raise ValueError(f"query: shape {q.shape}, expected (batch, seq, width) or (seq, width)")
-    for name, array in (("key", k), ("value", v)):
-        if array.ndim != q.ndim or array.shape[:-2] != q.shape[:-2]:
-            lead = "" if q.ndim == 2 else f"{q.shape[0]}, "
-            raise ValueError(f"{name}: shape {array.shape}, expected ({lead}seq, width) beside query {q.shape}")
-    if v.shape[-2] != k.shape[-2]:
-        raise ValueError(f"value: shape {v.shape} does not match key {k.shape}: {v.shape[-2]} rows for {k.shape[-2]}")
-    return q, k, v
-
-
-def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010), equation 16:
-    uniform over plus and minus ``sqrt(6 / (rows + columns))``."""
-    limit = math.sqrt(6.0 / (rows + columns))
-    return rng.uniform(-limit, limit, (rows, columns))
-
-
-def split_heads(x: Array, num_heads: int) -> Array:
-    """(…, seq, width) as (…, heads, seq, width / heads), a view."""
-    return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).swapaxes(-3, -2)
-
-
-def multi_head(
-    query: Array,
-    key: Array,
-    value: Array,
-    projections: Projections,
-    num_heads: int,
-    mask: ArrayLike | None,
-    dropout: float,
-    rng: Rng,
-    **options: Unpack[AttentionOptions],
-) -> tuple[Any, ...]:
-    """``Concat(head_1, …, head_h) W_o`` with ``head_i = Attention(Q W_q_i, K W_k_i, V W_v_i)`` (section 3.2.2).
-
-    ``query``, ``key`` and ``value`` come from :func:`check_sequences`. The projections are read as heads, and the heads
-    written side by side, through strided views: nothing is transposed in memory.
-    """
-    inputs = {"query": query, "key": key, "value": value}
-    dtype, result_dtype = promote(*inputs.items())
-    for (name, x), weight in zip(inputs.items(), projections[:3], strict=True):
-        if x.shape[-1] != weight.shape[0]:
-            raise ValueError(f"{name}: shape {x.shape}, expected a last axis of {weight.shape[0]}")
-    d_model = projections.W_o.shape[1]
-    out, precision = options.get("out"), options.get("precision")
-    if out is not None:
-        check_out(out, (*query.shape[:-1], d_model), result_dtype)
-
-    batched = query.ndim == 3
-    if not batched:
-        query, key, value = query[np.newaxis], key[np.newaxis], value[np.newaxis]
-    batch, query_len, key_len = len(query), query.shape[1], key.shape[1]
-    mask = _over_heads(mask, "mask", (batch, query_len, key_len))
-    options["bias"] = _over_heads(options.get("bias"), "bias", (batch, query_len, key_len))
-    padding = options.get("key_padding_mask")
-    if not batched and padding is not None:
-        kept = as_array(padding, "key_padding_mask")
-        options["key_padding_mask"] = kept[np.newaxis] if kept.ndim == 1 else kept
-
-    heads_q, heads_k, heads_v = (
-        split_heads(linear(x.astype(dtype, copy=False), weight, precision=precision), num_heads)
-        for x, weight in zip((query, key, value), projections[:3], strict=True)
-    )
-    joined = np.empty((batch, query_len, d_model), dtype)
-    options["out"] = split_heads(joined, num_heads)
-    _, *rest = scaled_dot_product_attention(heads_q, heads_k, heads_v, mask, dropout, rng=rng, **options)
-    if not batched:
-        joined, rest = joined[0], [None if x is None else x[0] for x in rest]
-    in_place = out if result_dtype == dtype else None
-    output = deliver(linear(joined, projections.W_o, precision=precision, out=in_place), out, result_dtype)
-    weights = rest[0]
-    if weights is not None:
-        rest[0] = deliver(weights, None, result_dtype)
-    return output, *rest
-
-
-def _over_heads(mask: ArrayLike | None, name: str, shape: tuple[int, int, int]) -> ArrayLike | None:
-    """A mask (batch, query_len, key_len) as one for all heads; other ranks are left as they are."""
-    if mask is None:
-        return None
-    array = mask if isinstance(mask, np.ndarray) else as_array(mask, name)
-    if array.ndim != 3:
-        return array
-    if any(size not in (1, full) for size, full in zip(array.shape, shape, strict=True)):
-        raise ValueError(f"{name}: shape {array.shape}, expected (batch, query_len, key_len) = {shape}")
-    over_heads: Array = array[:, np.newaxis]
-    return over_heads
+_WEIGHTS = ("W_q", "W_k", "W_v", "W_o")
+_BIASES = ("b_q", "b_k", "b_v", "b_o")
 
 
 class MultiHeadAttention(Layer):
@@ -177,11 +46,27 @@ class MultiHeadAttention(Layer):
     Parameters
     ----------
     d_model : int
-        Width of the inputs and the output.
+        Width of the query and the output.
     num_heads : int
         Number of heads, a divisor of ``d_model``.
     dropout : float
         Rate in [0, 1) at which attention weights are dropped, in training only.
+    bias : bool
+        Whether the projections add ``b_q``, ``b_k``, ``b_v`` and ``b_o``, zero at first.
+    num_kv_heads : int, optional
+        Number of key and value heads, a divisor of ``num_heads``, each shared by as many query heads [2]_;
+        ``num_heads`` by default.
+    kdim, vdim : int, optional
+        Widths of key and value; ``d_model`` by default.
+    rope : RotaryPositionalEmbedding, optional
+        Of width ``d_k``; turns the heads of queries and keys by their positions.
+    alibi : bool
+        Whether distances are penalised by :func:`headwise.alibi_slopes`.
+    sinks : bool
+        Whether each head has a learned logit ``sinks`` that joins the softmax's denominator, zero at first.
+    window_size, softcap, scale, precision : optional
+        What :func:`headwise.scaled_dot_product_attention` takes under these names, for every call that does not say
+        otherwise.
     rng : int or numpy.random.Generator, optional
         Draws the parameters, then the dropout of later calls.
     dtype : dtype, optional
@@ -190,9 +75,13 @@ class MultiHeadAttention(Layer):
 
     Attributes
     ----------
-    W_q, W_k, W_v, W_o : ndarray, (d_model, d_model)
-        The projections, applied as ``x @ W``, drawn uniformly as by Glorot & Bengio (2010). They may be replaced or
-        changed in place.
+    W_q, W_k, W_v, W_o : ndarray
+        The projections, applied as ``x @ W``: (d_model, d_model), (kdim, num_kv_heads * d_k), (vdim, num_kv_heads *
+        d_k) and (d_model, d_model), drawn uniformly as by Glorot & Bengio (2010). They may be replaced or changed in
+        place.
+    b_q, b_k, b_v, b_o : ndarray or None
+        Added to the products; None without ``bias``. They may be set one by one.
+    sinks : ndarray, (num_heads,), or None
     d_k : int
         Width of a head.
     dropout : float
@@ -203,11 +92,23 @@ class MultiHeadAttention(Layer):
     Raises
     ------
     ValueError
-        If ``d_model`` is not divisible by ``num_heads``, a size is not positive or the rate is outside [0, 1).
+        If ``d_model`` is not divisible by ``num_heads``, or ``num_heads`` by ``num_kv_heads``, a size is not positive,
+        the rate is outside [0, 1), or ``rope`` has another width than ``d_k``.
+    TypeError
+        If an argument has a wrong type.
+
+    Notes
+    -----
+    Parameters that nobody else holds on to are packed for the products at the second call that finds them unchanged,
+    queries, keys and values of one input in a single one, and packed anew after somebody has read or replaced one.
+    Whoever keeps a reference to a parameter (``W = layer.W_q``, or the array that was assigned) may change it at any
+    time, and pays with a copy of the parameters at each call. Results have the same bits either way.
 
     References
     ----------
-    Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.
+    .. [1] A. Vaswani et al., "Attention Is All You Need", 2017, section 3.2.2.
+    .. [2] J. Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
+       2023, section 2.2.
 
     Examples
     --------
@@ -218,12 +119,25 @@ class MultiHeadAttention(Layer):
     >>> output, weights = layer(x)
     >>> output.shape, weights.shape
     ((2, 5, 64), (2, 8, 5, 5))
+
+    A decoder's layer, fed token by token:
+
+    >>> layer = hw.CausalAttention(64, 8, num_kv_heads=2, rope=hw.RotaryPositionalEmbedding(8), rng=0)
+    >>> cache = layer.make_cache(batch_size=2, capacity=5, dtype=np.float64)
+    >>> steps = [layer(x[:, i : i + 1], cache=cache)[0] for i in range(5)]
+    >>> bool(np.allclose(np.concatenate(steps, axis=1), layer(x)[0]))
+    True
     """
 
     W_q = Parameter("d_model", "d_model")
-    W_k = Parameter("d_model", "d_model")
-    W_v = Parameter("d_model", "d_model")
+    W_k = Parameter("kdim", "_kv_width")
+    W_v = Parameter("vdim", "_kv_width")
     W_o = Parameter("d_model", "d_model")
+    b_q = Parameter.optional("d_model")
+    b_k = Parameter.optional("_kv_width")
+    b_v = Parameter.optional("_kv_width")
+    b_o = Parameter.optional("d_model")
+    sinks = Parameter.optional("num_heads")
 
     def __init__(
         self,
@@ -231,16 +145,44 @@ class MultiHeadAttention(Layer):
         num_heads: int,
         dropout: float = 0.1,
         *,
+        bias: bool = False,
+        num_kv_heads: int | None = None,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        rope: RotaryPositionalEmbedding | None = None,
+        alibi: bool = False,
+        sinks: bool = False,
+        window_size: int | tuple[int, int] | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+        precision: str | None = None,
         rng: Rng = None,
         dtype: DTypeLike | None = None,
     ) -> None:
         self.d_model, self.num_heads = check_heads(d_model, num_heads)
         self.d_k = self.d_model // self.num_heads
+        self.num_kv_heads = self.num_heads if num_kv_heads is None else check_size(num_kv_heads, "num_kv_heads")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads: {num_kv_heads}, expected num_heads = {num_heads} to be divisible by it")
+        self.kdim = self.d_model if kdim is None else check_size(kdim, "kdim")
+        self.vdim = self.d_model if vdim is None else check_size(vdim, "vdim")
+        self._kv_width = self.num_kv_heads * self.d_k
         self.dropout = check_rate(dropout, "dropout")
+        self.rope = self._check_rope(rope)
+        self._defaults = self._check_defaults(window_size, softcap, scale, precision)
+        if check_flag(alibi, "alibi"):
+            self._defaults["alibi_slopes"] = alibi_slopes(self.num_heads)
+        has_bias, has_sinks = check_flag(bias, "bias"), check_flag(sinks, "sinks")
         self._rng = check_rng(rng)
         made = parameter_dtype(dtype)
-        for name in Projections._fields:
-            setattr(self, name, glorot_uniform(self._rng, self.d_model, self.d_model).astype(made, copy=False))
+        for name in (*_WEIGHTS, *_BIASES, "sinks"):
+            axes = self._shape_of(name)
+            if name in _WEIGHTS:
+                setattr(self, name, glorot_uniform(self._rng, *axes).astype(made, copy=False))
+            else:
+                wanted = has_sinks if name == "sinks" else has_bias
+                setattr(self, name, np.zeros(axes, made) if wanted else None)
+        self._packs = Packs()
 
     def forward(
         self,
@@ -251,6 +193,9 @@ class MultiHeadAttention(Layer):
         *,
         training: bool | None = None,
         rng: Rng = None,
+        cache: KVCache | None = None,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
         **options: Unpack[AttentionOptions],
     ) -> tuple[Any, ...]:
         """Attend from ``query`` to ``key``, and mix ``value`` accordingly.
@@ -258,9 +203,9 @@ class MultiHeadAttention(Layer):
         Parameters
         ----------
         query : array_like, (batch, query_len, d_model) or (query_len, d_model)
-        key : array_like, (batch, key_len, d_model) or (key_len, d_model), optional
+        key : array_like, (batch, key_len, kdim) or (key_len, kdim), optional
             ``query`` by default: self-attention.
-        value : array_like of the shape of ``key``, optional
+        value : array_like, (batch, key_len, vdim) or (key_len, vdim), optional
             ``key`` by default.
         mask : array_like, optional
             ``(query_len, key_len)``, ``(batch, query_len, key_len)`` or ``(batch, heads, query_len, key_len)``, or
@@ -270,6 +215,16 @@ class MultiHeadAttention(Layer):
             Whether dropout acts in this call; the attribute ``training`` decides by default.
         rng : int or numpy.random.Generator, optional
             Draws this call's dropout.
+        cache : KVCache, optional
+            From :meth:`make_cache`, for self-attention. The keys and values of this call join it, and each query
+            attends to all that the cache holds up to its own position. A ``mask`` then is over the keys that
+            the cache holds.
+        lengths : array_like of int, (batch,), optional
+            With a cache: how many of the rows count for each sequence; the others are padding behind them.
+        positions : array_like of int, (query_len,) or (batch, query_len), optional
+            Where the queries stand, and in self-attention the keys, for ``rope``. By default they are counted from 0,
+            or from what the cache holds; under ``causal_alignment="lower_right"`` the last query stands beside the last
+            key.
         **options
             The other keywords of :func:`headwise.scaled_dot_product_attention`: ``is_causal``, ``key_padding_mask``,
             ``need_weights``, ``bias``, ``scale``, ``window_size``, ``softcap``, ``alibi_slopes``, ``sinks``,
@@ -293,15 +248,145 @@ class MultiHeadAttention(Layer):
             If a dtype is not real, or a keyword is unknown.
         """
         q, k, v = check_sequences(query, key, value)
-        dtype, _ = promote(("query", q), ("key", k), ("value", v))
         acts = self.training if training is None else check_flag(training, "training")
-        rate = self.dropout if acts else 0.0
-        generator = self._rng if rng is None else rng
-        return multi_head(q, k, v, self.projections(dtype), self.num_heads, mask, rate, generator, **options)
+        rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng
+        return self._attend(
+            q, k, v, mask, rate, generator, cache=cache, lengths=lengths, positions=positions, **options
+        )
 
-    def projections(self, dtype: np.dtype[Any]) -> Projections:
-        """The parameters in ``dtype``, to be read only: cast once and kept, see :class:`headwise._layer.Parameter`."""
-        return Projections(*(self._cast(name, dtype) for name in Projections._fields))
+    def _attend(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: ArrayLike | None,
+        dropout: float,
+        rng: Rng,
+        *,
+        cache: KVCache | None = None,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        **options: Unpack[AttentionOptions],
+    ) -> tuple[Any, ...]:
+        """:meth:`forward` of what ``check_sequences`` gives, with dropout at any rate."""
+        for name, default in self._defaults.items():
+            options.setdefault(name, default)  # type: ignore[misc]
+        if self._has("sinks"):
+            dtype, _ = promote(("query", q), ("key", k), ("value", v))
+            options.setdefault("sinks", self._cast("sinks", dtype))
+        heads = Heads((self.d_model, self.kdim, self.vdim), self.d_model, self.num_heads, self.num_kv_heads)
+        projections = LayerProjections(vars(self), self._packs)
+        return multi_head(
+            q, k, v, projections, heads, mask, dropout, rng,
+            rope=self.rope, positions=positions, cache=cache, lengths=lengths, **options,
+        )  # fmt: skip
+
+    def make_cache(
+        self, batch_size: int, capacity: int, *, ring: bool = False, dtype: DTypeLike = np.float32
+    ) -> KVCache:
+        """An empty :class:`headwise.KVCache` for :meth:`forward`, for ``capacity`` positions.
+
+        Parameters
+        ----------
+        batch_size, capacity : int
+        ring : bool
+            Whether the oldest positions make room for new ones, where a full cache is an error otherwise.
+        dtype : dtype
+            That of the inputs that will be given.
+
+        Returns
+        -------
+        KVCache
+        """
+        return KVCache(batch_size, self.num_kv_heads, capacity, self.d_k, dtype=dtype, ring=ring)
+
+    def state_dict(self, format: str = "headwise", *, prefix: str = "") -> dict[str, Array]:
+        """Copies of the parameters, under the names of ``format``.
+
+        Parameters
+        ----------
+        format : {"headwise", "torch", "llama", "bert"}
+            Our own names; those of ``torch.nn.MultiheadAttention``; of Hugging Face's Llama and its kin; of BERT's.
+            All but ours hold transposed weights, (out, in).
+        prefix : str
+            What the names begin with.
+
+        Returns
+        -------
+        dict of ndarray
+
+        Raises
+        ------
+        ValueError
+            If the format is unknown, or cannot express the layer.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> list(hw.MultiHeadAttention(8, 2, bias=True).state_dict("torch", prefix="attn."))
+        ['attn.in_proj_weight', 'attn.in_proj_bias', 'attn.out_proj.weight', 'attn.out_proj.bias']
+        """
+        return write_state_dict(self._parameters(), format=format, prefix=prefix)
+
+    def load_state_dict(self, state: Mapping[str, ArrayLike], *, prefix: str = "", strict: bool = True) -> None:
+        """Replace the parameters by copies of those of a state dict, in any format of :meth:`state_dict`.
+
+        Parameters
+        ----------
+        state : mapping of str to array_like
+            NumPy arrays, PyTorch tensors and so on. The names tell the format.
+        prefix : str
+            What the names of this layer's entries begin with; others are not looked at.
+        strict : bool
+            Whether entries that the layer has not are an error.
+
+        Raises
+        ------
+        ValueError
+            If entries are missing, misshapen or too many: all of them are listed, and nothing is loaded.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> one, other = hw.MultiHeadAttention(8, 2, rng=1), hw.MultiHeadAttention(8, 2, rng=2)
+        >>> other.load_state_dict(one.state_dict("llama"))
+        >>> bool((one.W_k == other.W_k).all())
+        True
+        """
+        shapes = {name: array.shape for name, array in self._parameters().items()}
+        for name, array in read_state_dict(state, shapes, prefix=prefix, strict=strict).items():
+            setattr(self, name, array)
+
+    def _parameters(self) -> dict[str, Array]:
+        return {name: getattr(self, name) for name in (*_WEIGHTS, *_BIASES, "sinks") if self._has(name)}
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        parameter: Parameter = getattr(type(self), name)
+        return parameter.shape(self)
+
+    def _check_rope(self, rope: object) -> RotaryPositionalEmbedding | None:
+        if rope is None:
+            return None
+        if not isinstance(rope, RotaryPositionalEmbedding):
+            raise TypeError(f"rope: {type(rope).__name__}, expected a RotaryPositionalEmbedding")
+        if rope.d_model != self.d_k:
+            raise ValueError(f"rope: of width {rope.d_model}, expected d_model / num_heads = {self.d_k}")
+        return rope
+
+    @staticmethod
+    def _check_defaults(window_size: Any, softcap: Any, scale: Any, precision: Any) -> AttentionOptions:
+        """The options among these that are given."""
+        given: AttentionOptions = {}
+        if window_size is not None:
+            check_window(window_size, 0)
+            given["window_size"] = window_size
+        if softcap is not None:
+            given["softcap"] = check_softcap(softcap)
+        if scale is not None:
+            given["scale"] = check_real(scale, "scale")
+        if precision is not None:
+            given["precision"] = check_precision(precision)
+        return given
 
     def split_heads(self, x: ArrayLike) -> Array:
         """``x`` (…, seq, d_model) as heads (…, num_heads, seq, d_k): a view where the strides allow."""
@@ -343,34 +428,22 @@ class CausalAttention(MultiHeadAttention):
         *,
         training: bool | None = None,
         rng: Rng = None,
+        cache: KVCache | None = None,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
         **options: Unpack[AttentionOptions],
     ) -> tuple[Any, ...]:
         """As :meth:`MultiHeadAttention.forward`, with ``is_causal=True`` whatever is given."""
         options["is_causal"] = True
-        return super().forward(query, key, value, mask, training=training, rng=rng, **options)
-
-
-def given_projections(params: object, num_heads: int, d_model: int, dtype: np.dtype[Any]) -> Projections:
-    """The projections of ``params``, a :class:`MultiHeadAttention` or a mapping, in ``dtype``."""
-    if isinstance(params, MultiHeadAttention):
-        if (params.num_heads, params.d_model) != (num_heads, d_model):
-            raise ValueError(
-                f"params: a layer with num_heads = {params.num_heads} and d_model = {params.d_model}, "
-                f"expected {num_heads} and {d_model}"
-            )
-        return params.projections(dtype)
-    names = Projections._fields
-    if not isinstance(params, Mapping):
-        expected = f"a MultiHeadAttention or a mapping with {', '.join(names)}"
-        raise TypeError(f"params: {type(params).__name__}, expected {expected}")
-    if set(params) != set(names):
-        raise ValueError(f"params: entries {', '.join(map(str, params))}, expected {', '.join(names)}")
-    arrays = []
-    for name in names:
-        array = as_array(params[name], f"params[{name!r}]")
-        check_dtype(array.dtype, f"params[{name!r}]")
-        if array.ndim != 2 or array.shape[1] != d_model or (name == "W_o" and array.shape[0] != d_model):
-            expected = f"({d_model}, {d_model})" if name == "W_o" else f"(width, {d_model})"
-            raise ValueError(f"params[{name!r}]: shape {array.shape}, expected {expected}")
-        arrays.append(array.astype(dtype, copy=False))
-    return Projections(*arrays)
+        return super().forward(
+            query,
+            key,
+            value,
+            mask,
+            training=training,
+            rng=rng,
+            cache=cache,
+            lengths=lengths,
+            positions=positions,
+            **options,
+        )

@@ -1,4 +1,4 @@
-"""Rotary position embedding: the frequencies and the layer.
+"""Rotary position embedding: the frequencies, the layer, and weights between the two pairings.
 
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), https://arxiv.org/abs/2104.09864,
 equations 14 and 34. :func:`headwise.apply_rope` is the rotation itself, given the cosines and sines.
@@ -6,21 +6,37 @@ equations 14 and 34. :func:`headwise.apply_rope` is the rotation itself, given t
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arrays import FLOAT64, allocate, as_array, check_flag, check_real, check_size, conform, promote
-from ._layer import Layer, PositionTable, as_positions
+from ._arrays import (
+    as_array,
+    check_flag,
+    check_int,
+    check_out,
+    check_size,
+    conform,
+    deliver,
+    destination,
+    promote,
+)
+from ._layer import Layer, as_positions
 from ._positions import rotate
+from ._rope_config import check_positive, read_scaling
+from ._rope_tables import RotaryTables
+from ._rope_weights import permute_rope_weights
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from ._arrays import Array
 
-__all__ = ["RotaryPositionalEmbedding", "rope_frequencies"]
+__all__ = ["RotaryPositionalEmbedding", "permute_rope_weights", "rope_frequencies", "rope_parameters"]
+
+# A position is exact in float64 up to here.
+_FARTHEST = 1 << 53
 
 
 def rope_frequencies(dim: int, base: float = 10000.0) -> Array:
@@ -49,42 +65,133 @@ def rope_frequencies(dim: int, base: float = 10000.0) -> Array:
     >>> rope_frequencies(4)
     array([1.  , 0.01])
     """
-    width = check_size(dim, "dim")
-    if width % 2:
-        raise ValueError(f"dim: {width}, expected an even number, as features are rotated in pairs")
-    return _positive(base, "base") ** (-np.arange(0, width, 2, dtype=FLOAT64) / width)
+    return rope_parameters(dim, base)[0]
+
+
+def rope_parameters(
+    dim: int,
+    base: float = 10000.0,
+    *,
+    scaling: Mapping[str, Any] | None = None,
+    seq_len: int | None = None,
+    max_position_embeddings: int | None = None,
+) -> tuple[Array, float]:
+    """The frequencies of a model whose context was extended, and the factor of its cosines and sines.
+
+    Parameters
+    ----------
+    dim : int
+        Number of features of a head.
+    base : float
+        Frequency base; ``scaling['rope_theta']`` takes its place.
+    scaling : mapping, optional
+        ``rope_parameters`` (formerly ``rope_scaling``) of a Hugging Face configuration, as it is. ``rope_type`` (or
+        ``type``) is one of those below, which need the parameters in the table; entries that are None do not count.
+        ``partial_rotary_factor``, the fraction of the features that are turned, and ``rope_theta`` go with any of them.
+    seq_len : int, optional
+        Length of the sequence: the greatest position and one. Up to what the model was trained for by default.
+    max_position_embeddings : int, optional
+        The configuration's. ``dynamic`` needs it; ``yarn`` and ``llama3`` take it for
+        ``original_max_position_embeddings`` where that is missing, ``yarn`` and ``longrope`` derive a missing
+        ``factor`` from the two.
+
+    Returns
+    -------
+    inv_freq : ndarray, (pairs,), float64
+        Radians a position, by which each pair turns.
+    attention_factor : float
+        What cosines and sines are multiplied by: the square root of what that does to scores.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is unknown, missing or out of its range.
+    TypeError
+        If one is of the wrong type.
+
+    Notes
+    -----
+    ================ ============================================================== ===================================
+    rope_type        parameters (in brackets: optional)                             source
+    ================ ============================================================== ===================================
+    ``default``                                                                     Su et al., 2021
+    ``linear``       factor                                                         Chen et al., 2023
+    ``proportional`` [factor]                                                       Gemma 4
+    ``dynamic``      factor                                                         bloc97 and emozilla, 2023
+    ``yarn``         factor, original_max_position_embeddings [attention_factor,    Peng et al., 2023
+                     beta_fast, beta_slow, mscale, mscale_all_dim, truncate]
+    ``llama3``       factor, low_freq_factor, high_freq_factor,                     Llama 3.1, 2024
+                     original_max_position_embeddings
+    ``longrope``     short_factor, long_factor, original_max_position_embeddings    Ding et al., 2024
+                     [attention_factor, factor]
+    ================ ============================================================== ===================================
+
+    ``su`` is a former name of ``longrope``. Some configurations (Phi-3) hold ``original_max_position_embeddings``
+    beside the mapping: it belongs inside here.
+
+    Examples
+    --------
+    >>> from headwise.rope import rope_parameters
+    >>> rope_parameters(4, scaling={"rope_type": "linear", "factor": 4.0})
+    (array([0.25  , 0.0025]), 1.0)
+    >>> yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    >>> inv_freq, attention_factor = rope_parameters(8, scaling=yarn)
+    >>> inv_freq.round(6), round(attention_factor, 6)
+    (array([1.00e+00, 1.00e-01, 6.25e-03, 2.50e-04]), 1.138629)
+    """
+    rope = read_scaling(scaling, check_size(dim, "dim"), check_positive(base, "base"), max_position_embeddings)
+    length = None if seq_len is None else check_int(seq_len, "seq_len", 0)
+    return rope.inv_freq(length), rope.attention_factor
 
 
 class RotaryPositionalEmbedding(Layer):
     """Turns pairs of features by angles proportional to the position (RoPE).
 
-    Pair ``k`` at position ``p`` is turned by ``p * base ** (-2 k / d_model)``. Turning keeps norms, and the product of
-    a query at ``i`` and a key at ``j`` then depends on the positions through ``i - j`` alone. Angles are computed in
-    float64 whatever the dtype of the input, so that positions beyond 10^5 stay exact.
+    Pair ``k`` at position ``p`` is turned by ``p * inv_freq[k]``, without scaling ``p * base ** (-2 k / d_model)``.
+    Turning keeps norms, and the product of a query at ``i`` and a key at ``j`` then depends on the positions through
+    ``i - j`` alone. Angles are computed in float64 whatever the dtype of the input, so that positions beyond 10^5 stay
+    exact.
 
     Parameters
     ----------
     d_model : int
-        Number of features of the last axis, even: the head's width where heads are rotated.
+        Number of features of the last axis: the head's width where heads are rotated. Even, if all are turned.
     max_len : int
         Number of positions to precompute; the tables grow when more are asked for.
     base : float
-        Frequency base.
+        Frequency base; ``scaling['rope_theta']`` takes its place.
     interleaved : bool
-        Which features make a pair: ``(k, k + d_model / 2)`` if False, as in GPT-NeoX, Hugging Face and ONNX, or
+        Which features make a pair: ``(k, k + rotary_dim / 2)`` if False, as in GPT-NeoX, Hugging Face and ONNX, or
         ``(2 k, 2 k + 1)`` if True, as in the original LLaMA.
+    scaling : mapping, optional
+        ``rope_parameters`` or ``rope_scaling`` of a Hugging Face configuration: :func:`rope_parameters`. Where the
+        frequencies depend on the length of the sequence, that is the greatest position of the call and one.
+    rotary_dim : int, optional
+        How many features are turned, even: the first ones. The others stay what they are. All by default, or what
+        ``scaling['partial_rotary_factor']`` says.
+    max_position_embeddings : int, optional
+        The configuration's, which some kinds of ``scaling`` need.
 
     Attributes
     ----------
-    cos_cached, sin_cached : ndarray, (max_len or more, d_model / 2), float64, read-only
-        Cosines and sines of the angles by position and pair.
-    inv_freq : ndarray, (d_model / 2,), float64
-        Angle per position of each pair.
+    cos_cached, sin_cached : ndarray, (max_len or more, pairs), float64, read-only
+        Cosines and sines of the angles by position and pair, times ``attention_factor``.
+    inv_freq : ndarray, (pairs,), float64, read-only
+        Angle per position of each pair. These three are those of sequences no longer than the model was trained for.
+    attention_factor : float
+        By how much the turned features are stretched: 1 but in ``yarn`` and ``longrope``.
 
     Raises
     ------
     ValueError
-        If ``d_model`` is odd, a size is not positive, or ``base`` is not positive.
+        If ``d_model`` or ``rotary_dim`` is odd, a size is not positive, ``base`` is not positive, or a parameter of
+        ``scaling`` is unknown, missing or out of its range.
+
+    Notes
+    -----
+    With ``dynamic`` and ``longrope``, keys that were turned in a shorter sequence and cached keep the frequencies of
+    then, as they do in transformers. There, ``dynamic`` also keeps the frequencies of the longest sequence so far until
+    one of trained length comes; here each call stands for itself.
 
     References
     ----------
@@ -98,28 +205,52 @@ class RotaryPositionalEmbedding(Layer):
     >>> rope([[1.0, 0.0], [1.0, 0.0]]).round(4)  # turned by 0 and by 1 radian
     array([[1.    , 0.    ],
            [0.5403, 0.8415]])
+
+    Half of the features, from position 1 on, at half the speed:
+
+    >>> scaling = {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}
+    >>> hw.RotaryPositionalEmbedding(d_model=4, scaling=scaling)([[1.0, 0.0, 5.0, 6.0]], offset=1).round(4)
+    array([[0.8776, 0.4794, 5.    , 6.    ]])
     """
 
-    def __init__(self, d_model: int, max_len: int = 2048, base: float = 10000.0, *, interleaved: bool = False) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        max_len: int = 2048,
+        base: float = 10000.0,
+        *,
+        interleaved: bool = False,
+        scaling: Mapping[str, Any] | None = None,
+        rotary_dim: int | None = None,
+        max_position_embeddings: int | None = None,
+    ) -> None:
         self.d_model = check_size(d_model, "d_model")
-        if self.d_model % 2:
-            raise ValueError(f"d_model: {self.d_model}, expected an even number, as features are rotated in pairs")
         self.max_len = check_size(max_len, "max_len")
-        self.base = _positive(base, "base")
         self.interleaved = check_flag(interleaved, "interleaved")
-        self.inv_freq = rope_frequencies(self.d_model, self.base)
-        self._cos = PositionTable(partial(_of_angles, np.cos, self.inv_freq), self.max_len)
-        self._sin = PositionTable(partial(_of_angles, np.sin, self.inv_freq), self.max_len)
+        rope = read_scaling(
+            scaling, self.d_model, check_positive(base, "base"), max_position_embeddings, rotary_dim, name="d_model"
+        )
+        self.base = rope.base
+        self.rotary_dim = rope.rotary_dim
+        self.scaling = None if scaling is None else dict(scaling)
+        self.attention_factor = rope.attention_factor
+        self._tables = RotaryTables(rope, self.max_len)
+
+    @property
+    def inv_freq(self) -> Array:
+        return self._tables.trained.inv_freq
 
     @property
     def cos_cached(self) -> Array:
-        return self._cos.array
+        return self._tables.trained.array[:, : self.rotary_dim // 2]
 
     @property
     def sin_cached(self) -> Array:
-        return self._sin.array
+        return self._tables.trained.array[:, self.rotary_dim // 2 :]
 
-    def forward(self, x: ArrayLike, positions: ArrayLike | None = None) -> Array:
+    def forward(
+        self, x: ArrayLike, positions: ArrayLike | None = None, *, offset: int = 0, out: Array | None = None
+    ) -> Array:
         """Rotate ``x``.
 
         Parameters
@@ -127,7 +258,12 @@ class RotaryPositionalEmbedding(Layer):
         x : array_like, (batch, seq, d_model), (batch, heads, seq, d_model) or (seq, d_model)
             Queries or keys.
         positions : array_like of int, (seq,) or (batch, seq), optional
-            Where each row stands; ``0 .. seq - 1`` by default. Any integers will do, negative ones included.
+            Where each row stands; ``offset .. offset + seq - 1`` by default. Any integers will do, negative ones
+            included.
+        offset : int
+            Position of the first row, where ``positions`` are not given.
+        out : ndarray, optional
+            Where to write the result, of its shape and dtype; it may be ``x`` itself.
 
         Returns
         -------
@@ -138,26 +274,26 @@ class RotaryPositionalEmbedding(Layer):
         Raises
         ------
         ValueError
-            If the shape of ``x`` or ``positions`` does not fit.
+            If the shape of ``x``, ``positions`` or ``out`` does not fit, or both ``positions`` and ``offset`` are
+            given.
         TypeError
-            If ``positions`` are not integers.
+            If ``positions`` or ``offset`` are not integers.
         """
         rows = as_array(x, "x")
-        if rows.ndim not in (2, 3, 4) or rows.shape[-1] != self.d_model:
+        shape = rows.shape
+        if not 2 <= len(shape) <= 4 or shape[-1] != self.d_model:
             raise ValueError(
-                f"x: shape {rows.shape}, expected (batch, seq, {self.d_model}), "
+                f"x: shape {shape}, expected (batch, seq, {self.d_model}), "
                 f"(batch, heads, seq, {self.d_model}) or (seq, {self.d_model})"
             )
         compute, dtype = promote(("x", rows))
-        if positions is None:
-            cos, sin = (table.first(rows.shape[-2], compute) for table in (self._cos, self._sin))
-        else:
-            where = self._check_positions(positions, rows.shape)
-            cos, sin = (table.at(where, compute) for table in (self._cos, self._sin))
-        result = allocate(rows.shape, dtype)
+        angles = self._angles(positions, offset, shape, compute)
+        if out is not None:
+            check_out(out, shape, dtype, ("x", rows), inplace=rows)
+        result = destination(out, shape, dtype)
         if result.size:
-            rotate(conform(rows, dtype, last=True), cos, sin, self.interleaved, result)
-        return result
+            self._turn(rows, angles, result)
+        return result if out is None else deliver(result, out, dtype)
 
     def rotate_half(self, x: ArrayLike) -> Array:
         """Turn each pair of features by 90 degrees, ``(a, b)`` to ``(-b, a)``.
@@ -172,20 +308,45 @@ class RotaryPositionalEmbedding(Layer):
         Returns
         -------
         ndarray
-            Of the shape and dtype of ``x``.
+            Of the shape and dtype of ``x``; 0 where features are not turned.
         """
         rows = as_array(x, "x")
         _, result_dtype = promote(("x", rows))
         if rows.ndim == 0 or rows.shape[-1] != self.d_model:
             raise ValueError(f"x: shape {rows.shape}, expected (…, {self.d_model})")
-        half = self.d_model // 2
-        first = slice(None, None, 2) if self.interleaved else slice(None, half)
-        second = slice(1, None, 2) if self.interleaved else slice(half, None)
-        turned = np.empty(rows.shape, result_dtype)
+        width = self.rotary_dim
+        first = slice(0, width, 2) if self.interleaved else slice(0, width // 2)
+        second = slice(1, width, 2) if self.interleaved else slice(width // 2, width)
+        turned = np.zeros(rows.shape, result_dtype)
         turned[..., first] = rows[..., second]
         np.negative(turned[..., first], out=turned[..., first])
         turned[..., second] = rows[..., first]
         return turned
+
+    def _angles(self, positions: ArrayLike | None, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Cosines, then sines, of the angles of each row of ``x`` of this shape."""
+        start = check_int(offset, "offset", -_FARTHEST, _FARTHEST)
+        if positions is None:
+            stop = start + shape[-2]
+            return self._tables.of(stop).span(start, stop, dtype)
+        if start:
+            raise ValueError(f"offset: {start}, expected 0 where positions are given")
+        where = self._check_positions(positions, shape)
+        if where.size == 0:
+            return self._tables.trained.span(0, 0, dtype).reshape(*where.shape, self.rotary_dim)
+        low, high = _extent(where)
+        table = self._tables.of(high + 1)
+        # One position is a step of decoding.
+        return table.span(low, high + 1, dtype) if where.size == 1 else table.between(low, high, where, dtype)
+
+    def _turn(self, rows: Array, angles: Array, result: Array) -> None:
+        width = self.rotary_dim
+        cos, sin = angles[..., : width // 2], angles[..., width // 2 :]
+        if width < self.d_model:
+            if result is not rows:
+                result[..., width:] = rows[..., width:]
+            rows, result = rows[..., :width], result[..., :width]
+        rotate(conform(rows, result.dtype, last=True), cos, sin, self.interleaved, result)
 
     @staticmethod
     def _check_positions(positions: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -201,13 +362,9 @@ class RotaryPositionalEmbedding(Layer):
         raise ValueError(f"positions: shape {where.shape}, expected {expected} for x of shape {shape}")
 
 
-def _of_angles(function: np.ufunc, inv_freq: Array, positions: Array) -> Array:
-    angles = np.multiply.outer(positions, inv_freq)
-    return np.asarray(function(angles, out=angles))
-
-
-def _positive(value: object, name: str) -> float:
-    number = check_real(value, name)
-    if number <= 0.0:
-        raise ValueError(f"{name}: {number}, expected a positive number")
-    return number
+def _extent(positions: Array) -> tuple[int, int]:
+    """The least and the greatest; of few the interpreter finds them faster than NumPy."""
+    if positions.size > 32:
+        return int(positions.min()), int(positions.max())
+    values = positions.ravel().tolist()
+    return min(values), max(values)

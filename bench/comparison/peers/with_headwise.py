@@ -10,7 +10,7 @@ from .base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax
+    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax, Varlen
 
 
 class Headwise(Peer):
@@ -41,6 +41,9 @@ class Headwise(Peer):
             options["alibi_slopes"] = data.slopes
         function = hw.scaled_dot_product_attention if case.weights else hw.flash_attention
         return partial(function, data.query, data.key, data.value, **options)
+
+    def varlen(self, case: Varlen, data: SimpleNamespace) -> Call:
+        return partial(hw.varlen_attention, *data.packed, data.starts, is_causal=case.causal)
 
     def softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
         return partial(hw.softmax, data.x, case.axis, out=data.out)

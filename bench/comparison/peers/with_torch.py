@@ -11,7 +11,7 @@ from .base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax
+    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax, Varlen
 
 
 class PyTorch(Peer):
@@ -43,7 +43,21 @@ class PyTorch(Peer):
         grouped = key.shape[1] != query.shape[1]
         return lambda: F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=grouped)
 
+    def varlen(self, case: Varlen, data: SimpleNamespace) -> Call:
+        """Padded, with a mask; what packs the output again is not timed."""
+        sequences, heads, longest, head_dim = case.shape
+        self._kept = kept = _tensor(data.kept)
+        padded = torch.zeros(3, sequences, longest, heads, head_dim, dtype=_tensor(data.packed[0]).dtype)
+        padded[:, kept] = torch.stack([_tensor(a) for a in data.packed])
+        query, key, value = padded.transpose(2, 3).contiguous()
+        mask = kept[:, None, None]
+        if case.causal:
+            mask = mask & torch.ones(longest, longest, dtype=torch.bool).tril()
+        return lambda: F.scaled_dot_product_attention(query, key, value, mask)
+
     def arrays(self, case: Case, result: Any) -> list[Any]:
+        if case.operation == "varlen":
+            result = result.transpose(1, 2)[self._kept]
         # And NumPy not PyTorch's.
         return [a.float() if a.dtype == torch.bfloat16 else a for a in super().arrays(case, result)]
 

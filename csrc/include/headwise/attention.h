@@ -56,4 +56,12 @@ void Attention(const AttentionArgs<double>& args);
 void Attention(const AttentionArgs<Float16>& args);
 void Attention(const AttentionArgs<BFloat16>& args);
 
+// Many calls as one, of sequences of different lengths: each is a call with batch entries of its own, views of packed
+// arrays for instance. All share one parallel region, nothing is padded, and each comes out as it does alone, to the
+// bit. No call's outputs may overlap another's arrays.
+void AttentionVarlen(const std::vector<AttentionArgs<float>>& calls);
+void AttentionVarlen(const std::vector<AttentionArgs<double>>& calls);
+void AttentionVarlen(const std::vector<AttentionArgs<Float16>>& calls);
+void AttentionVarlen(const std::vector<AttentionArgs<BFloat16>>& calls);
+
 }  // namespace headwise
