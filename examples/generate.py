@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import headwise as hw
-from headwise.rope import rope_frequencies
 
 Array = NDArray[Any]
 
@@ -160,7 +159,7 @@ class Decoder:
     # What bench/decoder.py puts others in the place of.
     pack = hw.PackedLinear
     linear = staticmethod(hw.linear)
-    rotate = staticmethod(hw.apply_rope)
+    make_rope = hw.RotaryPositionalEmbedding
     make_cache = hw.KVCache
 
     def __init__(self, path: Path | None = None, progress: Callable[[float], None] = lambda share: None) -> None:
@@ -174,9 +173,8 @@ class Decoder:
         self.head_dim = self.width // self.num_heads
         self.eps: float = metadata["llama.attention.layer_norm_rms_epsilon"]
         self.context: int = metadata["llama.context_length"]
-        frequencies = rope_frequencies(self.head_dim, metadata["llama.rope.freq_base"])
-        angles = np.multiply.outer(np.arange(self.context), frequencies)
-        self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        # The file has the rows of queries and keys in an order for which neighbours turn together.
+        self.rope = self.make_rope(self.head_dim, base=metadata["llama.rope.freq_base"], interleaved=True)
         self.layers = []
         for i in range(count := metadata["llama.block_count"]):
             self.layers.append(self._layer(f"blk.{i}."))
@@ -193,7 +191,6 @@ class Decoder:
         rows, heads, kv_heads = len(ids), self.num_heads, self.num_kv_heads
         x = self.weights.tensor("token_embd.weight", rows=np.asarray(ids))
         begin = len(cache[0])
-        cos, sin = self.cos[begin : begin + rows], self.sin[begin : begin + rows]
         # Memory that the layers share. The views name its parts, (batch, heads, rows, head_dim).
         change, joined = np.empty_like(x), np.empty_like(x)
         attended = joined.reshape(1, rows, heads, self.head_dim).transpose(0, 2, 1, 3)
@@ -205,14 +202,14 @@ class Decoder:
         gates = np.empty((rows, 2 * self.hidden), x.dtype)
         for (project, combine, widen, narrow), past in zip(self.layers, cache, strict=True):
             project(rms_normalize(x, self.eps, out=change), out=packed)
-            self.rotate(turning, cos, sin, interleaved=True, out=turning)
+            self.rope.forward(turning, offset=begin, out=turning)
             past.extend(query, key, value, out=attended)
+            if last and past is cache[-1]:  # no other row is asked for from here on
+                x, joined, change, gates, wide = (a[-1:] for a in (x, joined, change, gates, wide))
             x += combine(joined, out=change)
             widen(rms_normalize(x, self.eps, out=change), out=gates)
             x += narrow(swish_gate(gates, out=wide), out=change)
-        if last:
-            x = x[-1:]
-        return self.linear(rms_normalize(x, self.eps, out=change[: len(x)]), self.head)
+        return self.linear(rms_normalize(x, self.eps, out=change), self.head)
 
     def generate(
         self, ids: Sequence[int], tokens: int, temperature: float = 0.0, seed: int | None = None

@@ -23,11 +23,18 @@ class Linear:
         return linear(x, self.weight, out)
 
 
-def rotate(x: Array, cos: Array, sin: Array, interleaved: bool, out: Array) -> Array:
-    assert interleaved
-    even, odd = x[..., ::2], x[..., 1::2]
-    out[..., ::2], out[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
-    return out
+class Rope:
+    def __init__(self, d_model: int, base: float, interleaved: bool) -> None:
+        assert interleaved
+        angles = np.multiply.outer(np.arange(8192), base ** (-np.arange(0, d_model, 2) / d_model))
+        self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def forward(self, x: Array, offset: int, out: Array) -> Array:
+        where = slice(offset, offset + x.shape[-2])
+        cos, sin = self._cos[where], self._sin[where]
+        even, odd = x[..., ::2], x[..., 1::2]
+        out[..., ::2], out[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
+        return out
 
 
 class Cache:
@@ -62,5 +69,5 @@ class Cache:
 class NumPyDecoder(Decoder):
     pack = Linear
     linear = staticmethod(linear)
-    rotate = staticmethod(rotate)
+    make_rope = Rope
     make_cache = Cache
