@@ -41,6 +41,10 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     hw.dropout: {"x": array(3, 4), "rate": 0.5},
     hw.layer_normalization: {"x": array(3, 4), "gamma": array(4), "beta": array(4)},
     hw.set_num_threads: {"n": 1},
+    hw.varlen_attention: {
+        "query": array(9, 4, 8), "key": array(9, 2, 8), "value": array(9, 2, 6), "cu_seqlens_q": [0, 4, 9],
+        "cu_seqlens_k": [0, 4, 9], "out": (9, 4, 6),
+    },
 }  # fmt: skip
 GOOD[hw.flash_attention] = GOOD[hw.scaled_dot_product_attention]
 
@@ -245,6 +249,13 @@ ARRAYS = {
     "layer_normalization x": (hw.layer_normalization, (3, 4)),
     "layer_normalization gamma": (hw.layer_normalization, (4,)),
     "layer_normalization beta": (hw.layer_normalization, (4,)),
+    "varlen_attention query": (hw.varlen_attention, (9, 4, 8)),
+    "varlen_attention key": (hw.varlen_attention, (9, 2, 8)),
+    "varlen_attention value": (hw.varlen_attention, (9, 2, 6)),
+    "varlen_attention cu_seqlens_q": (hw.varlen_attention, (3,)),
+    "varlen_attention cu_seqlens_k": (hw.varlen_attention, (3,)),
+    "varlen_attention alibi_slopes": (hw.varlen_attention, (4,)),
+    "varlen_attention sinks": (hw.varlen_attention, (4,)),
 }
 
 

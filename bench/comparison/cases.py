@@ -120,6 +120,24 @@ class Varlen(Case):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiHead(Case):
+    """A layer with biases on itself; ``shape`` is (batch, seq, d_model)."""
+
+    operation: ClassVar[str] = "multi_head"
+    heads: int = 8
+    weights: bool = False
+
+    @property
+    def options(self) -> str:
+        return f"{self.heads} heads" + (", weights too" if self.weights else "")
+
+    @property
+    def flops(self) -> float:
+        batch, seq, d_model = self.shape
+        return batch * seq * d_model * (8.0 * d_model + 4.0 * seq)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Elementwise(Case):
     """Something of the size of its input."""
 
@@ -204,6 +222,13 @@ SECTIONS: dict[str, list[Case]] = {
         Attention(shape=(1, 8, 1024, 64), weights=True),
         Attention(shape=(4, 8, 512, 64), weights=True),
         Attention(shape=(32, 8, 50, 64), weights=True),
+    ],
+    "Multi-head layer": [
+        MultiHead(shape=(32, 50, 512), weights=True),
+        MultiHead(shape=(32, 50, 512), quick=True),
+        MultiHead(shape=(4, 512, 512), weights=True),
+        MultiHead(shape=(4, 512, 512)),
+        MultiHead(shape=(1, 2048, 512)),
     ],
     "Attention, one query (decoding)": [
         Attention(shape=(1, 32, 1, 128), key_len=4096, quick=True),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Attention, Case, Elementwise, LayerNorm, Linear, Rope, Varlen
+from .cases import Attention, Case, Elementwise, LayerNorm, Linear, MultiHead, Rope, Varlen
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +34,10 @@ def make_data(case: Case, seed: int = 0) -> SimpleNamespace:
         starts = np.cumsum([0, *case.lengths])
         packed = [normal(int(starts[-1]), heads, head_dim) for _ in range(3)]
         return SimpleNamespace(packed=packed, starts=starts, kept=np.arange(case.shape[2]) < np.c_[case.lengths])
+    if isinstance(case, MultiHead):
+        width = case.shape[-1]
+        weights = [normal(width, width, scale=width**-0.5) for _ in range(4)]
+        return SimpleNamespace(x=normal(*case.shape), weights=weights, biases=[normal(width) for _ in range(4)])
     if isinstance(case, Linear):
         rows, inner, columns = case.shape
         weight = normal(inner, columns, scale=inner**-0.5)

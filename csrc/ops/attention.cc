@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <optional>
+#include <utility>
 
 #include "kernels/attention.h"
 #include "runtime/parallel.h"
@@ -64,7 +66,10 @@ class Plan {
   double work() const { return work_; }
   // After Divide: no more than before.
   std::int64_t tasks() const { return heads_ * parts_; }
-  double TaskWork() const { return work_ / static_cast<double>(std::max<std::int64_t>(1, tasks())); }
+  // That with longer tasks, and of equals that which lies first in memory, comes first.
+  bool operator<(const Plan& other) const {
+    return std::pair(-TaskWork(), args_) < std::pair(-other.TaskWork(), other.args_);
+  }
 
   // Blocks of queries as large as they should be, but smaller where a thread's share, of all calls' `total` work, would
   // be too few of them for all threads, not all equally fast, to be busy to the end.
@@ -121,6 +126,8 @@ class Plan {
  private:
   using Done = std::atomic<std::int64_t>;  // chunks of a head
 
+  double TaskWork() const { return work_ / static_cast<double>(std::max<std::int64_t>(1, tasks())); }
+
   // A count of the chunks that are done, then what each left.
   std::size_t HeadBytes() const { return kCacheLine + partial_bytes_ * static_cast<std::size_t>(parts_); }
   std::byte* OfHead(std::byte* partials, std::int64_t head) const {
@@ -145,7 +152,7 @@ void Run(Plan<T>* begin, Plan<T>* end) {
   for (Plan<T>* plan = begin; plan < end; ++plan) most_tasks += plan->tasks(), work += plan->work();
   const int wanted = ThreadsFor(most_tasks, work);
   for (Plan<T>* plan = begin; plan < end; ++plan) plan->Divide(wanted, work);
-  std::sort(begin, end, [](const Plan<T>& a, const Plan<T>& b) { return a.TaskWork() > b.TaskWork(); });
+  std::sort(begin, end);
 
   std::int64_t tasks = 0;
   std::size_t partial_bytes = 0, scratch_bytes = 0;
@@ -154,12 +161,15 @@ void Run(Plan<T>* begin, Plan<T>* end) {
   }
   if (tasks == 0) return;
   const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
-  const Scratch scratch(threads, scratch_bytes), partials(1, partial_bytes);
-  for (const Plan<T>* plan = begin; plan < end; ++plan) plan->Begin(partials.thread(0));
+  const Scratch scratch(threads, scratch_bytes);
+  std::optional<Scratch> partials;
+  if (partial_bytes > 0) partials.emplace(1, partial_bytes);
+  std::byte* const left = partials ? partials->thread(0) : nullptr;
+  for (const Plan<T>* plan = begin; plan < end; ++plan) plan->Begin(left);
   ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
     const auto later = [](std::int64_t t, const Plan<T>& plan) { return t < plan.first_task(); };
     const Plan<T>& plan = *(std::upper_bound(begin, end, task, later) - 1);
-    plan.Run(task - plan.first_task(), partials.thread(0), scratch.thread(thread));
+    plan.Run(task - plan.first_task(), left, scratch.thread(thread));
   });
 }
 

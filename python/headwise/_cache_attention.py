@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ._arrays import Array
     from ._cache_rows import CacheRows
 
+    Options = tuple[Array | None, Array | None, float, float, int, int]  # slopes, sinks, scale, softcap, left, right
+
 
 class CacheOptions(TypedDict, total=False):
     """The keywords of :meth:`KVCache.attend` ."""
@@ -118,28 +120,83 @@ def _attend_ragged(
     result = destination(out, scores.output, dtype)
     weights = np.zeros(scores.four, compute) if need_weights else None
     lse = np.full((batch, heads, new), -np.inf, compute) if return_lse else None
-    attention = current().attention
+    options = (slopes, sink, factor, cap, left, 0)
+    if weights is None and not any(masks):
+        _packed(q, keys, values, result, lse, starts, seen, counts, options, level)
+    else:
+        _one_by_one(q, keys, values, result, weights, lse, starts, seen, counts, masks, options, level)
+    for entry, count in enumerate(counts):
+        result[entry, :, count:] = 0
+    if weights is not None:
+        weights = deliver(weights, None, dtype)
+    output = deliver(result, out, dtype)
+    return (output, weights) if lse is None else (output, weights, lse)
+
+
+def _packed(
+    query: Array,
+    keys: Array,
+    values: Array,
+    output: Array,
+    lse: Array | None,
+    starts: Sequence[int],
+    seen: Sequence[int],
+    counts: Sequence[int],
+    options: Options,
+    precision: str,
+) -> None:
+    """All at once: each sequence is a range of the rows that :func:`_in_line` makes of the batch."""
+    batch, heads, new, _ = query.shape
+    where = np.arange(batch, dtype=np.int64)
+    query_lengths, first, length = (np.array(numbers, np.int64) for numbers in (counts, starts, seen))
+    out, out_lse = _in_line(output), None if lse is None else _in_line(lse[..., np.newaxis])
+    current().attention_varlen(
+        _in_line(query), _in_line(keys), _in_line(values), out, None if out_lse is None else out_lse[..., 0],
+        where * new, query_lengths, where * keys.shape[2] + first, length, length - query_lengths, *options, precision,
+    )  # fmt: skip
+    for there, back in ((output, out), (lse, out_lse)):
+        if there is not None and back is not None and not np.may_share_memory(there, back):
+            there[...] = back.reshape(heads, batch, new, -1).swapaxes(0, 1).reshape(there.shape)
+
+
+def _in_line(a: Array) -> Array:
+    """(batch, heads, rows, dim) as (heads, batch * rows, dim): a view of a cache's rows, of one row for each sequence,
+    and of heads that stand side by side in memory, as layers have them; else a copy."""
+    batch, heads, rows, dim = a.shape
+    return a.swapaxes(0, 1).reshape(heads, batch * rows, dim)
+
+
+def _one_by_one(
+    query: Array,
+    keys: Array,
+    values: Array,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    starts: Sequence[int],
+    seen: Sequence[int],
+    counts: Sequence[int],
+    masks: tuple[list[Array], list[Array]],
+    options: Options,
+    precision: str,
+) -> None:
+    """With weights or masks, which have no form for sequences of different lengths."""
+    heads, attention = query.shape[1], current().attention
     for entry, (start, length, count) in enumerate(zip(starts, seen, counts, strict=True)):
-        one = slice(entry, entry + 1)
-        result[one, :, count:] = 0
         if count == 0:
             continue
-        rows = slice(start, start + length)
-        part_weights = allocate((1, heads, count, length), compute) if need_weights else None
-        part_lse = allocate((1, heads, count), compute) if return_lse else None
+        one, rows = slice(entry, entry + 1), slice(start, start + length)
+        part_weights = None if weights is None else allocate((1, heads, count, length), weights.dtype)
+        part_lse = None if lse is None else allocate((1, heads, count), lse.dtype)
         keep, added = ([_part(m, entry, count, length) for m in those] for those in masks)
         attention(
-            q[one, :, :count], keys[one, :, rows], values[one, :, rows], result[one, :, :count], part_weights, part_lse,
-            keep, added, None, slopes, sink, factor, cap, left, 0, length - count, 1.0, level,
+            query[one, :, :count], keys[one, :, rows], values[one, :, rows], output[one, :, :count], part_weights,
+            part_lse, keep, added, None, *options, length - count, 1.0, precision,
         )  # fmt: skip
         if weights is not None and part_weights is not None:
             weights[one, :, :count, :length] = part_weights
         if lse is not None and part_lse is not None:
             lse[one, :, :count] = part_lse
-    if weights is not None:
-        weights = deliver(weights, None, dtype)
-    output = deliver(result, out, dtype)
-    return (output, weights) if lse is None else (output, weights, lse)
 
 
 def _part(m: Array, entry: int, rows: int, columns: int) -> Array:

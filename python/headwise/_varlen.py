@@ -129,19 +129,15 @@ def varlen_attention(
     compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
     stored = dtype if dtype.itemsize == 2 else compute  # halves stay what they are
     shape, factor = _check_shapes(q.shape, k.shape, v.shape)
-    starts_q = starts_k = _check_starts(cu_seqlens_q, "cu_seqlens_q", len(q), "query")
+    starts_q, lengths_q = starts_k, lengths_k = _check_starts(cu_seqlens_q, "cu_seqlens_q", len(q), "query")
     if cu_seqlens_k is not None:
-        starts_k = _check_starts(cu_seqlens_k, "cu_seqlens_k", len(k), "key")
-        if len(starts_k) != len(starts_q):
-            raise ValueError(
-                f"cu_seqlens_k: {len(starts_k) - 1} sequences, expected {len(starts_q) - 1} as cu_seqlens_q has"
-            )
+        starts_k, lengths_k = _check_starts(cu_seqlens_k, "cu_seqlens_k", len(k), "key")
+        if len(lengths_k) != len(lengths_q):
+            raise ValueError(f"cu_seqlens_k: {len(lengths_k)} sequences, expected {len(lengths_q)} as cu_seqlens_q has")
     elif len(k) != len(q):
         raise ValueError(f"cu_seqlens_k: None, expected to be given for {len(k)} rows of key and {len(q)} of query")
-    lengths_q, lengths_k = np.diff(starts_q), np.diff(starts_k)
-
     lower_right = query_offset(causal_alignment, 0, 1) == 1
-    offsets = lengths_k - lengths_q if lower_right else np.zeros_like(lengths_q)
+    offsets = lengths_k - lengths_q if lower_right else np.zeros(len(lengths_q), INT64)
     left, right = check_window(window_size, len(q) + len(k))
     if check_flag(is_causal, "is_causal"):
         right = 0
@@ -164,40 +160,12 @@ def varlen_attention(
     lse = allocate((heads, len(q)), compute) if return_lse else None
     if not ready:
         q, k, v = conform(q, stored, last=True), conform(k, stored, last=True), conform(v, stored, last=True)
-    attend_ragged(
-        q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, starts_q[:-1], lengths_q,
-        starts_k[:-1], lengths_k, offsets, slopes=slopes, sink=sink, scale=factor, softcap=cap, left=left, right=right,
-        precision=precision,
+    _backend.current().attention_varlen(
+        q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, starts_q, lengths_q, starts_k,
+        lengths_k, offsets, slopes, sink, factor, cap, left, right, precision,
     )  # fmt: skip
     result = deliver(result, out, dtype)
     return result if lse is None else (result, lse)
-
-
-def attend_ragged(
-    query: Array,
-    key: Array,
-    value: Array,
-    output: Array,
-    lse: Array | None,
-    query_starts: Array,
-    query_lengths: Array,
-    key_starts: Array,
-    key_lengths: Array,
-    offsets: Array,
-    *,
-    slopes: Array | None,
-    sink: Array | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    right: int,
-    precision: str,
-) -> None:
-    """:meth:`headwise._backend.Backend.attention_varlen`, whose arguments these are, on the backend that runs."""
-    _backend.current().attention_varlen(
-        query, key, value, output, lse, query_starts, query_lengths, key_starts, key_lengths, offsets, slopes, sink,
-        scale, softcap, left, right, precision,
-    )  # fmt: skip
 
 
 @lru_cache(maxsize=256)
@@ -227,19 +195,23 @@ def _check_shapes(query: Shape, key: Shape, value: Shape) -> tuple[Shape, float]
     return (*query[:2], value[2]), 1.0 / math.sqrt(query[2])
 
 
-def _check_starts(x: ArrayLike, name: str, total: int, rows_of: str) -> Array:
-    """Cumulative lengths, as int64, which lead from 0 to ``total``."""
+def _check_starts(x: ArrayLike, name: str, total: int, rows_of: str) -> tuple[Array, Array]:
+    """Where sequences start and how long they are, as int64, of cumulative lengths which lead from 0 to ``total``."""
     a = as_array(x, name)
-    if a.ndim != 1 or len(a) == 0:
-        raise ValueError(f"{name}: shape {a.shape}, expected (sequences + 1,)")
-    if a.dtype.kind not in "iu":
+    if a.dtype.kind not in "iu" and a.size:
         raise TypeError(f"{name}: dtype {a.dtype}, expected integers")
+    if a.ndim != 1 or a.size == 0:
+        raise ValueError(f"{name}: shape {a.shape}, expected (sequences + 1,)")
     if a[0] != 0:
         raise ValueError(f"{name}: starts at {a[0]}, expected 0")
-    falls = np.flatnonzero(a[1:] < a[:-1])
-    if len(falls):
-        i = int(falls[0])
-        raise ValueError(f"{name}: {a[i + 1]} follows {a[i]} at index {i + 1}, expected lengths summed up: no decrease")
     if a[-1] != total:
         raise ValueError(f"{name}: ends at {a[-1]}, expected {total}, the number of rows of {rows_of}")
-    return conform(a, INT64, last=True)
+    if a.dtype.kind == "u" and a.max() > total:  # which uint64 can be without being an int64
+        raise ValueError(f"{name}: reaches {a.max()}, expected numbers that do not decrease, up to {total}")
+    a = conform(a, INT64, last=True)
+    starts = a[:-1]
+    lengths = a[1:] - starts
+    if (lengths < 0).any():
+        i = int(lengths.argmin()) + 1
+        raise ValueError(f"{name}: {a[i]} at index {i} follows {a[i - 1]}, expected numbers that do not decrease")
+    return starts, lengths

@@ -59,8 +59,8 @@ class KVCache:
     lengths : ndarray, (batch,), int64
         How many positions each sequence has had, those that a ring has dropped included; a copy.
     keys, values : ndarray, (batch, kv_heads, stored, dim), read-only
-        What is stored, without a copy, where all lengths are equal (else a ValueError); of a ring its last ``capacity``
-        positions. Later calls may change what such a view shows.
+        What is stored, where all lengths are equal (else a ValueError); of a ring its last ``capacity`` positions.
+        Views, which later calls may change; a copy only where sequences of a ring have just become equally long.
     nbytes : int
         Bytes set aside. The system provides them as they are written for the first time.
 
@@ -237,7 +237,7 @@ class KVCache:
     # --- in and out ---
 
     def append(self, key: ArrayLike, value: ArrayLike, *, lengths: ArrayLike | None = None) -> None:
-        """Store the keys and values of new positions behind those that are there.
+        """Store the keys and values of new positions behind those that are there. A ring takes any number of them.
 
         Parameters
         ----------

@@ -10,7 +10,7 @@ from .base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax, Varlen
+    from ..cases import Attention, Case, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
 
 
 class Headwise(Peer):
@@ -44,6 +44,15 @@ class Headwise(Peer):
 
     def varlen(self, case: Varlen, data: SimpleNamespace) -> Call:
         return partial(hw.varlen_attention, *data.packed, data.starts, is_causal=case.causal)
+
+    def multi_head(self, case: MultiHead, data: SimpleNamespace) -> Call:
+        layer = hw.MultiHeadAttention(case.shape[-1], case.heads, bias=True)
+        for letter, weight, bias in zip("qkvo", data.weights, data.biases, strict=True):
+            setattr(layer, "W_" + letter, weight.copy())  # nobody else's
+            setattr(layer, "b_" + letter, bias.copy())
+        if case.weights:
+            return partial(layer, data.x)
+        return lambda: layer(data.x, need_weights=False)[0]
 
     def softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
         return partial(hw.softmax, data.x, case.axis, out=data.out)

@@ -11,7 +11,7 @@ from .base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, Elementwise, LayerNorm, Linear, Rope, Softmax
+    from ..cases import Attention, Elementwise, LayerNorm, Linear, MultiHead, Rope, Softmax
 
     Array = np.ndarray[Any, Any]
 
@@ -43,6 +43,22 @@ class NumPy(Peer):
             weights = _softmax(scores, -1, scores)
             output = weights.reshape(*grouped[:-1], case.keys) @ data.value[:, :, None]
             output = output.reshape(case.shape)
+            return (output, weights) if case.weights else output
+
+        return call
+
+    def multi_head(self, case: MultiHead, data: SimpleNamespace) -> Call:
+        batch, seq, d_model = case.shape
+        split = (batch, seq, case.heads, d_model // case.heads)
+        (W_q, W_k, W_v, W_o), (b_q, b_k, b_v, b_o) = data.weights, data.biases
+
+        def call() -> Any:
+            pairs = ((W_q, b_q), (W_k, b_k), (W_v, b_v))
+            query, key, value = ((data.x @ W + b).reshape(split).swapaxes(1, 2) for W, b in pairs)
+            scores = query @ key.swapaxes(-1, -2)
+            scores *= split[-1] ** -0.5
+            weights = _softmax(scores, -1, scores)
+            output = (weights @ value).swapaxes(1, 2).reshape(case.shape) @ W_o + b_o
             return (output, weights) if case.weights else output
 
         return call

@@ -11,7 +11,7 @@ from .base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax, Varlen
+    from ..cases import Attention, Case, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
 
 
 class PyTorch(Peer):
@@ -54,6 +54,17 @@ class PyTorch(Peer):
         if case.causal:
             mask = mask & torch.ones(longest, longest, dtype=torch.bool).tril()
         return lambda: F.scaled_dot_product_attention(query, key, value, mask)
+
+    def multi_head(self, case: MultiHead, data: SimpleNamespace) -> Call:
+        """The weights of each head, which is less work than their average, its default."""
+        x, layer = _tensor(data.x), torch.nn.MultiheadAttention(case.shape[-1], case.heads, batch_first=True).eval()
+        layer.in_proj_weight.copy_(torch.cat([_tensor(weight).T for weight in data.weights[:3]]))
+        layer.in_proj_bias.copy_(torch.cat([_tensor(bias) for bias in data.biases[:3]]))
+        layer.out_proj.weight.copy_(_tensor(data.weights[3]).T)
+        layer.out_proj.bias.copy_(_tensor(data.biases[3]))
+        if case.weights:
+            return lambda: layer(x, x, x, average_attn_weights=False)
+        return lambda: layer(x, x, x, need_weights=False)[0]
 
     def arrays(self, case: Case, result: Any) -> list[Any]:
         if case.operation == "varlen":
