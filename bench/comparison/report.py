@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 def markdown(facts: Environment, results: list[Result]) -> str:
     labels = peer_labels(results)
     lines = [
+        *heading(facts),
+        row("case", "GFLOP/s", "headwise", *labels),
+        row("---", *["---:"] * (2 + len(labels))),
+    ]
+    for section, group in groupby(results, key=lambda result: result.section):
+        lines.append(row(f"**{section}**", *[""] * (2 + len(labels))))
+        for result in group:
+            seconds, ratios = result.seconds, result.ratios
+            gflops = "" if result.gflops is None else f"{result.gflops:.3g}"
+            cells = [f"{duration(seconds[x])} · **{ratios[x]:.2f}**" if x in ratios else "" for x in labels]
+            lines.append(row(result.case.name, gflops, duration(seconds["headwise"]), *cells))
+    return "\n".join(lines)
+
+
+def heading(facts: Environment) -> list[str]:
+    """What stands above a table of times."""
+    return [
         f"{facts.cpu}; {facts.system}; load {facts.load} before the start.",
         "",
         f"{versions(facts)}. headwise on {facts.target}; {threads(facts)} for everybody.",
@@ -24,17 +41,7 @@ def markdown(facts: Environment, results: list[Result]) -> str:
         "",
         "Medians. Behind each peer's time: how many times as long as headwise it takes.",
         "",
-        _row("case", "GFLOP/s", "headwise", *labels),
-        _row("---", *["---:"] * (2 + len(labels))),
     ]
-    for section, group in groupby(results, key=lambda result: result.section):
-        lines.append(_row(f"**{section}**", *[""] * (2 + len(labels))))
-        for result in group:
-            seconds, ratios = result.seconds, result.ratios
-            gflops = "" if result.gflops is None else f"{result.gflops:.3g}"
-            cells = [f"{duration(seconds[x])} · **{ratios[x]:.2f}**" if x in ratios else "" for x in labels]
-            lines.append(_row(result.case.name, gflops, duration(seconds["headwise"]), *cells))
-    return "\n".join(lines)
 
 
 def write_json(path: str, facts: Environment, results: list[Result]) -> None:
@@ -78,5 +85,5 @@ def duration(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} µs"
 
 
-def _row(*cells: str) -> str:
+def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"

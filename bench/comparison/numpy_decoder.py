@@ -1,0 +1,73 @@
+"""The decoder of examples/generate.py on NumPy alone: BLAS multiplies, the rest is formulas over whole arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from generate import Decoder
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def linear(x: Array, weight: Array, out: Array | None = None) -> Array:
+    return np.matmul(x, weight, out=out)
+
+
+class Linear:
+    def __init__(self, weight: Array) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Array, out: Array) -> Array:
+        return linear(x, self.weight, out)
+
+
+class Rope:
+    def __init__(self, d_model: int, base: float, interleaved: bool) -> None:
+        assert interleaved
+        angles = np.multiply.outer(np.arange(8192), base ** (-np.arange(0, d_model, 2) / d_model))
+        self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def forward(self, x: Array, offset: int, out: Array) -> Array:
+        where = slice(offset, offset + x.shape[-2])
+        cos, sin = self._cos[where], self._sin[where]
+        even, odd = x[..., ::2], x[..., 1::2]
+        out[..., ::2], out[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
+        return out
+
+
+class Cache:
+    """Keys and values of one layer."""
+
+    def __init__(self, batch_size: int, num_kv_heads: int, capacity: int, head_dim: int) -> None:
+        self._keys, self._values = np.empty((2, batch_size, num_kv_heads, capacity, head_dim), np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def extend(self, query: Array, key: Array, value: Array, out: Array) -> Array:
+        batch, _, rows, head_dim = query.shape
+        begin, end = self._length, self._length + rows
+        self._keys[:, :, begin:end], self._values[:, :, begin:end] = key, value
+        self._length = end
+        keys, values = self._keys[:, :, None, :end], self._values[:, :, None, :end]
+        groups = query.reshape(batch, keys.shape[1], -1, rows, head_dim)  # of the heads that share keys
+        scores = groups @ keys.swapaxes(-1, -2) / np.sqrt(np.float32(head_dim))
+        if rows > 1:
+            scores += np.triu(np.full((rows, end), -np.inf, np.float32), end - rows + 1)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        out[...] = (weights @ values).reshape(out.shape)
+        return out
+
+
+class NumPyDecoder(Decoder):
+    pack = Linear
+    linear = staticmethod(linear)
+    make_rope = Rope
+    make_cache = Cache

@@ -1,0 +1,167 @@
+"""Times the decoder of examples/generate.py, SmolLM2-135M in float32, on headwise, NumPy, and transformers' own.
+
+python bench/decoder.py --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from comparison import environment
+from comparison.progress import ProgressBar
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+PROMPT = 512  # tokens that are read at once
+STEPS = 8  # tokens that follow one by one
+ROUNDS, QUICK_ROUNDS = 15, 3  # each contender reads and follows once in each
+# Between logits, which reach 30.
+TOLERANCE = 1e-3
+
+
+class Contender:
+    """`read` takes the prompt and `step` a token behind what was read; both return the logits after the last token."""
+
+    label: str
+    version: str
+
+    def __init__(self) -> None:
+        self.reading: list[float] = []  # seconds for the prompt
+        self.stepping: list[float] = []  # seconds for a token
+
+
+class OwnLoop(Contender):
+    def __init__(self, label: str, decoder: Any) -> None:
+        super().__init__()
+        self.label, self.version = label, import_module(label.lower()).__version__
+        self._decoder, self._cache = decoder, decoder.new_cache(PROMPT + STEPS)
+
+    def read(self, ids: list[int]) -> Any:
+        for layer in self._cache:
+            layer.reset()
+        return self._decoder.forward(ids, self._cache, last=True)[0]
+
+    def step(self, token: int) -> Any:
+        return self._decoder.forward([token], self._cache, last=True)[0]
+
+
+class Transformers(Contender):
+    label = "transformers"
+
+    def __init__(self, decoder: Any, threads: int) -> None:
+        super().__init__()
+        import torch
+        import transformers
+        from comparison.llama import make_model
+
+        torch.set_num_threads(threads)
+        self.version = f"{transformers.__version__} on PyTorch {torch.__version__}"
+        self._model, self._cache = make_model(decoder), None
+
+    def read(self, ids: list[int]) -> Any:
+        self._cache = None
+        return self._feed(ids)
+
+    def step(self, token: int) -> Any:
+        return self._feed([token])
+
+    def _feed(self, ids: list[int]) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            answer = self._model(torch.tensor([ids]), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = answer.past_key_values
+        return answer.logits[0, 0].numpy()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rounds, in less than a minute")
+    parser.add_argument("--threads", type=int, default=environment.available_processors(), help="for everybody")
+    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}, or {QUICK_ROUNDS} with --quick")
+    args = parser.parse_args()
+    environment.limit_threads(args.threads)
+    # Not before: NumPy and its like count their threads when they are imported.
+    from comparison import report
+
+    contenders, missing = make_contenders(args.threads)
+    facts = environment.describe(contenders, missing, args.threads)
+    for warning in environment.warnings(facts):
+        print(f"warning: {warning}", file=sys.stderr)
+    complaints = race(contenders, args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS))
+    print("\n".join([*report.heading(facts), *table(contenders)]))
+    for complaint in complaints:
+        print(f"error: {complaint}", file=sys.stderr)
+    return 1 if complaints else 0
+
+
+def make_contenders(threads: int) -> tuple[list[Any], list[str]]:
+    """headwise, NumPy and, if it is installed, transformers; the labels of those that are not."""
+    from comparison.numpy_decoder import NumPyDecoder
+    from generate import Decoder
+
+    decoder = Decoder()
+    contenders = [OwnLoop("headwise", decoder), OwnLoop("NumPy", NumPyDecoder())]
+    try:
+        return [*contenders, Transformers(decoder, threads)], []
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        return contenders, [Transformers.label]
+
+
+def race(contenders: list[Any], rounds: int) -> list[str]:
+    """Takes the times, in turn, after a round that compares; returns what was wrong there."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    prompt, following = (rng.integers(1000, 40_000, count).tolist() for count in (PROMPT, STEPS))
+    answers = [np.array([c.read(prompt), *map(c.step, following)]) for c in contenders]
+    bar = ProgressBar(rounds * len(contenders))
+    gc.collect()
+    gc.disable()
+    for _ in range(rounds):
+        for contender in contenders:
+            bar.name = contender.label
+            time.sleep(0.05)  # the threads of whoever was before spin for a while
+            contender.reading.append(seconds(contender.read, prompt))
+            contender.stepping += [seconds(contender.step, token) for token in following]
+            bar.advance()
+    gc.enable()
+    bar.close()
+    errors = {c.label: float(np.abs(a - answers[0]).max()) for c, a in zip(contenders, answers, strict=True)}
+    return [f"{label}'s logits differ from headwise's by {e:.1e}" for label, e in errors.items() if not e <= TOLERANCE]
+
+
+def seconds(call: Any, argument: Any) -> float:
+    start = time.perf_counter()
+    call(argument)
+    return time.perf_counter() - start
+
+
+def table(contenders: list[Any]) -> list[str]:
+    from comparison.report import duration, row
+
+    lines = [row("", "tokens/s", *(c.label for c in contenders)), row("---", *["---:"] * (1 + len(contenders)))]
+    for name, tokens, samples in (
+        (f"a prompt of {PROMPT} tokens", PROMPT, [c.reading for c in contenders]),
+        (f"a token after {PROMPT}", 1, [c.stepping for c in contenders]),
+    ):
+        ours, *theirs = map(statistics.median, samples)
+        peers = [f"{duration(median)} · **{median / ours:.2f}**" for median in theirs]
+        lines.append(row(name, f"{tokens / ours:,.0f}", duration(ours), *peers))
+    return lines
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        sys.exit(str(error))

