@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,17 +43,11 @@ def model_file() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-# Types in a file of weights, by number: of metadata, as struct names them,
-_SCALARS = dict(enumerate(["<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"])) | {10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
-# and of tensors, with how many bytes hold how many numbers.
-_F32, _Q4_1, _Q8_0 = 0, 3, 8
-_BLOCKS = {_F32: (4, 1), _Q4_1: (20, 32), _Q8_0: (34, 32)}
 _CONTROL = 3  # the type of tokens that stand for no text
 
 
-class GGUF:
-    """A file of quantized weights, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3.
+class Weights:
+    """A file of quantized weights, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
     Attributes
     ----------
@@ -63,66 +56,20 @@ class GGUF:
     """
 
     def __init__(self, path: Path) -> None:
-        self._bytes = np.memmap(path, np.uint8, "r")
-        self._buffer, self._position = memoryview(self._bytes), 0
-        if bytes(self._buffer[:4]) != b"GGUF" or struct.unpack_from("<I", self._buffer, 4) != (3,):
-            raise ValueError(f"{path}: no GGUF file of version 3")
-        self._position = 8
-        num_tensors, num_entries = self._read("<Q"), self._read("<Q")
-        self.metadata: dict[str, Any] = {}
-        for _ in range(num_entries):
-            name = self._string()
-            self.metadata[name] = self._value(self._read("<I"))
-        self._tensors: dict[str, tuple[list[int], int, int]] = {}  # shape, type, offset
-        for _ in range(num_tensors):
-            name = self._string()
-            shape = [self._read("<Q") for _ in range(self._read("<I"))][::-1]
-            self._tensors[name] = shape, self._read("<I"), self._read("<Q")
-        alignment = self.metadata.get("general.alignment", 32)
-        self._start = -(-self._position // alignment) * alignment
+        try:
+            from gguf import GGUFReader, dequantize
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{error.name} is not installed; {REMEDY}") from error
+        reader = GGUFReader(path)
+        self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._dequantize = dequantize
 
-    def tensor(self, name: str, rows: Array | None = None) -> Array:
+    def tensor(self, name: str, rows: Array | slice = slice(None)) -> Array:
         """The numbers of a tensor, or of some rows of it, in float32."""
-        shape, kind, offset = self._tensors[name]
-        if kind not in _BLOCKS:
-            raise ValueError(f"{name}: type {kind}, expected F32, Q4_1 or Q8_0")
-        size, numbers = _BLOCKS[kind]
-        blocks = shape[-1] // numbers
-        begin = self._start + offset
-        end = begin + size * blocks * int(np.prod(shape[:-1]))
-        packed = self._bytes[begin:end].reshape(*shape[:-1], blocks, size)
-        packed = np.array(packed if rows is None else packed[rows])
-        return _dequantize(packed, kind).reshape(*packed.shape[:-2], shape[-1])
-
-    def _read(self, form: str) -> Any:
-        (value,) = struct.unpack_from(form, self._buffer, self._position)
-        self._position += struct.calcsize(form)
-        return value
-
-    def _string(self) -> str:
-        start = self._position + 8
-        self._position = start + self._read("<Q")
-        return str(self._buffer[start : self._position], "utf-8")
-
-    def _value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self._string()
-        if kind == _ARRAY:
-            kind, length = self._read("<I"), self._read("<Q")
-            return [self._value(kind) for _ in range(length)]
-        return self._read(_SCALARS[kind])
-
-
-def _dequantize(blocks: Array, kind: int) -> Array:
-    """Blocks of bytes, (…, bytes), as float32, (…, numbers)."""
-    if kind == _F32:
-        return blocks.view(np.float32)
-    scale = blocks[..., :2].view(np.float16).astype(np.float32)
-    if kind == _Q8_0:
-        return scale * blocks[..., 2:].view(np.int8)
-    low = blocks[..., 2:4].view(np.float16).astype(np.float32)
-    nibbles = blocks[..., 4:]
-    return scale * np.concatenate([nibbles & 15, nibbles >> 4], axis=-1) + low
+        tensor = self._tensors[name]
+        numbers: Array = self._dequantize(tensor.data[rows], tensor.tensor_type)
+        return numbers
 
 
 def make_tokenizer(metadata: dict[str, Any]) -> Any:
@@ -163,7 +110,7 @@ class Decoder:
     make_cache = hw.KVCache
 
     def __init__(self, path: Path | None = None, progress: Callable[[float], None] = lambda share: None) -> None:
-        self.weights = GGUF(model_file() if path is None else Path(path))
+        self.weights = Weights(model_file() if path is None else Path(path))
         metadata = self.weights.metadata
         self.tokenizer = make_tokenizer(metadata)
         self.ends = {metadata["tokenizer.ggml.eos_token_id"], self.tokenizer.token_to_id("<|endoftext|>")}
