@@ -17,7 +17,7 @@
 //
 // Work: 4 * head_dim operations a score in the products, about 15 vector operations per vector of scores besides.
 // Scratch: the packed queries and outputs of the block of queries, one packed block of keys and of values, one tile of
-// scores; nothing grows with the number of keys.
+// scores; nothing grows with the number of keys, but with weights one number for each row and block of keys.
 
 #if defined(HEADWISE_KERNELS_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_ATTENTION_INL_H_

@@ -19,7 +19,7 @@ constexpr std::int64_t kBlockBytes = 1024 * 1024;
 constexpr std::int64_t kMostRows = 2048;
 constexpr std::int64_t kFewestRows = 48;
 
-// Rows of the weights stay in L2 from the first sweep over them to the last.
+// Rows of the weights stay in L2 until they have met all keys.
 constexpr std::int64_t kWeightsBytes = 512 * 1024;
 
 constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
