@@ -13,8 +13,9 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr LinearKernel<T> kLinear{&LinearScratchBytes<T>, &LinearRun<T>,         &LinearFewRowsScratchBytes<T>,
-                                  &LinearFewRows<T>,      &LinearPackedBytes<T>, &LinearPack<T>};
+constexpr LinearKernel<T> kLinear{
+    kTileRows,         &LinearScratchBytes<T>, &LinearRun<T>, &LinearFewRowsScratchBytes<T>,
+    &LinearFewRows<T>, &LinearPackedBytes<T>,  &LinearPack<T>};
 
 const LinearKernel<Float16>* LinearF16() { return &kLinear<Float16>; }
 const LinearKernel<BFloat16>* LinearBF16() { return &kLinear<BFloat16>; }

@@ -29,6 +29,7 @@ constexpr std::int64_t kLinearBlockColumns = 512;
 
 template <typename T>
 struct LinearKernel {
+  std::int64_t tile_rows;  // that are computed together: blocks of rows are best a multiple of it
   std::size_t (*scratch_bytes)(const LinearArgs<T>& args, const LinearBlock& largest);
   // A block whose columns begin at a multiple of kLinearBlockColumns. An element's result does not depend on the block
   // it is in.

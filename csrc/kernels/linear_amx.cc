@@ -76,8 +76,13 @@ void AmxPack(View<const T, 2> weight, Precision precision, int64_t begin, int64_
 
 // Rows too few for tiles go by float32, as everywhere.
 template <typename T>
-constexpr LinearKernel<T> kAmxLinear{&AmxLinearScratchBytes<T>, &AmxLinearRun<T>,   &LinearFewRowsScratchBytes<T>,
-                                     &LinearFewRows<T>,         &AmxPackedBytes<T>, &AmxPack<T>};
+constexpr LinearKernel<T> kAmxLinear{kSide,
+                                     &AmxLinearScratchBytes<T>,
+                                     &AmxLinearRun<T>,
+                                     &LinearFewRowsScratchBytes<T>,
+                                     &LinearFewRows<T>,
+                                     &AmxPackedBytes<T>,
+                                     &AmxPack<T>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

@@ -14,6 +14,23 @@ namespace {
 // each. A block of rows uses them often enough to pay for packing, and there are enough blocks for every thread.
 constexpr std::int64_t kBlockColumns = kLinearBlockColumns;
 constexpr std::int64_t kBlockRows = 480;  // a multiple of every tile height
+constexpr std::int64_t kFewestBlockRows = 48;
+
+constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Rows of a block: at least three blocks a thread, or up to twice as many if all threads end together then.
+std::int64_t BlockRows(std::int64_t rows, std::int64_t column_blocks, int threads, std::int64_t tile_rows) {
+  const std::int64_t most = std::max<std::int64_t>(1, rows / kFewestBlockRows);
+  const std::int64_t fewest = std::min(most, std::max(CeilDiv(rows, kBlockRows), CeilDiv(3 * threads, column_blocks)));
+  std::int64_t best = 0, shortest = 0;  // rows that the last thread to end has done
+  for (std::int64_t blocks = fewest; blocks <= std::min(most, 2 * fewest); ++blocks) {
+    const std::int64_t size = CeilDiv(CeilDiv(rows, blocks), tile_rows) * tile_rows;
+    const std::int64_t longest = CeilDiv(column_blocks * CeilDiv(rows, size), threads) * size;
+    // Each block of rows packs the weights, or packs x, once more: for next to nothing it is not worth it.
+    if (best == 0 || longest + longest / 32 < shortest) best = size, shortest = longest;
+  }
+  return best;
+}
 
 // To read one from memory, in floating-point operations of one core in the same time.
 constexpr double kWorkPerWeight = 8;
@@ -28,9 +45,9 @@ void RunFewRows(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   const std::int64_t columns = args.out.shape[1];
   const double work = kWorkPerWeight * static_cast<double>(columns) * static_cast<double>(args.x.shape[1]);
   const std::int64_t wanted = 2 * ThreadsFor(columns, work);
-  const std::int64_t fair = (columns / wanted + kMultiple - 1) / kMultiple * kMultiple;
+  const std::int64_t fair = CeilDiv(columns / wanted, kMultiple) * kMultiple;
   const std::int64_t strip = std::clamp(fair, kShortest, kLongest);
-  const std::int64_t strips = (columns + strip - 1) / strip;
+  const std::int64_t strips = CeilDiv(columns, strip);
   const int threads = ThreadsFor(strips, work);
   const Scratch scratch(threads, kernel.few_rows_scratch_bytes(args, std::min(columns, strip)));
   ParallelFor(strips, threads, [&](std::int64_t i, int thread) {
@@ -43,12 +60,11 @@ void Run(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   const std::int64_t rows = args.out.shape[0], columns = args.out.shape[1], depth = args.x.shape[1];
   if (rows == 0 || columns == 0) return;
   if (rows <= kFewRows && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1)) return RunFewRows(kernel, args);
-  const std::int64_t column_blocks = (columns + kBlockColumns - 1) / kBlockColumns;
+  const std::int64_t column_blocks = CeilDiv(columns, kBlockColumns);
   const double work = 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
   const int wanted = ThreadsFor(rows * columns, work);
-  std::int64_t block_rows = std::min(kBlockRows, rows);
-  while (block_rows > 60 && column_blocks * ((rows + block_rows - 1) / block_rows) < 3 * wanted) block_rows /= 2;
-  const std::int64_t row_blocks = (rows + block_rows - 1) / block_rows;
+  const std::int64_t block_rows = BlockRows(rows, column_blocks, wanted, kernel.tile_rows);
+  const std::int64_t row_blocks = CeilDiv(rows, block_rows);
   const std::int64_t tasks = column_blocks * row_blocks;
   const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
 
@@ -65,7 +81,7 @@ template <typename T>
 struct Packed {
   Packed(const LinearKernel<T>& kernel_for, View<const T, 2> weight, Precision precision)
       : kernel(kernel_for), memory(1, kernel.packed_bytes(weight, precision)) {
-    const std::int64_t columns = weight.shape[1], blocks = (columns + kBlockColumns - 1) / kBlockColumns;
+    const std::int64_t columns = weight.shape[1], blocks = CeilDiv(columns, kBlockColumns);
     const double work = kWorkPerWeight * static_cast<double>(weight.shape[0]) * static_cast<double>(columns);
     ParallelFor(blocks, ThreadsFor(blocks, work), [&](std::int64_t i, int) {
       const std::int64_t begin = i * kBlockColumns;
