@@ -4,7 +4,8 @@ Every test runs once per implementation, with that one forced before it and show
 counts the tests each has passed. ``HEADWISE_BACKEND=numpy`` or ``native`` and ``HEADWISE_TARGET`` narrow the choice,
 ``HEADWISE_REQUIRE_NATIVE=1`` makes a missing native core a failure, and ``HEADWISE_TEST_PROFILE=long`` lets hypothesis
 look for longer. Tests marked ``single_implementation`` (they start processes or choose implementations themselves) run
-once, on what a user would get.
+once, on what a user would get. Tests marked ``above_operations`` (what they test is Python, on operations that have
+their own tests) run on NumPy and on the best instruction set, and on all in the long profile.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ settings.register_profile(
     "default", max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile(os.environ.get("HEADWISE_TEST_PROFILE", "default"))
+PROFILE = os.environ.get("HEADWISE_TEST_PROFILE", "default")
+settings.load_profile(PROFILE)
 
 
 def native_present() -> bool:
@@ -57,6 +59,7 @@ IMPLEMENTATIONS = find_implementations()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "single_implementation: run once, on the implementation a user would get")
+    config.addinivalue_line("markers", "above_operations: run on NumPy and the best instruction set")
     if os.environ.get("HEADWISE_REQUIRE_NATIVE", "0") not in ("", "0") and not native_present():
         pytest.exit("HEADWISE_REQUIRE_NATIVE is set, but headwise has no native core (headwise._core)", returncode=1)
     if not IMPLEMENTATIONS:
@@ -70,8 +73,10 @@ def pytest_report_header() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.definition.get_closest_marker("single_implementation") is None:
-        metafunc.parametrize("implementation", IMPLEMENTATIONS, indirect=True)
+    if metafunc.definition.get_closest_marker("single_implementation") is not None:
+        return
+    few = metafunc.definition.get_closest_marker("above_operations") is not None and PROFILE != "long"
+    metafunc.parametrize("implementation", IMPLEMENTATIONS[:2] if few else IMPLEMENTATIONS, indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,8 @@ from headwise import attention
 
 BATCH, LENGTH = 32, 10
 
+pytestmark = pytest.mark.above_operations
+
 
 @pytest.fixture
 def x(rng: np.random.Generator) -> np.ndarray:

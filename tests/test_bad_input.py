@@ -12,6 +12,8 @@ import pytest
 import headwise as hw
 from support import dtype_named, normal
 
+pytestmark = pytest.mark.above_operations
+
 SENTINEL = -12345.0
 
 

@@ -18,6 +18,8 @@ import oracle
 from support import ATOL_ON_TILES, LAYOUTS, assert_close, dtype_named, normal
 
 BATCH, HEADS, KV_HEADS, LENGTH, DIM, VALUE_DIM = 2, 4, 2, 53, 12, 7
+pytestmark = pytest.mark.above_operations
+
 KEYWORDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "scale": {"scale": 0.4},

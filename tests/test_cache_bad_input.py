@@ -12,6 +12,8 @@ import pytest
 import headwise as hw
 from support import normal
 
+pytestmark = pytest.mark.above_operations
+
 X = normal((2, 2, 3, 4))
 GOOD = {"query": normal((2, 4, 3, 4)), "key": X, "value": X}
 

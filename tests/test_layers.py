@@ -14,6 +14,8 @@ import pytest
 import headwise as hw
 import oracle
 
+pytestmark = pytest.mark.above_operations
+
 NAMES = ("W_q", "W_k", "W_v", "W_o")
 
 

@@ -14,6 +14,8 @@ import pytest
 import headwise as hw
 import oracle
 
+pytestmark = pytest.mark.above_operations
+
 
 def by_hand(layer: Any, q: Any, k: Any, v: Any, turn: Callable[..., Any] | None = None, **keywords: Any) -> Any:
     """The layer in float64, head by head; ``turn(heads)`` rotates them."""

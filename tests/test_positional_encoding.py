@@ -19,6 +19,8 @@ from headwise import _layer, positional_encoding
 
 BATCH, SEQ_LEN, D_MODEL = 32, 50, 512
 
+pytestmark = pytest.mark.above_operations
+
 
 @pytest.fixture
 def embeddings(rng: np.random.Generator) -> np.ndarray:

@@ -19,6 +19,8 @@ from headwise.rope import rope_parameters
 from rope_scalings import DYNAMIC, PROPORTIONAL, SMALL, longrope
 from support import LAYOUTS, assert_close, dtype_named, normal
 
+pytestmark = pytest.mark.above_operations
+
 once = pytest.mark.single_implementation
 pairing = pytest.mark.parametrize("interleaved", [False, True], ids=["half-split", "interleaved"])
 
