@@ -102,7 +102,8 @@ class MultiHeadAttention(Layer):
     Parameters that nobody else holds on to are packed for the products at the second call that finds them unchanged,
     queries, keys and values of one input in a single one, and packed anew after somebody has read or replaced one.
     Whoever keeps a reference to a parameter (``W = layer.W_q``, or the array that was assigned) may change it at any
-    time, and pays with a copy of the parameters at each call. Results have the same bits either way.
+    time, and pays with a copy of the parameters at each call. Results have the same bits either way. What is packed
+    takes 2 to 2.5 times the memory of the parameters in the dtype of the input.
 
     References
     ----------
