@@ -52,7 +52,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
           rows_((stage.tile->rows + 3) / 4 * 4),
           left_(rows_ * static_cast<int>(Chunks(stage.part.to) - First(stage))),
           share_(static_cast<int>((left_ / kPairs + 1) * kOne / std::max<int64_t>(1, chunk_products)) + 1),
-          in_place_(run.args_.weights) {
+          in_place_(run.args_.weights || run.args_.drop) {
       std::fill_n(sums, rows_ * kChunk, 0.0f);
     }
     Weights() = default;  // none
@@ -165,8 +165,8 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
   };
 
   void Online(int64_t begin, int64_t end) override {
-    // Weights that are dropped, or go to values that do not split, are made by rows.
-    const bool by_rows = this->args_.drop || !this->products_.ValuesSplit();
+    // Weights that go to values that do not split are made by rows.
+    const bool by_rows = !this->products_.ValuesSplit();
     Stage behind, now, ahead;
     int64_t t = 0;
     for (int buffer = 0; (ahead = this->Next(t, begin, end, buffer)) || now || behind; buffer ^= 1) {
@@ -186,8 +186,9 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
       weights.Finish();
       if (now && !by_rows) {
         AddSums(now);
-        if (this->args_.weights) {
-          for (int r = 0; r < now.tile->rows; ++r) this->StoreWeights(now, r, begin, end);
+        for (int r = 0; r < now.tile->rows; ++r) {
+          if (this->args_.weights) this->StoreWeights(now, r, begin, end);
+          if (this->args_.drop) this->TakeWeights(now, r, begin);
         }
       }
       behind = now, now = ahead;

@@ -14,7 +14,7 @@ namespace {
 // each. A block of rows uses them often enough to pay for packing, and there are enough blocks for every thread.
 constexpr std::int64_t kBlockColumns = kLinearBlockColumns;
 constexpr std::int64_t kBlockRows = 480;  // a multiple of every tile height
-constexpr std::int64_t kFewestBlockRows = 48;
+constexpr std::int64_t kFewestBlockRows = 30;
 
 constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 

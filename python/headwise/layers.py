@@ -270,11 +270,10 @@ class MultiHeadAttention(Layer):
         **options: Unpack[AttentionOptions],
     ) -> tuple[Any, ...]:
         """:meth:`forward` of what ``check_sequences`` gives, with dropout at any rate."""
-        for name, default in self._defaults.items():
-            options.setdefault(name, default)  # type: ignore[misc]
-        if self._has("sinks"):
+        options = {**self._defaults, **options}
+        if self._has("sinks") and "sinks" not in options:
             dtype, _ = promote(("query", q), ("key", k), ("value", v))
-            options.setdefault("sinks", self._cast("sinks", dtype))
+            options["sinks"] = self._cast("sinks", dtype)
         heads = Heads((self.d_model, self.kdim, self.vdim), self.d_model, self.num_heads, self.num_kv_heads)
         projections = LayerProjections(vars(self), self._packs)
         return multi_head(
