@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 
 import headwise as hw
+import oracle
 from support import Case, assert_close, dtype_named, normal
 
 TAILS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100]
@@ -503,3 +505,26 @@ def test_empty(layout: str) -> None:
     if layout == "value-width":
         assert_close(weights, np.full(weights.shape, 1 / key_len))
     Case(query.shape, key.shape, width).check()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"is_causal": True, "causal_alignment": "lower_right"},
+        {"window_size": (700, 900), "sinks": [0.5, -2.0]},
+        {"mask": np.arange(2600) >= 1100},
+    ],
+    ids=["dense", "causal", "window", "first blocks masked"],
+)
+def test_weights_of_many_blocks_of_keys(dtype: str, keywords: dict[str, Any]) -> None:
+    """Rows too long to wait in cache for their maximum, which grows from block to block and back."""
+    query, key, value = (normal((1, 2, n, 16), seed, dtype) for seed, n in enumerate((33, 2600, 2600)))
+    key *= 1.0 + 3.0 * np.sin(np.linspace(0.0, 9.0, 2600, dtype=dtype))[:, np.newaxis] ** 2
+    expected = oracle.attention(query, key, value, **keywords)
+    got = hw.scaled_dot_product_attention(query, key, value, return_lse=True, **keywords)
+    tolerance = {"rtol": 5e-5, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-14}
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+    assert expected.weights.max() > 0.1  # peaks, and next to nothing elsewhere
