@@ -6,14 +6,15 @@ Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from ._arrays import as_array, check_flag, check_rate, check_real, check_rng, check_size, promote
 from ._attention_args import check_softcap, check_window
 from ._layer import Layer, Parameter, parameter_dtype
-from ._multi_head import AttentionOptions, Heads, check_heads, check_sequences, glorot_uniform, multi_head, split_heads
+from ._multi_head import Heads, check_heads, check_sequences, glorot_uniform, multi_head, split_heads
+from ._options import AttentionOptions
 from ._positions import alibi_slopes
 from ._precision import check_precision
 from ._projection import LayerProjections, Packs
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from ._arrays import Array
     from ._layer import Rng
+    from ._options import LayerOptions
 
 __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]
 
@@ -130,15 +132,26 @@ class MultiHeadAttention(Layer):
     True
     """
 
-    W_q = Parameter("d_model", "d_model")
-    W_k = Parameter("kdim", "_kv_width")
-    W_v = Parameter("vdim", "_kv_width")
-    W_o = Parameter("d_model", "d_model")
-    b_q = Parameter.optional("d_model")
-    b_k = Parameter.optional("_kv_width")
-    b_v = Parameter.optional("_kv_width")
-    b_o = Parameter.optional("d_model")
-    sinks = Parameter.optional("num_heads")
+    W_q: Parameter[Array] = Parameter("d_model", "d_model")
+    W_k: Parameter[Array] = Parameter("kdim", "_kv_width")
+    W_v: Parameter[Array] = Parameter("vdim", "_kv_width")
+    W_o: Parameter[Array] = Parameter("d_model", "d_model")
+    b_q: Parameter[Any] = Parameter.optional("d_model")
+    b_k: Parameter[Any] = Parameter.optional("_kv_width")
+    b_v: Parameter[Any] = Parameter.optional("_kv_width")
+    b_o: Parameter[Any] = Parameter.optional("d_model")
+    sinks: Parameter[Any] = Parameter.optional("num_heads")
+
+    d_model: int
+    num_heads: int
+    d_k: int
+    num_kv_heads: int
+    kdim: int
+    vdim: int
+    dropout: float
+    rope: RotaryPositionalEmbedding | None
+
+    _causal = False
 
     def __init__(
         self,
@@ -185,6 +198,30 @@ class MultiHeadAttention(Layer):
                 setattr(self, name, np.zeros(axes, made) if wanted else None)
         self._packs = Packs()
 
+    @overload
+    def forward(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None,
+        mask: ArrayLike | None = None, *,
+        need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[LayerOptions],
+    ) -> tuple[Array, Array]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None,
+        mask: ArrayLike | None = None, *,
+        need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[LayerOptions],
+    ) -> tuple[Array, None]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None,
+        mask: ArrayLike | None = None, *,
+        need_weights: bool = True, return_lse: Literal[True], **options: Unpack[LayerOptions],
+    ) -> tuple[Array, Any, Array]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None,
+        mask: ArrayLike | None = None, *,
+        need_weights: bool = True, return_lse: bool = False, **options: Unpack[LayerOptions],
+    ) -> tuple[Any, ...]: ...  # fmt: skip
     def forward(
         self,
         query: ArrayLike,
@@ -251,9 +288,14 @@ class MultiHeadAttention(Layer):
         q, k, v = check_sequences(query, key, value)
         acts = self.training if training is None else check_flag(training, "training")
         rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng
+        if self._causal:
+            options["is_causal"] = True
         return self._attend(
             q, k, v, mask, rate, generator, cache=cache, lengths=lengths, positions=positions, **options
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _attend(
         self,
@@ -361,7 +403,7 @@ class MultiHeadAttention(Layer):
         return {name: getattr(self, name) for name in (*_WEIGHTS, *_BIASES, "sinks") if self._has(name)}
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
-        parameter: Parameter = getattr(type(self), name)
+        parameter: Parameter[Any] = getattr(type(self), name)
         return parameter.shape(self)
 
     def _check_rope(self, rope: object) -> RotaryPositionalEmbedding | None:
@@ -406,8 +448,9 @@ class MultiHeadAttention(Layer):
 class CausalAttention(MultiHeadAttention):
     """:class:`MultiHeadAttention` in which no query attends to a later key.
 
-    A mask given besides is ANDed with causality. With fewer or more keys than queries, query ``i`` attends to keys
-    ``0 .. i`` (``causal_alignment="upper_left"``) or the last query to all keys (``"lower_right"``).
+    A mask given besides is ANDed with causality; ``is_causal`` makes no difference. With fewer or more keys than
+    queries, query ``i`` attends to keys ``0 .. i`` (``causal_alignment="upper_left"``) or the last query to all keys
+    (``"lower_right"``).
 
     Examples
     --------
@@ -419,31 +462,4 @@ class CausalAttention(MultiHeadAttention):
     False
     """
 
-    def forward(
-        self,
-        query: ArrayLike,
-        key: ArrayLike | None = None,
-        value: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        *,
-        training: bool | None = None,
-        rng: Rng = None,
-        cache: KVCache | None = None,
-        lengths: ArrayLike | None = None,
-        positions: ArrayLike | None = None,
-        **options: Unpack[AttentionOptions],
-    ) -> tuple[Any, ...]:
-        """As :meth:`MultiHeadAttention.forward`, with ``is_causal=True`` whatever is given."""
-        options["is_causal"] = True
-        return super().forward(
-            query,
-            key,
-            value,
-            mask,
-            training=training,
-            rng=rng,
-            cache=cache,
-            lengths=lengths,
-            positions=positions,
-            **options,
-        )
+    _causal = True

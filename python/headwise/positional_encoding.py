@@ -106,6 +106,10 @@ class SinusoidalPositionalEncoding(Layer):
             [0.8415, 0.5403, 0.01  , 1.    ]]])
     """
 
+    d_model: int
+    max_len: int
+    dropout: float
+
     def __init__(self, d_model: int, max_len: int = 5000, dropout: float = 0.1, *, rng: Rng = None) -> None:
         self.d_model = check_size(d_model, "d_model")
         self.max_len = check_size(max_len, "max_len")
@@ -145,6 +149,9 @@ class SinusoidalPositionalEncoding(Layer):
         generator = self._rng if rng is None else check_rng(rng)
         encoded = rows + self._table.first(rows.shape[-2], dtype)
         return deliver(drop(encoded, self.dropout, training=acts, rng=generator), None, result_dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def get_encoding(self, positions: ArrayLike) -> Array:
         """The encoding of the given positions.
@@ -207,7 +214,10 @@ class LearnedPositionalEmbedding(Layer):
             [1. , 1. ]]])
     """
 
-    embeddings = Parameter("max_len", "d_model")
+    embeddings: Parameter[Array] = Parameter("max_len", "d_model")
+
+    max_len: int
+    d_model: int
 
     def __init__(self, max_len: int, d_model: int, *, rng: Rng = None, dtype: DTypeLike | None = None) -> None:
         self.max_len = check_size(max_len, "max_len")
@@ -237,6 +247,9 @@ class LearnedPositionalEmbedding(Layer):
         seq = rows.shape[-2]
         self._check_length("x", rows.shape)
         return deliver(rows + self._cast("embeddings", dtype)[:seq], None, result_dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def update_embeddings(self, gradients: ArrayLike, learning_rate: float = 0.001) -> None:
         """Take a step of gradient descent, in place: ``embeddings -= learning_rate * gradients``.

@@ -213,6 +213,14 @@ class RotaryPositionalEmbedding(Layer):
     array([[0.8776, 0.4794, 5.    , 6.    ]])
     """
 
+    d_model: int
+    max_len: int
+    interleaved: bool
+    base: float
+    rotary_dim: int
+    scaling: dict[str, Any] | None
+    attention_factor: float
+
     def __init__(
         self,
         d_model: int,
@@ -294,6 +302,9 @@ class RotaryPositionalEmbedding(Layer):
         if result.size:
             self._turn(rows, angles, result)
         return result if out is None else deliver(result, out, dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def rotate_half(self, x: ArrayLike) -> Array:
         """Turn each pair of features by 90 degrees, ``(a, b)`` to ``(-b, a)``.
