@@ -40,8 +40,10 @@ class Layer(ABC):
 
     training: bool = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+    if not TYPE_CHECKING:  # for type checkers each layer says `__call__ = forward`, to have its types
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.forward(*args, **kwargs)
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any: ...
