@@ -239,6 +239,10 @@ def flash_attention(
     ----------
     query, key, value, mask
         As in :func:`scaled_dot_product_attention`, and so are all the keywords.
+    bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask
+        What is attended to, and how.
+    return_lse, precision, rng, out, dropout_rate
+        What comes back, how exactly and where.
 
     Returns
     -------

@@ -339,6 +339,13 @@ class MultiHeadAttention(Layer):
         Returns
         -------
         KVCache
+
+        Raises
+        ------
+        ValueError
+            If a size is not positive.
+        TypeError
+            If an argument has a wrong type.
         """
         return KVCache(batch_size, self.num_kv_heads, capacity, self.d_k, dtype=dtype, ring=ring)
 
@@ -431,14 +438,63 @@ class MultiHeadAttention(Layer):
         return given
 
     def split_heads(self, x: ArrayLike) -> Array:
-        """``x`` (…, seq, d_model) as heads (…, num_heads, seq, d_k): a view where the strides allow."""
+        """The slices of the features that belong to each head.
+
+        Parameters
+        ----------
+        x : array_like, (…, seq, d_model)
+
+        Returns
+        -------
+        ndarray, (…, num_heads, seq, d_k)
+            A view where the strides allow.
+
+        Raises
+        ------
+        ValueError
+            If the last axis is not ``d_model`` wide.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> layer = hw.MultiHeadAttention(d_model=4, num_heads=2)
+        >>> layer.split_heads([[1, 2, 3, 4], [5, 6, 7, 8]])
+        array([[[1, 2],
+                [5, 6]],
+               [[3, 4],
+                [7, 8]]])
+        """
         rows = as_array(x, "x")
         if rows.ndim < 2 or rows.shape[-1] != self.d_model:
             raise ValueError(f"x: shape {rows.shape}, expected (…, seq, d_model = {self.d_model})")
         return split_heads(rows, self.num_heads)
 
     def combine_heads(self, x: ArrayLike) -> Array:
-        """Heads (…, num_heads, seq, d_k) side by side, (…, seq, d_model): what :meth:`split_heads` undoes."""
+        """Heads side by side: what :meth:`split_heads` undoes.
+
+        Parameters
+        ----------
+        x : array_like, (…, num_heads, seq, d_k)
+
+        Returns
+        -------
+        ndarray, (…, seq, d_model)
+
+        Raises
+        ------
+        ValueError
+            If the number of heads or their width is another.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> layer = hw.MultiHeadAttention(d_model=4, num_heads=2)
+        >>> layer.combine_heads([[[1, 2], [5, 6]], [[3, 4], [7, 8]]])
+        array([[1, 2, 3, 4],
+               [5, 6, 7, 8]])
+        """
         heads = as_array(x, "x")
         if heads.ndim < 3 or heads.shape[-3] != self.num_heads or heads.shape[-1] != self.d_k:
             raise ValueError(f"x: shape {heads.shape}, expected (…, {self.num_heads}, seq, {self.d_k})")

@@ -169,6 +169,13 @@ class SinusoidalPositionalEncoding(Layer):
         ------
         TypeError
             If ``positions`` are not integers.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> hw.SinusoidalPositionalEncoding(d_model=4).get_encoding([0, 1]).round(4)
+        array([[0.    , 1.    , 0.    , 1.    ],
+               [0.8415, 0.5403, 0.01  , 1.    ]])
         """
         return self._table.at(as_positions(positions), np.dtype(np.float64))
 

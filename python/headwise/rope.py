@@ -320,6 +320,17 @@ class RotaryPositionalEmbedding(Layer):
         -------
         ndarray
             Of the shape and dtype of ``x``; 0 where features are not turned.
+
+        Raises
+        ------
+        ValueError
+            If the last axis is not ``d_model`` wide.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> hw.RotaryPositionalEmbedding(d_model=4).rotate_half([[1.0, 2.0, 3.0, 4.0]])
+        array([[-3., -4.,  1.,  2.]])
         """
         rows = as_array(x, "x")
         _, result_dtype = promote(("x", rows))
