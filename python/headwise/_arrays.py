@@ -41,7 +41,7 @@ def as_array(x: object, name: str) -> Array:
         raise TypeError(f"{name}: a masked array, whose mask would be lost; expected x.filled(...) or x.data")
     try:
         if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
-            return np.asarray(np.from_dlpack(x))
+            return np.asarray(np.from_dlpack(x))  # pyright: ignore[reportArgumentType]
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
@@ -176,7 +176,7 @@ def destination(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any],
     if out is not None and type(out) is np.ndarray and out.dtype == dtype:
         if out.flags.c_contiguous:
             return out
-        if not contiguous and len(shape) <= 4 and (shape[-1] == 1 or out.strides[-1] == out.itemsize):
+        if not contiguous and 0 < len(shape) <= 4 and (shape[-1] == 1 or out.strides[-1] == out.itemsize):
             return out
     return allocate(shape, dtype)
 
@@ -262,7 +262,7 @@ def check_int(value: object, name: str, minimum: int = -sys.maxsize, maximum: in
         if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
             raise TypeError(f"{name}: {value!r} of type {type(value).__name__}, expected an integer")
         try:
-            number = operator.index(value)
+            number = operator.index(value)  # pyright: ignore[reportArgumentType]
         except TypeError as error:
             raise TypeError(f"{name}: {type(value).__name__}, expected an integer") from error
     if number < minimum:

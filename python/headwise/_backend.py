@@ -115,6 +115,7 @@ class Backend(Protocol):
 
     def pack_linear(self, weight: Array, bias: Array | None, precision: str) -> PackedLinear:
         """As :meth:`linear`, for many calls. The arrays are kept, and stay as they are."""
+        ...
 
     def layer_normalization(self, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
         """Over the last axis of ``x`` (rows, n), last axis contiguous; ``out`` C-contiguous, may be ``x`` itself."""
@@ -130,6 +131,7 @@ class Backend(Protocol):
 
     def list_targets(self) -> list[str]:
         """What this build and this processor have, best first."""
+        ...
 
 
 _CORE = "headwise._core"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from ._arrays import allocate, check_flag, check_out, check_real, conform, deliv
 from ._attention_args import attention_masks, check_shapes, check_softcap, check_window, per_head
 from ._backend import current
 from ._cache_rows import equal, of
+from ._options import CacheOptions
 from ._precision import check_precision
 from ._sdpa import scaled_dot_product_attention
 
@@ -23,23 +24,6 @@ if TYPE_CHECKING:
     from ._cache_rows import CacheRows
 
     Options = tuple[Array | None, Array | None, float, float, int, int]  # slopes, sinks, scale, softcap, left, right
-
-
-class CacheOptions(TypedDict, total=False):
-    """The keywords of :meth:`KVCache.attend` ."""
-
-    mask: ArrayLike | None
-    bias: ArrayLike | None
-    scale: float | None
-    window_size: int | tuple[int, int] | None
-    softcap: float | None
-    alibi_slopes: ArrayLike | None
-    sinks: ArrayLike | None
-    need_weights: bool
-    return_lse: bool
-    precision: str | None
-    out: Array | None
-
 
 _KEYWORDS = frozenset(CacheOptions.__annotations__)
 
@@ -70,7 +54,7 @@ def attend_rows(rows: CacheRows, query: Array, counts: Sequence[int], options: C
         )  # fmt: skip
     else:
         answer = _attend_ragged(query, rows.keys, rows.values, starts, seen, counts, **options)
-    return answer if weights_too or len(answer) > 2 else answer[0]
+    return answer if weights_too or len(answer) == 3 else answer[0]
 
 
 def _attend_ragged(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ._arrays import Array
 
     Rng = int | np.random.Generator | None
+
+T = TypeVar("T")  # an array; Any where it may be None
 
 # A table over positions grows while it stays below this; positions beyond are computed when they are asked for, so that
 # one stray position of 10^12 costs one row and not all the memory.
@@ -38,8 +40,10 @@ class Layer(ABC):
 
     training: bool = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+    if not TYPE_CHECKING:  # for type checkers each layer says `__call__ = forward`, to have its types
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.forward(*args, **kwargs)
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any: ...
@@ -54,7 +58,7 @@ class Layer(ABC):
         return vars(self)[name] is not None
 
 
-class Parameter:
+class Parameter(Generic[T]):
     """An array attribute that users read, replace and change in place like any other, and that is cast only once.
 
     A layer with float64 parameters computes in float32 when its input is float32. The cast is kept for the next call,
@@ -67,7 +71,7 @@ class Parameter:
         self._optional = False
 
     @classmethod
-    def optional(cls, *axes: str) -> Parameter:
+    def optional(cls, *axes: str) -> Parameter[T]:
         """One that may be None."""
         parameter = cls(*axes)
         parameter._optional = True
@@ -80,10 +84,10 @@ class Parameter:
         self._name = name
 
     @overload
-    def __get__(self, layer: None, owner: type[Layer]) -> Parameter: ...
+    def __get__(self, layer: None, owner: type[Layer]) -> Parameter[T]: ...
 
     @overload
-    def __get__(self, layer: Layer, owner: type[Layer]) -> Any: ...  # ndarray; or None, if optional
+    def __get__(self, layer: Layer, owner: type[Layer]) -> T: ...
 
     def __get__(self, layer: Layer | None, owner: type[Layer]) -> Any:
         if layer is None:

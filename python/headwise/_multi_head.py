@@ -7,7 +7,7 @@ Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.0
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,27 +20,10 @@ if TYPE_CHECKING:
 
     from ._arrays import Array
     from ._layer import Rng
+    from ._options import AttentionOptions
     from ._projection import Projections
     from .cache import KVCache
     from .rope import RotaryPositionalEmbedding
-
-
-class AttentionOptions(TypedDict, total=False):
-    """The keywords of :func:`headwise.scaled_dot_product_attention` that everything built on it hands through."""
-
-    bias: ArrayLike | None
-    is_causal: bool
-    causal_alignment: str
-    scale: float | None
-    window_size: int | tuple[int, int] | None
-    softcap: float | None
-    alibi_slopes: ArrayLike | None
-    sinks: ArrayLike | None
-    key_padding_mask: ArrayLike | None
-    need_weights: bool
-    return_lse: bool
-    precision: str | None
-    out: Array | None
 
 
 class Heads(NamedTuple):

@@ -85,6 +85,10 @@ def precision(name: str) -> _GeneratorContextManager[None]:  # a decorator too, 
     name : {"highest", "high", "medium"}
         As in :func:`set_precision`.
 
+    Returns
+    -------
+    context manager
+
     Raises
     ------
     ValueError, TypeError

@@ -28,6 +28,7 @@ class Projections(Protocol):
     def __call__(self, x: Array, letters: Letters, precision: str | None, out: Array | None = None) -> Array:
         """``x @ [W_1 | W_2 | …] + [b_1 | b_2 | …]`` for the maps of ``letters``, in the dtype of ``x``: one product,
         whose bits do not depend on how the parameters are kept."""
+        ...
 
 
 class GivenProjections:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -36,14 +36,36 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike
+    from typing_extensions import Unpack
 
     from headwise._arrays import Array
+    from headwise._options import CoreOptions
 
 # Entries of one block of dropout's random numbers: 16 MB of float32. A matter of the result, not only of memory: the
 # blocks decide the order of the draws, so they depend on shapes alone.
 _DROPOUT_BLOCK = 1 << 22
 
 
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
+    need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[CoreOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
+    need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[CoreOptions],
+) -> tuple[Array, None]: ...  # fmt: skip
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
+    need_weights: bool = True, return_lse: Literal[True], **options: Unpack[CoreOptions],
+) -> tuple[Array, Any, Array]: ...  # fmt: skip
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
+    need_weights: bool = True, return_lse: bool = False, **options: Unpack[CoreOptions],
+) -> tuple[Any, ...]: ...  # fmt: skip
 def scaled_dot_product_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -172,6 +194,21 @@ def scaled_dot_product_attention(
     return (output, weights, lse) if return_lse else (output, weights)
 
 
+@overload
+def flash_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, *,
+    return_lse: Literal[False] = False, **options: Unpack[CoreOptions],
+) -> Array: ...  # fmt: skip
+@overload
+def flash_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, *,
+    return_lse: Literal[True], **options: Unpack[CoreOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def flash_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, *,
+    return_lse: bool = False, **options: Unpack[CoreOptions],
+) -> Any: ...  # fmt: skip
 def flash_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -202,6 +239,10 @@ def flash_attention(
     ----------
     query, key, value, mask
         As in :func:`scaled_dot_product_attention`, and so are all the keywords.
+    bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask
+        What is attended to, and how.
+    return_lse, precision, rng, out, dropout_rate
+        What comes back, how exactly and where.
 
     Returns
     -------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -26,14 +26,31 @@ from headwise._precision import check_precision
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+    from typing_extensions import Unpack
 
     from headwise._arrays import Array
+    from headwise._options import VarlenOptions
 
     Shape = tuple[int, ...]
 
 INT64: np.dtype[Any] = np.dtype(np.int64)
 
 
+@overload
+def varlen_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike | None = None, *, return_lse: Literal[False] = False, **options: Unpack[VarlenOptions],
+) -> Array: ...  # fmt: skip
+@overload
+def varlen_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike | None = None, *, return_lse: Literal[True], **options: Unpack[VarlenOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def varlen_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike | None = None, *, return_lse: bool = False, **options: Unpack[VarlenOptions],
+) -> Any: ...  # fmt: skip
 def varlen_attention(
     query: ArrayLike,
     key: ArrayLike,

@@ -5,7 +5,7 @@ Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -19,16 +19,14 @@ from .masks import create_causal_mask, create_look_ahead_mask, create_padding_ma
 from .positional_encoding import sinusoid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
     from ._arrays import Array
     from ._layer import Rng
-    from ._multi_head import AttentionOptions
-
-    Parameters = MultiHeadAttention | Mapping[str, ArrayLike]
+    from ._options import AttentionOptions, FunctionOptions, MultiHeadOptions, Parameters
 
 __all__ = [
     "attention_score_visualization",
@@ -54,6 +52,30 @@ __all__ = [
 ]
 
 
+@overload
+def multi_head_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, num_heads: int, d_model: int,
+    mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[MultiHeadOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def multi_head_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, num_heads: int, d_model: int,
+    mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[MultiHeadOptions],
+) -> tuple[Array, None]: ...  # fmt: skip
+@overload
+def multi_head_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, num_heads: int, d_model: int,
+    mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: Literal[True], **options: Unpack[MultiHeadOptions],
+) -> tuple[Array, Any, Array]: ...  # fmt: skip
+@overload
+def multi_head_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, num_heads: int, d_model: int,
+    mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: bool = False, **options: Unpack[MultiHeadOptions],
+) -> tuple[Any, ...]: ...  # fmt: skip
 def multi_head_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -141,6 +163,26 @@ def multi_head_attention(
     return multi_head(q, k, v, given, shape, mask, rate, generator, **options)
 
 
+@overload
+def multi_head_self_attention(
+    x: ArrayLike, num_heads: int, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[MultiHeadOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def multi_head_self_attention(
+    x: ArrayLike, num_heads: int, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[MultiHeadOptions],
+) -> tuple[Array, None]: ...  # fmt: skip
+@overload
+def multi_head_self_attention(
+    x: ArrayLike, num_heads: int, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: Literal[True], **options: Unpack[MultiHeadOptions],
+) -> tuple[Array, Any, Array]: ...  # fmt: skip
+@overload
+def multi_head_self_attention(
+    x: ArrayLike, num_heads: int, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: bool = False, **options: Unpack[MultiHeadOptions],
+) -> tuple[Any, ...]: ...  # fmt: skip
 def multi_head_self_attention(
     x: ArrayLike,
     num_heads: int,
@@ -188,6 +230,26 @@ def multi_head_self_attention(
     )
 
 
+@overload
+def self_attention(
+    x: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[FunctionOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def self_attention(
+    x: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[FunctionOptions],
+) -> tuple[Array, None]: ...  # fmt: skip
+@overload
+def self_attention(
+    x: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: Literal[True], **options: Unpack[FunctionOptions],
+) -> tuple[Array, Any, Array]: ...  # fmt: skip
+@overload
+def self_attention(
+    x: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: bool = False, **options: Unpack[FunctionOptions],
+) -> tuple[Any, ...]: ...  # fmt: skip
 def self_attention(
     x: ArrayLike,
     d_model: int,
@@ -232,6 +294,26 @@ def self_attention(
     return scaled_dot_product_attention(rows, rows, rows, mask, rate, rng=rng, **options)
 
 
+@overload
+def cross_attention(
+    query: ArrayLike, context: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[FunctionOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def cross_attention(
+    query: ArrayLike, context: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[FunctionOptions],
+) -> tuple[Array, None]: ...  # fmt: skip
+@overload
+def cross_attention(
+    query: ArrayLike, context: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: Literal[True], **options: Unpack[FunctionOptions],
+) -> tuple[Array, Any, Array]: ...  # fmt: skip
+@overload
+def cross_attention(
+    query: ArrayLike, context: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: bool = False, **options: Unpack[FunctionOptions],
+) -> tuple[Any, ...]: ...  # fmt: skip
 def cross_attention(
     query: ArrayLike,
     context: ArrayLike,
@@ -434,5 +516,5 @@ mha = multi_head_attention
 self_attn = self_attention
 cross_attn = cross_attention
 pos_encoding = positional_encoding
-causal_mask = create_causal_mask
+causal_mask = create_look_ahead_mask
 padding_mask = create_padding_mask

@@ -5,7 +5,7 @@ Pope et al., "Efficiently Scaling Transformer Inference" (2022), https://arxiv.o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._arrays import Array
-    from ._cache_attention import CacheOptions
+    from ._options import AttendOptions, CacheOptions
 
 __all__ = ["KVCache"]
 
@@ -268,6 +268,26 @@ class KVCache:
         """
         self._rows.put(*self._check_new(key, value, lengths))
 
+    @overload
+    def attend(
+        self, query: ArrayLike, *,
+        need_weights: Literal[False] = False, return_lse: Literal[False] = False, **options: Unpack[AttendOptions],
+    ) -> Array: ...  # fmt: skip
+    @overload
+    def attend(
+        self, query: ArrayLike, *,
+        need_weights: Literal[True], return_lse: Literal[False] = False, **options: Unpack[AttendOptions],
+    ) -> tuple[Array, Array]: ...  # fmt: skip
+    @overload
+    def attend(
+        self, query: ArrayLike, *,
+        need_weights: bool = False, return_lse: Literal[True], **options: Unpack[AttendOptions],
+    ) -> tuple[Array, Any, Array]: ...  # fmt: skip
+    @overload
+    def attend(
+        self, query: ArrayLike, *,
+        need_weights: bool = False, return_lse: bool = False, **options: Unpack[AttendOptions],
+    ) -> Any: ...  # fmt: skip
     def attend(self, query: ArrayLike, *, lengths: ArrayLike | None = None, **options: Unpack[CacheOptions]) -> Any:
         """Attention of the latest positions to all that is stored, each to those up to its own.
 
@@ -321,6 +341,26 @@ class KVCache:
         q = self._check_query(query)
         return attend_rows(self._rows, q, self._check_counts(lengths, q.shape[2]), options)
 
+    @overload
+    def extend(
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, *,
+        need_weights: Literal[False] = False, return_lse: Literal[False] = False, **options: Unpack[AttendOptions],
+    ) -> Array: ...  # fmt: skip
+    @overload
+    def extend(
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, *,
+        need_weights: Literal[True], return_lse: Literal[False] = False, **options: Unpack[AttendOptions],
+    ) -> tuple[Array, Array]: ...  # fmt: skip
+    @overload
+    def extend(
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, *,
+        need_weights: bool = False, return_lse: Literal[True], **options: Unpack[AttendOptions],
+    ) -> tuple[Array, Any, Array]: ...  # fmt: skip
+    @overload
+    def extend(
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, *,
+        need_weights: bool = False, return_lse: bool = False, **options: Unpack[AttendOptions],
+    ) -> Any: ...  # fmt: skip
     def extend(
         self,
         query: ArrayLike,

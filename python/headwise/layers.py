@@ -6,14 +6,15 @@ Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from ._arrays import as_array, check_flag, check_rate, check_real, check_rng, check_size, promote
 from ._attention_args import check_softcap, check_window
 from ._layer import Layer, Parameter, parameter_dtype
-from ._multi_head import AttentionOptions, Heads, check_heads, check_sequences, glorot_uniform, multi_head, split_heads
+from ._multi_head import Heads, check_heads, check_sequences, glorot_uniform, multi_head, split_heads
+from ._options import AttentionOptions
 from ._positions import alibi_slopes
 from ._precision import check_precision
 from ._projection import LayerProjections, Packs
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from ._arrays import Array
     from ._layer import Rng
+    from ._options import LayerOptions
 
 __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]
 
@@ -130,15 +132,26 @@ class MultiHeadAttention(Layer):
     True
     """
 
-    W_q = Parameter("d_model", "d_model")
-    W_k = Parameter("kdim", "_kv_width")
-    W_v = Parameter("vdim", "_kv_width")
-    W_o = Parameter("d_model", "d_model")
-    b_q = Parameter.optional("d_model")
-    b_k = Parameter.optional("_kv_width")
-    b_v = Parameter.optional("_kv_width")
-    b_o = Parameter.optional("d_model")
-    sinks = Parameter.optional("num_heads")
+    W_q: Parameter[Array] = Parameter("d_model", "d_model")
+    W_k: Parameter[Array] = Parameter("kdim", "_kv_width")
+    W_v: Parameter[Array] = Parameter("vdim", "_kv_width")
+    W_o: Parameter[Array] = Parameter("d_model", "d_model")
+    b_q: Parameter[Any] = Parameter.optional("d_model")
+    b_k: Parameter[Any] = Parameter.optional("_kv_width")
+    b_v: Parameter[Any] = Parameter.optional("_kv_width")
+    b_o: Parameter[Any] = Parameter.optional("d_model")
+    sinks: Parameter[Any] = Parameter.optional("num_heads")
+
+    d_model: int
+    num_heads: int
+    d_k: int
+    num_kv_heads: int
+    kdim: int
+    vdim: int
+    dropout: float
+    rope: RotaryPositionalEmbedding | None
+
+    _causal = False
 
     def __init__(
         self,
@@ -185,6 +198,30 @@ class MultiHeadAttention(Layer):
                 setattr(self, name, np.zeros(axes, made) if wanted else None)
         self._packs = Packs()
 
+    @overload
+    def forward(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None,
+        mask: ArrayLike | None = None, *,
+        need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[LayerOptions],
+    ) -> tuple[Array, Array]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None,
+        mask: ArrayLike | None = None, *,
+        need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[LayerOptions],
+    ) -> tuple[Array, None]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None,
+        mask: ArrayLike | None = None, *,
+        need_weights: bool = True, return_lse: Literal[True], **options: Unpack[LayerOptions],
+    ) -> tuple[Array, Any, Array]: ...  # fmt: skip
+    @overload
+    def forward(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None,
+        mask: ArrayLike | None = None, *,
+        need_weights: bool = True, return_lse: bool = False, **options: Unpack[LayerOptions],
+    ) -> tuple[Any, ...]: ...  # fmt: skip
     def forward(
         self,
         query: ArrayLike,
@@ -251,9 +288,14 @@ class MultiHeadAttention(Layer):
         q, k, v = check_sequences(query, key, value)
         acts = self.training if training is None else check_flag(training, "training")
         rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng
+        if self._causal:
+            options["is_causal"] = True
         return self._attend(
             q, k, v, mask, rate, generator, cache=cache, lengths=lengths, positions=positions, **options
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _attend(
         self,
@@ -297,6 +339,13 @@ class MultiHeadAttention(Layer):
         Returns
         -------
         KVCache
+
+        Raises
+        ------
+        ValueError
+            If a size is not positive.
+        TypeError
+            If an argument has a wrong type.
         """
         return KVCache(batch_size, self.num_kv_heads, capacity, self.d_k, dtype=dtype, ring=ring)
 
@@ -361,7 +410,7 @@ class MultiHeadAttention(Layer):
         return {name: getattr(self, name) for name in (*_WEIGHTS, *_BIASES, "sinks") if self._has(name)}
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
-        parameter: Parameter = getattr(type(self), name)
+        parameter: Parameter[Any] = getattr(type(self), name)
         return parameter.shape(self)
 
     def _check_rope(self, rope: object) -> RotaryPositionalEmbedding | None:
@@ -389,14 +438,63 @@ class MultiHeadAttention(Layer):
         return given
 
     def split_heads(self, x: ArrayLike) -> Array:
-        """``x`` (…, seq, d_model) as heads (…, num_heads, seq, d_k): a view where the strides allow."""
+        """The slices of the features that belong to each head.
+
+        Parameters
+        ----------
+        x : array_like, (…, seq, d_model)
+
+        Returns
+        -------
+        ndarray, (…, num_heads, seq, d_k)
+            A view where the strides allow.
+
+        Raises
+        ------
+        ValueError
+            If the last axis is not ``d_model`` wide.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> layer = hw.MultiHeadAttention(d_model=4, num_heads=2)
+        >>> layer.split_heads([[1, 2, 3, 4], [5, 6, 7, 8]])
+        array([[[1, 2],
+                [5, 6]],
+               [[3, 4],
+                [7, 8]]])
+        """
         rows = as_array(x, "x")
         if rows.ndim < 2 or rows.shape[-1] != self.d_model:
             raise ValueError(f"x: shape {rows.shape}, expected (…, seq, d_model = {self.d_model})")
         return split_heads(rows, self.num_heads)
 
     def combine_heads(self, x: ArrayLike) -> Array:
-        """Heads (…, num_heads, seq, d_k) side by side, (…, seq, d_model): what :meth:`split_heads` undoes."""
+        """Heads side by side: what :meth:`split_heads` undoes.
+
+        Parameters
+        ----------
+        x : array_like, (…, num_heads, seq, d_k)
+
+        Returns
+        -------
+        ndarray, (…, seq, d_model)
+
+        Raises
+        ------
+        ValueError
+            If the number of heads or their width is another.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> layer = hw.MultiHeadAttention(d_model=4, num_heads=2)
+        >>> layer.combine_heads([[[1, 2], [5, 6]], [[3, 4], [7, 8]]])
+        array([[1, 2, 3, 4],
+               [5, 6, 7, 8]])
+        """
         heads = as_array(x, "x")
         if heads.ndim < 3 or heads.shape[-3] != self.num_heads or heads.shape[-1] != self.d_k:
             raise ValueError(f"x: shape {heads.shape}, expected (…, {self.num_heads}, seq, {self.d_k})")
@@ -406,8 +504,9 @@ class MultiHeadAttention(Layer):
 class CausalAttention(MultiHeadAttention):
     """:class:`MultiHeadAttention` in which no query attends to a later key.
 
-    A mask given besides is ANDed with causality. With fewer or more keys than queries, query ``i`` attends to keys
-    ``0 .. i`` (``causal_alignment="upper_left"``) or the last query to all keys (``"lower_right"``).
+    A mask given besides is ANDed with causality; ``is_causal`` makes no difference. With fewer or more keys than
+    queries, query ``i`` attends to keys ``0 .. i`` (``causal_alignment="upper_left"``) or the last query to all keys
+    (``"lower_right"``).
 
     Examples
     --------
@@ -419,31 +518,4 @@ class CausalAttention(MultiHeadAttention):
     False
     """
 
-    def forward(
-        self,
-        query: ArrayLike,
-        key: ArrayLike | None = None,
-        value: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        *,
-        training: bool | None = None,
-        rng: Rng = None,
-        cache: KVCache | None = None,
-        lengths: ArrayLike | None = None,
-        positions: ArrayLike | None = None,
-        **options: Unpack[AttentionOptions],
-    ) -> tuple[Any, ...]:
-        """As :meth:`MultiHeadAttention.forward`, with ``is_causal=True`` whatever is given."""
-        options["is_causal"] = True
-        return super().forward(
-            query,
-            key,
-            value,
-            mask,
-            training=training,
-            rng=rng,
-            cache=cache,
-            lengths=lengths,
-            positions=positions,
-            **options,
-        )
+    _causal = True

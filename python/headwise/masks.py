@@ -51,11 +51,31 @@ class _Mask(np.ndarray[Any, np.dtype[Any]]):
 
 
 class PaddingMask(_Mask):
-    """A keep-mask over keys, ``(batch, key_len)``, as :func:`create_padding_mask` returns it."""
+    """A keep-mask over keys, ``(batch, key_len)``, as :func:`create_padding_mask` returns it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> kept = np.array([[1, 1], [1, 0]]).view(hw.PaddingMask)  # for two sequences
+    >>> hw.self_attention(np.ones((2, 2, 4)), 4, kept)[1][1]
+    array([[1., 0.],
+           [1., 0.]])
+    """
 
 
 class CausalMask(_Mask):
-    """A keep-mask over pairs, ``(query_len, key_len)``, as :func:`create_causal_mask` returns it."""
+    """A keep-mask over pairs, ``(query_len, key_len)``, as :func:`create_causal_mask` returns it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> kept = np.array([[1, 1], [1, 0]]).view(hw.CausalMask)
+    >>> hw.self_attention(np.ones((2, 2, 4)), 4, kept)[1][1]
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
 
 
 def create_padding_mask(seq: ArrayLike, pad_token: int = 0) -> PaddingMask:
@@ -105,7 +125,9 @@ def create_look_ahead_mask(size: int | None = None, *, seq_len: int | None = Non
     Parameters
     ----------
     size : int
-        Length of the sequence. It may be given by the name ``seq_len`` instead.
+        Length of the sequence.
+    seq_len : int
+        Another name of ``size``.
 
     Returns
     -------

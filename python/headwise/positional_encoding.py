@@ -106,6 +106,10 @@ class SinusoidalPositionalEncoding(Layer):
             [0.8415, 0.5403, 0.01  , 1.    ]]])
     """
 
+    d_model: int
+    max_len: int
+    dropout: float
+
     def __init__(self, d_model: int, max_len: int = 5000, dropout: float = 0.1, *, rng: Rng = None) -> None:
         self.d_model = check_size(d_model, "d_model")
         self.max_len = check_size(max_len, "max_len")
@@ -146,6 +150,9 @@ class SinusoidalPositionalEncoding(Layer):
         encoded = rows + self._table.first(rows.shape[-2], dtype)
         return deliver(drop(encoded, self.dropout, training=acts, rng=generator), None, result_dtype)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def get_encoding(self, positions: ArrayLike) -> Array:
         """The encoding of the given positions.
 
@@ -162,6 +169,13 @@ class SinusoidalPositionalEncoding(Layer):
         ------
         TypeError
             If ``positions`` are not integers.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> hw.SinusoidalPositionalEncoding(d_model=4).get_encoding([0, 1]).round(4)
+        array([[0.    , 1.    , 0.    , 1.    ],
+               [0.8415, 0.5403, 0.01  , 1.    ]])
         """
         return self._table.at(as_positions(positions), np.dtype(np.float64))
 
@@ -207,7 +221,10 @@ class LearnedPositionalEmbedding(Layer):
             [1. , 1. ]]])
     """
 
-    embeddings = Parameter("max_len", "d_model")
+    embeddings: Parameter[Array] = Parameter("max_len", "d_model")
+
+    max_len: int
+    d_model: int
 
     def __init__(self, max_len: int, d_model: int, *, rng: Rng = None, dtype: DTypeLike | None = None) -> None:
         self.max_len = check_size(max_len, "max_len")
@@ -237,6 +254,9 @@ class LearnedPositionalEmbedding(Layer):
         seq = rows.shape[-2]
         self._check_length("x", rows.shape)
         return deliver(rows + self._cast("embeddings", dtype)[:seq], None, result_dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def update_embeddings(self, gradients: ArrayLike, learning_rate: float = 0.001) -> None:
         """Take a step of gradient descent, in place: ``embeddings -= learning_rate * gradients``.

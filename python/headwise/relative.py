@@ -60,7 +60,10 @@ class RelativePositionalEncoding(Layer):
            [-2., -2., -1.,  0.]])
     """
 
-    embeddings = Parameter("_num_distances", "d_model")
+    embeddings: Parameter[Array] = Parameter("_num_distances", "d_model")
+
+    d_model: int
+    max_relative_position: int
 
     def __init__(
         self, d_model: int, max_relative_position: int = 128, *, rng: Rng = None, dtype: DTypeLike | None = None
@@ -93,6 +96,9 @@ class RelativePositionalEncoding(Layer):
         length, greatest = check_size(seq_len, "seq_len"), self.max_relative_position
         distances = np.arange(1 - length, length).clip(-greatest, greatest)
         return _by_distance(self.embeddings[distances + greatest], length).transpose(1, 2, 0)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class ALiBiPositionalBias(Layer):
@@ -134,6 +140,10 @@ class ALiBiPositionalBias(Layer):
            [-0.5,  0. , -0.5],
            [-1. , -0.5,  0. ]])
     """
+
+    num_heads: int
+    max_len: int
+    slopes: Array
 
     def __init__(self, num_heads: int, max_len: int = 2048) -> None:
         self.num_heads = check_size(num_heads, "num_heads")
@@ -179,6 +189,9 @@ class ALiBiPositionalBias(Layer):
                 f"seq_len: {seq_len}, expected {scores.shape[-1]}, the last axis of attention_scores {scores.shape}"
             )
         return add_alibi(scores, self.slopes, offset=offset)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def _by_distance(table: Array, length: int) -> Array:

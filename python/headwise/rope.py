@@ -213,6 +213,14 @@ class RotaryPositionalEmbedding(Layer):
     array([[0.8776, 0.4794, 5.    , 6.    ]])
     """
 
+    d_model: int
+    max_len: int
+    interleaved: bool
+    base: float
+    rotary_dim: int
+    scaling: dict[str, Any] | None
+    attention_factor: float
+
     def __init__(
         self,
         d_model: int,
@@ -295,6 +303,9 @@ class RotaryPositionalEmbedding(Layer):
             self._turn(rows, angles, result)
         return result if out is None else deliver(result, out, dtype)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def rotate_half(self, x: ArrayLike) -> Array:
         """Turn each pair of features by 90 degrees, ``(a, b)`` to ``(-b, a)``.
 
@@ -309,6 +320,17 @@ class RotaryPositionalEmbedding(Layer):
         -------
         ndarray
             Of the shape and dtype of ``x``; 0 where features are not turned.
+
+        Raises
+        ------
+        ValueError
+            If the last axis is not ``d_model`` wide.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> hw.RotaryPositionalEmbedding(d_model=4).rotate_half([[1.0, 2.0, 3.0, 4.0]])
+        array([[-3., -4.,  1.,  2.]])
         """
         rows = as_array(x, "x")
         _, result_dtype = promote(("x", rows))

@@ -1,0 +1,139 @@
+"""Public docstrings: the parameters of the signature, in its order, what comes back, what is raised, an example.
+
+That the examples run is pytest's own part (``--doctest-modules``, ``--pyargs headwise``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import headwise
+from headwise import (
+    attention,
+    cache,
+    layers,
+    masks,
+    normalization,
+    plot,
+    positional_encoding,
+    rope,
+)
+
+pytestmark = pytest.mark.single_implementation
+
+MODULES = (headwise, attention, cache, layers, masks, normalization, plot, positional_encoding, rope)
+
+
+def public_names() -> dict[str, Any]:
+    """Every class and function that a module exports, once, by the first of its names."""
+    found: dict[int, tuple[str, Any]] = {}
+    for module in MODULES:
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if isinstance(thing, (type, types.FunctionType)) and not hasattr(thing, "__total__"):  # no TypedDict
+                found.setdefault(id(thing), (f"{module.__name__}.{name}", thing))
+    return dict(found.values())
+
+
+def public_methods(cls: type) -> Iterator[tuple[str, Any]]:
+    for name, thing in vars(cls).items():
+        if isinstance(thing, types.FunctionType) and (not name.startswith("_") or name == "__call__"):
+            yield name, thing
+
+
+PUBLIC = public_names()
+METHODS = {
+    f"{name}.{method}": (thing, function)
+    for name, thing in PUBLIC.items()
+    if isinstance(thing, type)
+    for method, function in public_methods(thing)
+}
+
+
+def sections(thing: Any) -> dict[str, str]:
+    """The text of each section of a numpydoc docstring, by its underlined title; "" is the summary."""
+    parts = re.split(r"^(\S[^\n]*)\n-+$", inspect.cleandoc(thing.__doc__ or ""), flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def described(section: str) -> list[str]:
+    """The names at the margin: ``a, b : type`` are two."""
+    margin = [line.split(" : ")[0] for line in section.splitlines() if line and not line.startswith(" ")]
+    return [name.strip().lstrip("*") for names in margin for name in names.split(",")]
+
+
+def parameters(function: Any) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def complaints(thing: Any, function: Any) -> list[str]:
+    """What the docstring of ``thing`` lacks, which is called as ``function`` is."""
+    text, taken, wrong = sections(thing), parameters(function), []
+    if not text[""].strip():
+        wrong.append("no summary")
+    if described(text.get("Parameters", "")) != taken:
+        wrong.append(f"Parameters: {described(text.get('Parameters', ''))}, the signature has {taken}")
+    answers = inspect.signature(function).return_annotation
+    if isinstance(thing, types.FunctionType) and (answers == "None") != ("Returns" not in text):
+        wrong.append(f"Returns: {'Returns' in text}, the signature says {answers}")
+    if taken and "Raises" not in text:
+        wrong.append("no Raises")
+    return wrong
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_functions_and_classes(name: str) -> None:
+    thing = PUBLIC[name]
+    inherits = isinstance(thing, type) and "__init__" not in vars(thing)
+    assert complaints(thing, (lambda: None) if inherits else thing.__init__ if isinstance(thing, type) else thing) == []
+    assert ">>> " in sections(thing).get("Examples", "")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name: str) -> None:
+    """An example may stand in the docstring of the class, which calls a layer rather than its ``forward``."""
+    cls, method = METHODS[name]
+    assert complaints(method, method) == []
+    in_class = sections(cls).get("Examples", "")
+    own = ">>> " in sections(method).get("Examples", "")
+    assert own or method.__name__ == "forward" or f".{method.__name__}(" in in_class
+
+
+@pytest.mark.parametrize("name", [name for name, thing in PUBLIC.items() if isinstance(thing, type)])
+def test_attributes(name: str) -> None:
+    """What a class declares is among its parameters or attributes."""
+    cls = PUBLIC[name]
+    properties = {key for key, thing in vars(cls).items() if isinstance(thing, property)}
+    declared = {key for key in inspect.get_annotations(cls) if not key.startswith("_")}
+    text = sections(cls)
+    known = described(text.get("Parameters", "")) + described(text.get("Attributes", ""))
+    assert properties | declared <= set(known)
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(PUBLIC) > 40 and len(METHODS) > 20
+
+
+def a_function(first: int, second: int = 0) -> int:
+    """Something.
+
+    Parameters
+    ----------
+    second, first : int
+        Numbers.
+    """
+    return first + second
+
+
+def test_what_is_missing_is_told() -> None:
+    assert complaints(a_function, a_function) == [
+        "Parameters: ['second', 'first'], the signature has ['first', 'second']",
+        "Returns: False, the signature says int",
+        "no Raises",
+    ]

@@ -1,0 +1,58 @@
+"""What type checkers are told of attention's functions is what these take: overloads have the positional parameters of
+the function behind them, and the keywords besides are all of its own, with their types."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import headwise
+from headwise import _options
+
+pytestmark = [
+    pytest.mark.single_implementation,
+    pytest.mark.skipif(not hasattr(typing, "get_overloads"), reason="Python 3.10 does not remember overloads"),
+]
+
+DECIDE = {"need_weights", "return_lse"}  # what comes back
+OPTIONS: dict[Callable[..., Any], Any] = {
+    headwise.scaled_dot_product_attention: _options.CoreOptions,
+    headwise.flash_attention: _options.CoreOptions,
+    headwise.varlen_attention: _options.VarlenOptions,
+    headwise.multi_head_attention: _options.MultiHeadOptions,
+    headwise.multi_head_self_attention: _options.MultiHeadOptions,
+    headwise.self_attention: _options.FunctionOptions,
+    headwise.cross_attention: _options.FunctionOptions,
+    headwise.MultiHeadAttention.forward: _options.LayerOptions,
+    headwise.KVCache.attend: _options.AttendOptions,
+    headwise.KVCache.extend: _options.AttendOptions,
+}
+
+
+def fields(typed: Any) -> dict[str, str]:
+    """The names of a TypedDict and their types, as they are written."""
+    return {name: reference.__forward_arg__ for name, reference in typed.__annotations__.items()}
+
+
+@pytest.mark.parametrize(("function", "options"), OPTIONS.items(), ids=[f.__qualname__ for f in OPTIONS])
+def test_overloads_take_what_the_function_takes(function: Callable[..., Any], options: Any) -> None:
+    own = inspect.signature(function).parameters
+    positional = [p for p in own.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keywords = {p.name: p.annotation for p in own.values() if p.kind is p.KEYWORD_ONLY}
+    if "options" in own:
+        keywords |= fields(getattr(_options, own["options"].annotation.removeprefix("Unpack[").removesuffix("]")))
+    expected = {name: written.replace("int | np.random.Generator | None", "Rng") for name, written in keywords.items()}
+
+    overloads = typing.get_overloads(function)
+    assert len(overloads) in (3, 4)
+    for overload in overloads:
+        told = inspect.signature(overload).parameters
+        assert [p for p in told.values() if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
+        assert told["options"].annotation == f"Unpack[{options.__name__}]"
+        decided = {p.name for p in told.values() if p.kind is p.KEYWORD_ONLY}
+        assert decided == DECIDE & set(expected)
+        assert fields(options) | {name: "bool" for name in decided} == expected
