@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import headwise as hw
+from in_process import in_process
 from support import dtype_named, normal
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-
-#: Run before the code of :func:`in_process`: the implementation asked for, and a way to read the kernel's figures.
-PRELUDE = """
-import sys
-import numpy as np
-import headwise as hw
-from headwise import _backend
-
-backend, _, target = sys.argv[1].partition("-")
-_backend.use(backend)
-if target:
-    hw.set_target(target)
-
-def megabytes(field):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(field + ":"))
-"""
-
-
-def in_process(implementation: str, code: str) -> str:
-    """What ``code`` prints in a process of its own, on the same implementation."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), implementation],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @linux
