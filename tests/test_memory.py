@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 import tracemalloc
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import headwise as hw
+from in_process import in_process
 from support import dtype_named, normal
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-
-#: Run before the code of :func:`in_process`: the implementation asked for, and a way to read the kernel's figures.
-PRELUDE = """
-import sys
-import numpy as np
-import headwise as hw
-from headwise import _backend
-
-backend, _, target = sys.argv[1].partition("-")
-_backend.use(backend)
-if target:
-    hw.set_target(target)
-
-def megabytes(field):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(field + ":"))
-"""
-
-
-def in_process(implementation: str, code: str) -> str:
-    """What ``code`` prints in a process of its own, on the same implementation."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), implementation],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @linux
@@ -230,39 +198,6 @@ def test_no_leak_over_many_calls(implementation: str) -> None:
         )
     )
     assert grown < 2, "10**4 calls that lost 200 bytes each would grow by 2 MB"
-
-
-def endless(*shape: int) -> np.ndarray:
-    """A view of one number."""
-    return np.broadcast_to(np.float32(1), shape)
-
-
-ROWS = 2**46  # of one float32 each: more than an address space of 47 bits
-LONG = endless(ROWS, 8)
-HUGE_CALLS: dict[str, Callable[[], object]] = {
-    "flash": lambda: hw.flash_attention(LONG, LONG[:4], LONG[:4]),
-    "varlen": lambda: hw.varlen_attention(LONG[:, None], LONG[:4, None], LONG[:4, None], [0, ROWS], [0, 4]),
-    "weights": lambda: hw.scaled_dot_product_attention(LONG[:1024], LONG, LONG),
-    "softmax": lambda: hw.softmax(LONG),
-    "logsumexp": lambda: hw.logsumexp(LONG),
-    "linear": lambda: hw.linear(LONG, LONG[:8]),
-    "apply_rope": lambda: hw.apply_rope(LONG, LONG[0, :4], LONG[0, :4]),
-    "layer_normalization": lambda: hw.layer_normalization(LONG, LONG[0], LONG[0]),
-    "add_alibi": lambda: hw.add_alibi(endless(1, 2**24, 2**24)),
-    "dropout": lambda: hw.dropout(LONG, 0.5),
-    "weights past int64": lambda: hw.scaled_dot_product_attention(LONG, LONG, LONG),
-    "flash past int64": lambda: hw.flash_attention(LONG, LONG[:4], endless(4, 2**20)),
-    "linear past int64": lambda: hw.linear(LONG, endless(8, 2**20)),
-}
-
-
-@pytest.mark.parametrize("name", HUGE_CALLS)
-def test_what_cannot_be_allocated_is_a_memory_error(name: str) -> None:
-    """Views of stride 0 are as large as one likes; their results are not. The next call is fine."""
-    with pytest.raises(MemoryError):
-        HUGE_CALLS[name]()
-    small = np.ones((4, 8), np.float32)
-    np.testing.assert_array_equal(hw.flash_attention(small, small, small), small)
 
 
 @linux

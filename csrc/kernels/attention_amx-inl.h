@@ -46,11 +46,11 @@ class AmxProducts {
         head_dim_(args.query.shape[3]),
         value_dim_(args.value.shape[3]),
         value_width_(ValueWidth(value_dim_)),
-        query_(arena.Take<std::uint32_t>(padded_rows / kRows * Chunks(head_dim_) * kChunkSize<kParts>)),
-        key_(arena.Take<std::uint32_t>(kKeys / kSide * Chunks(head_dim_) * kChunkSize<kParts>)),
-        value_(arena.Take<std::uint32_t>(value_width_ / kSide * Chunks(kKeys) * kChunkSize<kParts>)),
+        query_(arena.Take<std::uint32_t>(padded_rows / kRows, Chunks(head_dim_), kChunkSize<kParts>)),
+        key_(arena.Take<std::uint32_t>(kKeys / kSide, Chunks(head_dim_), kChunkSize<kParts>)),
+        value_(arena.Take<std::uint32_t>(value_width_ / kSide, Chunks(kKeys), kChunkSize<kParts>)),
         weights_(arena.Take<std::uint32_t>(kStages * kWeightsSize)),
-        product_(arena.Take<float>(kSide * value_width_)),
+        product_(arena.Take<float>(kSide, value_width_)),
         odd_rows_(arena.Take<std::uint32_t>(padded_rows / kRows)) {}
 
   void PackQueries(const Tile<kRows>& tile) const {

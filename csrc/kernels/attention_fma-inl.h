@@ -128,11 +128,11 @@ class FmaProducts {
         head_dim_(args.query.shape[3]),
         value_dim_(args.value.shape[3]),
         value_width_(ValueWidth(value_dim_)),
-        query_(arena.Take<T>(padded_rows * head_dim_)),
-        key_(arena.Take<T>(kKeys * head_dim_)),
-        value_(arena.Take<T>(kKeys * value_width_)),
+        query_(arena.Take<T>(padded_rows, head_dim_)),
+        key_(arena.Take<T>(kKeys, head_dim_)),
+        value_(arena.Take<T>(kKeys, value_width_)),
         lane_max_(arena.Take<T>(kRows * kLanes<T>)),
-        wide_(kIsHalf<S> ? arena.Take<T>(kKeys * std::max(head_dim_, value_dim_)) : nullptr) {}
+        wide_(kIsHalf<S> ? arena.Take<T>(kKeys, std::max(head_dim_, value_dim_)) : nullptr) {}
 
   void PackQueries(const Tile<kRows>& tile) const {
     T* packed = query_ + tile.first_row * head_dim_;

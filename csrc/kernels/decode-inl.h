@@ -43,7 +43,7 @@ struct Partial {
         value_width(PackedColumns<T>(args.value.shape[3])),
         max(arena.Take<T>(rows)),
         sum(arena.Take<T>(rows)),
-        output(arena.Take<T>(rows * value_width)) {}
+        output(arena.Take<T>(rows, value_width)) {}
 
   int64_t rows, value_width;
   T* max;     // [rows]
@@ -57,8 +57,8 @@ struct DecodeScratch {
   DecodeScratch(Arena& arena, const AttentionArgs<S>& args, int64_t rows)
       : query_width(PackedColumns<T>(args.query.shape[3])),
         row(arena.Take<Row>(rows)),
-        query(arena.Take<T>(rows * query_width)),
-        scores(arena.Take<T>(rows * kKeyBlock<T>)),
+        query(arena.Take<T>(rows, query_width)),
+        scores(arena.Take<T>(rows, kKeyBlock<T>)),
         shift(arena.Take<T>(rows)),
         rescale(arena.Take<T>(rows)) {}
 

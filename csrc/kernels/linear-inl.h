@@ -118,8 +118,7 @@ void PackRowsOfX(const T* x, int64_t rows, int64_t row_stride, int64_t depth, in
 // Packed weights, whole: [chunk of the depth][panel].
 template <typename T>
 std::size_t LinearPackedBytes(View<const T, 2> weight, Precision) {
-  return static_cast<std::size_t>(weight.shape[0] * PackedColumns<Accumulator<T>>(weight.shape[1])) *
-         sizeof(Accumulator<T>);
+  return Bytes(sizeof(Accumulator<T>), weight.shape[0], PackedColumns<Accumulator<T>>(weight.shape[1]));
 }
 
 template <typename T>

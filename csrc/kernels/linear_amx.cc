@@ -57,9 +57,8 @@ void AmxLinearRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte
 
 template <typename T>
 std::size_t AmxPackedBytes(View<const T, 2> weight, Precision precision) {
-  const int64_t chunks = Sides(weight.shape[1]) * Chunks(weight.shape[0]);
   return WithParts<T>(precision, [&](auto parts) {
-    return static_cast<std::size_t>(chunks * kChunkSize<parts.value>) * sizeof(std::uint32_t);
+    return Bytes(sizeof(std::uint32_t), Sides(weight.shape[1]), Chunks(weight.shape[0]), kChunkSize<parts.value>);
   });
 }
 

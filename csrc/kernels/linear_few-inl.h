@@ -148,7 +148,7 @@ HWY_INLINE void ForEachRowTile(std::int64_t rows, Visit&& visit) {
 template <typename T>
 struct Scratch {
   Scratch(Arena& arena, const LinearArgs<T>& args, std::int64_t columns)
-      : x(arena.Take<float>(args.x.shape[0] * args.x.shape[1])), out(arena.Take<float>(args.x.shape[0] * columns)) {}
+      : x(arena.Take<float>(args.x.shape[0], args.x.shape[1])), out(arena.Take<float>(args.x.shape[0], columns)) {}
   float *x, *out;
 };
 

@@ -26,12 +26,14 @@ constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b -
 
 template <typename T>
 std::int64_t BlockRows(const AttentionArgs<T>& args) {
-  const std::int64_t row_bytes =
-      (args.query.shape[3] + args.value.shape[3]) * static_cast<std::int64_t>(sizeof(Accumulator<T>));
+  // A width beyond a block is as good as any other, and does not overflow.
+  const auto bytes = [](std::int64_t width) {
+    return std::min(width, kBlockBytes) * static_cast<std::int64_t>(sizeof(Accumulator<T>));
+  };
+  const std::int64_t row_bytes = bytes(args.query.shape[3]) + bytes(args.value.shape[3]);
   const std::int64_t rows = std::clamp(kBlockBytes / std::max<std::int64_t>(1, row_bytes), kFewestRows, kMostRows);
   if (!args.weights) return rows;
-  const std::int64_t weight_bytes = args.key.shape[2] * static_cast<std::int64_t>(sizeof(Accumulator<T>));
-  return std::clamp(kWeightsBytes / std::max<std::int64_t>(1, weight_bytes), kFewestRows, rows);
+  return std::clamp(kWeightsBytes / std::max<std::int64_t>(1, bytes(args.key.shape[2])), kFewestRows, rows);
 }
 
 // Up to so many rows, packing keys and values costs more than it saves.
@@ -89,14 +91,14 @@ class Plan {
 
   // Tasks of all calls are numbered through, and what chunks leave lies in one piece of memory. Returns the scratch
   // that each thread needs.
-  std::size_t Place(std::int64_t& tasks, std::size_t& partials) {
+  std::size_t Place(std::int64_t& tasks, Arena& partials) {
     first_task_ = tasks;
-    first_partial_ = partials;
+    first_partial_ = partials.used();
     tasks += this->tasks();
     if (heads_ == 0) return 0;
     if (!decode_) return kernel_->scratch_bytes(*args_, size_ * group_);
     partial_bytes_ = kernel_->partial_bytes(*args_);
-    partials += HeadBytes() * static_cast<std::size_t>(heads_);
+    partials.Take<std::byte>(HeadBytes(), heads_);
     return kernel_->chunk_scratch_bytes(*args_);
   }
   std::int64_t first_task() const { return first_task_; }
@@ -129,7 +131,7 @@ class Plan {
   double TaskWork() const { return work_ / static_cast<double>(std::max<std::int64_t>(1, tasks())); }
 
   // A count of the chunks that are done, then what each left.
-  std::size_t HeadBytes() const { return kCacheLine + partial_bytes_ * static_cast<std::size_t>(parts_); }
+  std::size_t HeadBytes() const { return kCacheLine + Bytes(partial_bytes_, parts_); }
   std::byte* OfHead(std::byte* partials, std::int64_t head) const {
     return partials + first_partial_ + HeadBytes() * static_cast<std::size_t>(head);
   }
@@ -155,15 +157,16 @@ void Run(Plan<T>* begin, Plan<T>* end) {
   std::sort(begin, end);
 
   std::int64_t tasks = 0;
-  std::size_t partial_bytes = 0, scratch_bytes = 0;
+  std::size_t scratch_bytes = 0;
+  Arena measure(nullptr);
   for (Plan<T>* plan = begin; plan < end; ++plan) {
-    scratch_bytes = std::max(scratch_bytes, plan->Place(tasks, partial_bytes));
+    scratch_bytes = std::max(scratch_bytes, plan->Place(tasks, measure));
   }
   if (tasks == 0) return;
   const int threads = static_cast<int>(std::min<std::int64_t>(wanted, tasks));
   const Scratch scratch(threads, scratch_bytes);
   std::optional<Scratch> partials;
-  if (partial_bytes > 0) partials.emplace(1, partial_bytes);
+  if (measure.used() > 0) partials.emplace(1, measure.used());
   std::byte* const left = partials ? partials->thread(0) : nullptr;
   for (const Plan<T>* plan = begin; plan < end; ++plan) plan->Begin(left);
   ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {

@@ -70,7 +70,7 @@ void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxF
   const std::int64_t parts = (n + kPart - 1) / kPart;
   const bool streamed = Streamed(x, out);
   using Part = SoftmaxPart<Accumulator<T>>;
-  std::vector<Part> found(static_cast<std::size_t>(outer * parts));
+  std::vector<Part> found(Bytes(1, outer, parts));
   // Parts [begin, end) of all rows.
   const auto measure = [&, n = n](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "headwise/runtime.h"
+#include "runtime/spare_threads.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -54,7 +55,7 @@ void SetNumThreads(int n) {
 int ThreadsFor(std::int64_t tasks, double work) {
 #ifdef _OPENMP
   if (tasks < 2 || work < kSerialWork || forked.load(std::memory_order_relaxed) || omp_in_parallel()) return 1;
-  return static_cast<int>(std::min<std::int64_t>(tasks, GetNumThreads()));
+  return SpareThreads(static_cast<int>(std::min<std::int64_t>(tasks, GetNumThreads())));
 #else
   (void)tasks, (void)work;
   return 1;

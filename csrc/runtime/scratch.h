@@ -1,6 +1,7 @@
 // Working memory of a call, one piece per thread.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -11,16 +12,30 @@ namespace headwise {
 
 constexpr std::size_t kCacheLine = 64;
 
+// `size` times all the counts; std::bad_alloc where no memory can be so large, instead of a product that has wrapped.
+template <typename... Counts>
+std::size_t Bytes(std::size_t size, Counts... counts) {
+  constexpr auto kMost = static_cast<std::size_t>(std::numeric_limits<std::ptrdiff_t>::max());
+  const auto multiply = [&](std::size_t count) {                     // a negative one has become greater than kMost
+    const bool small = count <= 0x7FFF'FFFF && size <= 0x7FFF'FFFF;  // most are, and division takes its time
+    if (!small && count > kMost / std::max<std::size_t>(1, size)) throw std::bad_alloc();
+    size *= count;
+  };
+  (multiply(static_cast<std::size_t>(counts)), ...);
+  return size;
+}
+
 // Grows towards the end of a piece of scratch memory. With no base it only measures: lay out once with `nullptr` to
 // learn the size, then again with the memory.
 class Arena {
  public:
   explicit Arena(std::byte* base) : base_(base) {}
 
-  template <typename T>
-  T* Take(std::int64_t count) {
+  // Memory for the product of the counts.
+  template <typename T, typename... Counts>
+  T* Take(Counts... counts) {
     const std::size_t begin = used_;
-    used_ += (static_cast<std::size_t>(count) * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
+    used_ = Bytes(1, begin + (Bytes(sizeof(T), counts...) + kCacheLine - 1) / kCacheLine * kCacheLine);
     return base_ ? reinterpret_cast<T*>(base_ + begin) : nullptr;
   }
 
@@ -34,11 +49,9 @@ class Arena {
 // Allocated before a parallel region, where std::bad_alloc can still be thrown.
 class Scratch {
  public:
-  Scratch(int threads, std::size_t bytes_per_thread) : stride_(bytes_per_thread + kCacheLine) {
-    if (stride_ > std::numeric_limits<std::size_t>::max() / static_cast<std::size_t>(threads)) throw std::bad_alloc();
-    memory_.reset(static_cast<std::byte*>(
-        ::operator new (stride_* static_cast<std::size_t>(threads), std::align_val_t{kCacheLine})));
-  }
+  Scratch(int threads, std::size_t bytes_per_thread)
+      : stride_(Bytes(1, bytes_per_thread) + kCacheLine),
+        memory_(static_cast<std::byte*>(::operator new (Bytes(stride_, threads), std::align_val_t{kCacheLine}))) {}
 
   std::byte* thread(int index) const { return memory_.get() + stride_ * static_cast<std::size_t>(index); }
 

@@ -98,6 +98,8 @@ def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:
             if array.dtype is not first:
                 break
         else:
+            if half:
+                _check_sizes(arrays, FLOAT32)
             return FLOAT32 if half else first, first
     for name, array in arrays:
         check_dtype(array.dtype, name)
@@ -109,7 +111,15 @@ def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:
     if result.kind in "biu":
         result = FLOAT64
     compute = FLOAT64 if result.kind == "f" and result.itemsize == 8 else FLOAT32
+    _check_sizes(arrays, compute)
     return compute, result if result.kind != "f" or result.itemsize == 2 else compute
+
+
+def _check_sizes(arrays: tuple[Named, ...], dtype: np.dtype[Any]) -> None:
+    """MemoryError for a view whose entries, converted to ``dtype``, no address can express."""
+    for name, array in arrays:
+        if array.size > sys.maxsize // dtype.itemsize:
+            raise MemoryError(f"{name}: shape {array.shape} is too big for an array of {dtype}")
 
 
 def compact(a: Array) -> Array:
@@ -131,6 +141,7 @@ def conform(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
     small = compact(a)
     if strided and small.shape[-1] != a.shape[-1]:
         small = np.broadcast_to(small, (*small.shape[:-1], a.shape[-1]))
+    check_room(*small.shape, dtype=dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         copy = np.array(small, dtype=dtype, order="C")
     return copy if copy.shape == a.shape else np.broadcast_to(copy, a.shape)
@@ -168,6 +179,13 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return np.empty(shape, dtype)
     except ValueError as error:
         raise MemoryError(f"an array of shape {shape} and dtype {dtype} is too big") from error
+
+
+def check_room(*shape: int, dtype: np.dtype[Any] = FLOAT64) -> None:
+    """MemoryError for a size that no address can express, of which NumPy says that a value is bad, or makes an empty
+    array. It comes before what has no way to :func:`allocate`: ranges, random numbers, copies."""
+    if 2 * math.prod(shape) > sys.maxsize // dtype.itemsize:  # np.arange counts in float64, and rounds up
+        raise MemoryError(f"an array of shape {shape} and dtype {dtype} is too big")
 
 
 def destination(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], *, contiguous: bool = False) -> Array:

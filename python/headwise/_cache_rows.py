@@ -37,21 +37,24 @@ class CacheRows:
         self.lengths = [0] * batch
         self.shifts = self.lengths
 
-    @property
-    def longest_chunk(self) -> int:
-        """How many rows can be put at once with all that the first of them sees still there."""
-        return self.room - max(0, self.reach)
-
     def end(self, entry: int) -> int:
         """How many rows there are."""
         return self.lengths[entry] - self.shifts[entry]
+
+    def can_take_back(self, counts: Sequence[int]) -> bool:
+        """Whether so many rows can be put, and cut again, with nothing lost that queries or callers may see."""
+        return self.reach < 0 or all(
+            count <= self.spare or self.end(entry) + count <= self.room for entry, count in enumerate(counts)
+        )
 
     def put(self, key: Array, value: Array, counts: Sequence[int]) -> None:
         """Write the first ``counts[i]`` rows of each sequence behind what is there; in a ring, of too many the last."""
         lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         if self.reach >= 0:
-            if np.may_share_memory(key, self.keys) or np.may_share_memory(value, self.values):
-                key, value = key.copy(), value.copy()
+            # What NumPy would copy while it writes is copied before rows move: there may be no memory for it.
+            overlap = np.may_share_memory(key, self.keys) or np.may_share_memory(value, self.values)
+            if overlap or not (key.dtype.isnative and value.dtype.isnative):
+                key, value = key.astype(self.keys.dtype), value.astype(self.values.dtype)
             self._make_room(counts)
         ends = [length - shift for length, shift in zip(lengths, self.shifts, strict=True)]
         if equal(counts) and equal(ends):
@@ -86,9 +89,16 @@ class CacheRows:
             return
         take = [sources[entry] for entry in to]
         stop = max(self.end(source) for source in take)
+        # All the memory that it needs, before the first row is written.
+        width = max(self.keys.shape[3], self.values.shape[3])
+        taken = allocate((len(to), stop, width), self.keys.dtype)
         for rows in (self.keys, self.values):
+            copies = taken[..., : rows.shape[3]]
             for head in rows.swapaxes(0, 1):
-                head[to, :stop] = head[take, :stop]  # the right side is a copy
+                for copy, source in zip(copies, take, strict=True):
+                    copy[...] = head[source, :stop]
+                for copy, entry in zip(copies, to, strict=True):
+                    head[entry, :stop] = copy
         self.shifts = [self.shifts[source] for source in sources]
         self.lengths = [self.lengths[source] for source in sources]
 

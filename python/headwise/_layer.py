@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
-from ._arrays import FLOAT64, as_array, check_dtype, check_rng
+from ._arrays import FLOAT64, as_array, check_dtype, check_rng, check_room, compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ def as_positions(positions: ArrayLike) -> Array:
         return where.astype(np.intp)
     if where.dtype.kind not in "iu":
         raise TypeError(f"positions: dtype {where.dtype}, expected integers")
+    check_room(*where.shape)
     return where
 
 
@@ -127,6 +128,7 @@ def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
 def fresh_embeddings(rng: Rng, rows: int, d_model: int, dtype: DTypeLike | None) -> Array:
     """Embeddings to train: normal with the standard deviation of BERT and GPT-2, small beside those of tokens."""
     made = parameter_dtype(dtype)
+    check_room(rows, d_model)
     return check_rng(rng).normal(0.0, 0.02, (rows, d_model)).astype(made, copy=False)
 
 
@@ -200,13 +202,15 @@ class PositionTable:
 
     def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
         """The rows of any integer positions: (…, width)."""
-        if positions.size and positions.min() >= 0:
-            table = self._covering(int(positions.max()) + 1, dtype)
+        own = compact(positions)  # a view of few numbers may have any shape
+        if own.size and own.min() >= 0:
+            table = self._covering(int(own.max()) + 1, dtype)
             if table is not None:
                 return np.take(table, positions.astype(np.intp, copy=False), axis=0)
         return self._function(positions.astype(np.float64)).astype(dtype, copy=False)
 
     def _rows(self, start: int, stop: int) -> Array:
+        check_room(stop - start)
         rows = self._function(np.arange(start, stop, dtype=np.float64))
         rows.flags.writeable = False
         return rows

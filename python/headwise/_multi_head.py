@@ -7,11 +7,11 @@ Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.0
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from ._arrays import as_array, check_out, check_size, deliver, promote
+from ._arrays import allocate, as_array, check_out, check_room, check_size, deliver, promote
 from ._sdpa import scaled_dot_product_attention
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._arrays import Array
     from ._layer import Rng
-    from ._options import AttentionOptions
+    from ._options import AttentionOptions, CacheOptions
     from ._projection import Projections
     from .cache import KVCache
     from .rope import RotaryPositionalEmbedding
@@ -63,6 +63,7 @@ def check_sequences(query: ArrayLike, key: ArrayLike | None, value: ArrayLike | 
 def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> Array:
     """Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010), equation 16:
     uniform over plus and minus ``sqrt(6 / (rows + columns))``."""
+    check_room(rows, columns)
     limit = math.sqrt(6.0 / (rows + columns))
     return rng.uniform(-limit, limit, (rows, columns))
 
@@ -124,20 +125,22 @@ def multi_head(
         elif options.get("causal_alignment") == "lower_right":
             positions = np.arange(key_len - query_len, key_len)
     q, k, v = _project(query, key, value, projections, heads, dtype, precision, rope, positions)
-    joined = np.empty((batch, query_len, q.shape[1] * v.shape[3]), dtype)
+    joined = allocate((batch, query_len, q.shape[1] * v.shape[3]), dtype)
     options["out"] = split_heads(joined, heads.num_heads)
+
+    def combine(weights: Array | None, *lse: Array) -> tuple[Any, ...]:
+        x = joined if batched else joined[0]
+        rest = [None if a is None else a if batched else a[0] for a in (weights, *lse)]
+        in_place = out if result_dtype == dtype else None
+        output = deliver(projections(x, "o", precision, in_place), out, result_dtype)
+        if rest[0] is not None:
+            rest[0] = deliver(rest[0], None, result_dtype)
+        return output, *rest
+
     if cache is None:
-        _, *rest = scaled_dot_product_attention(q, k, v, mask, dropout, rng=rng, **options)
-    else:
-        _, *rest = _extend(cache, q, k, v, lengths, mask, options)
-    if not batched:
-        joined, rest = joined[0], [None if x is None else x[0] for x in rest]
-    in_place = out if result_dtype == dtype else None
-    output = deliver(projections(joined, "o", precision, in_place), out, result_dtype)
-    weights = rest[0]
-    if weights is not None:
-        rest[0] = deliver(weights, None, result_dtype)
-    return output, *rest
+        return combine(*scaled_dot_product_attention(q, k, v, mask, dropout, rng=rng, **options)[1:])
+    with cache._extending(q, k, v, lengths, _cache_options(mask, options)) as answer:
+        return combine(*answer[1:] if isinstance(answer, tuple) else (None,))
 
 
 def _project(
@@ -179,21 +182,12 @@ def _check_for_cache(query: Array, key: Array, value: Array, dropout: float, opt
         raise ValueError("key_padding_mask: given with a cache, expected lengths= to say which rows are padding")
 
 
-def _extend(
-    cache: KVCache,
-    q: Array,
-    k: Array,
-    v: Array,
-    lengths: ArrayLike | None,
-    mask: ArrayLike | None,
-    options: AttentionOptions,
-) -> tuple[Any, ...]:
-    """:func:`headwise.scaled_dot_product_attention` of the cache."""
-    passed: dict[str, Any] = {"need_weights": True, **options}
+def _cache_options(mask: ArrayLike | None, options: AttentionOptions) -> CacheOptions:
+    """The options of :func:`headwise.scaled_dot_product_attention` as a cache takes them."""
+    passed: dict[str, Any] = {"need_weights": True, "mask": mask, **options}
     for name in ("is_causal", "causal_alignment", "key_padding_mask"):  # as the cache has it
         passed.pop(name, None)
-    answer = cache.extend(q, k, v, lengths=lengths, mask=mask, **passed)
-    return answer if isinstance(answer, tuple) else (answer, None)
+    return cast("CacheOptions", passed)
 
 
 def _over_heads(mask: ArrayLike | None, name: str, shape: tuple[int, int, int | None]) -> ArrayLike | None:

@@ -15,6 +15,7 @@ from headwise._arrays import (
     check_flag,
     check_int,
     check_out,
+    check_room,
     check_size,
     conform,
     deliver,
@@ -150,6 +151,7 @@ def alibi_slopes(num_heads: int) -> Array:
     array([0.0625    , 0.00390625, 0.25      ])
     """
     n = check_size(num_heads, "num_heads")
+    check_room(n)
     power = 1 << (n.bit_length() - 1)
     of_power = np.arange(1, power + 1) * (-8.0 / power)
     of_next = np.arange(1, 2 * (n - power), 2) * (-4.0 / power)

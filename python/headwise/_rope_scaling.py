@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import FLOAT64
+from ._arrays import FLOAT64, check_room
 
 if TYPE_CHECKING:
     from ._arrays import Array
@@ -136,6 +136,7 @@ def _between(plain: Array, ramp: Array, factor: float) -> Array:
 
 def _powers(base: float, dim: int, divisor: int) -> Array:
     """``base ** (-2 k / divisor)`` for each of the pairs that ``dim`` features make."""
+    check_room(dim)
     powers: Array = np.power(base, -np.arange(0, dim, 2, dtype=FLOAT64) / divisor)
     return powers
 

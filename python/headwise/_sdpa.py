@@ -354,7 +354,7 @@ def _attend(
         output.fill(0)
         if lse is not None:
             lse[...] = -np.inf if sink is None else sink[:, None]
-    elif batch * heads * query_len > 0:
+    elif output.size or (batch * heads * query_len > 0 and (weights is not None or lse is not None)):
         if generator is None or rate == 0.0:
             _backend.current().attention(
                 q, k, v, output, weights, lse, keep, biases, None, slopes, sink, factor, cap, left, right, offset, 1.0,

@@ -15,6 +15,7 @@ from headwise._arrays import (
     check_flag,
     check_out,
     check_real,
+    compact,
     conform,
     deliver,
     destination,
@@ -177,10 +178,11 @@ def varlen_attention(
     lse = allocate((heads, len(q)), compute) if return_lse else None
     if not ready:
         q, k, v = conform(q, stored, last=True), conform(k, stored, last=True), conform(v, stored, last=True)
-    _backend.current().attention_varlen(
-        q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, starts_q, lengths_q, starts_k,
-        lengths_k, offsets, slopes, sink, factor, cap, left, right, precision,
-    )  # fmt: skip
+    if result.size or lse is not None:
+        _backend.current().attention_varlen(
+            q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, starts_q, lengths_q,
+            starts_k, lengths_k, offsets, slopes, sink, factor, cap, left, right, precision,
+        )  # fmt: skip
     result = deliver(result, out, dtype)
     return result if lse is None else (result, lse)
 
@@ -223,7 +225,7 @@ def _check_starts(x: ArrayLike, name: str, total: int, rows_of: str) -> tuple[Ar
         raise ValueError(f"{name}: starts at {a[0]}, expected 0")
     if a[-1] != total:
         raise ValueError(f"{name}: ends at {a[-1]}, expected {total}, the number of rows of {rows_of}")
-    if a.dtype.kind == "u" and a.max() > total:  # which uint64 can be without being an int64
+    if a.dtype.kind == "u" and compact(a).max() > total:  # which uint64 can be without being an int64
         raise ValueError(f"{name}: reaches {a.max()}, expected numbers that do not decrease, up to {total}")
     a = conform(a, INT64, last=True)
     starts = a[:-1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from ._arrays import as_array, check_dtype, check_int, check_rate, check_real, check_rng, check_size
+from ._arrays import as_array, check_dtype, check_int, check_rate, check_real, check_rng, check_room, check_size
 from ._layer import fresh_embeddings
 from ._multi_head import Heads, check_heads, check_sequences, glorot_uniform, multi_head
 from ._ops import dropout, scaled_dot_product_attention, softmax
@@ -404,6 +404,7 @@ def positional_encoding(seq_len: int, d_model: int, n: float = 10000) -> Array:
     base = check_real(n, "n")
     if base <= 0.0:
         raise ValueError(f"n: {base}, expected a positive number")
+    check_room(length, width)
     return sinusoid(np.arange(length, dtype=np.float64), width, base)
 
 

@@ -5,17 +5,18 @@ Pope et al., "Efficiently Scaling Transformer Inference" (2022), https://arxiv.o
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from ._arrays import as_array, check_flag, check_int, check_size
+from ._arrays import as_array, check_flag, check_int, check_room, check_size
 from ._cache_attention import attend_rows
 from ._cache_rows import CacheRows, equal, of
 from ._layer import parameter_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Unpack
@@ -217,7 +218,9 @@ class KVCache:
         array([[3, 4],
                [1, 2]])
         """
-        steps = np.arange(check_int(new, "new", 0), dtype=np.int64)
+        count = check_int(new, "new", 0)
+        check_room(count)
+        steps = np.arange(count, dtype=np.int64)
         return steps + len(self) if equal(self._rows.lengths) else self.lengths[:, np.newaxis] + steps
 
     def __len__(self) -> int:
@@ -410,23 +413,31 @@ class KVCache:
         >>> len(cache), cache.keys.shape
         (100, (1, 2, 4, 8))
         """
+        with self._extending(query, key, value, lengths, options) as answer:
+            return answer
+
+    @contextmanager
+    def _extending(
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None, options: CacheOptions
+    ) -> Iterator[Any]:
+        """What :meth:`extend` returns, for a block that does something with it: if that fails, nothing is appended."""
         q = self._check_query(query)
         k, v, counts = self._check_new(key, value, lengths)
         new = k.shape[2]
         if q.shape[2] != new:
             raise ValueError(f"query: shape {q.shape} does not match key {k.shape}: {q.shape[2]} rows for {new}")
         rows = self._rows
-        if self.ring and new > rows.longest_chunk:
+        if not rows.can_take_back(counts):
             longer = self._make_rows(rows.reach + new, False)
             longer.behind(rows)
             longer.put(k, v, counts)
-            answer = attend_rows(longer, q, counts, options)
+            yield attend_rows(longer, q, counts, options)
             rows.put(k, v, counts)
-            return answer
+            return
         before = rows.lengths
         rows.put(k, v, counts)
         try:
-            return attend_rows(rows, q, counts, options)
+            yield attend_rows(rows, q, counts, options)
         except BaseException:
             rows.cut(before)
             raise

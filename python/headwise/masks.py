@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arrays import as_array, check_dtype, check_real, check_size
+from ._arrays import as_array, check_dtype, check_real, check_room, check_size
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -153,6 +153,7 @@ def create_look_ahead_mask(size: int | None = None, *, seq_len: int | None = Non
         given = "neither" if size is None else "both"
         raise TypeError(f"size: {given} of size and seq_len given, expected one of them")
     n = check_size(seq_len, "seq_len") if size is None else check_size(size, "size")
+    check_room(n, n)
     return np.tri(n, dtype=np.int64).view(CausalMask)
 
 

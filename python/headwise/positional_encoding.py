@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arrays import as_array, check_dtype, check_flag, check_rate, check_real, check_rng, check_size, deliver, promote
+from ._arrays import (
+    as_array,
+    check_dtype,
+    check_flag,
+    check_rate,
+    check_real,
+    check_rng,
+    check_room,
+    check_size,
+    deliver,
+    promote,
+)
 from ._layer import Layer, Parameter, PositionTable, as_positions, fresh_embeddings
 from ._ops import dropout as drop
 from ._ops import scaled_dot_product_attention, softmax
@@ -56,6 +67,7 @@ def sinusoid(positions: Array, d_model: int, n: float = 10000.0) -> Array:
     Columns ``2 k`` and ``2 k + 1`` turn by ``n ** (-2 k / d_model)`` a position ("Attention Is All You Need",
     section 3.5); an odd ``d_model`` ends with a sine.
     """
+    check_room(*positions.shape, d_model)
     frequencies = n ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
     angles = np.multiply.outer(positions, frequencies)
     table = np.empty((*angles.shape[:-1], d_model))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ._arrays import as_array, check_size, promote
+from ._arrays import as_array, check_room, check_size, promote
 from ._layer import Layer, Parameter, fresh_embeddings
 from ._ops import add_alibi, alibi_slopes
 
@@ -94,6 +94,7 @@ class RelativePositionalEncoding(Layer):
             If it is not an integer.
         """
         length, greatest = check_size(seq_len, "seq_len"), self.max_relative_position
+        check_room(2 * length - 1, self.d_model)
         distances = np.arange(1 - length, length).clip(-greatest, greatest)
         return _by_distance(self.embeddings[distances + greatest], length).transpose(1, 2, 0)
 
@@ -152,6 +153,7 @@ class ALiBiPositionalBias(Layer):
 
     @property
     def bias(self) -> Array:
+        check_room(2 * self.max_len - 1, self.num_heads)
         distances = np.abs(np.arange(1 - self.max_len, self.max_len))
         return _by_distance(np.multiply.outer(-distances, self.slopes), self.max_len)
 

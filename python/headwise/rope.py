@@ -17,6 +17,7 @@ from ._arrays import (
     check_int,
     check_out,
     check_size,
+    compact,
     conform,
     deliver,
     destination,
@@ -387,6 +388,7 @@ class RotaryPositionalEmbedding(Layer):
 def _extent(positions: Array) -> tuple[int, int]:
     """The least and the greatest; of few the interpreter finds them faster than NumPy."""
     if positions.size > 32:
-        return int(positions.min()), int(positions.max())
+        own = compact(positions)
+        return int(own.min()), int(own.max())
     values = positions.ravel().tolist()
     return min(values), max(values)
