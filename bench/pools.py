@@ -4,14 +4,14 @@ milliseconds for a call, as a Markdown table.
 python bench/pools.py
 python bench/pools.py --seconds 5 --threads 4
 
-headwise and PyTorch compute the same attention, NumPy a product of matrices. "alone": one call after another of the same
-library. "in turn": one call of each library in every round, so that the threads of the one before may still be spinning.
-"beside …": two threads of Python, one for each library, without a pause; two that share the processors fairly take about
-twice as long as alone. "least": of the work that two of them did meanwhile, in time of calls alone, the share of who did
-less, beside whichever left it the smallest: 50 % is fair, near 0 % is starved.
+headwise and PyTorch compute the same attention, NumPy a product of matrices. "alone": one call after another of the
+same library. "in turn": one call of each library in every round, so that the threads of the one before may still be
+spinning. "beside …": two threads of Python, one for each library, without a pause; two that share the processors
+fairly take about twice as long as alone. "least": of the work that two of them did meanwhile, in time of calls alone,
+the share of who did less, beside whichever left it the smallest: 50 % is fair, near 0 % is starved.
 
-The last line names the libraries of OpenMP and BLAS that the process has loaded. PyTorch and a headwise that was built
-here share that which was loaded first (``--torch-first``); one from a wheel has its own.
+The last line names the libraries of OpenMP and BLAS that the process has loaded. PyTorch and a headwise that was
+built here share that which was loaded first (``--torch-first``); one from a wheel has its own.
 """
 
 from __future__ import annotations
