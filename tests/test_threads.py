@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,55 +15,88 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import assert_close, normal
+from conftest import native_present
+from processes import run
+from support import Array, assert_close, normal
 
-QUERY, KEY, VALUE = normal((1, 4, 70, 16), 1), normal((1, 2, 200, 16), 2), normal((1, 2, 200, 24), 3)
-HALVES = [a.astype(np.float16) for a in (QUERY, KEY, VALUE)]
+# Each of them long enough to be shared out, which test_the_work_is_shared_out looks after.
+QUERY, KEY, VALUE = normal((1, 4, 130, 16), 1), normal((1, 2, 600, 16), 2), normal((1, 2, 600, 24), 3)
+ROW, LONG_KEY, LONG_VALUE = normal((1, 4, 1, 16), 1), normal((1, 2, 7000, 16), 2), normal((1, 2, 7000, 24), 3)
+MANY = normal((8, 310, 480))
 X = normal((8, 60, 96))
-ANGLES = normal((60, 48), 4)
+ANGLES = normal((310, 240), 4)
 LONG = normal((3, 70_000), 7)
-PACKED = hw.PackedLinear(normal((96, 700), 5), normal((700,), 6))
-PACKED_ROWS = [normal((1000, heads, 16), seed) for seed, heads in enumerate((4, 2, 2))]
+WEIGHT = normal((96, 3000), 5)
+PACKED = hw.PackedLinear(WEIGHT, normal((3000,), 6))
+PACKED_ROWS = [normal((9000, heads, 16), seed) for seed, heads in enumerate((4, 2, 2))]
 STARTS = [0, 3, 620, 620, 1000]
+LONG_STARTS = [0, 3, 6000, 6000, 9000]
+
+
+def halves(*arrays: Array) -> list[Array]:
+    return [array.astype(np.float16) for array in arrays]
+
+
+def doubles(*arrays: Array) -> list[Array]:
+    return [array.astype(np.float64) for array in arrays]
+
+
+def packed(arrays: Sequence[Array] = PACKED_ROWS, **keywords: Any) -> Any:
+    """Sequences of 3, 617, 0 and 380 queries and keys."""
+    return hw.varlen_attention(*(array[:1000] for array in arrays), STARTS, return_lse=True, **keywords)
+
+
 WORK: dict[str, Callable[[], Any]] = {
     "attention": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, return_lse=True),
     "flash": lambda: hw.flash_attention(QUERY, KEY, VALUE, return_lse=True),
     "flash-one-head": lambda: hw.flash_attention(QUERY[0, 0], KEY[0, 0], VALUE[0, 0], return_lse=True),
-    "flash-one-row": lambda: hw.flash_attention(QUERY[:, :, :1], KEY, VALUE, return_lse=True),
+    "flash-one-row": lambda: hw.flash_attention(ROW, LONG_KEY, LONG_VALUE, return_lse=True),
     "flash-everything": lambda: hw.flash_attention(
-        QUERY, KEY, VALUE, normal((70, 200)) > 0, bias=normal((4, 1, 200)), is_causal=True, window_size=(90, 5),
+        QUERY, KEY, VALUE, normal((130, 600)) > 0, bias=normal((4, 1, 600)), is_causal=True, window_size=(90, 5),
         causal_alignment="lower_right", softcap=5.0, alibi_slopes=hw.alibi_slopes(4), sinks=np.ones(4), return_lse=True,
     ),
-    "flash-float64": lambda: hw.flash_attention(*(a.astype(float) for a in (QUERY, KEY, VALUE)), is_causal=True),
-    "attention-float16": lambda: hw.scaled_dot_product_attention(*HALVES, return_lse=True),
-    "flash-float16": lambda: hw.flash_attention(*HALVES, is_causal=True, return_lse=True),
-    "flash-float16-one-row": lambda: hw.flash_attention(HALVES[0][:, :, :1], *HALVES[1:], return_lse=True),
-    "varlen": lambda: hw.varlen_attention(*PACKED_ROWS, STARTS, is_causal=True, return_lse=True),
-    "varlen-one-row-each": lambda: hw.varlen_attention(PACKED_ROWS[0][:4], *PACKED_ROWS[1:], np.arange(5), STARTS),
-    "varlen-float16": lambda: hw.varlen_attention(*(a.astype(np.float16) for a in PACKED_ROWS), STARTS),
+    "flash-float64": lambda: hw.flash_attention(*doubles(QUERY, KEY, VALUE), is_causal=True),
+    "flash-float64-one-row": lambda: hw.flash_attention(*doubles(ROW, LONG_KEY, LONG_VALUE)),
+    "attention-float16": lambda: hw.scaled_dot_product_attention(*halves(QUERY, KEY, VALUE), return_lse=True),
+    "flash-float16": lambda: hw.flash_attention(*halves(QUERY, KEY, VALUE), is_causal=True, return_lse=True),
+    "flash-float16-one-row": lambda: hw.flash_attention(*halves(ROW, LONG_KEY, LONG_VALUE), return_lse=True),
+    "varlen": lambda: packed(is_causal=True),
+    "varlen-one-row-each": lambda: hw.varlen_attention(PACKED_ROWS[0][:4], *PACKED_ROWS[1:], np.arange(5), LONG_STARTS),
+    "varlen-few-and-many-rows": lambda: hw.varlen_attention(
+        PACKED_ROWS[0][:151], *PACKED_ROWS[1:], [0, 2, 150, 150, 151], LONG_STARTS
+    ),
+    "varlen-float16": lambda: packed(halves(*PACKED_ROWS)),
+    "varlen-float64": lambda: packed(doubles(*PACKED_ROWS), softcap=5.0),
     "dropout": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout=0.3, rng=0),
-    "softmax": lambda: hw.softmax(X),
-    "softmax-axis-0": lambda: hw.softmax(X, 0),
-    "softmax-one-row": lambda: hw.softmax(X.reshape(1, -1)),
+    "softmax": lambda: hw.softmax(MANY),
+    "softmax-axis-0": lambda: hw.softmax(MANY, 0),
+    "softmax-one-row": lambda: hw.softmax(MANY.reshape(1, -1)),
     "softmax-long-rows": lambda: hw.softmax(LONG),
+    "softmax-float16": lambda: hw.softmax(*halves(MANY)),
+    "softmax-float64": lambda: hw.softmax(*doubles(MANY)),
     "log_softmax-long-rows": lambda: hw.log_softmax(LONG),
     "logsumexp-long-rows": lambda: hw.logsumexp(LONG),
-    "log_softmax": lambda: hw.log_softmax(X),
-    "log_softmax-axis-1": lambda: hw.log_softmax(X, 1),
-    "logsumexp": lambda: hw.logsumexp(X),
-    "logsumexp-axis-0": lambda: hw.logsumexp(X, 0),
-    "apply_rope": lambda: hw.apply_rope(X, np.cos(ANGLES), np.sin(ANGLES)),
-    "apply_rope-interleaved": lambda: hw.apply_rope(X, np.cos(ANGLES), np.sin(ANGLES), interleaved=True),
-    "add_alibi": lambda: hw.add_alibi(X),
+    "log_softmax": lambda: hw.log_softmax(MANY),
+    "log_softmax-axis-1": lambda: hw.log_softmax(MANY, 1),
+    "logsumexp": lambda: hw.logsumexp(MANY),
+    "logsumexp-axis-0": lambda: hw.logsumexp(MANY, 0),
+    "apply_rope": lambda: hw.apply_rope(MANY, np.cos(ANGLES), np.sin(ANGLES)),
+    "apply_rope-interleaved": lambda: hw.apply_rope(MANY, np.cos(ANGLES), np.sin(ANGLES), interleaved=True),
+    "apply_rope-float16": lambda: hw.apply_rope(*halves(MANY), np.cos(ANGLES), np.sin(ANGLES)),
+    "add_alibi": lambda: hw.add_alibi(MANY),
+    "add_alibi-float16": lambda: hw.add_alibi(*halves(MANY)),
     "linear": lambda: hw.linear(X, normal((96, 150), 5), normal((150,), 6)),
+    "linear-float64": lambda: hw.linear(*doubles(X, normal((96, 150), 5))),
     "linear-one-row": lambda: hw.linear(X.reshape(48, 960)[:1], normal((960, 1500), 5)),
     "linear-few-rows": lambda: hw.linear(X.reshape(48, 960)[:9], normal((960, 1500), 5)),
     "linear-few-rows-transposed": lambda: hw.linear(X.reshape(48, 960)[:9], normal((1500, 960), 5).T),
     "linear-blocks": lambda: hw.linear(X.reshape(480, 96), normal((96, 1100), 5), normal((1100,), 6), precision="high"),
-    "linear-halves": lambda: hw.linear(X.astype(np.float16), normal((96, 1100), 5).astype(np.float16)),
+    "linear-halves": lambda: hw.linear(*halves(X, WEIGHT)),
     "linear-packed": lambda: PACKED(X),
     "linear-packed-few-rows": lambda: PACKED(X[0, :9]),
-    "layer_normalization": lambda: hw.layer_normalization(X, ANGLES[0].repeat(2), ANGLES[1].repeat(2)),
+    "linear-packing": lambda: hw.PackedLinear(WEIGHT)(X[0, :2]),
+    "layer_normalization": lambda: hw.layer_normalization(MANY, ANGLES[0].repeat(2), ANGLES[1].repeat(2)),
+    "layer_normalization-float16": lambda: hw.layer_normalization(*halves(MANY), *ANGLES[:2].repeat(2, -1)),
 }  # fmt: skip
 
 
@@ -152,6 +185,24 @@ def test_fork_after_a_parallel_call() -> None:
             process.kill()
     for name, work in WORK.items():
         assert_same_bits(work(), before[name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
+@pytest.mark.single_implementation
+def test_the_work_is_shared_out() -> None:
+    """A child that has not been parallel starts threads for it; without them, same bits would prove nothing."""
+    serial = run("""
+        hw.set_num_threads(1)
+        import test_threads
+        hw.set_num_threads(4)
+        def starts_none(name):
+            before = tasks()
+            test_threads.WORK[name]()
+            return len(tasks() - before) < 2
+        print([name for name in test_threads.WORK if wait(fork(lambda: starts_none(name)))])
+    """)
+    assert serial == "[]\n"
 
 
 def test_number_of_threads_is_kept_per_process_not_per_thread() -> None:

@@ -13,7 +13,7 @@ void RegisterAlibi(py::module_& module) {
           const auto in = ToView<const T, 4>(scores, "scores");
           const auto* slope = ToVector<Accumulator<T>>(slopes, in.shape[1], "slopes");
           const auto to = ToView<T, 4>(out, "out");
-          const py::gil_scoped_release release;
+          const ReleasedGil release;
           AddAlibi(in, slope, offset, to);
         });
       },

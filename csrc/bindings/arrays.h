@@ -13,6 +13,7 @@
 
 #include "headwise/half.h"
 #include "headwise/precision.h"
+#include "headwise/runtime.h"
 #include "headwise/tensor.h"
 
 namespace headwise::bindings {
@@ -64,6 +65,16 @@ View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape,
   }
   return view;
 }
+
+// For the computation itself. Other threads may fork meanwhile, and a child that is forked while the instruction set is
+// being chosen waits for that for ever: so that is done before.
+class ReleasedGil {
+ public:
+  ReleasedGil() { ChooseTarget(), release_.emplace(); }
+
+ private:
+  std::optional<py::gil_scoped_release> release_;
+};
 
 using OptionalArray = std::optional<py::array>;
 

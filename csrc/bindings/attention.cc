@@ -45,7 +45,7 @@ void RegisterAttention(py::module_& module) {
           args.offset = offset;
           args.drop_scale = drop_scale;
           args.precision = ToPrecision(precision);
-          const py::gil_scoped_release release;
+          const ReleasedGil release;
           Attention(args);
         });
       },

@@ -101,7 +101,7 @@ void RegisterAttentionVarlen(py::module_& module) {
             args.lse = Rows(packed.lse, queries.start[s], queries.length[s]);
             args.offset = offset[s];
           }
-          const py::gil_scoped_release release;
+          const ReleasedGil release;
           AttentionVarlen(sequences);
         });
       },

@@ -14,7 +14,7 @@ void RegisterLayerNorm(py::module_& module) {
           const auto* scale = ToVector<Accumulator<T>>(gamma, in.shape[1], "gamma");
           const auto* shift = ToVector<Accumulator<T>>(beta, in.shape[1], "beta");
           const auto to = ToView<T, 2>(out, "out");
-          const py::gil_scoped_release release;
+          const ReleasedGil release;
           LayerNorm(in, scale, shift, eps, to);
         });
       },

@@ -19,7 +19,7 @@ class Packed {
       const auto matrix = ToView<const T, 2>(weight, "weight");
       const auto* shift = ToVector<Accumulator<T>>(bias, matrix.shape[1], "bias");
       const Precision level = ToPrecision(precision);
-      const py::gil_scoped_release release;
+      const ReleasedGil release;
       linear_.emplace<PackedLinear<T>>(matrix, shift, level);
     });
   }
@@ -33,7 +33,7 @@ class Packed {
         throw py::value_error("x or out: the shape is not what the packed weights imply");
       }
       const auto& linear = std::get<PackedLinear<T>>(linear_);
-      const py::gil_scoped_release release;
+      const ReleasedGil release;
       linear(in, to);
     });
   }
@@ -59,7 +59,7 @@ void RegisterLinear(py::module_& module) {
           const auto* shift = ToVector<Accumulator<T>>(bias, matrix.shape[1], "bias");
           const auto to = ToView<T, 2>(out, "out");
           const Precision level = ToPrecision(precision);
-          const py::gil_scoped_release release;
+          const ReleasedGil release;
           Linear(in, matrix, shift, to, level);
         });
       },

@@ -1,5 +1,9 @@
 #include "bindings/arrays.h"
 
+// py::mod_gil_not_used() is not declared, so a free-threaded interpreter takes the GIL back when it imports this. What
+// is kept here would do without: atomics, and packed weights that are added and never changed. The package would not: a
+// layer counts references to learn whether anyone else can change its weights (_layer.py), which means nothing there,
+// and a KVCache moves rows under views of them.
 PYBIND11_MODULE(_core, module) {
   using namespace headwise::bindings;
   module.doc() = "The native backend of headwise. Arguments are those of headwise._backend.Backend.";

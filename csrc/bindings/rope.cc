@@ -16,7 +16,7 @@ void RegisterRope(py::module_& module) {
           const auto cosines = Broadcast(ToView<const Accumulator<T>, 4>(cos, "cos"), half, "cos");
           const auto sines = Broadcast(ToView<const Accumulator<T>, 4>(sin, "sin"), half, "sin");
           const auto to = ToView<T, 4>(out, "out");
-          const py::gil_scoped_release release;
+          const ReleasedGil release;
           ApplyRope(in, cosines, sines, interleaved, to);
         });
       },

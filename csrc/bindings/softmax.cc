@@ -15,7 +15,7 @@ void Define(py::module_& module, const char* name, const Operation& operation) {
           using T = decltype(type);
           const auto in = ToView<const T, 3>(x, "x");
           const auto to = ToView<T, kOutRank>(out, "out");
-          const py::gil_scoped_release release;
+          const ReleasedGil release;
           operation(in, to);
         });
       },

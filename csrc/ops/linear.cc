@@ -1,7 +1,9 @@
 #include "headwise/linear.h"
 
 #include <algorithm>
-#include <mutex>
+#include <atomic>
+#include <memory>
+#include <utility>
 
 #include "kernels/linear.h"
 #include "runtime/parallel.h"
@@ -91,6 +93,7 @@ struct Packed {
 
   const LinearKernel<T>& kernel;
   const Scratch memory;
+  const Packed* next = nullptr;  // of another kernel
 };
 
 }  // namespace
@@ -113,6 +116,8 @@ void Linear(View<const BFloat16, 2> x, View<const BFloat16, 2> weight, const flo
   Run(GetLinearKernel<BFloat16>(), {x, weight, bias, out, precision, nullptr});
 }
 
+// No lock: a child that is forked while another thread of its parent holds one waits for it for ever. What was packed
+// for one target stays when there is another.
 template <typename T>
 class PackedLinear<T>::State {
  public:
@@ -120,28 +125,35 @@ class PackedLinear<T>::State {
       : weight_(weight), bias_(bias), precision_(precision) {
     ForTarget();
   }
+  ~State() {
+    for (const Packed<T>* packed = first_; packed;) delete std::exchange(packed, packed->next);
+  }
 
   void Run(View<const T, 2> x, View<T, 2> out) {
     // The kernel that it was packed for, whatever the target is by now.
-    const std::shared_ptr<const Packed<T>> packed = ForTarget();
-    headwise::Run<T>(packed->kernel, {x, weight_, bias_, out, precision_, packed->memory.thread(0)});
+    const Packed<T>& packed = ForTarget();
+    headwise::Run<T>(packed.kernel, {x, weight_, bias_, out, precision_, packed.memory.thread(0)});
   }
 
  private:
-  std::shared_ptr<const Packed<T>> ForTarget() {
+  const Packed<T>& ForTarget() {
     const LinearKernel<T>& kernel = GetLinearKernel<T>();
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!packed_ || &packed_->kernel != &kernel) {
-      packed_ = std::make_shared<const Packed<T>>(kernel, weight_, precision_);
+    const Packed<T>* first = first_.load(std::memory_order_acquire);
+    for (const Packed<T>* packed = first; packed; packed = packed->next) {
+      if (&packed->kernel == &kernel) return *packed;
     }
-    return packed_;
+    // Two threads that come at once pack twice.
+    auto packed = std::make_unique<Packed<T>>(kernel, weight_, precision_);
+    do {
+      packed->next = first;
+    } while (!first_.compare_exchange_weak(first, packed.get(), std::memory_order_acq_rel));
+    return *packed.release();
   }
 
   const View<const T, 2> weight_;
   const Accumulator<T>* const bias_;
   const Precision precision_;
-  std::mutex mutex_;
-  std::shared_ptr<const Packed<T>> packed_;
+  std::atomic<const Packed<T>*> first_{nullptr};
 };
 
 template <typename T>

@@ -13,6 +13,11 @@
 #include <algorithm>
 #ifndef _WIN32
 #include <pthread.h>
+
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
 #endif
 #endif
 
@@ -30,9 +35,74 @@ std::atomic<bool> ran_parallel{false};
 std::atomic<bool> forked{false};
 
 #ifndef _WIN32
-// A child forked before the first parallel region starts its own pool and is as good as any process.
-[[maybe_unused]] const int fork_guard = pthread_atfork(nullptr, nullptr, [] { forked = ran_parallel.load(); });
+// A child forked before our first parallel region computes on threads as any process does. Others may have run regions
+// all the same: PyTorch's libgomp, say, which we are bound to where PyTorch was loaded first. libgomp keeps a pool for
+// each thread that has opened a region, and to open one never ends in the only thread that a fork leaves, if its pool
+// is that of the parent. So a thread of ours, whose pool is its own, opens the regions of that one.
+std::thread::id survivor;
+
+void AfterFork() {
+  forked = ran_parallel.load();
+  survivor = std::this_thread::get_id();
+}
+[[maybe_unused]] const int fork_guard = pthread_atfork(nullptr, nullptr, AfterFork);
+
+class Opener {
+ public:
+  Opener() {
+    std::thread([this] { Serve(); }).detach();
+  }
+
+  // For one caller at a time.
+  void Run(void (*region)(const void*), const void* context) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    region_ = region, context_ = context;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return region_ == nullptr; });
+  }
+
+ private:
+  void Serve() {
+    for (std::unique_lock<std::mutex> lock(mutex_);;) {
+      changed_.wait(lock, [this] { return region_ != nullptr; });
+      region_(context_);
+      region_ = nullptr;
+      changed_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  void (*region_)(const void*) = nullptr;
+  const void* context_ = nullptr;
+};
+
+// Null where the system has no thread to spare. It lives as long as the process.
+Opener* OpenerOfSurvivor() {
+  static Opener* const opener = []() -> Opener* {
+    try {
+      return new Opener;
+    } catch (const std::exception&) {
+      return nullptr;
+    }
+  }();
+  return opener;
+}
 #endif
+
+// Whether `region` was run where it may open a parallel region.
+template <typename Function>
+bool RunWhereRegionsOpen(const Function& region) {
+#ifndef _WIN32
+  if (std::this_thread::get_id() == survivor) {
+    Opener* const opener = OpenerOfSurvivor();
+    if (opener) opener->Run([](const void* context) { (*static_cast<const Function*>(context))(); }, &region);
+    return opener != nullptr;
+  }
+#endif
+  region();
+  return true;
+}
 #endif
 
 }  // namespace
@@ -66,13 +136,15 @@ void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noex
 #ifdef _OPENMP
   if (threads > 1) {
     ran_parallel.store(true, std::memory_order_relaxed);
+    const auto region = [&] {
 #pragma omp parallel num_threads(threads)
-    {
-      const int thread = omp_get_thread_num();
+      {
+        const int thread = omp_get_thread_num();
 #pragma omp for schedule(dynamic, 1)
-      for (std::int64_t i = 0; i < tasks; ++i) task(context, i, thread);
-    }
-    return;
+        for (std::int64_t i = 0; i < tasks; ++i) task(context, i, thread);
+      }
+    };
+    if (RunWhereRegionsOpen(region)) return;
   }
 #else
   (void)threads;

@@ -66,6 +66,8 @@ hwy::ChosenTarget& ChosenTarget() {
 
 bool AmxChosen() { return Chosen().load(std::memory_order_relaxed)->amx; }
 
+void ChooseTarget() { ChosenTarget(); }
+
 std::vector<std::string> ListTargets() {
   std::vector<std::string> names;
   for (const Target& target : Available()) names.push_back(target.name);

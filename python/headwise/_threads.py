@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 
 def default_count(environ: Mapping[str, str] = os.environ) -> int:
-    """``HEADWISE_NUM_THREADS``, then ``OMP_NUM_THREADS``, then affinity and cgroup quota."""
+    """``HEADWISE_NUM_THREADS``, then ``OMP_NUM_THREADS``, then affinity and cgroup quota; of the last two no more than
+    ``OMP_THREAD_LIMIT``, which OpenMP itself goes by in any case."""
     ours = environ.get("HEADWISE_NUM_THREADS", "").strip()
     if ours:
         count = _positive(ours)
@@ -16,7 +17,8 @@ def default_count(environ: Mapping[str, str] = os.environ) -> int:
         return count
     # OpenMP's may be a list, with an entry for each level of nesting. To complain about it is not for us.
     count = _positive(environ.get("OMP_NUM_THREADS", "").split(",")[0].strip())
-    return available() if count is None else count
+    count = available() if count is None else count
+    return min(count, _positive(environ.get("OMP_THREAD_LIMIT", "").strip()) or count)
 
 
 def available(root: str = "/") -> int:

@@ -1,0 +1,73 @@
+"""New interpreters for what tests do to a whole process: fork it, send it signals, count its threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import headwise
+
+HERE = Path(__file__).parent
+
+#: Before the code of a test: some work whose bits are known, on threads, and children that end if they hang.
+PRELUDE = """
+import os, signal, sys, threading, time
+import numpy as np
+import headwise as hw
+
+def normal(*shape):
+    return np.random.default_rng(shape).standard_normal(shape, np.float32)
+
+X, W, KEY = normal(301, 400), normal(400, 600), normal(4, 2500, 64)
+PACKED = hw.PackedLinear(W)  # too small for threads: nothing has been parallel before the first work()
+
+def work():
+    results = (
+        hw.softmax(X), hw.linear(X, W), PACKED(X), hw.flash_attention(KEY[:, :200], KEY[:, :500], KEY[:, :500]),
+        hw.flash_attention(KEY[:, :1], KEY, KEY),
+    )
+    return b"".join(result.tobytes() for result in results)
+
+def fork(function):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        code = 1
+        try:
+            code = function() or 0
+        finally:
+            os._exit(code)
+    return pid
+
+def wait(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def tasks():
+    return set(os.listdir("/proc/self/task"))
+
+hw.set_num_threads(4)
+"""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's, with this package and these tests to import from, and without a number of threads."""
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_LIMIT"))}
+    path = [str(Path(headwise.__file__).parent.parent), str(HERE), *filter(None, [inherited.get("PYTHONPATH")])]
+    return inherited | {"PYTHONPATH": os.pathsep.join(path)} | changes
+
+
+def command(code: str, first: str = "headwise") -> list[str]:
+    """Of an interpreter that imports ``first``, then runs the prelude and ``code``."""
+    script = f"import {first}\n{PRELUDE}{textwrap.dedent(code)}"
+    return [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
+
+
+def run(code: str, first: str = "headwise", **changes: str) -> str:
+    """What ``code``, behind the prelude, prints; a failure, or more than four minutes, fails the test."""
+    call = command(code, first)
+    done = subprocess.run(call, env=environment(**changes), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, f"exit status {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout

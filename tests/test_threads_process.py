@@ -1,0 +1,258 @@
+"""A process in which headwise computes: signals, limits on its threads, and everything else that is not headwise's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headwise as hw
+from conftest import native_present
+from processes import command, environment, run
+from support import normal
+
+once = pytest.mark.single_implementation
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+native = pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
+
+
+# --- threads of Python ---
+
+
+@once
+@native
+def test_the_number_of_threads_changes_while_others_compute() -> None:
+    query, key, x = normal((1, 4, 130, 32), 1), normal((1, 4, 700, 32), 2), normal((300, 1000))
+
+    def work(_: int = 0) -> list[bytes]:
+        outputs = hw.flash_attention(query, key, key), hw.flash_attention(query[:, :, :1], key, key), hw.softmax(x)
+        return [output.tobytes() for output in (*outputs, hw.linear(x[:40], x.T))]
+
+    expected = work()
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(work, n) for n in range(40)]
+        n = 0
+        while not all(result.done() for result in results):
+            hw.set_num_threads(1 + n % 9)
+            n += 1
+    assert all(result.result() == expected for result in results)
+
+
+# --- signals ---
+
+
+@once
+@pytest.mark.skipif(os.name == "nt", reason="this system sends no SIGINT to one process")
+def test_ctrl_c_during_a_call() -> None:
+    code = """
+        big = normal(1500, 1500)
+        expected = work()
+        print("computing", flush=True)
+        try:
+            while True: big_result = hw.linear(big, big)
+        except KeyboardInterrupt:
+            pass
+        assert work() == expected
+        print("interrupted", flush=True)
+    """
+    child = subprocess.Popen(command(code), env=environment(), stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "computing\n"
+        child.send_signal(signal.SIGINT)
+        assert child.communicate(timeout=120) == ("interrupted\n", None)
+        assert child.returncode == 0
+    finally:
+        child.kill()
+        child.wait()
+
+
+@once
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_a_timer_that_interrupts_all_the_while() -> None:
+    """Its handler runs in the main thread between calls, and computes itself."""
+    run("""
+        expected, ticks, results = work(), 0, []
+        def tick(*_):
+            global ticks
+            ticks += 1
+            results.append(hw.softmax(X).tobytes() == alone)
+        alone = hw.softmax(X).tobytes()
+        signal.signal(signal.SIGALRM, tick)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        threads = [threading.Thread(target=lambda: [results.append(work() == expected) for _ in range(10)])
+                   for _ in range(3)]
+        for thread in threads: thread.start()
+        while ticks < 50 or any(thread.is_alive() for thread in threads):
+            results.append(work() == expected)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert all(results) and len(results) > 80, results.count(False)
+    """)
+
+
+# --- how many threads ---
+
+BY_DEFAULT = """
+from headwise import _threads
+hw.set_num_threads(_threads.default_count())
+before = tasks()
+work()
+print(hw.get_num_threads(), len(tasks() - before))
+"""
+
+
+def default_and_started(before: str = "", **changes: str) -> list[int]:
+    """The default number of threads, and how many a call has started beside its own."""
+    return [int(number) for number in run(before + BY_DEFAULT, **changes).split()]
+
+
+@once
+@native
+@on_linux
+@pytest.mark.parametrize(
+    ("changes", "threads"),
+    [
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"HEADWISE_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5", "OMP_THREAD_LIMIT": "2"}, 2),
+        ({"OMP_THREAD_LIMIT": "1"}, 1),
+        ({"OMP_NUM_THREADS": "3", "OMP_DYNAMIC": "false", "OMP_PROC_BIND": "true"}, 3),
+    ],
+    ids=str,
+)
+def test_threads_are_as_many_as_the_environment_allows(changes: dict[str, str], threads: int) -> None:
+    assert default_and_started(**changes) == [threads, threads - 1]
+
+
+@once
+@native
+@on_linux
+def test_openmp_may_give_fewer_threads_than_asked_for() -> None:
+    bits = "expected = work(); hw.set_num_threads(1); assert work() == expected"
+    run(bits, OMP_THREAD_LIMIT="2")
+    run(bits, OMP_DYNAMIC="true")
+
+
+@once
+@native
+@on_linux
+def test_one_processor_is_one_thread() -> None:
+    assert default_and_started("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})") == [1, 0]
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A control group with processor time in it, where this system lets us make one."""
+    for hierarchy, limit in (("cpu", "cpu.cfs_quota_us"), ("", "cpu.max")):
+        group = Path("/sys/fs/cgroup", hierarchy, f"headwise-test-{os.getpid()}")
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / limit).exists():
+            yield group
+            group.rmdir()
+            return
+        group.rmdir()
+    pytest.skip("this system does not let us make a control group of processor time")
+
+
+@once
+@native
+@on_linux
+def test_quota_of_a_real_cgroup(cgroup: Path) -> None:
+    quota = "150000"  # of 100,000 microseconds: one processor and a half
+    if (cgroup / "cpu.max").exists():
+        (cgroup / "cpu.max").write_text(f"{quota} 100000")
+    else:
+        (cgroup / "cpu.cfs_quota_us").write_text(quota)
+    assert default_and_started(f"with open('{cgroup}/cgroup.procs', 'w') as file: file.write(str(os.getpid()))") == [
+        1,
+        0,
+    ]
+
+
+# --- what is not ours ---
+
+STATE = """
+import ctypes, gc, locale, os, random, signal, sys, threading, warnings
+import numpy
+OMP = sys.argv[1:]
+for name in OMP: __import__(name)
+try: import threadpoolctl  # it sets a variable of the environment
+except ImportError: threadpoolctl = None
+libm = ctypes.CDLL(None)
+tiny = numpy.float32(1e-40)
+numpy.ones((300, 300)) @ numpy.ones((300, 300))
+
+def others():
+    state = {
+        "environment": dict(os.environ), "directory": os.getcwd(),
+        "signals": [line for line in open("/proc/self/status") if line.startswith("Sig")],
+        "handlers": [signal.getsignal(number) for number in signal.valid_signals()],
+        "numpy": (numpy.random.get_state()[1].tobytes(), numpy.geterr(), numpy.geterrcall()),
+        "printing": str(numpy.get_printoptions()),
+        "python": (random.getstate(), gc.get_threshold(), gc.isenabled(), sys.getswitchinterval(),
+                   sys.getrecursionlimit(), sys.excepthook is sys.__excepthook__, threading.excepthook),
+        "locale": locale.setlocale(locale.LC_ALL), "warnings": list(warnings.filters),
+        "rounding": libm.fegetround(), "traps": libm.fegetexcept(),
+        "denormals": tiny / numpy.float32(2) > 0 and float(tiny) / 2 > 0,
+    }
+    if OMP: state["torch"] = sys.modules["torch"].get_num_threads(), sys.modules["torch"].get_num_interop_threads()
+    pools = threadpoolctl.threadpool_info() if threadpoolctl else []
+    state["pools"] = {pool["filepath"]: pool["num_threads"] for pool in pools}
+    return state
+
+def same(before, after):
+    for name in before.keys() - {"pools"}: assert before[name] == after[name], (name, before[name], after[name])
+    for path, threads in before["pools"].items(): assert after["pools"][path] == threads, path
+
+before, tasks = others(), len(os.listdir("/proc/self/task"))
+libm.feclearexcept(0x3F)
+import headwise
+flags = libm.fetestexcept(0x3F)
+same(before, others())
+assert not OMP or "torch" in sys.modules
+assert len(os.listdir("/proc/self/task")) == tasks, "import starts threads"
+assert flags & 0x1F == 0 or flags & 0x1F == 0x10, f"floating-point exceptions {flags:#x}"
+
+def compute():
+    headwise.set_num_threads(3)
+    x = numpy.ones((8, 100, 500), numpy.float32)
+    headwise.softmax(x)
+    headwise.flash_attention(x, x, x, is_causal=True)
+    headwise.linear(x, x[0].T)
+    headwise.scaled_dot_product_attention(x[:, :, :64], x[:, :, :64], x, dropout=0.1, rng=0)
+    headwise.MultiHeadAttention(500, 5)(x)
+
+for thread in [threading.Thread(target=compute) for _ in range(3)]: thread.start(); thread.join()
+compute()
+same(before, others())
+"""
+
+
+@once
+@on_linux
+@pytest.mark.parametrize("beside", ["nothing", "torch"])
+def test_import_and_calls_leave_the_process_alone(beside: str) -> None:
+    if beside != "nothing":
+        pytest.importorskip(beside, reason="PyTorch, whose settings are compared, is not installed")
+    call = [sys.executable, "-c", STATE, *([] if beside == "nothing" else [beside])]
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.above_operations
+def test_numbers_below_the_normal_ones_are_not_flushed_on_any_thread() -> None:
+    hw.set_num_threads(4)
+    x = np.full((2000, 300), 1e-40, np.float32)
+    assert np.array_equal(hw.add_alibi(x[None], np.zeros(1)), x[None])
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(lambda _: np.float32(1e-40) / np.float32(2) > 0, range(8)))
