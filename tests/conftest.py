@@ -44,7 +44,7 @@ def native_present() -> bool:
 
 def find_implementations() -> list[str]:
     """``numpy`` and ``native-<target>`` for each target, as far as the environment allows them."""
-    backend, target = (os.environ.get(variable, "") for variable in SELECTION)
+    backend, target = (os.environ.get(variable, "").strip().lower() for variable in SELECTION)
     names = [] if backend == "native" or target else ["numpy"]
     if backend != "numpy" and native_present():
         before = _backend.name()

@@ -140,49 +140,6 @@ def test_unknown_backend() -> None:
     assert message == "ValueError: HEADWISE_BACKEND: 'cuda', expected one of auto, native, numpy"
 
 
-# --- HEADWISE_TARGET and set_target ---
-
-
-@once
-def test_target_of_the_numpy_backend() -> None:
-    assert config_with(HEADWISE_BACKEND="numpy", HEADWISE_TARGET="numpy")["target"] == "numpy"
-    message = error_with(HEADWISE_BACKEND="numpy", HEADWISE_TARGET="avx2")
-    assert message.startswith("ValueError: HEADWISE_TARGET: ")
-    assert "'avx2'" in message
-    assert message.endswith("numpy")
-
-
-@once
-@needs_native
-def test_each_target_can_be_forced() -> None:
-    for target in config_with(HEADWISE_BACKEND="native")["targets"]:
-        assert config_with(HEADWISE_BACKEND="native", HEADWISE_TARGET=target)["target"] == target
-
-
-@once
-@needs_native
-def test_unknown_target_of_the_native_core() -> None:
-    message = error_with(HEADWISE_BACKEND="native", HEADWISE_TARGET="mmx")
-    assert message.startswith("ValueError: HEADWISE_TARGET: ")
-    assert "mmx" in message
-    assert all(target in message for target in config_with(HEADWISE_BACKEND="native")["targets"])
-
-
-def test_set_target() -> None:
-    for target in hw.list_targets():
-        before = hw.config()["target"]
-        hw.set_target(target)
-        assert hw.config()["target"] == target
-        hw.set_target(before)
-        assert hw.config()["target"] == before
-    before = hw.config()["target"]
-    with pytest.raises(ValueError, match="mmx"):
-        hw.set_target("mmx")
-    with pytest.raises(TypeError, match="target"):
-        hw.set_target(2)  # type: ignore[arg-type]
-    assert hw.config()["target"] == before
-
-
 # --- threads ---
 
 

@@ -33,13 +33,25 @@ const Target kTargets[] = {
     {HWY_SCALAR, false, "scalar"},
 };
 
+// Highway's targets that processor and system have.
+std::int64_t Supported() {
+  std::int64_t supported = hwy::SupportedTargets();
+#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+  // Highway 1.0.3 asks which registers the system saves, but where it saves none of AVX (noxsave) takes that for all.
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2")) supported &= ~(HWY_AVX2 | HWY_AVX3);
+#endif
+  return supported;
+}
+
 const std::vector<Target>& Available() {
   static const std::vector<Target> available = [] {
     // The baseline needs no support beyond what the whole library was compiled for.
-    const std::int64_t usable = (hwy::SupportedTargets() | HWY_STATIC_TARGET) & HWY_TARGETS;
+    const std::int64_t usable = (Supported() | HWY_STATIC_TARGET) & HWY_TARGETS;
     std::vector<Target> list;
     for (const Target& target : kTargets) {
-      if ((usable & target.bit) && (!target.amx || AmxAvailable())) list.push_back(target);
+      const bool listed = !list.empty() && list.back().name == target.name;  // one name for several of Highway's
+      if ((usable & target.bit) && (!target.amx || AmxAvailable()) && !listed) list.push_back(target);
     }
     return list;
   }();

@@ -174,6 +174,17 @@ def use(choice: str) -> None:
     _current.set_num_threads(threads)
 
 
+def set_target(name: str) -> None:
+    """Force an instruction set of the backend that runs. What is no name of one, in whatever characters, is a
+    ValueError that lists them."""
+    available = _current.list_targets()
+    if name not in available:
+        raise ValueError(
+            f"target: {name!r} is unknown or unsupported on this machine; available: {', '.join(available)}"
+        )
+    _current.set_target(name)
+
+
 def _select(choice: str, source: str = "backend") -> None:
     global _current, _name, _error
     if choice not in _CHOICES:
@@ -200,7 +211,7 @@ def _start() -> None:
     target = os.environ.get("HEADWISE_TARGET", "").strip().lower()
     if target:
         try:
-            _current.set_target(target)
+            set_target(target)
         except ValueError as unavailable:
             raise ValueError(f"HEADWISE_TARGET: {unavailable}") from unavailable
 

@@ -149,7 +149,7 @@ def set_target(name: str) -> None:
     """
     if not isinstance(name, str):
         raise TypeError(f"target: {type(name).__name__}, expected a string")
-    _backend.current().set_target(name)
+    _backend.set_target(name)
 
 
 def list_targets() -> list[str]:

@@ -1,0 +1,115 @@
+// That the name of a target leads to the code that was compiled for it, and no other.
+//
+// Compiled once per target, like the kernels (foreach_target.h includes this file again for each): each copy writes
+// down the tables of its own namespace, without Highway's table of targets and the index into it, which are what is
+// tested.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "targets_test.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include <map>
+#include <vector>
+
+#include "hwy/highway.h"
+#include "kernels/alibi.h"
+#include "kernels/attention.h"
+#include "kernels/layer_norm.h"
+#include "kernels/linear.h"
+#include "kernels/rope.h"
+#include "kernels/softmax.h"
+
+#ifndef HEADWISE_TARGETS_TEST_ONCE
+#define HEADWISE_TARGETS_TEST_ONCE
+namespace headwise::testing {
+
+using Tables = std::vector<const void*>;
+
+// By Highway's target. To be called on a processor that has it.
+inline std::map<std::int64_t, Tables (*)()>& Compiled() {
+  static std::map<std::int64_t, Tables (*)()> compiled;
+  return compiled;
+}
+
+}  // namespace headwise::testing
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// Of kernels/*.cc.
+const AlibiKernel<float>* AlibiF32();
+const AttentionKernel<float>* AttentionF32();
+const AttentionKernel<double>* AttentionF64();
+const LayerNormKernel<float>* LayerNormF32();
+const LinearKernel<float>* LinearF32();
+const LinearKernel<double>* LinearF64();
+const RopeKernel<float>* RopeF32();
+const SoftmaxKernel<float>* SoftmaxF32();
+
+testing::Tables OwnTables() {
+  return {AlibiF32(),  AttentionF32(), AttentionF64(), LayerNormF32(),
+          LinearF32(), LinearF64(),    RopeF32(),      SoftmaxF32()};
+}
+
+[[maybe_unused]] const bool compiled = (testing::Compiled()[HWY_TARGET] = &OwnTables, true);
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "support.h"
+
+namespace headwise::testing {
+namespace {
+
+const std::map<std::string, std::int64_t> kBits = {
+    {"avx512_amx", HWY_AVX3},
+    {"avx512", HWY_AVX3},
+    {"avx2", HWY_AVX2},
+    {"sse4", HWY_SSE4},
+#ifdef HWY_SSE2
+    {"sse2", HWY_SSE2},
+#endif
+#ifdef HWY_NEON_WITHOUT_AES
+    {"neon", HWY_NEON | HWY_NEON_WITHOUT_AES},
+#else
+    {"neon", HWY_NEON},
+#endif
+    {"scalar", HWY_EMU128 | HWY_SCALAR},
+};
+
+// Of 128 queries and keys of 64 features, which go by tiles where there are some.
+template <typename T>
+const void* Attention() {
+  AttentionArgs<T> args;
+  args.query.shape = args.key.shape = args.value.shape = {1, 1, 128, 64};
+  return &GetAttentionKernel(args);
+}
+
+Tables Chosen() {
+  return {&GetAlibiKernel<float>(),  Attention<float>(),         Attention<double>(),     &GetLayerNormKernel<float>(),
+          &GetLinearKernel<float>(), &GetLinearKernel<double>(), &GetRopeKernel<float>(), &GetSoftmaxKernel<float>()};
+}
+
+class TargetsTest : public OnTarget {};
+
+TEST_P(TargetsTest, LeadsToItsOwnCode) {
+  Tables own;
+  for (const auto& [bit, tables] : Compiled()) {
+    if (bit & kBits.at(GetParam())) own = tables();
+  }
+  ASSERT_FALSE(own.empty());
+  if (GetParam() == "avx512_amx") {
+    own[1] = AmxAttentionKernel<float>();
+    own[4] = AmxLinearKernel<float>();
+  }
+  EXPECT_EQ(Chosen(), own);
+}
+
+HEADWISE_ON_EVERY_TARGET(TargetsTest);
+
+}  // namespace
+}  // namespace headwise::testing
+#endif
