@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from headwise._threads import default_count
+from headwise._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,6 +139,9 @@ class Backend(Protocol):
 _CORE = "headwise._core"
 _CHOICES = ("auto", "native", "numpy")
 
+# Debian's packages of the libraries that a core needs, as far as they are not part of its wheel.
+_PACKAGES = {"libgomp": "libgomp1", "libhwy": "libhwy1", "libstdc++": "libstdc++6"}
+
 _current: Backend
 _name: str
 _error: str | None = None
@@ -161,13 +166,21 @@ def core_is_installed() -> bool:
     """Whether there is a native core, working or not."""
     from importlib.util import find_spec  # not at the top: only this function needs what it brings along
 
-    return _name == "native" or find_spec(_CORE) is not None
+    return _name == "native" or _error is not None or find_spec(_CORE) is not None
+
+
+def remedy(error: str) -> str:
+    """What may help against an error of loading the native core."""
+    package = _PACKAGES.get(error.removeprefix("ImportError: ").partition(".so.")[0])
+    if package is None or "cannot open shared object file" not in error:
+        return "installing headwise again may help"
+    return f"a library is missing (on Debian and Ubuntu: apt-get install {package})"
 
 
 def use(choice: str) -> None:
     """Switch this process to the backend ``"native"`` or ``"numpy"``, or to ``"auto"``, the first of them that loads.
 
-    ImportError, as it came, if a native core that was asked for cannot be loaded; the backend is then what it was.
+    ImportError, with the reason, if a native core that was asked for cannot be loaded; the backend is then what it was.
     """
     threads = _current.get_num_threads()
     _select(choice)
@@ -192,16 +205,72 @@ def _select(choice: str, source: str = "backend") -> None:
     failure = None
     if choice != "numpy":
         try:
-            _current, _name, _error = cast(Backend, importlib.import_module(_CORE)), "native", None
+            _current, _name, _error = _load_core(), "native", None
             return
         except Exception as broken:  # an extension that is there but does not fit here may raise anything
+            absent = isinstance(broken, ModuleNotFoundError) and broken.name == _CORE
+            failure = None if absent else f"{type(broken).__name__}: {broken}"
             if choice == "native":
-                raise
-            if not (isinstance(broken, ModuleNotFoundError) and broken.name == _CORE):
-                failure = f"{type(broken).__name__}: {broken}"
-                message = f"headwise: the native core cannot be loaded ({failure}); NumPy does the work"
+                raise ImportError(f"{source}: 'native', but {_complaint(failure)}") from broken
+            if failure is not None:
+                message = f"headwise: {_complaint(failure)}. NumPy does the work; HEADWISE_BACKEND=numpy asks for that"
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
     _current, _name, _error = cast(Backend, importlib.import_module("headwise._numpy")), "numpy", failure
+
+
+def _load_core() -> Backend:
+    """The native core, which has to be of this Python and of this version of headwise."""
+    _check_length()
+    try:
+        core = importlib.import_module(_CORE)
+    except ModuleNotFoundError as absent:
+        others = _cores_of_others() if absent.name == _CORE else []
+        if others:
+            raise ImportError(f"there is none for this Python, only {', '.join(others)}") from absent
+        raise
+    version = getattr(core, "__version__", "unknown")
+    if version != __version__:
+        raise ImportError(f"it is of version {version}, headwise of {__version__}")
+    return cast(Backend, core)
+
+
+def _check_length() -> None:
+    """ImportError if the core's file has lost its end. Linux loads it all the same, and SIGBUS ends the process."""
+    from importlib.machinery import EXTENSION_SUFFIXES
+
+    files = [os.path.join(os.path.dirname(__file__), "_core" + suffix) for suffix in EXTENSION_SUFFIXES]
+    file = next(filter(os.path.isfile, files), None)
+    if file is None:
+        return
+    with open(file, "rb") as core:
+
+        def number(data: bytes, at: int, size: int) -> int:
+            return int.from_bytes(data[at : at + size], sys.byteorder)
+
+        head = core.read(64)
+        if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+            return  # not of 64 bits, or not for Linux: the loader judges
+        size, count = number(head, 54, 2), number(head, 56, 2)
+        core.seek(number(head, 32, 8))
+        table = core.read(size * count)
+        length = core.seek(0, os.SEEK_END)
+        # Where each segment starts in the file, and how long it is there.
+        ends = [number(table, i + 8, 8) + number(table, i + 32, 8) for i in range(0, len(table), max(size, 1))]
+        if len(table) < size * count or max(ends, default=0) > length:
+            raise ImportError(f"{file}: it is cut short, at {length} bytes")
+
+
+def _cores_of_others() -> list[str]:
+    """The file names of cores that another Python or system would find here."""
+    folder = os.path.dirname(__file__)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(name for name in names if name.startswith("_core.") and name.endswith((".so", ".pyd")))
+
+
+def _complaint(failure: str | None) -> str:
+    if failure is None:
+        return f"there is no native core ({_CORE}); without it, headwise.show_config() says what it takes to build one"
+    return f"the native core cannot be loaded ({failure}): {remedy(failure)}"
 
 
 def _start() -> None:

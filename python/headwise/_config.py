@@ -16,6 +16,7 @@ _MAX_THREADS = (1 << 31) - 1  # what a C int holds
 
 # Where Debian, Homebrew and a local `make install` put headers.
 _INCLUDE_DIRS = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
+_HIGHWAY = "libhwy-dev"
 
 
 def config() -> dict[str, Any]:
@@ -64,6 +65,7 @@ def show_config() -> None:
     print(f"precision  {facts['precision']}")
     if facts["error"] is not None:
         print(f"error      {facts['error']}")
+        print(f"           {_backend.remedy(facts['error'])}")
     if not _backend.core_is_installed():
         print("The native core is not installed; NumPy does the work.")
         missing = _missing_tools()
@@ -73,6 +75,9 @@ def show_config() -> None:
             print("Then install headwise again, from its sources.")
         else:
             print("This machine has what it takes to build it: install headwise again, from its sources.")
+        print("HEADWISE_REQUIRE_NATIVE=1 in pip's environment makes it an error, which says why it cannot be built.")
+        if any(package == _HIGHWAY for _, package in missing):
+            print("CMAKE_ARGS=-DHEADWISE_FETCH_HIGHWAY=ON in it downloads Highway, where there is no package of it.")
 
 
 def set_num_threads(n: int) -> None:
@@ -169,14 +174,18 @@ def list_targets() -> list[str]:
 
 
 def _missing_tools() -> list[tuple[str, str]]:
-    """What a build of the native core needs and this machine lacks, with the Debian package that has it."""
-    import shutil  # not at the top: it costs milliseconds, and `import headwise` does not need it
+    """What a build of the native core needs and this machine lacks, with the Debian package that has it.
+
+    CMake is not among it: pip brings one along.
+    """
+    import shutil  # not at the top: they cost milliseconds, and `import headwise` does not need them
+    import sysconfig
 
     missing = []
     if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
         missing.append(("a C++ compiler", "g++"))
-    if not shutil.which("cmake"):
-        missing.append(("CMake", "cmake"))
+    if not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")):
+        missing.append(("the headers of Python", "python3-dev"))
     if not any(os.path.isfile(os.path.join(folder, "hwy", "highway.h")) for folder in _INCLUDE_DIRS):
-        missing.append(("the headers of Google Highway", "libhwy-dev"))
+        missing.append(("the headers of Google Highway", _HIGHWAY))
     return missing
