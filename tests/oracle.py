@@ -2,6 +2,8 @@
 
 Nothing here is shared with the package: loops over rows, plain formulas, dropped keys taken out of the sums instead of
 being given a weight of zero. Slow and obvious on purpose; the tests, not the package, pay for it.
+
+Answers are float64, or np.longdouble, and computed so, where the arguments are.
 """
 
 from __future__ import annotations
@@ -30,38 +32,42 @@ def wide(x: ArrayLike) -> Array:
 
 
 def double(x: ArrayLike) -> Array:
-    """The same numbers as float64."""
-    x = np.asarray(x)
-    return (x.astype(np.float32) if x.dtype.kind == "V" else x).astype(np.float64)
+    """The same numbers as float64; np.longdouble stays."""
+    return rounded(wide(x), x)
+
+
+def rounded(answer: Array, *arguments: ArrayLike) -> Array:
+    """``answer`` as float64, or as it is where an argument is np.longdouble."""
+    asked = any(np.asarray(x).dtype == np.longdouble for x in arguments)
+    return answer if asked else answer.astype(np.float64)
 
 
 def softmax(x: ArrayLike, axis: int = -1) -> Array:
     """``exp(x) / sum(exp(x))``; an all -inf slice is NaN, as the formula says."""
     with np.errstate(all="ignore"):
         powers = np.exp(wide(x) - np.max(wide(x), axis=axis, keepdims=True))
-        return double(powers / powers.sum(axis=axis, keepdims=True))
+        return rounded(powers / powers.sum(axis=axis, keepdims=True), x)
 
 
 def logsumexp(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> Array:
     """``log(sum(exp(x)))``, where a slice of -inf (or of nothing) sums to zero: -inf; +inf anywhere: +inf."""
-    x = wide(x)
     with np.errstate(all="ignore"):
-        top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
+        top = np.max(wide(x), axis=axis, keepdims=True, initial=-np.inf)
         shift = np.where(np.isfinite(top), top, 0)
-        total = shift + np.log(np.exp(x - shift).sum(axis=axis, keepdims=True))
-    return double(total if keepdims else total.squeeze(axis))
+        total = shift + np.log(np.exp(wide(x) - shift).sum(axis=axis, keepdims=True))
+    return rounded(total if keepdims else total.squeeze(axis), x)
 
 
 def log_softmax(x: ArrayLike, axis: int = -1) -> Array:
     """``x - logsumexp(x)``, shifted first: a common part of 1e30 would swallow the logarithm."""
     with np.errstate(all="ignore"):
         shifted = wide(x) - np.max(wide(x), axis=axis, keepdims=True)
-        return double(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
+        return rounded(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)), x)
 
 
 def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:
     """``x @ weight + bias``."""
-    return double(wide(x) @ wide(weight) + (0 if bias is None else wide(bias)))
+    return rounded(wide(x) @ wide(weight) + (0 if bias is None else wide(bias)), x, weight)
 
 
 def layer_normalization(x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, eps: float = 1e-5, axis: int = -1) -> Array:
@@ -69,14 +75,14 @@ def layer_normalization(x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, eps: fl
     rows = np.moveaxis(wide(x), axis, -1)
     centred = rows - rows.mean(axis=-1, keepdims=True)
     normal = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.longdouble(eps))
-    return double(np.moveaxis(normal * wide(gamma) + wide(beta), -1, axis))
+    return rounded(np.moveaxis(normal * wide(gamma) + wide(beta), -1, axis), x)
 
 
 def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, interleaved: bool = False) -> Array:
     """Su et al. (2021), equation 13: each pair of features is a complex number, turned by ``cos + i sin``."""
     x = double(x)
     turn = double(cos) + 1j * double(sin)
-    answer = np.empty(x.shape)
+    answer = np.empty(x.shape, x.dtype)
     half = x.shape[-1] // 2
     real, imaginary = (np.s_[..., 0::2], np.s_[..., 1::2]) if interleaved else (np.s_[..., :half], np.s_[..., half:])
     turned = (x[real] + 1j * x[imaginary]) * turn
@@ -86,7 +92,9 @@ def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, interleaved: bool = False
 
 def rope_angles(positions: ArrayLike, head_dim: int, base: float = 10000.0) -> Array:
     """``position * base ** (-2 i / head_dim)`` for every pair ``i``."""
-    return np.multiply.outer(double(positions), base ** (-2.0 * np.arange(head_dim // 2) / head_dim))
+    positions = double(positions)
+    exponents = -2 * np.arange(head_dim // 2, dtype=positions.dtype) / head_dim
+    return np.multiply.outer(positions, positions.dtype.type(base) ** exponents)
 
 
 def alibi_slopes(num_heads: int) -> Array:
@@ -106,7 +114,7 @@ def alibi_slopes(num_heads: int) -> Array:
 def alibi_bias(slopes: ArrayLike, query_len: int, key_len: int, offset: int = 0) -> Array:
     """``-slope * |i + offset - j|``."""
     slopes = double(slopes)
-    bias = np.empty((len(slopes), query_len, key_len))
+    bias = np.empty((len(slopes), query_len, key_len), slopes.dtype)
     for head, slope in enumerate(slopes):
         for i in range(query_len):
             for j in range(key_len):
@@ -169,7 +177,8 @@ def attention(
     query, key, value = (x.reshape(four_dimensional(x.shape)) for x in (query, key, value))
     kv_heads = key.shape[1]
 
-    keep, added = np.ones((batch, heads, query_len, key_len), bool), np.zeros((batch, heads, query_len, key_len))
+    keep = np.ones((batch, heads, query_len, key_len), bool)
+    added = np.zeros(keep.shape, query.dtype)
     biases = [] if bias is None else [double(bias)]
     if mask is not None and is_keep(np.asarray(mask)):
         keep &= spread(np.asarray(mask), scores) != 0
@@ -187,13 +196,13 @@ def attention(
     left, right = (window_size, window_size) if isinstance(window_size, int) else window_size or (-1, -1)
     if is_causal:
         right = 0 if right < 0 else min(right, 0)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scale = 1 / np.sqrt(query.dtype.type(query.shape[-1])) if scale is None else scale
     slopes = np.zeros(heads) if alibi_slopes is None else double(alibi_slopes)
     sinks = None if sinks is None else double(sinks)
 
-    output = np.zeros((batch, heads, query_len, value_dim))
-    weights = np.zeros(keep.shape)
-    lse = np.full((batch, heads, query_len), -np.inf)
+    output = np.zeros((batch, heads, query_len, value_dim), query.dtype)
+    weights = np.zeros(keep.shape, query.dtype)
+    lse = np.full((batch, heads, query_len), -np.inf, query.dtype)
     with np.errstate(all="ignore"):
         for n, h, i in np.ndindex(batch, heads, query_len):
             position = i + offset

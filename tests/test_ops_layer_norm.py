@@ -48,7 +48,26 @@ def test_variance_survives_a_large_mean(mean: float) -> None:
     x = (mean + np.round(8 * normal((5, 384))) / 8).astype(np.float32)
     ones, zeros = np.ones(384, np.float32), np.zeros(384, np.float32)
     got = hw.layer_normalization(x, ones, zeros)
-    np.testing.assert_allclose(got, oracle.layer_normalization(x, ones, zeros), rtol=0, atol=2e-3)
+    np.testing.assert_allclose(got, oracle.layer_normalization(x, ones, zeros), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("float32", 1e18), ("float32", 1e30), ("float32", 3.4e38), ("bfloat16", 3e38), ("float64", 1e308)],
+)
+@pytest.mark.parametrize("n", [2, 33, 1000])
+def test_squares_and_sums_that_overflow(n: int, dtype: str, size: float) -> None:
+    """Beside a row of which nothing overflows, one that is not finite and one that is constant."""
+    x = np.concatenate(
+        [normal((3, n), dtype="float64").clip(-1, 1) * size, normal((1, n)), np.full((1, n), 2.0 ** int(np.log2(size)))]
+    )
+    x = x.astype(dtype_named(dtype))
+    x[1, n // 2] = np.inf
+    gamma, beta = normal((n,), 1).astype(x.dtype), normal((n,), 2).astype(x.dtype)
+    got = hw.layer_normalization(x, gamma, beta)
+    usual = [0, 2, 3, 4]
+    assert np.isnan(oracle.double(got[1])).all()
+    assert_close(got[usual], oracle.layer_normalization(x[usual], gamma, beta), factor=2)
 
 
 def test_constant_rows_are_beta() -> None:

@@ -363,14 +363,27 @@ def pack_linear(weight: Array, bias: Array | None, precision: str) -> Callable[[
 
 def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
     def normalize(x: Array, out: Array) -> None:
-        centred = x - x.mean(axis=1, keepdims=True)
-        variance = np.square(centred).mean(axis=1, keepdims=True)
-        centred /= np.sqrt(variance + eps)
+        centred, variance = _deviations(x)
+        spread = variance.astype(np.float64) + eps
+        overflown = ~np.isfinite(variance[:, 0])
+        if overflown.any():
+            scale, least = (2.0**-100, 2.0**-240) if x.dtype == np.float32 else (2.0**-800, 2.0**-1020)
+            centred[overflown], variance = _deviations(x[overflown] * x.dtype.type(scale))
+            # Not to 0: it makes beta of a constant row.
+            spread[overflown] = variance.astype(np.float64) + (max(eps * scale * scale, least) if eps else 0.0)
+        centred /= np.sqrt(spread).astype(x.dtype)
         centred *= gamma
         np.add(centred, beta, out=out)
 
     for part in _parts(x):
         _in_float(normalize, x[part], out[part])
+
+
+def _deviations(rows: Array) -> tuple[Array, Array]:
+    """From the mean, and their variance. The mean is rounded, and rows far from 0 feel it: its error is taken off."""
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    centred -= centred.mean(axis=1, keepdims=True)
+    return centred, np.square(centred).mean(axis=1, keepdims=True)
 
 
 # --- configuration ---

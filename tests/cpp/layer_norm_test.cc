@@ -80,6 +80,8 @@ void CheckEps() {
     test.Check(eps);
     test.x.ForEach([](T& element) { element = reference::Nearest<T>(1e18 * reference::ToDouble(element)); });
     test.Check(eps);
+    test.x.ForEach([](T& element) { element = reference::Nearest<T>(1e24 * reference::ToDouble(element)); });
+    test.Check(eps);  // squares overflow
   }
 }
 TEST_P(LayerNormTest, Epsilon) {

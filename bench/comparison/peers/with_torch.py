@@ -30,7 +30,7 @@ class PyTorch(Peer):
         return super().prepare(case, data)
 
     def attention(self, case: Attention, data: SimpleNamespace) -> Call:
-        query, key, value = (_tensor(a) for a in (data.query, data.key, data.value))
+        query, key, value = (tensor(a) for a in (data.query, data.key, data.value))
         if case.weights:  # F.scaled_dot_product_attention does not return them
 
             def with_weights() -> Any:
@@ -38,7 +38,7 @@ class PyTorch(Peer):
                 return weights @ value, weights
 
             return with_weights
-        mask = None if data.mask is None else _tensor(data.mask)
+        mask = None if data.mask is None else tensor(data.mask)
         causal = case.causal and mask is None
         grouped = key.shape[1] != query.shape[1]
         return lambda: F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=grouped)
@@ -46,9 +46,9 @@ class PyTorch(Peer):
     def varlen(self, case: Varlen, data: SimpleNamespace) -> Call:
         """Padded, with a mask; what packs the output again is not timed."""
         sequences, heads, longest, head_dim = case.shape
-        self._kept = kept = _tensor(data.kept)
-        padded = torch.zeros(3, sequences, longest, heads, head_dim, dtype=_tensor(data.packed[0]).dtype)
-        padded[:, kept] = torch.stack([_tensor(a) for a in data.packed])
+        self._kept = kept = tensor(data.kept)
+        padded = torch.zeros(3, sequences, longest, heads, head_dim, dtype=tensor(data.packed[0]).dtype)
+        padded[:, kept] = torch.stack([tensor(a) for a in data.packed])
         query, key, value = padded.transpose(2, 3).contiguous()
         mask = kept[:, None, None]
         if case.causal:
@@ -57,11 +57,11 @@ class PyTorch(Peer):
 
     def multi_head(self, case: MultiHead, data: SimpleNamespace) -> Call:
         """The weights of each head, which is less work than their average, its default."""
-        x, layer = _tensor(data.x), torch.nn.MultiheadAttention(case.shape[-1], case.heads, batch_first=True).eval()
-        layer.in_proj_weight.copy_(torch.cat([_tensor(weight).T for weight in data.weights[:3]]))
-        layer.in_proj_bias.copy_(torch.cat([_tensor(bias) for bias in data.biases[:3]]))
-        layer.out_proj.weight.copy_(_tensor(data.weights[3]).T)
-        layer.out_proj.bias.copy_(_tensor(data.biases[3]))
+        x, layer = tensor(data.x), torch.nn.MultiheadAttention(case.shape[-1], case.heads, batch_first=True).eval()
+        layer.in_proj_weight.copy_(torch.cat([tensor(weight).T for weight in data.weights[:3]]))
+        layer.in_proj_bias.copy_(torch.cat([tensor(bias) for bias in data.biases[:3]]))
+        layer.out_proj.weight.copy_(tensor(data.weights[3]).T)
+        layer.out_proj.bias.copy_(tensor(data.biases[3]))
         if case.weights:
             return lambda: layer(x, x, x, average_attn_weights=False)
         return lambda: layer(x, x, x, need_weights=False)[0]
@@ -73,19 +73,19 @@ class PyTorch(Peer):
         return [a.float() if a.dtype == torch.bfloat16 else a for a in super().arrays(case, result)]
 
     def softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
-        x, out = _tensor(data.x), _optional(data.out)
+        x, out = tensor(data.x), _optional(data.out)
         return lambda: torch.softmax(x, case.axis, out=out)
 
     def log_softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
-        x, out = _tensor(data.x), _optional(data.out)
+        x, out = tensor(data.x), _optional(data.out)
         return lambda: torch.log_softmax(x, case.axis, out=out)
 
     def rope(self, case: Rope, data: SimpleNamespace) -> Call | None:
         """As in the models of ``transformers``."""
         if case.out:
             return None
-        x = _tensor(data.x)
-        cos, sin = (_tensor(a).repeat(1, 2) for a in (data.cos, data.sin))
+        x = tensor(data.x)
+        cos, sin = (tensor(a).repeat(1, 2) for a in (data.cos, data.sin))
 
         def rotate_half(x: torch.Tensor) -> torch.Tensor:
             a, b = x.chunk(2, -1)
@@ -96,15 +96,15 @@ class PyTorch(Peer):
     def layer_norm(self, case: LayerNorm, data: SimpleNamespace) -> Call | None:
         if case.out:
             return None
-        x, gamma, beta = (_tensor(a) for a in (data.x, data.gamma, data.beta))
+        x, gamma, beta = (tensor(a) for a in (data.x, data.gamma, data.beta))
         return lambda: F.layer_norm(x, gamma.shape, gamma, beta)
 
     def linear(self, case: Linear, data: SimpleNamespace) -> Call:
-        x, weight, bias = (_tensor(a) for a in (data.x, data.weight, data.bias))
+        x, weight, bias = (tensor(a) for a in (data.x, data.weight, data.bias))
         return lambda: torch.addmm(bias, x, weight)
 
 
-def _tensor(a: Any) -> torch.Tensor:
+def tensor(a: Any) -> torch.Tensor:
     """Over the memory of an array; PyTorch does not know NumPy's bfloat16."""
     if a.dtype.name == "bfloat16":
         return torch.from_numpy(a.view(np.uint16)).view(torch.bfloat16)
@@ -112,7 +112,7 @@ def _tensor(a: Any) -> torch.Tensor:
 
 
 def _optional(out: Any) -> torch.Tensor | None:
-    return None if out is None else _tensor(out)
+    return None if out is None else tensor(out)
 
 
 PEERS = {"torch": PyTorch}

@@ -1,0 +1,334 @@
+"""What errors.py measures: operations and their inputs, which are part of the statement."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import headwise as hw
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import oracle
+
+Array = np.ndarray[Any, Any]
+
+
+class Draw:
+    """Numbers of one type, the same at every run."""
+
+    def __init__(self, dtype: np.dtype[Any], info: Any) -> None:
+        self._rng, self.dtype = np.random.default_rng(0), dtype
+        self.tiny = float(info.tiny) / 16  # a subnormal number
+
+    def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> Array:
+        return self.cast(self._rng.standard_normal(shape) * scale + mean)
+
+    def uniform(self, *shape: int) -> Array:
+        return self.cast(self._rng.random(shape))
+
+    def kept(self, *shape: int) -> Array:
+        """True, three times out of four."""
+        return self._rng.random(shape) < 0.75
+
+    def cast(self, x: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return x.astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Row:
+    """``compute`` and ``exact`` get what ``inputs`` gives; ``torch`` gets the module before it."""
+
+    name: str
+    inputs: Callable[[Draw], dict[str, Any]]
+    compute: Callable[..., Any]
+    exact: Callable[..., Any]
+    torch: Callable[..., Any] | None = None
+    products: bool = False  # of matrices, which have levels of precision
+
+
+def _rows_of(
+    name: str, inputs: dict[str, Callable[[Draw], dict[str, Any]]], *functions: Any, **options: Any
+) -> list[Row]:
+    return [Row(f"{name}, {what}", draw, *functions, **options) for what, draw in inputs.items()]
+
+
+# --- softmax and its logarithms ---
+
+_LOGITS: dict[str, Callable[[Draw], dict[str, Any]]] = {
+    "rows of 1,000": lambda d: {"x": d.normal(64, 1000)},
+    "rows of 1,000, times 100": lambda d: {"x": d.normal(64, 1000, scale=100)},
+    "rows of 65,536": lambda d: {"x": d.normal(4, 65536)},
+    "columns of 65,536": lambda d: {"x": d.normal(65536, 4), "axis": 0},
+}
+
+_SOFTMAX = [
+    *_rows_of("softmax", _LOGITS, hw.softmax, oracle.softmax, lambda t, x, axis=-1: t.softmax(x, axis)),
+    *_rows_of("log_softmax", _LOGITS, hw.log_softmax, oracle.log_softmax, lambda t, x, axis=-1: t.log_softmax(x, axis)),
+    *_rows_of("logsumexp", _LOGITS, hw.logsumexp, oracle.logsumexp, lambda t, x, axis=-1: t.logsumexp(x, axis)),
+]
+
+# --- attention ---
+
+
+def _attention(
+    queries: int = 256, keys: int = 256, *, query: float = 1.0, value: float = 1.0, heads: int = 2, **options: Any
+) -> Callable[[Draw], dict[str, Any]]:
+    """Heads of width 64."""
+    return lambda d: {
+        "query": d.normal(1, heads, queries, 64, scale=query),
+        "key": d.normal(1, heads, keys, 64),
+        "value": d.normal(1, heads, keys, 64, scale=value),
+        **options,
+    }
+
+
+def _positive_values(d: Draw) -> dict[str, Any]:
+    return {"query": d.normal(1, 1, 128, 64), "key": d.normal(1, 1, 2048, 64), "value": d.uniform(1, 1, 2048, 64)}
+
+
+def _everything(d: Draw) -> dict[str, Any]:
+    """Two key heads for four of queries; a query sees about 75 of 300 keys."""
+    return {
+        "query": d.normal(2, 4, 130, 64),
+        "key": d.normal(2, 2, 300, 64),
+        "value": d.normal(2, 2, 300, 64),
+        "mask": d.kept(130, 300),
+        "bias": d.normal(4, 130, 300),
+        "is_causal": True,
+        "causal_alignment": "lower_right",
+        "window_size": 100,
+        "softcap": 5.0,
+        "alibi_slopes": d.cast(hw.alibi_slopes(4)),
+        "sinks": d.normal(4),
+        "key_padding_mask": np.arange(300) < np.array([[300], [290]]),
+    }
+
+
+_LENGTHS = [300, 17, 1, 66]
+
+
+def _packed(d: Draw) -> dict[str, Any]:
+    return dict(zip(("query", "key", "value"), d.normal(3, sum(_LENGTHS), 2, 64), strict=True))
+
+
+def _varlen(query: Array, key: Array, value: Array) -> Array:
+    return hw.varlen_attention(query, key, value, np.cumsum([0, *_LENGTHS]), is_causal=True)
+
+
+def _varlen_exact(**packed: Array) -> Array:
+    parts = zip(*(np.split(a.swapaxes(0, 1), np.cumsum(_LENGTHS)[:-1], 1) for a in packed.values()), strict=True)
+    return np.concatenate([oracle.attention(*part, is_causal=True).output for part in parts], 1).swapaxes(0, 1)
+
+
+def _sdpa(t: Any, **arguments: Any) -> Any:
+    return t.nn.functional.scaled_dot_product_attention(**arguments)
+
+
+_ATTENTION = [
+    *_rows_of(
+        "attention",
+        {
+            "256 queries and keys": _attention(),
+            "causal": _attention(is_causal=True),
+            "scores times 30": _attention(query=30),
+            "2,048 keys, values from 0 to 1": _positive_values,
+            "one query, 8,192 keys": _attention(1, 8192, heads=4),
+        },
+        hw.flash_attention,
+        lambda **x: oracle.attention(**x).output,
+        torch=_sdpa,
+        products=True,
+    ),
+    Row(
+        "attention, subnormal values",
+        lambda d: _attention(128, 128, value=d.tiny)(d),
+        hw.flash_attention,
+        lambda **x: oracle.attention(**x).output,
+        torch=_sdpa,
+        products=True,
+    ),
+    Row(
+        "attention, everything on",
+        _everything,
+        hw.flash_attention,
+        lambda **x: oracle.attention(**x).output,
+        products=True,
+    ),
+    Row(
+        "attention, its weights",
+        _attention(),
+        lambda **x: hw.scaled_dot_product_attention(**x)[1],
+        lambda **x: oracle.attention(**x).weights,
+        lambda t, query, key, value: t.softmax(query @ key.mT / 8, -1),
+        products=True,
+    ),
+    Row(
+        "attention, its log-sum-exp",
+        _attention(),
+        lambda **x: hw.flash_attention(**x, return_lse=True)[1],
+        lambda **x: oracle.attention(**x).lse,
+        products=True,
+    ),
+    Row("varlen_attention, causal", _packed, _varlen, _varlen_exact, products=True),
+]
+
+# --- positions ---
+
+_FAR = 1_000_000
+
+
+def _turned(d: Draw, interleaved: bool) -> dict[str, Any]:
+    angles = oracle.rope_angles(np.arange(_FAR, _FAR + 64), 64)
+    return {
+        "x": d.normal(2, 4, 64, 64),
+        "cos": d.cast(np.cos(angles)),
+        "sin": d.cast(np.sin(angles)),
+        "interleaved": interleaved,
+    }
+
+
+def _rope_from_far(x: Array) -> Array:
+    angles = oracle.rope_angles(np.arange(_FAR, _FAR + x.shape[-2], dtype=np.longdouble), x.shape[-1])
+    return oracle.rope(oracle.wide(x), np.cos(angles), np.sin(angles))
+
+
+def _alibi_exact(scores: Array, offset: int = 0) -> Array:
+    slopes = oracle.wide(oracle.alibi_slopes(scores.shape[-3]))
+    return oracle.wide(scores) + oracle.alibi_bias(slopes, *scores.shape[-2:], offset)
+
+
+_POSITIONS = [
+    Row("apply_rope, halves", partial(_turned, interleaved=False), hw.apply_rope, oracle.rope),
+    Row("apply_rope, neighbours", partial(_turned, interleaved=True), hw.apply_rope, oracle.rope),
+    Row(
+        "RotaryPositionalEmbedding, positions 0 to 63",
+        lambda d: {"x": d.normal(4, 64, 64)},
+        lambda x: hw.RotaryPositionalEmbedding(64)(x),
+        lambda x: oracle.rope(
+            oracle.wide(x), *(f(oracle.rope_angles(np.arange(64, dtype=np.longdouble), 64)) for f in (np.cos, np.sin))
+        ),
+    ),
+    Row(
+        "RotaryPositionalEmbedding, positions from 10^6",
+        lambda d: {"x": d.normal(4, 64, 64)},
+        lambda x: hw.RotaryPositionalEmbedding(64)(x, offset=_FAR),
+        _rope_from_far,
+    ),
+    Row("add_alibi, 64 x 512 scores", lambda d: {"scores": d.normal(1, 8, 64, 512)}, hw.add_alibi, _alibi_exact),
+    Row(
+        "add_alibi, positions from 10^6",
+        lambda d: {"scores": d.normal(1, 8, 8, 512), "offset": _FAR},
+        hw.add_alibi,
+        _alibi_exact,
+    ),
+]
+
+# --- what stands around attention ---
+
+
+def _normalized(*shape: int, **options: float) -> Callable[[Draw], dict[str, Any]]:
+    return lambda d: {"x": d.normal(*shape, **options), "gamma": d.normal(shape[-1]), "beta": d.normal(shape[-1])}
+
+
+def _map(rows: int, depth: int, columns: int = 128, transposed: bool = False) -> Callable[[Draw], dict[str, Any]]:
+    """Weights that leave results of size 1."""
+
+    def inputs(d: Draw) -> dict[str, Any]:
+        weight = d.normal(depth, columns, scale=depth**-0.5)
+        bias = d.normal(columns)
+        return {"x": d.normal(rows, depth), "weight": np.asfortranarray(weight) if transposed else weight, "bias": bias}
+
+    return inputs
+
+
+def _positive_map(d: Draw) -> dict[str, Any]:
+    return {"x": d.uniform(32, 4096), "weight": d.cast(d.uniform(4096, 128) / 64), "bias": d.uniform(128)}
+
+
+def _tiny_map(d: Draw) -> dict[str, Any]:
+    x, weight = d.normal(32, 256, scale=d.tiny), d.normal(256, 128, scale=1 / 16)
+    return {"x": x, "weight": weight, "bias": d.normal(128, scale=d.tiny)}
+
+
+_HEADS = 2
+
+
+def _layer_inputs(d: Draw) -> dict[str, Any]:
+    return {
+        "x": d.normal(1, 160, 128),
+        "weights": d.normal(4, 128, 128, scale=128**-0.5),
+        "biases": d.normal(4, 128),
+    }
+
+
+def _layer(x: Array, weights: Array, biases: Array) -> Array:
+    layer = hw.MultiHeadAttention(x.shape[-1], _HEADS, bias=True)
+    for letter, weight, bias in zip("qkvo", weights, biases, strict=True):
+        setattr(layer, f"W_{letter}", weight.copy())
+        setattr(layer, f"b_{letter}", bias.copy())
+    output: Array = layer(x, need_weights=False)[0]
+    return output
+
+
+def _layer_exact(x: Array, weights: Array, biases: Array) -> Array:
+    x, weights, biases = oracle.wide(x), oracle.wide(weights), oracle.wide(biases)
+    split = (*x.shape[:2], _HEADS, -1)
+    heads = [oracle.linear(x, w, b).reshape(split).swapaxes(1, 2) for w, b in zip(weights[:3], biases[:3], strict=True)]
+    return oracle.linear(oracle.attention(*heads).output.swapaxes(1, 2).reshape(x.shape), weights[3], biases[3])
+
+
+def _torch_layer(t: Any, x: Any, weights: Any, biases: Any) -> Any:
+    query, key, value, out = weights.mT
+    attended = t.nn.functional.multi_head_attention_forward(
+        *(x.swapaxes(0, 1),) * 3, x.shape[-1], _HEADS, t.cat([query, key, value]), t.cat([*biases[:3]]), None, None,
+        False, 0.0, out, biases[3], training=False, need_weights=False,
+    )  # fmt: skip
+    return attended[0].swapaxes(0, 1)
+
+
+_AROUND = [
+    *_rows_of(
+        "layer_normalization",
+        {
+            "rows of 1,024": _normalized(64, 1024),
+            "rows of 1,024, mean 10^4": _normalized(64, 1024, mean=1e4),
+            "rows of 1,024, times 10^30": _normalized(64, 1024, scale=1e30),
+            "rows of 65,536, mean 10": _normalized(4, 65536, mean=10),
+        },
+        hw.layer_normalization,
+        oracle.layer_normalization,
+        lambda t, x, gamma, beta: t.nn.functional.layer_norm(x, gamma.shape, gamma, beta),
+    ),
+    *_rows_of(
+        "linear",
+        {
+            "32 rows, depth 1,024": _map(32, 1024),
+            "32 rows, depth 4,096": _map(32, 4096),
+            "32 rows, depth 4,096, numbers from 0 to 1": _positive_map,
+            "one row, depth 4,096": _map(1, 4096),
+            "one row, depth 4,096, weight transposed": _map(1, 4096, transposed=True),
+            "32 rows, depth 256, subnormal": _tiny_map,
+        },
+        hw.linear,
+        oracle.linear,
+        lambda t, x, weight, bias: t.addmm(bias, x, weight),
+        products=True,
+    ),
+    Row(
+        "PackedLinear, 32 rows, depth 1,024",
+        _map(32, 1024),
+        lambda x, weight, bias: hw.PackedLinear(weight, bias)(x),
+        oracle.linear,
+        products=True,
+    ),
+    Row("MultiHeadAttention, (1, 160, 128), 2 heads", _layer_inputs, _layer, _layer_exact, _torch_layer, products=True),
+]
+
+ROWS = [*_SOFTMAX, *_ATTENTION, *_POSITIONS, *_AROUND]

@@ -1,0 +1,231 @@
+"""States the largest error of each operation, for each type and instruction set, in ERRORS.md beside this file.
+
+python bench/errors.py            # measures what this machine has, and PyTorch; leaves other columns as they are
+python bench/errors.py --check    # compares instead, and names what is worse than stated, or much better
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from comparison import environment
+from error_rows import ROWS, Draw, Row, oracle
+
+import headwise as hw
+from headwise import _backend
+
+Array = np.ndarray[Any, Any]
+Cell = tuple[str, str, str]  # dtype, name of the row, column
+
+FILE = Path(__file__).with_name("ERRORS.md")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+TARGETS = ("avx512_amx", "avx512", "avx2", "sse4", "scalar")
+TILES = "avx512_amx"
+FALLBACK, TORCH = "NumPy backend", "PyTorch"
+# How far above its statement a column may be, and how far below. A target's bits are the same on every machine; those
+# of the fallback come from the BLAS under NumPy.
+SLACK = {FALLBACK: 2.0}
+STALE = {FALLBACK: 4.0}
+
+
+def main() -> int:
+    args = make_parser().parse_args()
+    begin, stated = time.perf_counter(), read(FILE.read_text()) if FILE.exists() else {}
+    measured = dict(measure(args.rows, torch=not args.check))
+    complaints = list(compare(measured, stated)) if args.check else []
+    if not args.check:
+        FILE.write_text(document({**stated, **measured}))
+    print(*complaints, sep="\n", end="\n" if complaints else "")
+    columns = ", ".join(dict.fromkeys(column for _, _, column in measured))
+    done = f"compared, {len(complaints)} to complain of" if args.check else f"written to {FILE}"
+    print(f"{len(measured)} errors {done}, in {time.perf_counter() - begin:.0f} s: {columns}")
+    return bool(complaints)
+
+
+def columns_of(dtype: str) -> list[str]:
+    levels = [f"{TILES} {level}" for level in ("high", "medium")] if dtype == "float32" else []
+    return [TILES, *levels, *TARGETS[1:], FALLBACK, TORCH]
+
+
+def measure(substring: str, torch: bool) -> Iterator[tuple[Cell, str]]:
+    """The errors of everything that this machine has."""
+    for dtype in DTYPES:
+        if dtype == "bfloat16" and not environment.has_bfloat16():
+            continue
+        for row in ROWS:
+            if substring not in row.name:
+                continue
+            inputs, info = inputs_of(row, dtype)
+            if not all(np.isfinite(a).all() for a in inputs.values() if isinstance(a, np.ndarray)):
+                continue  # a float16 does not go so far
+            expected = exact(row, inputs, dtype)
+            if np.abs(expected).max() > float(info.max):
+                continue
+            for column, result in results(row, inputs, dtype, torch):
+                yield (dtype, row.name, column), rounded_up(error(result, expected, info))
+
+
+def inputs_of(row: Row, dtype: str) -> tuple[dict[str, Any], Any]:
+    """And the ``finfo`` of the type."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        info = ml_dtypes.finfo(ml_dtypes.bfloat16)
+        return row.inputs(Draw(np.dtype(ml_dtypes.bfloat16), info)), info
+    return row.inputs(Draw(np.dtype(dtype), np.finfo(dtype))), np.finfo(dtype)
+
+
+def exact(row: Row, inputs: dict[str, Any], dtype: str) -> Array:
+    """From the same numbers, in longdouble for float64, in float64 for the others."""
+
+    def widened(x: Any) -> Any:
+        return oracle.wide(x) if isinstance(x, np.ndarray) and x.dtype == np.float64 else x
+
+    result: Array = row.exact(**{name: widened(x) if dtype == "float64" else x for name, x in inputs.items()})
+    return result
+
+
+def results(row: Row, inputs: dict[str, Any], dtype: str, torch: bool) -> Iterator[tuple[str, Array]]:
+    """Of each column that there is for the row."""
+    used = _backend.name()
+    for target in [FALLBACK, *hw.list_targets()]:
+        if target == FALLBACK:
+            _backend.use("numpy")
+        elif target in TARGETS:
+            hw.set_target(target)
+        else:
+            continue
+        yield target, row.compute(**inputs)
+        if target == FALLBACK:
+            _backend.use(used)
+        elif target == TILES and dtype == "float32" and row.products:
+            for level in ("high", "medium"):
+                with hw.precision(level):
+                    yield f"{TILES} {level}", row.compute(**inputs)
+    if torch and row.torch is not None:
+        yield TORCH, by_torch(row, inputs)
+
+
+def by_torch(row: Row, inputs: dict[str, Any]) -> Array:
+    import torch
+    from comparison.peers.with_torch import tensor
+
+    assert row.torch is not None
+    tensors = {name: tensor(x) if isinstance(x, np.ndarray) else x for name, x in inputs.items()}
+    with torch.no_grad():
+        result = row.torch(torch, **tensors)
+    return np.asarray(result.float() if result.dtype == torch.bfloat16 else result)
+
+
+def error(result: Array, expected: Array, info: Any) -> float:
+    """The largest, in units of the type's eps times the largest magnitude of the result's row."""
+    size = np.abs(expected).max(axis=-1, keepdims=True, initial=0)
+    unit = np.maximum(float(info.eps) * size, float(info.smallest_subnormal))
+    return float((np.abs(oracle.double(result) - expected) / unit).max(initial=0))
+
+
+def rounded_up(x: float) -> str:
+    """To two digits."""
+    if x == 0 or not math.isfinite(x):
+        return "0" if x == 0 else str(x)
+    digits = 1 - math.floor(math.log10(x))
+    text = f"{math.ceil(x * 10.0**digits) / 10.0**digits:.2g}"
+    return f"{float(text):.0f}" if 100 <= float(text) < 100_000 else text
+
+
+def compare(measured: dict[Cell, str], stated: dict[Cell, str]) -> Iterator[str]:
+    for cell, text in measured.items():
+        dtype, name, column = cell
+        where = f"{name}, {dtype}, {column}: {text}"
+        if cell not in stated:
+            yield f"{where}, but nothing is stated"
+            continue
+        got, limit = float(text), float(stated[cell])
+        if not got <= limit * SLACK.get(column, 1.0):
+            yield f"{where}, worse than the {stated[cell]} stated"
+        elif got * STALE.get(column, 2.0) < limit:
+            yield f"{where}, much better than the {stated[cell]} stated"
+    for name in dict.fromkeys(name for _, name, _ in stated):
+        if not any(row.name == name for row in ROWS):
+            yield f"{name}: stated, but there is no such row"
+
+
+def document(cells: dict[Cell, str]) -> str:
+    lines = [HEAD.format(numpy=np.__version__, torch=version("torch").partition("+")[0])]
+    for dtype in DTYPES:
+        columns = columns_of(dtype)
+        lines += [f"## {dtype}\n", f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+        for row in ROWS:
+            found = [cells.get((dtype, row.name, column), "") for column in columns]
+            if any(found):
+                lines.append(f"| {row.name} | {' | '.join(found)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def read(text: str) -> dict[Cell, str]:
+    """What `document` wrote."""
+    cells: dict[Cell, str] = {}
+    for section in text.split("\n## ")[1:]:
+        dtype, *lines = section.splitlines()
+        lines = [line for line in lines if line.startswith("|")]
+        columns = split(lines[0])[1:]
+        for line in lines[2:]:
+            name, *found = split(line)
+            cells.update({(dtype, name, column): x for column, x in zip(columns, found, strict=True) if x})
+    return cells
+
+
+def split(line: str) -> list[str]:
+    return [part.strip() for part in line.strip("|").split("|")]
+
+
+HEAD = """\
+# Errors
+
+The largest error of each operation on the inputs named, against its formula in float64 (80-bit numbers for the rows
+of float64) on the same numbers. `python bench/errors.py` writes this file; `python bench/errors.py --check`, which CI
+runs, fails where a machine finds an error larger than stated, or less than half of it.
+
+**The unit** is `eps` of the type times the largest magnitude in the same row (last axis) of the exact result: the
+distance from that number to the next one, or up to twice as much. 0.5 is what rounding the exact result costs; below
+it, rounding is all there is. Where numbers are subnormal the unit is the smallest of them. Errors of small numbers
+beside large ones are small in this unit: it is that of sums and products, in which rows are used. `eps` is 2.2e-16,
+1.2e-7, 9.8e-4 and 7.8e-3. Errors are rounded up to two digits.
+
+**The inputs** are normal numbers of variance 1 in the type of the column, but where the row says otherwise:
+error_rows.py has each of them. Heads have 64 features; weights of `linear` leave results of variance 1 (sums of 4,096
+numbers from 0 to 1 are 16); numbers of "subnormal" rows are a sixteenth of the smallest normal one; "everything on"
+is a boolean mask, a bias, causality, a window, softcap, ALiBi, sinks, key padding and grouped heads in one call;
+tables of angles for `apply_rope` are rounded to the type first.
+
+**The columns** are instruction sets, of which one is chosen when the package is imported (`headwise.list_targets()`),
+and what runs where there is no native core, here with NumPy {numpy}. Its errors, and PyTorch's ({torch}, the same
+inputs, for comparison, never compared by `--check`), depend on their libraries; those of the instruction sets are the
+same on every machine, for any number of threads. `neon` is not measured. `high` and `medium` are levels of
+`precision=`, which only avx512_amx makes use of. A cell is empty where an operation has no such level or peer, or the
+numbers go beyond the type.
+
+"Scores times 30": the error of a score is that of its weight, and both grow with the score. "Subnormal" on tiles: the
+tile unit takes subnormal numbers for 0. "Positions from 10^6" in float64: an angle of 10^6 in float64 is right to
+10^-10, which float32 does not feel.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with what is stated, and change nothing")
+    parser.add_argument("--rows", default="", metavar="SUBSTRING", help="only rows with this in their names")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
