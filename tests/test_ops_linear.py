@@ -52,6 +52,17 @@ def test_larger_than_a_block(shape: tuple[int, int, int]) -> None:
         assert (error / (abs(wide_x) @ abs(wide_weight))).max() < 4 * np.finfo(np.float32).eps
 
 
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_sums_of_a_deep_map_are_made_of_pieces(rows: int, transposed: bool) -> None:
+    """A single chain of 4,096 multiply-adds behind the bias errs by 16 eps, root mean square; in pieces by 2 to 3."""
+    x, weight, bias = normal((rows, 4096), 1), normal((4096, 160), 2) / 64, normal((160,), 3)
+    w = np.asfortranarray(weight) if transposed else weight
+    expected = x.astype(np.float64) @ weight.astype(np.float64) + bias
+    for got in (hw.linear(x, w, bias), hw.PackedLinear(w, bias)(x)):
+        assert np.sqrt(np.square(got - expected).mean()) < 5 * np.finfo(np.float32).eps
+
+
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3), (2, 1, 3), (0,), (2, 0, 3)], ids=str)
 def test_leading_axes(lead: tuple[int, ...]) -> None:
     x, weight, bias = normal((*lead, 6), 1), normal((6, 5), 2), normal((5,), 3)

@@ -1,8 +1,10 @@
 // A block of x W + b.
 //
 // W goes into panels (pack-inl.h) one chunk of the depth at a time, small enough for L2; each tile of rows of x is
-// packed beside them and run over all panels. Between chunks the sums wait in `out`. Sums run over the depth in order,
-// starting with the bias. Halves are widened on the way into panels, and their sums wait in a block of their own.
+// packed beside them and run over all panels. The sums of each chunk begin at zero and are added up in `out`, in order,
+// the first one to the bias: in a depth of n, with chunks of c, rounding grows with sqrt(n c) and not with n, as long
+// as c is more than sqrt(n). Shorter chunks cost more than they gain. Halves are widened on the way into panels, and
+// their sums wait in a block of their own.
 
 #if defined(HEADWISE_KERNELS_LINEAR_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_LINEAR_INL_H_
@@ -132,7 +134,7 @@ void LinearPack(View<const T, 2> weight, Precision, int64_t begin, int64_t end, 
   }
 }
 
-// What a tile of the output starts from and where it goes; `rows` and `columns` of it exist.
+// What a tile of sums is added to and where it goes; `rows` and `columns` of it exist.
 template <typename T>
 struct LinearTile {
   T* out;
@@ -152,22 +154,21 @@ struct LinearTile {
     return FirstLanes{valid}.Load(d, from + v * kLanes<T>);
   }
 
-  HWY_INLINE hn::Vec<Tag<T>> operator()(int r, int v) const {
-    if (resume) return r < rows ? Read(out + r * out_stride, v) : hn::Zero(Tag<T>());
-    return initial ? Read(initial, v) : hn::Zero(Tag<T>());
-  }
+  HWY_INLINE hn::Vec<Tag<T>> operator()(int, int) const { return hn::Zero(Tag<T>()); }
 
   template <int kVectors>
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
     const Tag<T> d;
     if (r >= rows) return;
+    const T* const base = resume ? out + r * out_stride : initial;
     for (int v = 0; v < kVectors; ++v) {
       const int64_t valid = Valid(v);
       T* to = out + r * out_stride + v * kLanes<T>;
+      const auto sum = base ? hn::Add(Read(base, v), sums[v]) : sums[v];
       if (valid >= kLanes<T>) {
-        hn::StoreU(sums[v], d, to);
+        hn::StoreU(sum, d, to);
       } else if (valid > 0) {
-        FirstLanes{valid}.Store(sums[v], d, to);
+        FirstLanes{valid}.Store(sum, d, to);
       }
     }
   }

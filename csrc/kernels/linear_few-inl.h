@@ -2,10 +2,10 @@
 // lies, once, at the speed of memory.
 //
 // Rows of W contiguous: kDepth of them go by together, as many streams as hardware prefetchers follow, from the first
-// column to the last; between one such block and the next the sums wait in `out`, which is in the first-level cache.
-// Each sum runs over the depth in order, from the bias on, as in linear-inl.h: the same bits.
+// column to the last; between one such block and the next the sums wait in the first-level cache. Sums of chunks of the
+// depth are added up in order, from the bias on, as in linear-inl.h: the same bits.
 //
-// Columns of W contiguous: dot products, a vector of partial sums each, the bias last.
+// Columns of W contiguous: dot products, a vector of partial sums each, in chunks too; the bias last.
 //
 // Tiles of rows share what is loaded of W: R x V multiply-adds for R + V loads.
 
@@ -23,6 +23,7 @@
 #include "hwy/highway.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/half-inl.h"
+#include "kernels/linear-inl.h"
 #include "kernels/linear.h"
 #include "kernels/rows-inl.h"
 #include "runtime/scratch.h"
@@ -40,6 +41,7 @@ constexpr int kVectors = 2;
 #endif
 
 constexpr std::int64_t kDepth = 16;
+static_assert(kDepthChunk<double> % kDepth == 0, "a chunk ends where such a block ends");
 
 template <typename T>
 struct Operands {
@@ -47,25 +49,34 @@ struct Operands {
   View<const T, 2> weight;
   const Accumulator<T>* bias;  // null: zero
   View<Accumulator<T>, 2> out;
+  View<Accumulator<T>, 2> chunk;  // sums of the chunk so far; `out` itself where there is only one
 };
 
-// out[row + r, column...] += x[row + r, k...] W[k..., column...] for `lanes` of kCount vectors of columns; with k = 0
-// the bias is what is added to.
+// A block of kDepth rows of W: sums go on from `from`; those of a whole chunk are added to `base` (both null: zero).
+template <typename T>
+struct Step {
+  std::int64_t k, k_end;
+  View<const Accumulator<T>, 2> from, base;
+  View<Accumulator<T>, 2> to;
+};
+
+// to[row + r, column...] = base + (from + x[row + r, k...] W[k..., column...]) for `lanes` of kCount vectors of columns
 template <int kRows, int kCount, typename T, class Lanes>
-HWY_INLINE void AddDepth(const Operands<T>& in, std::int64_t row, std::int64_t column, std::int64_t k,
-                         std::int64_t k_end, Lanes lanes) {
+HWY_INLINE void AddDepth(const Operands<T>& in, const Step<T>& step, std::int64_t row, std::int64_t column,
+                         Lanes lanes) {
   const Tag<Accumulator<T>> d;
   hn::Vec<Tag<Accumulator<T>>> sum[kRows][kCount];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    const Accumulator<T>* const from = k > 0 ? in.out.at(row + r, column) : in.bias ? in.bias + column : nullptr;
+    const Accumulator<T>* const from = step.from ? step.from.at(row + r, column) : nullptr;
 #pragma GCC unroll 4
     for (int v = 0; v < kCount; ++v) sum[r][v] = from ? lanes.Load(d, from + v * kLanes<Accumulator<T>>) : hn::Zero(d);
   }
   const Accumulator<T>* x[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) x[r] = in.x.at(row + r);
-  for (const T* w = in.weight.at(k, column); k < k_end; ++k, w += in.weight.stride[0]) {
+  const T* w = in.weight.at(step.k, column);
+  for (std::int64_t k = step.k; k < step.k_end; ++k, w += in.weight.stride[0]) {
     hn::Vec<Tag<Accumulator<T>>> w_k[kCount];
 #pragma GCC unroll 4
     for (int v = 0; v < kCount; ++v) w_k[v] = lanes.Load(d, w + v * kLanes<Accumulator<T>>);
@@ -78,21 +89,28 @@ HWY_INLINE void AddDepth(const Operands<T>& in, std::int64_t row, std::int64_t c
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
+    if (step.base) {
+      const Accumulator<T>* const base = step.base.at(row + r, column);
 #pragma GCC unroll 4
-    for (int v = 0; v < kCount; ++v) lanes.Store(sum[r][v], d, in.out.at(row + r, column + v * kLanes<Accumulator<T>>));
+      for (int v = 0; v < kCount; ++v) {
+        sum[r][v] = hn::Add(lanes.Load(d, base + v * kLanes<Accumulator<T>>), sum[r][v]);
+      }
+    }
+    Accumulator<T>* const to = step.to.at(row + r, column);
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount; ++v) lanes.Store(sum[r][v], d, to + v * kLanes<Accumulator<T>>);
   }
 }
 
 template <int kRows, typename T>
-HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t row, std::int64_t begin, std::int64_t end,
-                               std::int64_t k, std::int64_t k_end) {
-  std::int64_t j = begin;
-  for (; j + kVectors * kLanes<Accumulator<T>> <= end; j += kVectors * kLanes<Accumulator<T>>) {
-    AddDepth<kRows, kVectors>(in, row, j, k, k_end, AllLanes());
+HWY_INLINE void AddDepthToRows(const Operands<T>& in, const Step<T>& step, std::int64_t row, std::int64_t columns) {
+  std::int64_t j = 0;
+  for (; j + kVectors * kLanes<Accumulator<T>> <= columns; j += kVectors * kLanes<Accumulator<T>>) {
+    AddDepth<kRows, kVectors>(in, step, row, j, AllLanes());
   }
-  for (; j + kLanes<Accumulator<T>> <= end; j += kLanes<Accumulator<T>>)
-    AddDepth<kRows, 1>(in, row, j, k, k_end, AllLanes());
-  if (j < end) AddDepth<kRows, 1>(in, row, j, k, k_end, FirstLanes{end - j});
+  for (; j + kLanes<Accumulator<T>> <= columns; j += kLanes<Accumulator<T>>)
+    AddDepth<kRows, 1>(in, step, row, j, AllLanes());
+  if (j < columns) AddDepth<kRows, 1>(in, step, row, j, FirstLanes{columns - j});
 }
 
 // out[row + r, column + c] = x[row + r, :] . W[:, column + c] + bias[column + c]
@@ -105,17 +123,32 @@ HWY_INLINE void Dots(const Operands<T>& in, std::int64_t row, std::int64_t colum
 #pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) sum[r][c] = hn::Zero(d);
   }
-  ForEachVector(d, in.x.shape[1], [&](auto lanes, std::int64_t k) HWY_ATTR {
-    hn::Vec<Tag<Accumulator<T>>> w_k[kColumns];
-#pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c) w_k[c] = lanes.Load(d, in.weight.at(k, column + c));
+  // Of as many numbers for each lane as linear-inl.h has for each sum.
+  constexpr std::int64_t kChunk = kDepthChunk<T> * kLanes<Accumulator<T>>;
+  for (std::int64_t begin = 0; begin < in.x.shape[1]; begin += kChunk) {
+    hn::Vec<Tag<Accumulator<T>>> chunk[kRows][kColumns];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const auto x_rk = lanes.Load(d, in.x.at(row + r, k));
 #pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = hn::MulAdd(x_rk, w_k[c], sum[r][c]);
+      for (int c = 0; c < kColumns; ++c) chunk[r][c] = hn::Zero(d);
     }
-  });
+    ForEachVector(d, std::min(kChunk, in.x.shape[1] - begin), [&](auto lanes, std::int64_t k) HWY_ATTR {
+      hn::Vec<Tag<Accumulator<T>>> w_k[kColumns];
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) w_k[c] = lanes.Load(d, in.weight.at(begin + k, column + c));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const auto x_rk = lanes.Load(d, in.x.at(row + r, begin + k));
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c) chunk[r][c] = hn::MulAdd(x_rk, w_k[c], chunk[r][c]);
+      }
+    });
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = hn::Add(sum[r][c], chunk[r][c]);
+    }
+  }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -145,37 +178,54 @@ HWY_INLINE void ForEachRowTile(std::int64_t rows, Visit&& visit) {
   if (row < rows) visit(std::integral_constant<int, 1>(), row);
 }
 
+// Rows of W contiguous, and more than one chunk.
+template <typename T>
+bool HasChunks(const LinearArgs<T>& args) {
+  return args.weight.stride[1] == 1 && args.x.shape[1] > kDepthChunk<T>;
+}
+
+// Halves are widened, and their sums narrowed.
 template <typename T>
 struct Scratch {
+  using Sum = Accumulator<T>;
   Scratch(Arena& arena, const LinearArgs<T>& args, std::int64_t columns)
-      : x(arena.Take<float>(args.x.shape[0], args.x.shape[1])), out(arena.Take<float>(args.x.shape[0], columns)) {}
-  float *x, *out;
+      : x(arena.Take<Sum>(kIsHalf<T> ? args.x.shape[0] : 0, args.x.shape[1])),
+        out(arena.Take<Sum>(kIsHalf<T> ? args.x.shape[0] : 0, columns)),
+        chunk(arena.Take<Sum>(HasChunks(args) ? args.x.shape[0] : 0, columns)) {}
+  Sum *x, *out, *chunk;
 };
 
 template <typename T>
-void Run(const Operands<T>& in, std::int64_t begin, std::int64_t end) {
+void Run(const Operands<T>& in, std::int64_t columns) {
   const std::int64_t rows = in.out.shape[0], depth = in.x.shape[1];
   if (in.weight.stride[1] == 1) {
+    const auto constant = [](const auto& view) {
+      return View<const Accumulator<T>, 2>{view.data, view.shape, view.stride};
+    };
     // A depth of 0 still writes the bias.
     for (std::int64_t k = 0; k == 0 || k < depth; k += kDepth) {
-      const std::int64_t k_end = std::min(depth, k + kDepth);
-      ForEachRowTile(rows, [&](auto count, std::int64_t row)
-                               HWY_ATTR { AddDepthToRows<count.value>(in, row, begin, end, k, k_end); });
+      Step<T> step{k, std::min(depth, k + kDepth), {}, {}, in.chunk};
+      if (k % kDepthChunk<T> != 0) step.from = constant(in.chunk);
+      if (step.k_end % kDepthChunk<T> == 0 || step.k_end == depth) {
+        step.base =
+            k < kDepthChunk<T> ? View<const Accumulator<T>, 2>{in.bias, {rows, columns}, {0, 1}} : constant(in.out);
+        step.to = in.out;
+      }
+      ForEachRowTile(
+          rows, [&](auto count, std::int64_t row) HWY_ATTR { AddDepthToRows<count.value>(in, step, row, columns); });
     }
   } else {
-    for (std::int64_t j = begin; j < end; j += kVectors) {
+    for (std::int64_t j = 0; j < columns; j += kVectors) {
       ForEachRowTile(rows, [&](auto count, std::int64_t row)
-                               HWY_ATTR { DotsOfRows<count.value>(in, row, j, std::min(end, j + kVectors)); });
+                               HWY_ATTR { DotsOfRows<count.value>(in, row, j, std::min(columns, j + kVectors)); });
     }
   }
 }
 
 }  // namespace few
 
-// Only halves need any: for x, widened, and their sums.
 template <typename T>
 std::size_t LinearFewRowsScratchBytes(const LinearArgs<T>& args, std::int64_t columns) {
-  if (!kIsHalf<T>) return 0;
   Arena measure(nullptr);
   few::Scratch<T>(measure, args, columns);
   return measure.used();
@@ -184,21 +234,26 @@ std::size_t LinearFewRowsScratchBytes(const LinearArgs<T>& args, std::int64_t co
 // Columns [begin, end) of the output.
 template <typename T>
 void LinearFewRows(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* memory) {
+  using Sum = Accumulator<T>;
+  const std::int64_t rows = args.x.shape[0], depth = args.x.shape[1], columns = end - begin;
+  Arena arena(memory);
+  const few::Scratch<T> scratch(arena, args, columns);
+  few::Operands<T> in;
+  in.weight = args.weight;
+  in.weight.data = args.weight.at(0, begin);
+  in.bias = args.bias ? args.bias + begin : nullptr;
   if constexpr (kIsHalf<T>) {
-    const std::int64_t rows = args.x.shape[0], depth = args.x.shape[1], columns = end - begin;
-    Arena arena(memory);
-    const few::Scratch<T> scratch(arena, args, columns);
     for (std::int64_t r = 0; r < rows; ++r) Widen(args.x.at(r), depth, scratch.x + r * depth);
-    View<const T, 2> weight = args.weight;
-    weight.data = args.weight.at(0, begin);
-    few::Run<T>({{scratch.x, {rows, depth}, {depth, 1}},
-                 weight,
-                 args.bias ? args.bias + begin : nullptr,
-                 {scratch.out, {rows, columns}, {columns, 1}}},
-                0, columns);
-    for (std::int64_t r = 0; r < rows; ++r) Narrow(scratch.out + r * columns, columns, args.out.at(r, begin));
+    in.x = {scratch.x, {rows, depth}, {depth, 1}};
+    in.out = {scratch.out, {rows, columns}, {columns, 1}};
   } else {
-    few::Run<T>({args.x, args.weight, args.bias, args.out}, begin, end);
+    in.x = args.x;
+    in.out = {args.out.at(0, begin), {rows, columns}, args.out.stride};
+  }
+  in.chunk = few::HasChunks(args) ? View<Sum, 2>{scratch.chunk, {rows, columns}, {columns, 1}} : in.out;
+  few::Run(in, columns);
+  if constexpr (kIsHalf<T>) {
+    for (std::int64_t r = 0; r < rows; ++r) Narrow(scratch.out + r * columns, columns, args.out.at(r, begin));
   }
 }
 
