@@ -28,7 +28,7 @@ def megabytes(field):
 
 
 def in_process(
-    implementation: str, code: str, environment: Mapping[str, str] | None = None, timeout: float = 300
+    implementation: str, code: str, environment: Mapping[str, str] | None = None, timeout: float = 900
 ) -> str:
     """What ``code`` prints in a process of its own, on the same implementation, with this directory to import from."""
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))

@@ -214,3 +214,58 @@ SUBJECTS: dict[str, Subject] = {
     "KVCache, reorder": Subject(lambda c: then(c, lambda c: c.reorder([1, 0])), filled),
     "KVCache, copied": Subject(copy.deepcopy, filled),
 }  # fmt: skip
+
+_DEAR = ("a layer", "MultiHead", "multi_head", "load_state", "state_dict", "softmax of long", "Relative")
+#: Those that take about a millisecond at most, for many calls.
+CHEAP = [subject for name, subject in SUBJECTS.items() if not name.startswith(_DEAR)]
+SMALL_LAYER = hw.CausalAttention(8, 2, bias=True, rng=0)
+SMALL = normal((2, 5, 8), 12)
+
+
+def small_layer_with_cache() -> object:
+    cache = SMALL_LAYER.make_cache(2, 9, ring=True)
+    for _ in range(3):
+        SMALL_LAYER(SMALL, cache=cache)
+    return SMALL_LAYER.load_state_dict(SMALL_LAYER.state_dict("torch"))
+
+
+CHEAP += [
+    Subject(lambda _: small_layer_with_cache()),
+    Subject(lambda _: hw.MultiHeadAttention(8, 2, rng=0)(SMALL)),
+    Subject(lambda _: hw.MultiHeadAttention(8, 2, rng=0)(SMALL, training=True)),
+]
+
+#: A call of each function that cannot be: TypeError, ValueError or MemoryError.
+BIG = np.broadcast_to(np.float32(1), (2**46, 64))
+ERRORS: list[Callable[[], object]] = [
+    lambda: hw.flash_attention(X, KEY, VALUE, np.ones((7, 7))),
+    lambda: hw.flash_attention(X, KEY, VALUE[..., :9, :]),
+    lambda: hw.flash_attention(X, KEY, VALUE, precision="low"),
+    lambda: hw.flash_attention(X, KEY, VALUE, out=X),
+    lambda: hw.flash_attention(X, KEY, VALUE, alibi_slopes=np.ones(3)),
+    lambda: hw.flash_attention(X, KEY, VALUE.astype(complex)),
+    lambda: hw.flash_attention(BIG, BIG[:4], BIG[:4]),
+    lambda: hw.scaled_dot_product_attention(BIG, BIG, BIG),
+    lambda: hw.varlen_attention(ROWS, ROWS, ROWS, [0, 3]),
+    lambda: hw.varlen_attention(ROWS, ROWS, ROWS, STARTS, sinks=MASK),
+    lambda: hw.softmax(X, 4),
+    lambda: hw.softmax(X, out=X[..., ::-1]),
+    lambda: hw.log_softmax(BIG),
+    lambda: hw.logsumexp(X, "last"),  # type: ignore[arg-type]
+    lambda: hw.linear(X, WEIGHT, BIAS[1:]),
+    lambda: hw.linear(X, WEIGHT.T),
+    lambda: hw.linear(BIG, WEIGHT),
+    lambda: hw.PackedLinear(WEIGHT, BIAS[1:]),
+    lambda: hw.PackedLinear(WEIGHT[:, :9])(ANGLES),
+    lambda: hw.apply_rope(X, ANGLES, ANGLES[..., 1:]),
+    lambda: hw.add_alibi(X, ONES),
+    lambda: hw.layer_normalization(X, ONES, ONES_100),
+    lambda: hw.dropout(BIG, 0.5),
+    lambda: hw.permute_rope_weights(WEIGHT, 7, to="interleaved"),
+    lambda: hw.create_causal_mask(2**40),
+    lambda: SMALL_LAYER(X),
+    lambda: SMALL_LAYER(SMALL, mask=MASK),
+    lambda: SMALL_LAYER.load_state_dict({"W_q": WEIGHT}),
+    lambda: hw.KVCache(2, 2, 9, 64, value_dim=48).append(KEY, VALUE),
+    lambda: hw.KVCache(2, 2, 9, 64, value_dim=48, ring=True).extend(X, KEY, VALUE),
+]

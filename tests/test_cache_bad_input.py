@@ -194,3 +194,18 @@ def test_a_ring_cannot_go_back_for_ever() -> None:
     assert len(cache) == 84
     cache.truncate(np.int64(0))
     assert len(cache) == 0
+
+
+@pytest.mark.parametrize("new", [1, 16, 17, 33, 70])
+def test_a_ring_shows_what_it_did_after_a_refused_extend(new: int) -> None:
+    """Rows have moved for the new ones by then, or would have."""
+    cache = hw.KVCache(1, 1, 40, 8, ring=True)
+    old, more = normal((1, 1, 70, 8), 1), normal((1, 1, new, 8), 2)
+    cache.append(old, old)
+    shown = cache.keys.copy()
+    with pytest.raises(ValueError, match="mask"):
+        cache.extend(more, more, more, mask=np.ones((7, 7)))
+    assert len(cache) == 70
+    np.testing.assert_array_equal(cache.keys, shown)
+    cache.truncate(70 - 16)  # as far back as is promised
+    np.testing.assert_array_equal(cache.keys[:, :, -1], old[:, :, 53])

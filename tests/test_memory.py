@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
 
 import headwise as hw
+from conftest import PROFILE
+from headwise import _backend
 from in_process import in_process
+from memory_calls import CHEAP, ERRORS, INPUTS
 from support import dtype_named, normal
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -168,36 +173,96 @@ def test_attention_does_not_copy_halves_to_float32(implementation: str, dtype: s
     assert grown < 16
 
 
+#: Each of the calls of ``memory_calls`` in turn, and errors of every kind; ``HEADWISE_TEST_PROFILE=long`` makes 10**5.
+CALLS = 100_000 if PROFILE == "long" else 1_000
+
+
 @linux
+@pytest.mark.above_operations
 def test_no_leak_over_many_calls(implementation: str) -> None:
     grown = float(
         in_process(
             implementation,
-            """
-        x = np.random.default_rng(0).standard_normal((1, 2, 20, 16)).astype(np.float32)
-        mask, weight, ones = x[0, 0, :, :1] > 0, x[0, 0, :16], np.ones(16, np.float32)
-        cos, sin = np.cos(x[0, 0, :, :8]), np.sin(x[0, 0, :, :8])
+            f"""
+        from memory_calls import CHEAP, ERRORS
         def calls(n):
-            for _ in range(n):
-                hw.scaled_dot_product_attention(x, x, x, mask, bias=np.zeros((1, 20)), is_causal=True, return_lse=True,
-                                                alibi_slopes=[0.1, 0.2], sinks=[0, 1], dropout=0.1, rng=0)
-                hw.flash_attention(x, x, x)
-                hw.varlen_attention(x[0], x[0], x[0], [0, 1, 2], return_lse=True)
-                hw.softmax(x, 1); hw.log_softmax(x); hw.logsumexp(x)
-                hw.apply_rope(x, cos, sin); hw.add_alibi(x)
-                hw.linear(x, weight, ones); hw.layer_normalization(x, ones, ones)
+            for i in range(n):
+                subject = CHEAP[i % len(CHEAP)]
+                subject.call(subject.make())
                 try:
-                    hw.flash_attention(x, x, x, np.ones((7, 7)))
-                except ValueError:
-                    pass
-        calls(300)
+                    ERRORS[i % len(ERRORS)]()
+                except (MemoryError, TypeError, ValueError):
+                    continue
+                raise SystemExit(f"no error: {{i % len(ERRORS)}}")
+        calls(1000)  # until memory has been in use as it will be
         before = megabytes("VmRSS")
-        calls(1000)
+        calls({CALLS})
         print(megabytes("VmRSS") - before)
         """,
+            timeout=3600,
         )
     )
+    print(f"{implementation}: {grown:.2f} MB more after {CALLS} calls and as many errors")
     assert grown < 2, "10**4 calls that lost 200 bytes each would grow by 2 MB"
+
+
+def test_no_reference_is_lost_in_errors() -> None:
+    """Arrays are as free after an error as before it, whatever was wrong with the call, and after a result."""
+    before = [sys.getrefcount(a) for a in INPUTS]
+    for _ in range(5):
+        for error in ERRORS:
+            with pytest.raises((MemoryError, TypeError, ValueError)):
+                error()
+        for subject in CHEAP:
+            subject.call(subject.make())
+    gc.collect()
+    assert [sys.getrefcount(a) for a in INPUTS] == before
+
+
+@pytest.mark.single_implementation
+def test_no_reference_is_lost_in_errors_of_the_bindings(implementation: str) -> None:
+    """Which the checks in Python leave nothing to: here a wrong array in each place of direct calls."""
+    if implementation == "numpy":
+        pytest.skip("there is no native core")
+    core = _backend.current()
+    x = np.ones((2, 3, 8, 16), np.float32)
+    flat, matrix, vector = x.reshape(-1, 16).copy(), np.ones((16, 16), np.float32), np.ones(16, np.float32)
+    ints = np.zeros(1, np.int64)
+    good: dict[str, list[Any]] = {
+        "softmax": [x[0], x[0].copy()],
+        "log_softmax": [x[0], x[0].copy()],
+        "logsumexp": [x[0], np.ones((3, 16), np.float32)],
+        "attention": [
+            x, x, x, x.copy(), None, None, [], [x[..., :8].copy()], None, None, None, 1.0, 0.0, -1, -1, 0, 1.0,
+            "highest",
+        ],
+        "attention_varlen": [
+            x[0], x[0], x[0], x[0].copy(), None, ints, ints, ints, ints, ints, None, None, 1.0, 0.0, -1, -1, "highest"
+        ],
+        "apply_rope": [x, x[..., :8].copy(), x[..., :8].copy(), x.copy(), False],
+        "add_alibi": [x, vector[:3], 0, x.copy()],
+        "linear": [flat, matrix, vector, flat.copy(), "highest"],
+        "pack_linear": [matrix, vector, "highest"],
+        "layer_normalization": [flat, vector, vector, 1e-5, flat.copy()],
+    }  # fmt: skip
+    wrong: list[Any] = [np.ones(3, complex), np.ones((1, 1, 1, 1, 1), np.float32), "no array", object()]
+    for name, arguments in good.items():
+        function = getattr(core, name)
+        function(*arguments)
+        arrays = [a for a in arguments if isinstance(a, np.ndarray)] + wrong
+        before = [sys.getrefcount(a) for a in arrays]
+        errors = 0
+        for place in range(len(arguments)):
+            for bad in wrong:
+                try:
+                    function(*arguments[:place], bad, *arguments[place + 1 :])
+                except (TypeError, ValueError):
+                    errors += 1
+                except Exception as other:
+                    pytest.fail(f"{name}, argument {place}: {other!r}")
+        bad = None
+        assert errors > 4 * len([a for a in arguments if isinstance(a, np.ndarray)]) - 2, name
+        assert [sys.getrefcount(a) for a in arrays] == before, name
 
 
 @linux

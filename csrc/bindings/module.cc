@@ -1,3 +1,5 @@
+#include <new>
+
 #include "bindings/arrays.h"
 
 // py::mod_gil_not_used() is not declared, so a free-threaded interpreter takes the GIL back when it imports this. What
@@ -8,6 +10,13 @@ PYBIND11_MODULE(_core, module) {
   using namespace headwise::bindings;
   module.doc() = "The native backend of headwise. Arguments are those of headwise._backend.Backend.";
   module.attr("__version__") = HEADWISE_VERSION;
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_MemoryError, "no memory for what the call computes with, besides its result");
+    }
+  });
   RegisterAlibi(module);
   RegisterAttention(module);
   RegisterAttentionVarlen(module);

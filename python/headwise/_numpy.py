@@ -78,9 +78,10 @@ def _sum(x: Array) -> Array:
 
 
 def _lanes(x: Array) -> Iterator[tuple[slice, slice]]:
-    """Slices of the first and of the last axis: about a block of entries each where they are halves."""
+    """Slices of the first and of the last axis: about a block of entries each; of long lanes that are no halves a cache
+    line and more at once, which is several times as fast as one."""
     _, n, inner = x.shape
-    columns = inner if x.dtype.itemsize > 2 else max(1, _BLOCK // max(1, n))
+    columns = max(1 if x.dtype.itemsize == 2 else 64, _BLOCK // max(1, n))
     for rows in _parts(x):
         for start in range(0, inner, columns):
             yield rows, slice(start, start + columns)
