@@ -99,7 +99,7 @@ HWY_INLINE HalfVec<D> NarrowBits(D d, BFloat16, hn::Vec<D> v) {
 }
 
 template <class D>
-HWY_INLINE HalfVec<D> NarrowBits(D d, Float16, hn::Vec<D> v) {
+HWY_INLINE HalfVec<D> NarrowBits([[maybe_unused]] D d, Float16, hn::Vec<D> v) {
 #if HEADWISE_CONVERTS_FLOAT16
   const hn::Rebind<hwy::float16_t, D> df16;
   return hn::BitCast(HalfTag<D>(), hn::DemoteTo(df16, v));
