@@ -79,7 +79,8 @@ def components(sbom: bytes) -> dict[str, str]:
 def check_bundled(wheel: str, content: dict[str, bytes], info: str, core: str, bundled: set[str]) -> None:
     names = {name.partition("/")[2] for name in bundled}
     for name in [core, *bundled]:
-        compare(f"{wheel}: libraries that {name} needs", set(dynamic(content[name], "DT_NEEDED")) - SYSTEM - names, set())
+        needed = set(dynamic(content[name], "DT_NEEDED"))
+        compare(f"{wheel}: libraries that {name} needs", needed - SYSTEM - names, set())
     paths = dynamic(content[core], "DT_RPATH") + dynamic(content[core], "DT_RUNPATH")
     compare(f"{wheel}: where the core looks for libraries", set(paths), {"$ORIGIN/../headwise.libs"})
     listed = components(content[f"{info}/sboms/auditwheel.cdx.json"])
