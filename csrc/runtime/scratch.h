@@ -7,9 +7,24 @@
 #include <memory>
 #include <new>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace headwise {
 
 constexpr std::size_t kCacheLine = 64;
+
+// AddressSanitizer is told of what belongs to nobody, and there is more of that: a line behind every piece.
+#ifdef __SANITIZE_ADDRESS__
+constexpr std::size_t kRedZone = kCacheLine;
+inline void Forbid(std::byte* memory, std::size_t bytes) { __asan_poison_memory_region(memory, bytes); }
+inline void Allow(std::byte* memory, std::size_t bytes) { __asan_unpoison_memory_region(memory, bytes); }
+#else
+constexpr std::size_t kRedZone = 0;
+inline void Forbid(std::byte*, std::size_t) {}
+inline void Allow(std::byte*, std::size_t) {}
+#endif
 
 // Grows towards the end of a piece of scratch memory. With no base it only measures: lay out once with `nullptr` to
 // learn the size, then again with the memory.
@@ -19,9 +34,12 @@ class Arena {
 
   template <typename T>
   T* Take(std::int64_t count) {
-    const std::size_t begin = used_;
-    used_ += (static_cast<std::size_t>(count) * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    return base_ ? reinterpret_cast<T*>(base_ + begin) : nullptr;
+    const std::size_t begin = used_, bytes = static_cast<std::size_t>(count) * sizeof(T);
+    used_ += (bytes + kCacheLine - 1) / kCacheLine * kCacheLine + kRedZone;
+    if (!base_) return nullptr;
+    Allow(base_ + begin, bytes);
+    Forbid(base_ + begin + bytes, used_ - begin - bytes);
+    return reinterpret_cast<T*>(base_ + begin);
   }
 
   std::size_t used() const { return used_; }
@@ -38,6 +56,7 @@ class Scratch {
     if (stride_ > std::numeric_limits<std::size_t>::max() / static_cast<std::size_t>(threads)) throw std::bad_alloc();
     memory_.reset(static_cast<std::byte*>(
         ::operator new (stride_* static_cast<std::size_t>(threads), std::align_val_t{kCacheLine})));
+    for (int i = 0; i < threads; ++i) Forbid(thread(i) + bytes_per_thread, kCacheLine);
   }
 
   std::byte* thread(int index) const { return memory_.get() + stride_ * static_cast<std::size_t>(index); }
