@@ -66,6 +66,17 @@ Changes ChangesOf(const AttentionArgs<T>& args) {
   return changes;
 }
 
+// tanh. Without vectors, Highway's makes an integer of its argument on the way, which nobody defines for NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V TanhOrNaN(D d, V x) {
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+  const auto nan = hn::IsNaN(x);
+  return hn::IfThenElse(nan, x, hn::CallTanh(d, hn::IfThenZeroElse(nan, x)));
+#else
+  return hn::CallTanh(d, x);
+#endif
+}
+
 // The keys [from, to) of a block, counted from its first; `all`: every row keeps every one of them.
 struct KeptKeys {
   int64_t from, to;
@@ -177,7 +188,7 @@ class ScoreRow {
     const auto out = hn::Set(d, static_cast<T>(softcap));
     for (int64_t j = from_; j < to_; j += kLanes<T>) {
       const auto x = hn::Mul(hn::LoadU(d, scores_ + j), in);
-      hn::StoreU(hn::Mul(hn::CallTanh(d, x), out), d, scores_ + j);
+      hn::StoreU(hn::Mul(TanhOrNaN(d, x), out), d, scores_ + j);
     }
   }
 

@@ -8,6 +8,10 @@
 #include <memory>
 #include <new>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace headwise {
 
 constexpr std::size_t kCacheLine = 64;
@@ -25,6 +29,17 @@ std::size_t Bytes(std::size_t size, Counts... counts) {
   return size;
 }
 
+// AddressSanitizer is told of what belongs to nobody, and there is more of that: a line behind every piece.
+#ifdef __SANITIZE_ADDRESS__
+constexpr std::size_t kRedZone = kCacheLine;
+inline void Forbid(std::byte* memory, std::size_t bytes) { __asan_poison_memory_region(memory, bytes); }
+inline void Allow(std::byte* memory, std::size_t bytes) { __asan_unpoison_memory_region(memory, bytes); }
+#else
+constexpr std::size_t kRedZone = 0;
+inline void Forbid(std::byte*, std::size_t) {}
+inline void Allow(std::byte*, std::size_t) {}
+#endif
+
 // Grows towards the end of a piece of scratch memory. With no base it only measures: lay out once with `nullptr` to
 // learn the size, then again with the memory.
 class Arena {
@@ -34,9 +49,12 @@ class Arena {
   // Memory for the product of the counts.
   template <typename T, typename... Counts>
   T* Take(Counts... counts) {
-    const std::size_t begin = used_;
-    used_ = Bytes(1, begin + (Bytes(sizeof(T), counts...) + kCacheLine - 1) / kCacheLine * kCacheLine);
-    return base_ ? reinterpret_cast<T*>(base_ + begin) : nullptr;
+    const std::size_t begin = used_, bytes = Bytes(sizeof(T), counts...);
+    used_ = Bytes(1, begin + (bytes + kCacheLine - 1) / kCacheLine * kCacheLine + kRedZone);
+    if (!base_) return nullptr;
+    Allow(base_ + begin, bytes);
+    Forbid(base_ + begin + bytes, used_ - begin - bytes);
+    return reinterpret_cast<T*>(base_ + begin);
   }
 
   std::size_t used() const { return used_; }
@@ -51,7 +69,9 @@ class Scratch {
  public:
   Scratch(int threads, std::size_t bytes_per_thread)
       : stride_(Bytes(1, bytes_per_thread) + kCacheLine),
-        memory_(static_cast<std::byte*>(::operator new (Bytes(stride_, threads), std::align_val_t{kCacheLine}))) {}
+        memory_(static_cast<std::byte*>(::operator new (Bytes(stride_, threads), std::align_val_t{kCacheLine}))) {
+    for (int i = 0; i < threads; ++i) Forbid(thread(i) + bytes_per_thread, kCacheLine);
+  }
 
   std::byte* thread(int index) const { return memory_.get() + stride_ * static_cast<std::size_t>(index); }
 

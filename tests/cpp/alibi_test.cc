@@ -25,6 +25,7 @@ struct Case {
 
   std::vector<T> Run(std::int64_t offset) const {
     const Tensor<T, 4> out(scores.view().shape, guard, {0, 1, 2, 3}, 3);
+    const ReadOnly inputs(scores, slopes);
     AddAlibi(scores.read(), slopes.data(), offset, out.view());
     EXPECT_TRUE(out.PaddingIntact());
     return out.Values();

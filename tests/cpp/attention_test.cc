@@ -117,6 +117,41 @@ TEST_P(AttentionTest, EveryLength) {
   CheckLengths<double>();
 }
 
+// All that has memory of its own, at once: of full size and broadcast, rows apart and together, for few rows and many.
+template <typename T>
+void CheckEveryArgument(std::int64_t queries) {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const std::int64_t length : Sizes()) {
+      SCOPED_TRACE(::testing::Message() << queries << " queries, " << length << " keys");
+      AttentionShape shape;
+      shape.batch = 2, shape.group = 2, shape.query_len = queries, shape.key_len = length;
+      shape.head_dim = 1 + length % 19, shape.value_dim = 1 + length % 21;
+      shape.guard = guard, shape.pad = length % 4, shape.order = length % 2 ? kSeqFirst : kHeadsFirst;
+      AttentionCase<T> test(shape, 19);
+      test.WantLse();
+      test.AddKeep(0.7);
+      test.AddKeep(0.9, {false, true, false, true});
+      test.AddBias(1, 0.1, {true, false, true, true});
+      test.AddBias(1, 0.1, {false, true, true, false});
+      test.AddDrop(0.3);
+      test.AddSlopes(0.2);
+      test.AddSinks();
+      test.Poison();
+      test.Check();
+      test.WantWeights();
+      test.Check();
+    }
+  }
+}
+TEST_P(AttentionTest, EveryArgumentNothingOutOfBounds) {
+  for (const std::int64_t queries : {2, 9}) {
+    CheckEveryArgument<Float16>(queries);
+    CheckEveryArgument<BFloat16>(queries);
+    CheckEveryArgument<float>(queries);
+    CheckEveryArgument<double>(queries);
+  }
+}
+
 // NaN or infinity in a key or value that some queries keep: theirs are NaN, or infinite, the others' are not.
 // A score of -inf drops its key.
 template <typename T>

@@ -7,8 +7,9 @@ namespace {
 
 class AttentionVarlenTest : public OnTarget {};
 
-AttentionShape ShapeOf(std::int64_t query_len, std::int64_t key_len) {
+AttentionShape ShapeOf(std::int64_t query_len, std::int64_t key_len, Guard guard = Guard::kAfter) {
   AttentionShape shape;
+  shape.guard = guard;
   shape.kv_heads = 2, shape.group = 2, shape.head_dim = 24, shape.value_dim = 40;
   shape.query_len = query_len, shape.key_len = key_len;
   return shape;
@@ -16,23 +17,23 @@ AttentionShape ShapeOf(std::int64_t query_len, std::int64_t key_len) {
 
 // Of a few rows and of many, of no queries and of no keys, and with all that a call may have.
 template <typename T>
-std::deque<AttentionCase<T>> Cases() {
+std::deque<AttentionCase<T>> Cases(Guard guard) {
   std::deque<AttentionCase<T>> cases;
   const auto add = [&](const AttentionShape& shape) -> AttentionCase<T>& {
     AttentionCase<T>& test = cases.emplace_back(shape, cases.size());
     test.WantLse();
     return test;
   };
-  add(ShapeOf(1, 1));
-  add(ShapeOf(1, 2500));
-  add(ShapeOf(0, 7));
-  add(ShapeOf(3, 1100)).WantWeights();
-  add(ShapeOf(150, 300));
-  add(ShapeOf(2, 0)).AddSinks();
-  add(ShapeOf(90, 0));
-  add(ShapeOf(5, 5)).args.right = 0;
-  AttentionShape other = ShapeOf(70, 200);
-  other.batch = 2, other.kv_heads = 1, other.group = 3, other.head_dim = 65, other.guard = Guard::kBefore;
+  add(ShapeOf(1, 1, guard));
+  add(ShapeOf(1, 2500, guard));
+  add(ShapeOf(0, 7, guard));
+  add(ShapeOf(3, 1100, guard)).WantWeights();
+  add(ShapeOf(150, 300, guard));
+  add(ShapeOf(2, 0, guard)).AddSinks();
+  add(ShapeOf(90, 0, guard));
+  add(ShapeOf(5, 5, guard)).args.right = 0;
+  AttentionShape other = ShapeOf(70, 200, guard);
+  other.batch = 2, other.kv_heads = 1, other.group = 3, other.head_dim = 65;
   other.order = kSeqFirst, other.pad = 3;
   AttentionCase<T>& everything = add(other);
   everything.WantWeights();
@@ -41,16 +42,16 @@ std::deque<AttentionCase<T>> Cases() {
   everything.AddSlopes(0.1);
   everything.AddSinks();
   everything.args.softcap = 5, everything.args.left = 150, everything.args.offset = 100;
-  add(ShapeOf(0, 0));
-  AttentionShape widths = ShapeOf(20, 30);
+  add(ShapeOf(0, 0, guard));
+  AttentionShape widths = ShapeOf(20, 30, guard);
   widths.value_dim = 0;
   add(widths);
   return cases;
 }
 
 template <typename T>
-void CheckEachAsAlone() {
-  const std::deque<AttentionCase<T>> cases = Cases<T>();
+void CheckEachAsAlone(Guard guard) {
+  const std::deque<AttentionCase<T>> cases = Cases<T>(guard);
   std::vector<AttentionArgs<T>> calls;
   std::vector<std::vector<T>> outputs;
   std::vector<std::vector<Accumulator<T>>> lse, weights;
@@ -80,10 +81,12 @@ void CheckEachAsAlone() {
   }
 }
 TEST_P(AttentionVarlenTest, EachAsAlone) {
-  CheckEachAsAlone<Float16>();
-  CheckEachAsAlone<BFloat16>();
-  CheckEachAsAlone<float>();
-  CheckEachAsAlone<double>();
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    CheckEachAsAlone<Float16>(guard);
+    CheckEachAsAlone<BFloat16>(guard);
+    CheckEachAsAlone<float>(guard);
+    CheckEachAsAlone<double>(guard);
+  }
 }
 
 // One long sequence among short ones, and many of one query.

@@ -23,6 +23,7 @@ struct Case {
 
   void Check(double eps = 1e-5, Guard guard = Guard::kAfter, std::int64_t pad = 0, double absolute = 0) const {
     const Tensor<T, 2> out(x.view().shape, guard, {0, 1}, pad);
+    const ReadOnly inputs(x, gamma, beta);
     LayerNorm(x.read(), gamma.data(), beta.data(), eps, out.view());
     const std::vector<double> expected = reference::LayerNorm(x.read(), gamma.data(), beta.data(), eps);
     EXPECT_TRUE(Near(out.Values(), expected, absolute + 20 * kEpsilon<T>, 8 * kEpsilon<T>))

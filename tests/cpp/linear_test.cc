@@ -38,6 +38,7 @@ struct Case {
 
   std::vector<T> Run(bool with_bias = true, Precision precision = Precision::kHighest) const {
     const Tensor<T, 2> out({x.view().shape[0], weight.view().shape[1]}, guard, kRowsFirst, 3);
+    const ReadOnly inputs(x, weight, bias);
     Linear(x.read(), weight.read(), with_bias ? bias.data() : nullptr, out.view(), precision);
     EXPECT_TRUE(out.PaddingIntact());
     return out.Values();
@@ -97,15 +98,16 @@ TEST_P(LinearTest, EverySizeOfTilesBothLayoutsNothingOutOfBounds) {
 template <typename T>
 void CheckBlocks() {
   for (const auto& order : {kRowsFirst, kColumnsFirst}) {
-    Case<T>(500, 40, 70, order).Check();
-    Case<T>(13, 600, 300, order).Check();
-    Case<T>(13, 600, 300, order).Check(false);
-    Case<T>(20, 600, 300, order).Check();
-    Case<T>(20, 40, 600, order).Check();
+    for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+      Case<T>(500, 40, 70, order, guard).Check();
+      Case<T>(13, 600, 300, order, guard).Check(guard == Guard::kAfter);
+      Case<T>(20, 600, 300, order, guard).Check();
+      Case<T>(20, 40, 600, order, guard).Check();
+      Case<T>(500, 260, 40, order, guard).Check(false);
+      Case<T>(1, 1030, 520, order, guard).Check();
+      Case<T>(3, 70, 2100, order, guard).Check();
+    }
     Case<T>(50, 700, 530, order).Check();
-    Case<T>(500, 260, 40, order).Check(false);
-    Case<T>(1, 1030, 520, order).Check();
-    Case<T>(3, 70, 2100, order).Check();
   }
 }
 TEST_P(LinearTest, Blocks) {
@@ -394,19 +396,22 @@ TEST_P(LinearTest, NaNOfAllOnes) {
 
 template <typename T>
 void CheckPacked(std::int64_t depth, std::int64_t columns, std::array<std::int64_t, 2> order, Precision precision) {
-  const Case<T> test(600, depth, columns, order);
+  const Guard guard = order == kRowsFirst ? Guard::kAfter : Guard::kBefore;
+  const Case<T> test(600, depth, columns, order, guard);
+  const ReadOnly inputs(test.x, test.weight, test.bias);
   const PackedLinear<T> packed(test.weight.read(), test.bias.data(), precision);
   const PackedLinear<T> without_bias(test.weight.read(), nullptr, precision);
   for (const std::int64_t rows : {0, 1, 5, 16, 17, 31, 32, 100, 600}) {
     View<const T, 2> x = test.x.read();
     x.shape[0] = rows;
-    const Tensor<T, 2> expected({rows, columns}), got({rows, columns}, Guard::kAfter, kRowsFirst, 3);
+    const Tensor<T, 2> expected({rows, columns}), got({rows, columns}, guard, kRowsFirst, 3);
     Linear(x, test.weight.read(), test.bias.data(), expected.view(), precision);
     packed(x, got.view());
     EXPECT_TRUE(Identical(got.Values(), expected.Values())) << rows << "x" << depth << "x" << columns;
     Linear(x, test.weight.read(), nullptr, expected.view(), precision);
     without_bias(x, got.view());
     EXPECT_TRUE(Identical(got.Values(), expected.Values())) << rows << "x" << depth << "x" << columns;
+    EXPECT_TRUE(got.PaddingIntact());
   }
 }
 TEST_P(LinearTest, PackedHasTheSameBits) {

@@ -43,6 +43,7 @@ struct Case {
 
   std::vector<T> Run(bool interleaved) const {
     const Tensor<T, 4> out(x.view().shape, guard, order, 3);
+    const ReadOnly inputs(x, cos, sin);
     ApplyRope(x.read(), Broadcast(cos), Broadcast(sin), interleaved, out.view());
     EXPECT_TRUE(out.PaddingIntact());
     return out.Values();
@@ -76,10 +77,12 @@ TEST_P(RopeTest, EverySizeBothPairingsNothingOutOfBounds) {
 // Several blocks of positions, the last one short.
 template <typename T>
 void CheckBlocks() {
-  for (const Axes order : {kHeadsFirst, kSeqFirst}) {
-    for (const bool shared : {true, false}) {
-      Case<T>({1, 3, 300, 64}, shared, Guard::kAfter, order).Check();
-      Case<T>({2, 1, 5, 10'000}, shared, Guard::kAfter, order).Check();
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const Axes order : {kHeadsFirst, kSeqFirst}) {
+      for (const bool shared : {true, false}) {
+        Case<T>({1, 3, 300, 64}, shared, guard, order).Check();
+        Case<T>({2, 1, 5, 10'000}, shared, guard, order).Check();
+      }
     }
   }
 }
@@ -136,7 +139,7 @@ template <typename T>
 void CheckPastTheCaches() {
   const Axes shape{1, 2, 35'000 * static_cast<std::int64_t>(sizeof(float) / sizeof(T)), 122};
   for (const bool interleaved : {false, true}) {
-    const Tensor<T, 4> x(shape), out(shape);
+    const Tensor<T, 4> x(shape, Guard::kAfter, kHeadsFirst, 3), out(shape, Guard::kAfter, kHeadsFirst, 3);
     const Tensor<float, 4> angles({1, 1, shape[2], shape[3] / 2});
     FillPeriodic(x);
     FillPeriodic(angles);
@@ -146,6 +149,7 @@ void CheckPastTheCaches() {
     ApplyRope(x.read(), table, table, interleaved, out.view());
     ApplyRope(x.read(), table, table, interleaved, x.view());
     EXPECT_TRUE(Identical(out.Values(), x.Values()));
+    EXPECT_TRUE(out.PaddingIntact());
   }
 }
 TEST_P(RopeTest, PastTheCaches) {

@@ -1,6 +1,7 @@
 #include "headwise/runtime.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <set>
 #include <stdexcept>
@@ -13,6 +14,7 @@
 #include "kernels/rope.h"
 #include "kernels/softmax.h"
 #include "runtime/parallel.h"
+#include "runtime/scratch.h"
 #include "support.h"
 
 namespace headwise::testing {
@@ -130,6 +132,30 @@ TEST(ThreadsTest, RangesMakeUpTheWhole) {
       });
       for (const auto& n : runs) EXPECT_EQ(n, 1);
     }
+  }
+}
+
+// Pieces of scratch memory are neighbours in one piece of the heap: what is between them must be known, too.
+TEST(ScratchTest, PiecesDoNotOverlapAndStartOnCacheLines) {
+  const auto take = [](Arena& arena) {
+    return std::array<char*, 3>{arena.Take<char>(3), arena.Take<char>(0), arena.Take<char>(64)};
+  };
+  Arena measure(nullptr);
+  take(measure);
+  const Scratch scratch(2, measure.used());
+  for (const int thread : {0, 1}) {
+    Arena arena(scratch.thread(thread));
+    const std::array<char*, 3> pieces = take(arena);
+    for (const char* piece : pieces) EXPECT_EQ(reinterpret_cast<std::uintptr_t>(piece) % kCacheLine, 0u);
+    std::fill_n(pieces[0], 3, 'a');
+    std::fill_n(pieces[2], 64, 'b');
+    EXPECT_EQ(pieces[0][2], 'a');
+    EXPECT_LE(pieces[2] + 64, reinterpret_cast<char*>(scratch.thread(thread)) + measure.used());
+#ifdef __SANITIZE_ADDRESS__
+    EXPECT_DEATH(*const_cast<volatile char*>(pieces[0] + 3) = 0, "use-after-poison");
+    EXPECT_DEATH(*const_cast<volatile char*>(pieces[2] + 64) = 0, "use-after-poison");
+    EXPECT_DEATH(*const_cast<volatile char*>(pieces[2] - 1) = 0, "use-after-poison");
+#endif
   }
 }
 

@@ -6,7 +6,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -14,6 +16,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "headwise/runtime.h"
@@ -38,7 +41,8 @@ class GuardedMemory {
     void* const base = mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED) throw std::bad_alloc();
     base_ = static_cast<std::byte*>(base);
-    if (inside > 0 && mprotect(base_ + page, inside, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+    page_ = page;
+    SetWritable(true);
     data_ = base_ + page + (guard == Guard::kAfter ? inside - bytes : 0);
   }
   ~GuardedMemory() { munmap(base_, size_); }
@@ -47,10 +51,16 @@ class GuardedMemory {
 
   void* data() const { return data_; }
 
+  void SetWritable(bool writable) const {
+    if (size_ == 2 * page_) return;
+    const int access = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    if (mprotect(base_ + page_, size_ - 2 * page_, access) != 0) throw std::bad_alloc();
+  }
+
  private:
   std::byte* base_;
   std::byte* data_;
-  std::size_t size_;
+  std::size_t size_, page_;
 };
 
 // Owns its elements between guard pages. The axes lie in memory in the order given, outermost first; `pad` elements
@@ -73,7 +83,7 @@ class Tensor {
     count_ = count > pad ? count - pad : 0;
     memory_ = std::make_shared<GuardedMemory>(static_cast<std::size_t>(count_) * sizeof(T), guard);
     view_.data = static_cast<T*>(memory_->data());
-    for (std::int64_t i = 0; i < count_; ++i) view_.data[i] = kUntouched;
+    std::fill_n(view_.data, count_, unwritten_);
   }
 
   static Shape InOrder() {
@@ -85,6 +95,7 @@ class Tensor {
   View<T, kRank> view() const { return view_; }
   View<const T, kRank> read() const { return {view_.data, view_.shape, view_.stride}; }
   T* data() const { return view_.data; }
+  const GuardedMemory& memory() const { return *memory_; }
 
   std::int64_t Size() const {
     std::int64_t size = 1;
@@ -116,16 +127,55 @@ class Tensor {
     ForEach([&](T& element) { ours[static_cast<std::size_t>(&element - view_.data)] = true; });
     for (std::int64_t i = 0; i < count_; ++i) {
       if (ours[static_cast<std::size_t>(i)]) continue;
-      if (std::memcmp(&view_.data[i], &kUntouched, sizeof(T)) != 0) return false;
+      if (std::memcmp(&view_.data[i], &unwritten_, sizeof(T)) != 0) return false;
     }
     return true;
   }
 
  private:
-  static constexpr T kUntouched = T{77};
+  // NaN, so that what is computed from an element that nobody wrote shows, and of a payload that the next tensors have
+  // not: one from the padding of an input, written into that of an output, would look like its own.
+  static T Unwritten() {
+    if constexpr (std::is_integral_v<T>) {
+      return T{77};
+    } else {
+      static std::atomic<unsigned> payload{0};
+      T nan = reference::Nearest<T>(kNaN);
+      std::uint8_t low;
+      std::memcpy(&low, &nan, 1);
+      low = static_cast<std::uint8_t>(low ^ (1 + payload++ % 63));
+      std::memcpy(&nan, &low, 1);
+      return nan;
+    }
+  }
+
+  T unwritten_ = Unwritten();
   View<T, kRank> view_;
   std::int64_t count_;
   std::shared_ptr<GuardedMemory> memory_;
+};
+
+// Nobody may write into these tensors as long as it lives.
+class ReadOnly {
+ public:
+  template <typename... Tensors>
+  explicit ReadOnly(const Tensors&... tensors) {
+    (Add(tensors), ...);
+  }
+  ~ReadOnly() {
+    for (const GuardedMemory* memory : memory_) memory->SetWritable(true);
+  }
+  ReadOnly(const ReadOnly&) = delete;
+  ReadOnly& operator=(const ReadOnly&) = delete;
+
+  template <typename T, int kRank>
+  void Add(const Tensor<T, kRank>& tensor) {
+    memory_.push_back(&tensor.memory());
+    memory_.back()->SetWritable(false);
+  }
+
+ private:
+  std::vector<const GuardedMemory*> memory_;
 };
 
 using Random = std::mt19937_64;

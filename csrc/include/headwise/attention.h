@@ -26,9 +26,9 @@ namespace headwise {
 // T is float, double, Float16 or BFloat16. Halves are computed in float and the output rounded once.
 //
 // Where tiles multiply (avx512_amx, see precision.h): of Float16 the products of the lesser of two parts are left out,
-// 2^-18 of a product, and weights meet values in two parts, those of BFloat16 as BFloat16. Numbers below 2^-126 count
-// as 0, and below 2^-110 lose their last bits: the output differs by at most 2^-124 for that unless a subnormal query
-// meets a key beyond 2^100, or the other way round. A score of -inf drops its key, on every target.
+// up to 2^-16 of a product, and weights meet values in two parts, those of BFloat16 as BFloat16. Numbers below 2^-126
+// count as 0, and below 2^-110 lose their last bits: the output differs by at most 2^-124 for that unless a subnormal
+// query meets a key beyond 2^100, or the other way round. A score of -inf drops its key, on every target.
 template <typename T>
 struct AttentionArgs {
   View<const T, 4> query;                         // (batch, heads, query_len, head_dim), last axis contiguous
