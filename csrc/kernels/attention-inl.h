@@ -185,7 +185,7 @@ class AttentionRun {
         tile.all_low = std::max(tile.all_low, row.low), tile.all_high = std::min(tile.all_high, row.high);
         if (args_.sinks && args_.sinks[row.head] != kMinusInf<T>) {
           scratch_.max[tile.first_row + r] = args_.sinks[row.head];
-          scratch_.sum[tile.first_row + r] = T{1};
+          scratch_.sum[tile.first_row + r] = SinkTerm(args_.sinks[row.head]);
         }
         if (++query == queries_) query = 0, ++member;
       }
@@ -341,8 +341,10 @@ class AttentionRun {
         }
         if (args_.weights) {
           if (scratch_.blocks > 0 && keys_.begin < keys_.end) FinishWeights(row, tile.first_row + r);
-          std::fill(WeightsOf(row, 0), WeightsOf(row, keys_.begin), T{0});
-          std::fill(WeightsOf(row, keys_.end), WeightsOf(row, args_.key.shape[2]), T{0});
+          // NaN where the row is: which keys the block of queries has met must not show.
+          const T nothing = T{0} * Normaliser(sum);
+          std::fill(WeightsOf(row, 0), WeightsOf(row, keys_.begin), nothing);
+          std::fill(WeightsOf(row, keys_.end), WeightsOf(row, args_.key.shape[2]), nothing);
         }
       }
     }

@@ -103,6 +103,12 @@ T Normaliser(T sum) {
   return sum == T{0} ? T{1} : T{1} / sum;
 }
 
+// exp(sink - sink), which is NaN for an infinite one, as for an infinite score.
+template <typename T>
+T SinkTerm(T sink) {
+  return T{1} + (sink - sink);
+}
+
 template <typename T>
 T LogSumExp(T max, T sum) {
   if (sum == T{0}) return kMinusInf<T>;

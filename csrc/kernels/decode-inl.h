@@ -301,7 +301,7 @@ void MergeChunks(const AttentionArgs<S>& args, int64_t batch, int64_t kv_head, i
     const auto factor_of = [&](T partial_max) HWY_ATTR {
       return partial_max == shift ? T{1} : hn::GetLane(AttentionExp(d, hn::Set(d, partial_max - shift)));
     };
-    T sum = factor_of(sink);
+    T sum = sink == shift ? SinkTerm(sink) : factor_of(sink);
     T* output = total.output + r * total.value_width;
     for (int64_t c = 0; c < chunks; ++c) {
       const Partial<T> part = chunk(c);

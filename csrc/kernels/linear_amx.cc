@@ -28,7 +28,7 @@ auto WithParts(Precision precision, const Function& function) {
 // bits do not tell whether weights were packed.
 template <typename T>
 bool TilesPay(const LinearArgs<T>& args) {
-  if (TilesForAnyShape()) return true;
+  if (TilesForAnyShape()) return args.weight.shape[0] > 0;
   const bool three_parts = WithParts<T>(args.precision, [](auto parts) { return parts.value == 3; });
   const int64_t least = three_parts ? 4 * kChunk : 2 * kChunk;
   return args.out.shape[0] >= kSide && args.weight.shape[0] >= least && args.weight.shape[1] >= least;

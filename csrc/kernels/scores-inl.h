@@ -13,6 +13,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -157,6 +158,10 @@ class ScoreRow {
       for (const auto& bias : args.bias) AddBias(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
     }
     if (changes.alibi) AddAlibi(args.slopes[row.head], row.query + args.offset);
+    // What has been added to -inf since may have made NaN of it.
+    if (args.bias.size() > 1 || (changes.bias && changes.alibi && !std::isfinite(args.slopes[row.head]))) {
+      for (const auto& bias : args.bias) Drop(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+    }
     if (changes.keep) {
       for (const auto& keep : args.keep) Keep(keep.at(batch, row.head, row.query, key_begin_), keep.stride[3]);
     }
@@ -194,6 +199,15 @@ class ScoreRow {
 
   // A bias of -inf drops, whatever the score has become.
   void AddBias(const T* bias, int64_t stride) const {
+    ForEachBias(bias, stride, [](auto score, auto b) HWY_ATTR { return hn::Add(score, b); });
+  }
+  void Drop(const T* bias, int64_t stride) const {
+    ForEachBias(bias, stride, [](auto score, auto) HWY_ATTR { return score; });
+  }
+
+  // A score becomes function(score, bias), or -inf where the bias is.
+  template <typename Function>
+  HWY_INLINE void ForEachBias(const T* bias, int64_t stride, const Function& function) const {
     const Tag<T> d;
     const auto shared = hn::Set(d, *bias), minus_inf = hn::Set(d, kMinusInf<T>);
     for (int64_t j = from_; j < to_; j += kLanes<T>) {
@@ -201,8 +215,8 @@ class ScoreRow {
       if (stride != 0) {
         b = to_ - j >= kLanes<T> ? hn::LoadU(d, bias + j) : FirstLanes{to_ - j}.Load(d, bias + j);
       }
-      const auto sum = hn::Add(hn::LoadU(d, scores_ + j), b);
-      hn::StoreU(hn::IfThenElse(hn::Eq(b, minus_inf), minus_inf, sum), d, scores_ + j);
+      const auto changed = function(hn::LoadU(d, scores_ + j), b);
+      hn::StoreU(hn::IfThenElse(hn::Eq(b, minus_inf), minus_inf, changed), d, scores_ + j);
     }
   }
 

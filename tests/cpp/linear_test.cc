@@ -471,6 +471,7 @@ TEST_P(LinearTest, Empty) {
     Case<float>(5, 7, 0, order).Check();
     Case<float>(5, 0, 7, order).Check();  // the bias alone
     Case<double>(5, 0, 7, order).Check(false);
+    Case<float>(40, 0, 40, order).Check();
   }
 }
 

@@ -1,0 +1,225 @@
+// Arguments of attention with the memory they live in, for tests and fuzzers.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <type_traits>
+
+#include "headwise/attention.h"
+#include "headwise/runtime.h"
+#include "reference/reference.h"
+#include "tensor.h"
+
+namespace headwise::testing {
+
+using Axes = std::array<std::int64_t, 4>;
+constexpr Axes kHeadsFirst{0, 1, 2, 3};  // (batch, heads, seq, dim) in memory
+constexpr Axes kSeqFirst{0, 2, 1, 3};    // (batch, seq, heads, dim)
+
+struct AttentionShape {
+  std::int64_t batch = 1, kv_heads = 1, group = 1, query_len = 1, key_len = 1, head_dim = 8, value_dim = 8;
+  Guard guard = Guard::kAfter;
+  Axes order = kHeadsFirst;
+  std::int64_t pad = 0;
+};
+
+template <typename T>
+class AttentionArguments {
+ public:
+  using Number = Accumulator<T>;
+
+  AttentionArguments(const AttentionShape& shape, std::uint64_t seed)
+      : random(seed),
+        shape(shape),
+        heads(shape.kv_heads * shape.group),
+        query(Make<T>(heads, shape.query_len, shape.head_dim)),
+        key(Make<T>(shape.kv_heads, shape.key_len, shape.head_dim)),
+        value(Make<T>(shape.kv_heads, shape.key_len, shape.value_dim)),
+        output(Make<T>(heads, shape.query_len, shape.value_dim)),
+        weights(Make<Number>(heads, shape.query_len, shape.key_len)),
+        lse({shape.batch, heads, shape.query_len}, shape.guard, {0, 1, 2}, shape.pad) {
+    args.query = query.read();
+    args.key = key.read();
+    args.value = value.read();
+    args.output = output.view();
+    args.scale = 1 / std::sqrt(static_cast<double>(shape.head_dim));
+  }
+
+  void WantWeights() { args.weights = weights.view(); }
+  void WantLse() { args.lse = lse.view(); }
+
+  // Masks and biases: of full size along each axis, or one entry for all.
+  void AddKeep(double probability, std::array<bool, 4> full = {true, true, true, true}) {
+    args.keep.push_back(Broadcast(bytes_.emplace_back(MakeKeep(probability, full))));
+  }
+  // kept(head, query, key)
+  template <class Function>
+  void AddKeepWhere(const Function& kept) {
+    const Tensor<std::uint8_t, 4>& keep = bytes_.emplace_back(MakeKeep(0, {true, true, true, true}));
+    for (std::int64_t n = 0; n < shape.batch; ++n) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        for (std::int64_t i = 0; i < shape.query_len; ++i) {
+          for (std::int64_t j = 0; j < shape.key_len; ++j) *keep.view().at(n, h, i, j) = kept(h, i, j) ? 1 : 0;
+        }
+      }
+    }
+    args.keep.push_back(Broadcast(keep));
+  }
+  void AddDrop(double probability, std::array<bool, 4> full = {true, true, true, true}) {
+    args.drop = Broadcast(bytes_.emplace_back(MakeKeep(1 - probability, full)));
+    args.drop_scale = 1 / (1 - probability);
+  }
+  void AddBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
+    const Tensor<Number, 4>& bias = biases_.emplace_back(ShapeOf(full), shape.guard, shape.order, shape.pad);
+    FillNormal(bias, random, deviation);
+    bias.ForEach([&](Number& element) {
+      if (Chance(random, dropped)) element = static_cast<Number>(-kInf);
+    });
+    args.bias.push_back(Broadcast(bias));
+  }
+  void AddSlopes(double deviation) {
+    slopes_.emplace(std::array<std::int64_t, 1>{heads}, shape.guard);
+    args.slopes = FillNormal(*slopes_, random, deviation).data();
+  }
+  void AddSinks() {
+    sinks_.emplace(std::array<std::int64_t, 1>{heads}, shape.guard);
+    args.sinks = FillNormal(*sinks_, random, 2).data();
+  }
+
+  bool Kept(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    const std::int64_t position = i + args.offset;
+    if (args.left >= 0 && j < position - args.left) return false;
+    if (args.right >= 0 && j > position + args.right) return false;
+    for (const auto& keep : args.keep) {
+      if (*keep.at(n, h, i, j) == 0) return false;
+    }
+    return std::none_of(args.bias.begin(), args.bias.end(),
+                        [&](const auto& bias) { return *bias.at(n, h, i, j) == static_cast<Number>(-kInf); });
+  }
+
+  // Plants NaN and Inf in every key and value that nobody keeps. Returns how many there are.
+  int Poison() {
+    int poisoned = 0;
+    const double odd[] = {kNaN, kInf, -kInf, -kNaN};
+    for (std::int64_t n = 0; n < shape.batch; ++n) {
+      for (std::int64_t kv = 0; kv < shape.kv_heads; ++kv) {
+        for (std::int64_t j = 0; j < shape.key_len; ++j) {
+          if (KeptByAny(n, kv, j)) continue;
+          const auto number = [&](std::int64_t d) { return reference::Nearest<T>(odd[d % 4]); };
+          for (std::int64_t d = 0; d < shape.head_dim; ++d) *key.view().at(n, kv, j, d) = number(d);
+          for (std::int64_t d = 0; d < shape.value_dim; ++d) *value.view().at(n, kv, j, d) = number(d);
+          ++poisoned;
+        }
+      }
+    }
+    return poisoned;
+  }
+
+  void Run() const {
+    ReadOnly inputs(query, key, value);
+    for (const Tensor<std::uint8_t, 4>& bytes : bytes_) inputs.Add(bytes);
+    for (const Tensor<Number, 4>& bias : biases_) inputs.Add(bias);
+    if (slopes_) inputs.Add(*slopes_);
+    if (sinks_) inputs.Add(*sinks_);
+    Attention(args);
+  }
+
+  // Where there are tiles, all but the few rows of decoding go by them.
+  bool OnTiles() const { return GetTarget() == "avx512_amx" && shape.group * shape.query_len > 8; }
+
+  // On tiles, weights meet values of BFloat16 as bfloat16, and of Float16 in two parts.
+  double WeightRounding() const {
+    if (!OnTiles()) return 0;
+    return std::is_same_v<T, BFloat16> ? 0x1p-7 : std::is_same_v<T, Float16> ? 0x1p-14 : 0;
+  }
+  // Of queries and keys of Float16, in two parts each, the products of the lesser parts are left out.
+  double ProductEpsilon() const { return OnTiles() && std::is_same_v<T, Float16> ? 0x1p-16 : kEpsilon<T>; }
+
+  // Of a weight: scores are rounded to units of the largest of their terms, which exp turns into relative errors.
+  double Tolerance() const {
+    const double product =
+        std::abs(args.scale) * MaxAbs(query) * MaxAbs(key) * std::sqrt(static_cast<double>(shape.head_dim));
+    double others = 0;
+    for (const Tensor<Number, 4>& bias : biases_) others += MaxAbs(bias);
+    const auto distance = static_cast<double>(shape.query_len + shape.key_len + std::abs(args.offset));
+    if (slopes_) others += MaxAbs(*slopes_) * distance;
+    return (10 + others) * kEpsilon<T> + product * ProductEpsilon();
+  }
+
+  // What differs from `expected`, in words, or is written where nothing may be; empty if nothing is. `tolerance` is
+  // that of a weight.
+  std::string Difference(const reference::AttentionResult& expected, double tolerance) const {
+    using testing::Difference;
+    std::string wrong = Difference(output.Values(), expected.output, (tolerance + WeightRounding()) * MaxAbs(value));
+    if (!wrong.empty()) return "output: " + wrong;
+    if (!output.PaddingIntact() || !weights.PaddingIntact() || !lse.PaddingIntact()) return "padding written";
+    if (args.lse) wrong = Difference(lse.Values(), expected.lse, tolerance);
+    if (!wrong.empty()) return "lse: " + wrong;
+    if (!args.weights) return "";
+    std::vector<Number> got = weights.Values();
+    // A row with NaN has NaN where it keeps a key; what stands elsewhere in it is not promised.
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      if (std::isnan(expected.lse[i / static_cast<std::size_t>(shape.key_len)]) && expected.weights[i] == 0) got[i] = 0;
+    }
+    wrong = Difference(got, expected.weights, tolerance);
+    return wrong.empty() ? "" : "weights: " + wrong;
+  }
+
+  Random random;
+  const AttentionShape shape;
+  const std::int64_t heads;
+  const Tensor<T, 4> query, key, value, output;
+  const Tensor<Number, 4> weights;
+  const Tensor<Number, 3> lse;
+  AttentionArgs<T> args;
+
+ protected:
+  std::vector<Tensor<std::uint8_t, 4>> bytes_;
+  std::vector<Tensor<Number, 4>> biases_;
+  std::optional<Tensor<Number, 1>> slopes_, sinks_;
+
+ private:
+  template <typename U>
+  Tensor<U, 4> Make(std::int64_t n_heads, std::int64_t length, std::int64_t width) const {
+    return Tensor<U, 4>({shape.batch, n_heads, length, width}, shape.guard, shape.order, shape.pad);
+  }
+
+  Axes ShapeOf(std::array<bool, 4> full) const {
+    const Axes sizes{shape.batch, heads, shape.query_len, shape.key_len};
+    Axes result{};
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      result[axis] = full[axis] ? sizes[axis] : std::min<std::int64_t>(1, sizes[axis]);
+    return result;
+  }
+
+  Tensor<std::uint8_t, 4> MakeKeep(double probability, std::array<bool, 4> full) {
+    Tensor<std::uint8_t, 4> keep(ShapeOf(full), shape.guard, shape.order, shape.pad);
+    // Nonzero keeps: any nonzero.
+    keep.ForEach([&](std::uint8_t& element) {
+      element = Chance(random, probability) ? static_cast<std::uint8_t>(Integer(random, 1, 255)) : std::uint8_t{0};
+    });
+    return keep;
+  }
+
+  template <typename U>
+  View<const U, 4> Broadcast(const Tensor<U, 4>& tensor) const {
+    View<const U, 4> view = tensor.read();
+    const Axes sizes{shape.batch, heads, shape.query_len, shape.key_len};
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      if (view.shape[axis] == 1) view.stride[axis] = axis == 3 && sizes[axis] == 1 ? 1 : 0;
+      view.shape[axis] = sizes[axis];
+    }
+    return view;
+  }
+
+  bool KeptByAny(std::int64_t n, std::int64_t kv, std::int64_t j) const {
+    for (std::int64_t h = kv * shape.group; h < (kv + 1) * shape.group; ++h) {
+      for (std::int64_t i = 0; i < shape.query_len; ++i) {
+        if (Kept(n, h, i, j)) return true;
+      }
+    }
+    return false;
+  }
+};
+
+}  // namespace headwise::testing

@@ -1,0 +1,35 @@
+#include "attention.h"
+
+namespace headwise::testing {
+namespace {
+
+constexpr double kMostWork = 1e6;
+
+template <typename T>
+void Check(Bytes& bytes) {
+  const AttentionShape shape = ShapeFrom(bytes);
+  if (WorkOf(shape) > kMostWork) return;
+  const bool any_shape = bytes.Byte() % 4 != 3;
+  AttentionInput<T> input(shape, bytes);
+  input.Expect();
+  const auto run = [&] {
+    input.ClearResults();
+    input.Run();
+  };
+  const auto compare = [&] { input.Compare(); };
+  OnEveryTarget(bytes, any_shape, run, compare, [&] {
+    Bits bits;
+    input.Append(bits);
+    return bits;
+  });
+}
+
+}  // namespace
+}  // namespace headwise::testing
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace headwise::testing;
+  Bytes bytes(data, size);
+  WithAnyType(bytes, [&](auto type) { Check<decltype(type)>(bytes); });
+  return 0;
+}

@@ -1,0 +1,229 @@
+// Arguments of attention out of bytes, and how far each result may be from the reference.
+#pragma once
+
+#include <typeinfo>
+
+#include "attention_arguments.h"
+#include "fuzz.h"
+
+namespace headwise::testing {
+
+// Shapes that have `like`'s heads and widths, as calls of one packed array have, or any.
+inline AttentionShape ShapeFrom(Bytes& bytes) {
+  AttentionShape shape;
+  shape.batch = bytes.Size(2, 3);
+  shape.kv_heads = 1 + bytes.Byte() % 2;
+  shape.group = 1 + bytes.Byte() % 4;
+  shape.query_len = bytes.Size(20, 130);
+  shape.key_len = bytes.Size(40, 1300);
+  shape.head_dim = 1 + bytes.Size(40, 130);
+  shape.value_dim = bytes.Bool() ? shape.head_dim : bytes.Size(40, 130);
+  shape.guard = bytes.Side();
+  shape.order = bytes.Bool() ? kSeqFirst : kHeadsFirst;
+  shape.pad = bytes.Bool() ? 3 : 0;
+  return shape;
+}
+
+inline double WorkOf(const AttentionShape& shape) {
+  return static_cast<double>(shape.batch * shape.kv_heads * shape.group * shape.query_len * shape.key_len *
+                             (shape.head_dim + shape.value_dim + 8));
+}
+
+template <typename T>
+class AttentionInput : public AttentionArguments<T> {
+ public:
+  using Number = Accumulator<T>;
+
+  AttentionInput(const AttentionShape& shape, Bytes& bytes) : AttentionArguments<T>(shape, 1) {
+    auto& args = this->args;
+    Fill(this->query, bytes);
+    Fill(this->key, bytes);
+    Fill(this->value, bytes);
+    const int options = bytes.Byte(), more = bytes.Byte();
+    const auto full = [&] {
+      const int axes = bytes.Byte();
+      return std::array<bool, 4>{(axes & 1) == 0, (axes & 2) == 0, (axes & 4) == 0, (axes & 8) == 0};
+    };
+    const double chances[] = {0.7, 0.1, 0.0, 1.0, 0.97};
+    if (options & 1) this->WantLse();
+    if (options & 2) this->WantWeights();
+    for (int masks = options >> 2 & 3; masks > 1; --masks) {
+      const double chance = bytes.Pick(chances);
+      this->AddKeep(chance, full());
+    }
+    for (int biases = options >> 4 & 3; biases > 1; --biases) {
+      this->AddBias(1, bytes.Bool() ? 0.3 : 0, full());
+      if (bytes.Bool()) Fill(this->biases_.back(), bytes);
+    }
+    if ((options >> 6 & 3) == 3) this->AddDrop(bytes.Bool() ? 0.3 : 0.9, full());
+    if ((more & 3) == 3) {
+      this->AddSlopes(0.2);
+      if (bytes.Bool()) Fill(*this->slopes_, bytes);
+    }
+    if ((more >> 2 & 3) == 3) {
+      this->AddSinks();
+      if (bytes.Bool()) Fill(*this->sinks_, bytes);
+    }
+    const double caps[] = {1.5, 30, 1e-3, 1e4};
+    if ((more >> 4 & 3) == 3) args.softcap = bytes.Pick(caps);
+    if ((more >> 6 & 3) == 3) args.left = bytes.Integer(0, 40);
+    const int where = bytes.Byte();
+    if (where & 1) args.right = where & 2 ? 0 : bytes.Integer(0, 40);
+    if (where & 4) args.offset = where & 8 ? shape.key_len - shape.query_len : bytes.Integer(0, 800) - 100;
+    const double scales[] = {0, -0.3, 1, 100, 1e-6, 1e-30};
+    if ((where >> 4 & 3) == 3) args.scale = bytes.Pick(scales);
+    const Precision precisions[] = {Precision::kHighest, Precision::kHighest, Precision::kHigh, Precision::kMedium};
+    if (!std::is_same_v<T, double>) args.precision = bytes.Pick(precisions);
+    const bool poison = (where >> 6 & 3) != 0;
+    // One after the other: each reads bytes.
+    const bool query_twisted = Twist(args.query, bytes), key_twisted = Twist(args.key, bytes);
+    const bool value_twisted = Twist(args.value, bytes);
+    if (poison && !query_twisted && !key_twisted && !value_twisted) this->Poison();
+  }
+
+  // The reference's answer, and what of it is sure.
+  void Expect() {
+    expected_ = reference::Attention(this->args);
+    FindAmbiguous();
+  }
+
+  void ClearResults() const {
+    Clear(this->output);
+    if (this->args.lse) Clear(this->lse);
+    if (this->args.weights) Clear(this->weights);
+  }
+
+  void Append(Bits& bits) const {
+    testing::Append(this->output, bits);
+    if (this->args.lse) testing::Append(this->lse, bits);
+    if (this->args.weights) testing::Append(this->weights, bits);
+  }
+
+  std::string Words() const {
+    const auto& args = this->args;
+    const AttentionShape& shape = this->shape;
+    std::ostringstream text;
+    text << (std::is_same_v<T, Float16>    ? "float16"
+             : std::is_same_v<T, BFloat16> ? "bfloat16"
+                                           : typeid(T).name())
+         << ", batch " << shape.batch << ", kv_heads " << shape.kv_heads << ", group " << shape.group << ", query_len "
+         << shape.query_len << ", key_len " << shape.key_len << ", head_dim " << shape.head_dim << ", value_dim "
+         << shape.value_dim << ", |query| " << MaxAbs(this->query) << ", |key| " << MaxAbs(this->key) << ", |value| "
+         << MaxAbs(this->value) << ", weights " << static_cast<bool>(args.weights) << ", lse "
+         << static_cast<bool>(args.lse) << ", masks " << args.keep.size() << ", biases " << args.bias.size()
+         << ", drop " << static_cast<bool>(args.drop) << ", slopes " << (args.slopes != nullptr) << ", sinks "
+         << (args.sinks != nullptr) << ", scale " << args.scale << ", softcap " << args.softcap << ", left "
+         << args.left << ", right " << args.right << ", offset " << args.offset << ", precision "
+         << static_cast<int>(args.precision);
+    return text.str();
+  }
+
+  void Compare() const {
+    Describe() = [this] { return Words(); };
+    if (!this->output.PaddingIntact() || !this->weights.PaddingIntact()) Fail("padding written");
+    const double tolerance = WeightTolerance();
+    if (!(tolerance < 0.25)) return;
+    const auto& args = this->args;
+    const double of_values = OutputMargin(tolerance);
+    const auto keys = static_cast<std::size_t>(this->shape.key_len),
+               width = static_cast<std::size_t>(args.value.shape[3]);
+    ExpectClose("output", this->output.Values(), expected_.output, [&](std::size_t i) {
+      if (unsure_rows_[i / width] || (!ambiguous_.empty() && ambiguous_[i])) return kNaN;
+      // Whether a row of NaN is NaN still when dropout has dropped all of it is not promised.
+      return std::isnan(expected_.lse[i / width]) && args.drop && expected_.output[i] == 0 ? kNaN : of_values;
+    });
+    if (args.lse) {
+      ExpectClose("lse", this->lse.Values(), expected_.lse,
+                  [&](std::size_t i) { return unsure_rows_[i] ? kNaN : tolerance; });
+    }
+    if (args.weights) {
+      // A row with NaN has NaN where it keeps a key; what stands elsewhere in it is not promised.
+      ExpectClose("weights", this->weights.Values(), expected_.weights, [&](std::size_t i) {
+        if (unsure_rows_[i / keys]) return kNaN;
+        return std::isnan(expected_.lse[i / keys]) && expected_.weights[i] == 0 ? kNaN : tolerance;
+      });
+    }
+  }
+
+ private:
+  // Bits of the parts that numbers are split into on tiles.
+  double PartEpsilon() const {
+    if (!this->OnTiles() || std::is_same_v<T, double>) return 0;
+    if (std::is_same_v<T, BFloat16>) return 0;
+    if (this->args.precision == Precision::kMedium) return 0x1p-6;
+    if (std::is_same_v<T, Float16>) return 0x1p-17;
+    return this->args.precision == Precision::kHigh ? 0x1p-14 : 0;
+  }
+  double ValueEpsilon() const {
+    return std::max(this->WeightRounding(), std::is_same_v<T, BFloat16> ? 0.0 : PartEpsilon());
+  }
+  // Numbers below it count as 0, or lose bits.
+  double Tiny() const { return this->OnTiles() && !std::is_same_v<T, double> ? 0x1p-124 : kLeast<T>; }
+
+  // Like Tolerance(), for any numbers: the worst instead of the usual case; infinite where something may overflow.
+  double WeightTolerance() const {
+    const auto& args = this->args;
+    const double width = static_cast<double>(this->shape.head_dim), scale = std::abs(args.scale);
+    const double queries = MaxAbs(this->query), keys = MaxAbs(this->key), product = queries * keys * width;
+    double others = 0;
+    for (const Tensor<Number, 4>& bias : this->biases_) others += MaxAbs(bias);
+    if (this->slopes_) {
+      others += MaxAbs(*this->slopes_) *
+                static_cast<double>(this->shape.query_len + this->shape.key_len + std::abs(args.offset));
+    }
+    if (this->sinks_) others += MaxAbs(*this->sinks_);
+    others += args.softcap;  // an infinite product among the small ones comes out as that
+    constexpr double kMost = kGreatest<T> / 4;
+    if (product * std::max(1.0, scale) > kMost || queries * scale > kMost || others > kMost) return kInf;
+    const double lost = Tiny() * width * (keys * std::max(1.0, scale) + queries * scale + scale);
+    return (16 + static_cast<double>(this->shape.key_len) / 32 + 2 * others) * kEpsilon<T> +
+           scale * product * (2 * kEpsilon<T> + PartEpsilon()) + lost;
+  }
+
+  double OutputMargin(double tolerance) const {
+    const double factor = this->args.drop ? std::max(1.0, std::abs(this->args.drop_scale)) : 1;
+    const double values = MaxAbs(this->value) * factor, keys = static_cast<double>(this->shape.key_len);
+    // Sums are divided in the end: what they hold before is up to as large as all values together.
+    if (values * (keys + 1) > kGreatest<T> / 4) return kNaN;
+    return (2 * tolerance + ValueEpsilon()) * values + Tiny() * (keys + 2) * factor;
+  }
+
+  // Rows that keep nothing beside a sink that is +inf or NaN, and outputs that meet a value which is not finite with a
+  // weight that may count as 0.
+  void FindAmbiguous() {
+    const auto& args = this->args;
+    const auto [batch, heads, query_len, value_dim] = args.output.shape;
+    const std::int64_t key_len = this->shape.key_len;
+    unsure_rows_.assign(expected_.lse.size(), false);
+    for (std::size_t row = 0; args.sinks && row < unsure_rows_.size(); ++row) {
+      const Number sink = args.sinks[static_cast<std::int64_t>(row) / query_len % heads];
+      const auto weight = expected_.weights.begin() + static_cast<std::int64_t>(row) * key_len;
+      unsure_rows_[row] = !(sink <= kGreatest<T>)&&std::count(weight, weight + key_len, 0.0) == key_len;
+    }
+    ambiguous_.clear();
+    bool any = false;
+    this->value.ForEach([&](T& element) { any = any || !std::isfinite(reference::ToDouble(element)); });
+    if (!any) return;
+    ambiguous_.resize(expected_.output.size());
+    for (std::int64_t n = 0, row = 0; n < batch; ++n) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        for (std::int64_t i = 0; i < query_len; ++i, ++row) {
+          for (std::int64_t j = 0; j < key_len; ++j) {
+            const double weight = expected_.weights[static_cast<std::size_t>(row * key_len + j)];
+            if (!(weight < 0x1p-60) || !this->Kept(n, h, i, j)) continue;
+            for (std::int64_t d = 0; d < value_dim; ++d) {
+              if (std::isfinite(reference::ToDouble(*args.value.at(n, h / this->shape.group, j, d)))) continue;
+              ambiguous_[static_cast<std::size_t>(row * value_dim + d)] = true;
+            }
+          }
+        }
+      }
+    }
+  }
+
+  reference::AttentionResult expected_;
+  std::vector<bool> unsure_rows_;
+  std::vector<bool> ambiguous_;  // of outputs; empty: none
+};
+
+}  // namespace headwise::testing

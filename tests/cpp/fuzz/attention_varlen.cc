@@ -1,0 +1,54 @@
+// Several calls as one: what the fuzzer of attention expects of each, and the bits of each alone.
+#include <deque>
+
+#include "attention.h"
+
+namespace headwise::testing {
+namespace {
+
+constexpr double kMostWork = 3e5;
+
+template <typename T>
+void Check(Bytes& bytes) {
+  std::deque<AttentionInput<T>> inputs;
+  std::vector<AttentionArgs<T>> calls;
+  const bool any_shape = bytes.Byte() % 4 != 3;
+  double work = 0;
+  for (int count = bytes.Byte() % 7; count > 0; --count) {
+    const AttentionShape shape = ShapeFrom(bytes);
+    work += WorkOf(shape);
+    if (work > kMostWork) break;
+    inputs.emplace_back(shape, bytes).Expect();
+    calls.push_back(inputs.back().args);
+  }
+  const auto clear = [&] {
+    for (const AttentionInput<T>& input : inputs) input.ClearResults();
+  };
+  const auto bits = [&] {
+    Bits all;
+    for (const AttentionInput<T>& input : inputs) input.Append(all);
+    return all;
+  };
+  const auto run = [&] {
+    clear();
+    AttentionVarlen(calls);
+  };
+  const auto compare = [&] {
+    for (const AttentionInput<T>& input : inputs) input.Compare();
+    const Bits together = bits();
+    clear();
+    for (const AttentionInput<T>& input : inputs) input.Run();
+    if (bits() != together) Fail("other bits than each alone");
+  };
+  OnEveryTarget(bytes, any_shape, run, compare, bits);
+}
+
+}  // namespace
+}  // namespace headwise::testing
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace headwise::testing;
+  Bytes bytes(data, size);
+  WithAnyType(bytes, [&](auto type) { Check<decltype(type)>(bytes); });
+  return 0;
+}

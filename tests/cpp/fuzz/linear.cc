@@ -1,0 +1,91 @@
+// Linear, and PackedLinear, which has the same bits.
+#include "headwise/linear.h"
+
+#include "fuzz.h"
+#include "reference/reference.h"
+
+namespace headwise::testing {
+namespace {
+
+using Axes = std::array<std::int64_t, 2>;
+
+// What is rounded of a product on tiles of bfloat16: nothing more than by multiply-adds, of float32 in three parts.
+template <typename T>
+double ProductEpsilon(Precision precision) {
+  if (GetTarget() != "avx512_amx" || std::is_same_v<T, double> || std::is_same_v<T, BFloat16>) return kEpsilon<T>;
+  if (precision == Precision::kMedium) return 0x1p-6;
+  if (std::is_same_v<T, Float16>) return 0x1p-18;
+  return precision == Precision::kHigh ? 0x1p-14 : kEpsilon<T>;
+}
+
+template <typename T>
+void Check(Bytes& bytes) {
+  const std::int64_t rows = bytes.Size(40, 500), depth = bytes.Size(70, 700), columns = bytes.Size(70, 1100);
+  if (rows * depth * columns > 400'000) return;
+  const Precision precisions[] = {Precision::kHighest, Precision::kHighest, Precision::kHigh, Precision::kMedium};
+  const Precision precision = std::is_same_v<T, double> ? Precision::kHighest : bytes.Pick(precisions);
+  const Guard guard = bytes.Side();
+  const std::int64_t pad = bytes.Bool() ? 3 : 0;
+  const bool any_shape = bytes.Bool();
+  const Tensor<T, 2> x({rows, depth}, guard, {0, 1}, pad), out({rows, columns}, guard, {0, 1}, pad);
+  const Tensor<T, 2> weight({depth, columns}, guard, bytes.Bool() ? Axes{1, 0} : Axes{0, 1}, pad);
+  const Tensor<Accumulator<T>, 1> bias({columns}, guard);
+  Fill(x, bytes);
+  Fill(weight, bytes);
+  Fill(bias, bytes);
+  const Accumulator<T>* const added = bytes.OneIn(3) ? nullptr : bias.data();
+  View<const T, 2> input = x.read(), factor = weight.read();
+  Twist(input, bytes);
+  if (weight.view().stride[1] == 1) Twist(factor, bytes);
+
+  const std::vector<double> expected = reference::Linear(input, factor, added);
+  // Sums of the magnitudes of products, and of numbers, that are finite.
+  std::vector<double> products, numbers;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t n = 0; n < columns; ++n) {
+      double sum = added && std::isfinite(added[n]) ? std::abs(static_cast<double>(added[n])) : 0, single = 0;
+      for (std::int64_t k = 0; k < depth; ++k) {
+        const double a = std::abs(reference::ToDouble(*input.at(r, k)));
+        const double b = std::abs(reference::ToDouble(*factor.at(k, n)));
+        if (std::isfinite(a) && std::isfinite(b)) sum += a * b, single += a + b + 1;
+      }
+      products.push_back(sum);
+      numbers.push_back(single);
+    }
+  }
+  const auto run = [&] {
+    Clear(out);
+    Linear(input, factor, added, out.view(), precision);
+  };
+  const PackedLinear<T> packed(factor, added, precision);
+  const auto compare = [&] {
+    const double relative = ProductEpsilon<T>(precision) + kEpsilon<T> * (4 + static_cast<double>(depth));
+    const double absolute = GetTarget() == "avx512_amx" && !std::is_same_v<T, double> ? 0x1p-123 : kLeast<T>;
+    ExpectClose("linear", out.Values(), expected, [&](std::size_t i) {
+      // A sum that may overflow on the way is anything.
+      if (!(products[i] < 0.5 * kGreatest<T>)) return kNaN;
+      return relative * products[i] + absolute * (numbers[i] + 1);
+    });
+    if (!out.PaddingIntact()) Fail("padding written");
+    const std::vector<T> unpacked = out.Values();
+    Clear(out);
+    packed(input, out.view());
+    if (!SameBits(out.Values(), unpacked)) Fail("other bits of packed weights");
+    if (!out.PaddingIntact()) Fail("padding written, packed");
+  };
+  OnEveryTarget(bytes, any_shape, run, compare, [&] {
+    Bits bits;
+    Append(out, bits);
+    return bits;
+  });
+}
+
+}  // namespace
+}  // namespace headwise::testing
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace headwise::testing;
+  Bytes bytes(data, size);
+  WithAnyType(bytes, [&](auto type) { Check<decltype(type)>(bytes); });
+  return 0;
+}
