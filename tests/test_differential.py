@@ -1,0 +1,183 @@
+"""The same call on NumPy and on the native core: the same result, to the bound of its dtype, or the same error.
+
+The default profile takes the best instruction set and a few calls, ``HEADWISE_TEST_PROFILE=long`` all and thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, note
+from hypothesis import strategies as st
+
+import headwise as hw
+import strategies
+from conftest import IMPLEMENTATIONS, PROFILE, choose
+from strategies import ODD, Call, attention_calls, numbers
+
+NATIVE = [name for name in IMPLEMENTATIONS if name != "numpy"]
+pytestmark = [
+    pytest.mark.single_implementation,
+    pytest.mark.skipif(not NATIVE, reason="one implementation has nothing to be compared with"),
+    pytest.mark.parametrize("native", NATIVE if PROFILE == "long" else NATIVE[:1]),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of NumPy, where a result overflows or is NaN
+]
+
+
+#: Of results of size 1 to 10, in sums of a hundred products and more.
+BOUNDS = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3}
+#: On tiles: of float16 the weights of attention in two parts; what the levels of precision leave.
+ON_TILES = {None: 0.0, "highest": 0.0, "high": 1e-3, "medium": 1e-1}
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
+def assert_same(got: Any, expected: Any, bound: float = 0.0) -> None:
+    """Of errors type and message; of arrays type, shape, dtype, NaN, infinities, and numbers to their bound."""
+    assert type(got) is type(expected), f"{got!r}, NumPy {expected!r}"
+    if isinstance(got, Exception):
+        assert str(got) == str(expected)
+    elif isinstance(got, (tuple, list)):
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected, strict=True):
+            assert_same(one, other, bound)
+    elif isinstance(got, dict):
+        assert_same(list(got.items()), list(expected.items()), bound)
+    elif isinstance(got, (np.ndarray, np.generic)):
+        assert got.dtype == expected.dtype and got.shape == expected.shape
+        exact = got.dtype.kind not in "f"
+        near = 0.0 if exact else BOUNDS[got.dtype.name] + bound
+        with np.errstate(all="ignore"):
+            finite = np.abs(expected[np.isfinite(expected)].astype(float)) if got.ndim and not exact else np.zeros(0)
+        size = max(1.0, finite.max(initial=0.0))
+        np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=near, atol=near * size)
+    else:
+        assert got == expected or (got != got and expected != expected)
+
+
+def both(native: str, call: Callable[[], Any], bound: float = 0.0) -> None:
+    choose("numpy")
+    expected = outcome(call)
+    choose(native)
+    assert_same(outcome(call), expected, bound if native.endswith("amx") else 0.0)
+
+
+CALLS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[Call]]] = {
+    "softmax": (hw.softmax, strategies.softmax_calls()),
+    "log_softmax": (hw.log_softmax, strategies.softmax_calls()),
+    "logsumexp": (hw.logsumexp, strategies.softmax_calls()),
+    "layer_normalization": (hw.layer_normalization, strategies.layer_norm_calls()),
+    "linear": (hw.linear, strategies.linear_calls()),
+    "PackedLinear": (lambda x, w, b, **k: hw.PackedLinear(w, b, **k)(x), strategies.linear_calls()),
+    "apply_rope": (hw.apply_rope, strategies.rope_calls()),
+    "add_alibi": (hw.add_alibi, strategies.alibi_calls()),
+    "alibi_slopes": (hw.alibi_slopes, st.tuples(st.tuples(st.integers(-1, 70)).map(list), st.just({}))),
+    "alibi_bias": (hw.alibi_bias, st.tuples(st.tuples(*[st.integers(-1, 20)] * 3).map(list), st.just({}))),
+    "rope_parameters": (hw.rope_parameters, strategies.ROPE_PARAMETERS),
+    "flash_attention": (hw.flash_attention, attention_calls()),
+    "scaled_dot_product_attention": (hw.scaled_dot_product_attention, attention_calls()),
+    "varlen_attention": (hw.varlen_attention, strategies.varlen_calls()),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@given(st.data())
+def test_calls_that_fit(native: str, name: str, data: st.DataObject) -> None:
+    function, calls = CALLS[name]
+    arguments, keywords = data.draw(calls)
+    bound = ON_TILES[keywords.get("precision")]
+    both(native, lambda: function(*arguments, **keywords), bound)
+
+
+DROPS = np.where(np.arange(50) % 3 == 0, -np.inf, 0.0)[None]
+#: Keywords that have once made a difference.
+FOUND: dict[str, dict[str, Any]] = {
+    "sink of +inf": {"sinks": [np.inf]},
+    "NaN where another bias drops": {"mask": DROPS, "bias": np.where(DROPS < 0, np.nan, 0.0)},
+    "+inf where another bias drops": {"bias": DROPS, "mask": np.where(DROPS < 0, np.inf, 0.0)},
+    "slope of NaN where all is dropped": {"bias": np.full((1, 50), -np.inf), "alibi_slopes": [np.nan]},
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+@pytest.mark.parametrize("queries", [3, 20])
+def test_calls_that_differed(native: str, found: str, queries: int) -> None:
+    query, keys = np.ones((1, 1, queries, 8), np.float32), np.ones((1, 1, 50, 8), np.float32)
+    both(native, lambda: hw.scaled_dot_product_attention(query, keys, keys, return_lse=True, **FOUND[found]))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@given(st.data())
+def test_calls_that_are_spoilt(native: str, name: str, data: st.DataObject) -> None:
+    """One argument, or one keyword, is anything, or has lost an axis or an entry."""
+    function, calls = CALLS[name]
+    arguments, keywords = data.draw(calls)
+    places: list[Any] = [*range(len(arguments)), *keywords]
+    place = data.draw(st.sampled_from(places))
+    holder: Any = arguments if isinstance(place, int) else keywords
+    old = holder[place]
+    spoilt = [ODD]
+    if isinstance(old, np.ndarray) and old.ndim and old.shape[0]:
+        spoilt += [st.just(old[0]), st.just(old[..., :-1]), st.just(old[None]), st.just(old[1:])]
+    holder[place] = data.draw(st.one_of(spoilt))
+    note(f"{name}, {place}: {holder[place]!r}")
+    both(native, lambda: function(*arguments, **keywords), ON_TILES["medium"])
+
+
+LAYER_INPUTS = st.tuples(st.integers(1, 2), st.integers(1, 12), st.sampled_from([12, 24, 24, 24, 7]))
+
+
+@pytest.mark.parametrize("layer", [hw.MultiHeadAttention, hw.CausalAttention])
+@given(keywords=strategies.LAYERS, shape=LAYER_INPUTS, data=st.data())
+def test_layers(native: str, layer: Any, keywords: dict[str, Any], shape: tuple[int, ...], data: st.DataObject) -> None:
+    x = data.draw(numbers(shape, data.draw(st.sampled_from(["float32", "float64"]))))
+    more = data.draw(
+        st.fixed_dictionaries({}, optional={"training": st.booleans(), "mask": st.just(np.eye(shape[1]) > -1)})
+    )
+
+    def call() -> Any:
+        made = layer(**keywords)
+        other = layer(**keywords)
+        other.load_state_dict(made.state_dict())
+        return made(x, rng=1, **more), other(x, rng=1, **more), made.state_dict()
+
+    both(native, call, ON_TILES[keywords.get("precision")])
+
+
+@given(shape=LAYER_INPUTS, start=st.integers(0, 30), rate=st.sampled_from([0.0, 0.5, 1.0, 2.0]), data=st.data())
+def test_positional_layers(native: str, shape: tuple[int, ...], start: int, rate: float, data: st.DataObject) -> None:
+    x = data.draw(numbers(shape, data.draw(strategies.DTYPES)))
+    width = data.draw(st.sampled_from([shape[2], 12]))
+    for call in (
+        lambda: hw.SinusoidalPositionalEncoding(width, 40, rate)(x, training=True, rng=2),
+        lambda: hw.LearnedPositionalEmbedding(10, width, rng=3)(x),
+        lambda: hw.RotaryPositionalEmbedding(width, 40)(x, offset=start),
+        lambda: hw.RelativePositionalEncoding(width, 5, rng=4)(shape[1]),
+        lambda: hw.ALiBiPositionalBias(2, 20)(np.zeros((2, shape[1], shape[1]), x.dtype), offset=start),
+        lambda: hw.dropout(x, rate, rng=start),
+        lambda: hw.permute_rope_weights(x[0], 2, to="halves"),
+        lambda: hw.create_causal_mask(start - 1),
+        lambda: hw.create_padding_mask(x[..., 0].astype(int)),
+        lambda: hw.multi_head_self_attention(x, 2, width, rng=start),
+        lambda: hw.self_attention(x, width, rng=start),
+        lambda: hw.cross_attention(x, x[:, :1], width, rng=start),
+    ):
+        both(native, call)
+
+
+@given(name=st.sampled_from(["highest", "high", "medium"]) | ODD, call=strategies.linear_calls())
+@example(name="low", call=([np.ones((2, 3)), np.ones((3, 2))], {}))
+def test_precision(native: str, name: Any, call: Call) -> None:
+    def run() -> Any:
+        with hw.precision(name):
+            return hw.get_precision(), hw.linear(*call[0])
+
+    both(native, run, ON_TILES["medium"])
