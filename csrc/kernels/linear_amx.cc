@@ -25,10 +25,10 @@ auto WithParts(Precision precision, const Function& function) {
 }
 
 // Whether tiles are faster than multiply-adds, as measured. What does not pay on tiles, on packed weights neither: the
-// bits do not tell whether weights were packed.
+// bits do not tell whether weights were packed. Without depth there is nothing to multiply, and they write nothing.
 template <typename T>
 bool TilesPay(const LinearArgs<T>& args) {
-  if (TilesForAnyShape()) return true;
+  if (TilesForAnyShape()) return args.weight.shape[0] > 0;
   const bool three_parts = WithParts<T>(args.precision, [](auto parts) { return parts.value == 3; });
   const int64_t least = three_parts ? 4 * kChunk : 2 * kChunk;
   return args.out.shape[0] >= kSide && args.weight.shape[0] >= least && args.weight.shape[1] >= least;
