@@ -25,7 +25,7 @@ auto WithParts(Precision precision, const Function& function) {
 }
 
 // Whether tiles are faster than multiply-adds, as measured. What does not pay on tiles, on packed weights neither: the
-// bits do not tell whether weights were packed.
+// bits do not tell whether weights were packed. Without depth there is nothing to multiply, and they write nothing.
 template <typename T>
 bool TilesPay(const LinearArgs<T>& args) {
   if (TilesForAnyShape()) return args.weight.shape[0] > 0;

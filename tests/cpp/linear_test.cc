@@ -469,7 +469,7 @@ TEST_P(LinearTest, Empty) {
   for (const auto& order : {kRowsFirst, kColumnsFirst}) {
     Case<float>(0, 5, 7, order).Check();
     Case<float>(5, 7, 0, order).Check();
-    Case<float>(5, 0, 7, order).Check();  // the bias alone
+    for (const std::int64_t rows : {5, 40}) Case<float>(rows, 0, 7, order).Check();  // the bias alone
     Case<double>(5, 0, 7, order).Check(false);
     Case<float>(40, 0, 40, order).Check();
   }
