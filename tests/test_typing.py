@@ -27,6 +27,8 @@ def is_a(value: Any, declared: Any) -> bool:
     if declared is None or declared is types.NoneType:
         return value is None
     origin, inner = typing.get_origin(declared) or declared, typing.get_args(declared)
+    if hasattr(origin, "__value__"):  # an alias, as NDArray is from NumPy 2.5 on
+        return is_a(value, origin.__value__)
     if origin in (typing.Union, types.UnionType):
         return any(is_a(value, one) for one in inner)
     if origin is tuple and Ellipsis not in inner:
