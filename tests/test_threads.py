@@ -29,7 +29,7 @@ LONG = normal((3, 70_000), 7)
 WEIGHT = normal((96, 3000), 5)
 PACKED = hw.PackedLinear(WEIGHT, normal((3000,), 6))
 PACKED_ROWS = [normal((9000, heads, 16), seed) for seed, heads in enumerate((4, 2, 2))]
-STARTS = [0, 3, 620, 620, 1000]
+STARTS = [0, 3, 200, 200, 300]
 LONG_STARTS = [0, 3, 6000, 6000, 9000]
 
 
@@ -42,8 +42,8 @@ def doubles(*arrays: Array) -> list[Array]:
 
 
 def packed(arrays: Sequence[Array] = PACKED_ROWS, **keywords: Any) -> Any:
-    """Sequences of 3, 617, 0 and 380 queries and keys."""
-    return hw.varlen_attention(*(array[:1000] for array in arrays), STARTS, return_lse=True, **keywords)
+    """Sequences of 3, 197, 0 and 100 queries and keys."""
+    return hw.varlen_attention(*(array[:300] for array in arrays), STARTS, return_lse=True, **keywords)
 
 
 WORK: dict[str, Callable[[], Any]] = {
@@ -119,22 +119,22 @@ def test_same_bits_for_any_number_of_threads(name: str) -> None:
 def test_called_from_many_threads_at_once(threads: int) -> None:
     hw.set_num_threads(threads)
     expected = {name: work() for name, work in WORK.items()}
-    barrier, problems = threading.Barrier(8), []
+    barrier, problems = threading.Barrier(4), []
 
     def caller(number: int) -> None:
         try:
             barrier.wait(timeout=60)
             names = list(WORK)
-            for name in names[number:] + names[:number]:
+            for name in names[12 * number :] + names[: 12 * number]:
                 assert_same_bits(WORK[name](), expected[name])
         except BaseException as problem:
             problems.append(problem)
 
-    callers = [threading.Thread(target=caller, args=(number,), daemon=True) for number in range(8)]
+    callers = [threading.Thread(target=caller, args=(number,), daemon=True) for number in range(4)]
     for one in callers:
         one.start()
     for one in callers:
-        one.join(timeout=120)
+        one.join(timeout=300)
     assert not any(one.is_alive() for one in callers), "a caller hangs"
     assert not problems, problems
 
@@ -176,7 +176,7 @@ def test_fork_after_a_parallel_call() -> None:
     process.start()
     try:
         sender.close()  # the child has its own; if that ends without a word, so does the wait
-        assert receiver.poll(60), "the child hangs"
+        assert receiver.poll(300), "the child hangs"
         assert receiver.recv() == "right"
         process.join(30)
         assert process.exitcode == 0
