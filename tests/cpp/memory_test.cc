@@ -67,11 +67,10 @@ Contents ContentsOf(const Tensor<T, kRank>& tensor) {
   return {bytes, bytes + values.size() * sizeof(T)};
 }
 
-// Whether function() fails with its n-th allocation: with std::bad_alloc, and nothing is lost.
+// Whether function() fails with its n-th allocation, with std::bad_alloc.
 template <class Function>
-bool Fails(const Function& function, int n) {
+bool Throws(const Function& function, int n) {
   bool failed = false;
-  const std::int64_t before = live;
   until_failure = n;
   try {
     function();
@@ -79,6 +78,14 @@ bool Fails(const Function& function, int n) {
     failed = true;
   }
   until_failure = 0;
+  return failed;
+}
+
+// ... and nothing is lost.
+template <class Function>
+bool Fails(const Function& function, int n) {
+  const std::int64_t before = live;
+  const bool failed = Throws(function, n);
   EXPECT_TRUE(!failed || live == before) << live - before << " lost after failure of allocation " << n;
   return failed;
 }
@@ -210,12 +217,16 @@ void CheckPackedAnew() {
   const Contents expected = ContentsOf(out);
   int n = 0;
   for (bool failed = true; failed && n < 10;) {
-    SetTarget(other);
-    const PackedLinear<T> linear(weight.read(), nullptr);
-    SetTarget(target);
-    failed = Fails([&] { linear(x.read(), out.view()); }, ++n);
-    out.ForEach([](T& element) { element = T{}; });
-    linear(x.read(), out.view());
+    const std::int64_t before = live;
+    {
+      SetTarget(other);
+      const PackedLinear<T> linear(weight.read(), nullptr);
+      SetTarget(target);
+      failed = Throws([&] { linear(x.read(), out.view()); }, ++n);  // what was packed until then stays packed
+      out.ForEach([](T& element) { element = T{}; });
+      linear(x.read(), out.view());
+    }
+    EXPECT_EQ(live, before) << "after failure of allocation " << n;
     EXPECT_EQ(ContentsOf(out), expected) << "after failure of allocation " << n;
   }
   EXPECT_EQ(n - 1, ListTargets().size() > 1 ? 3 : 1);  // the owner of the packed form, that, scratch
@@ -234,7 +245,7 @@ void CheckAttention() {
         c.WantWeights(), c.WantLse();
         c.AddKeep(0.7), c.AddDrop(0.2), c.AddBias(1, 0.1), c.AddSlopes(0.1), c.AddSinks();
       }
-      Call call([&] { c.Run(); });
+      Call call([&] { Attention(c.args); });
       call.Reads(c.query, c.key, c.value).Writes(c.output);
       if (everything) call.Writes(c.weights, c.lse);
       EXPECT_EQ(call.Check(), decode ? 2 : 1);  // scratch, and what chunks leave

@@ -151,7 +151,9 @@ void AddAttention(std::vector<Work>& works) {
   cases.back()->AddSinks();
   struct Results {
     explicit Results(const AttentionCase<T>& test)
-        : output(test.output.view().shape), weights(test.weights.view().shape), lse(test.lse.view().shape) {}
+        : output(test.output.view().shape), weights(test.weights.view().shape), lse(test.lse.view().shape) {
+      weights.ForEach([](auto& weight) { weight = {}; });  // not every call writes them
+    }
     AttentionArgs<T> Into(AttentionArgs<T> args, bool with_weights) const {
       args.output = output.view(), args.lse = lse.view();
       if (with_weights) args.weights = weights.view();
