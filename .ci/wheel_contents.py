@@ -20,7 +20,7 @@ from elftools.elf.elffile import ELFFile
 LEFT_OUT = (".ci/", ".clang-format", ".github/", ".gitignore")  # sdist.exclude of pyproject.toml
 # Libraries that every manylinux system has.
 SYSTEM = {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libstdc++.so.6", "ld-linux-x86-64.so.2"}
-LICENSES = {"LICENSE", "licenses/highway.txt", "licenses/pybind11.txt"}
+LICENSES = {"LICENSE", "csrc/licenses/highway.txt", "csrc/licenses/pybind11.txt"}
 MOST_BYTES = 2_000_000
 
 root = Path(sys.argv[1])

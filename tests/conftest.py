@@ -55,6 +55,7 @@ def find_implementations() -> list[str]:
 
 
 IMPLEMENTATIONS = find_implementations()
+FEW = IMPLEMENTATIONS[: 1 + ("numpy" in IMPLEMENTATIONS)]  # NumPy and the best instruction set
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -76,7 +77,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("single_implementation") is not None:
         return
     few = metafunc.definition.get_closest_marker("above_operations") is not None and PROFILE != "long"
-    metafunc.parametrize("implementation", IMPLEMENTATIONS[:2] if few else IMPLEMENTATIONS, indirect=True)
+    metafunc.parametrize("implementation", FEW if few else IMPLEMENTATIONS, indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
