@@ -11,12 +11,10 @@ from hypothesis.extra import numpy as hnp
 
 import headwise as hw
 import oracle
+from strategies import ODD, SEEDS, SIZES, Call
 from support import assert_close, check_attention
 
 DTYPES = st.sampled_from(["float32", "float64"])
-SEEDS = st.integers(0, 2**32 - 1)
-Call = tuple[list[np.ndarray], dict[str, Any]]
-SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 63, 64, 65, 130]))
 
 
 @st.composite
@@ -208,23 +206,6 @@ def test_alibi_slopes_are_the_published_ones(num_heads: int) -> None:
     np.testing.assert_allclose(hw.alibi_slopes(num_heads), oracle.alibi_slopes(num_heads), rtol=1e-15)
 
 
-ODD_ARRAYS = hnp.arrays(
-    st.sampled_from(["f4", "f8", "i4", "?", "c8", "O"]),
-    hnp.array_shapes(min_dims=0, max_dims=5, max_side=4),
-    elements=st.just(1),
-)
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-5, 5),
-    st.floats(),
-    st.text(max_size=3),
-    st.binary(max_size=3),
-    st.complex_numbers(),
-    st.lists(st.integers(), max_size=3),
-    st.tuples(st.integers(), st.integers()),
-    ODD_ARRAYS,
-)
 KEYWORDS = [
     "mask", "bias", "is_causal", "causal_alignment", "scale", "window_size", "softcap", "alibi_slopes", "sinks",
     "key_padding_mask", "return_lse", "precision", "rng", "out", "dropout_rate",

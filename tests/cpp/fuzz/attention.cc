@@ -27,9 +27,4 @@ void Check(Bytes& bytes) {
 }  // namespace
 }  // namespace headwise::testing
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using namespace headwise::testing;
-  Bytes bytes(data, size);
-  WithAnyType(bytes, [&](auto type) { Check<decltype(type)>(bytes); });
-  return 0;
-}
+HEADWISE_FUZZ(Check)

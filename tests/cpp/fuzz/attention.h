@@ -127,18 +127,17 @@ class AttentionInput : public AttentionArguments<T> {
     const double of_values = OutputMargin(tolerance);
     const auto keys = static_cast<std::size_t>(this->shape.key_len),
                width = static_cast<std::size_t>(args.value.shape[3]);
-    ExpectClose("output", this->output.Values(), expected_.output, [&](std::size_t i) {
+    ExpectClose("output", this->output, expected_.output, [&](std::size_t i) {
       if (unsure_rows_[i / width] || (!ambiguous_.empty() && ambiguous_[i])) return kNaN;
       // Whether a row of NaN is NaN still when dropout has dropped all of it is not promised.
       return std::isnan(expected_.lse[i / width]) && args.drop && expected_.output[i] == 0 ? kNaN : of_values;
     });
     if (args.lse) {
-      ExpectClose("lse", this->lse.Values(), expected_.lse,
-                  [&](std::size_t i) { return unsure_rows_[i] ? kNaN : tolerance; });
+      ExpectClose("lse", this->lse, expected_.lse, [&](std::size_t i) { return unsure_rows_[i] ? kNaN : tolerance; });
     }
     if (args.weights) {
       // A row with NaN has NaN where it keeps a key; what stands elsewhere in it is not promised.
-      ExpectClose("weights", this->weights.Values(), expected_.weights, [&](std::size_t i) {
+      ExpectClose("weights", this->weights, expected_.weights, [&](std::size_t i) {
         if (unsure_rows_[i / keys]) return kNaN;
         return std::isnan(expected_.lse[i / keys]) && expected_.weights[i] == 0 ? kNaN : tolerance;
       });

@@ -126,9 +126,13 @@ double MarginOfSum(std::array<std::array<double, 2>, 2> products) {
   return finite < kGreatest<T> ? 4 * kEpsilon<T> * finite + 4 * kLeast<T> : kNaN;
 }
 
-// margin(i): how far element i may be off; nothing is said about an element whose margin is NaN.
-template <typename T, typename Function>
-void ExpectClose(const char* what, const std::vector<T>& got, const std::vector<double>& expected, Function margin) {
+// And nothing written between the rows. margin(i): how far element i may be off; nothing is said about an element whose
+// margin is NaN.
+template <typename T, int kRank, typename Function>
+void ExpectClose(const char* what, const Tensor<T, kRank>& tensor, const std::vector<double>& expected,
+                 Function margin) {
+  const std::vector<T> got = tensor.Values();
+  if (!tensor.PaddingIntact()) Fail(std::string(what) + ": padding written");
   if (got.size() != expected.size()) Fail(std::string(what) + ": another size");
   for (std::size_t i = 0; i < got.size(); ++i) {
     const double allowed = margin(i);
@@ -158,6 +162,13 @@ void Append(const Tensor<T, kRank>& tensor, Bits& bits) {
   }
   const auto* const begin = reinterpret_cast<const std::uint8_t*>(values.data());
   bits.insert(bits.end(), begin, begin + values.size() * sizeof(T));
+}
+
+template <typename T, int kRank>
+Bits BitsOf(const Tensor<T, kRank>& tensor) {
+  Bits bits;
+  Append(tensor, bits);
+  return bits;
 }
 
 // On every instruction set, on one thread: run() fills tensors anew, compare() looks at them. On one of them, for a
@@ -202,6 +213,14 @@ void WithAnyType(Bytes& bytes, const Function& run) {
       return run(float{});
   }
 }
+
+// What libFuzzer and replay.cc call: Check<T>(bytes), of a type that the input chooses.
+#define HEADWISE_FUZZ(Check)                                                                                    \
+  extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {                           \
+    headwise::testing::Bytes bytes(data, size);                                                                 \
+    headwise::testing::WithAnyType(bytes, [&](auto type) { headwise::testing::Check<decltype(type)>(bytes); }); \
+    return 0;                                                                                                   \
+  }
 
 // In reverse along some axes other than the last, or one entry for all of them; true if anything has changed.
 template <typename T, int kRank>
