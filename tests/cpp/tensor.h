@@ -103,23 +103,26 @@ class Tensor {
   // Visits the elements in the order of the axes, whatever their order in memory.
   template <typename Function>
   void ForEach(Function function) const {
+    constexpr std::size_t kLast = kRank - 1;
     Shape index{};
-    for (std::int64_t i = 0, size = Size(); i < size; ++i) {
+    for (std::int64_t i = 0, size = Size(); i < size; i += view_.shape[kLast]) {
       std::int64_t offset = 0;
-      for (std::size_t k = 0; k < kRank; ++k) offset += index[k] * view_.stride[k];
-      function(view_.data[offset]);
-      for (std::size_t k = kRank; k-- > 0 && ++index[k] == view_.shape[k];) index[k] = 0;
+      for (std::size_t k = 0; k < kLast; ++k) offset += index[k] * view_.stride[k];
+      for (std::int64_t j = 0; j < view_.shape[kLast]; ++j) function(view_.data[offset + j * view_.stride[kLast]]);
+      for (std::size_t k = kLast; k-- > 0 && ++index[k] == view_.shape[k];) index[k] = 0;
     }
   }
 
   std::vector<T> Values() const {
     std::vector<T> values;
+    values.reserve(static_cast<std::size_t>(Size()));
     ForEach([&](T& element) { values.push_back(element); });
     return values;
   }
 
   // True if nothing was written between the rows.
   bool PaddingIntact() const {
+    if (count_ == Size()) return true;
     std::vector<bool> ours(static_cast<std::size_t>(count_));
     ForEach([&](T& element) { ours[static_cast<std::size_t>(&element - view_.data)] = true; });
     for (std::int64_t i = 0; i < count_; ++i) {
@@ -256,12 +259,15 @@ template <typename T>
 std::string Difference(const std::vector<T>& got, const std::vector<double>& expected, double absolute,
                        double relative = 0) {
   std::ostringstream text;
-  if (got.size() != expected.size()) text << got.size() << " elements, expected " << expected.size();
-  for (std::size_t i = 0; i < got.size() && text.tellp() == 0; ++i) {
-    if (!IsNear(got[i], expected[i], absolute, relative)) {
-      text << "element " << i << " of " << got.size() << ": " << reference::ToDouble(got[i]) << ", expected "
-           << expected[i] << ", difference " << reference::ToDouble(got[i]) - expected[i];
-    }
+  if (got.size() != expected.size()) {
+    text << got.size() << " elements, expected " << expected.size();
+    return text.str();
+  }
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    if (IsNear(got[i], expected[i], absolute, relative)) continue;
+    text << "element " << i << " of " << got.size() << ": " << reference::ToDouble(got[i]) << ", expected "
+         << expected[i] << ", difference " << reference::ToDouble(got[i]) - expected[i];
+    break;
   }
   return text.str();
 }
