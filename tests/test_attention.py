@@ -265,6 +265,11 @@ class TestMultiHead:
         mapping = {name: getattr(layer, name) for name in ("W_q", "W_k", "W_v", "W_o")}
         np.testing.assert_array_equal(attention.mha(x, x, x, 2, 8, params=mapping)[0], layer(x)[0])
 
+    def test_causality_comes_with_the_layer(self, rng: np.random.Generator) -> None:
+        x, layer = rng.standard_normal((2, 4, 8)), hw.CausalAttention(8, 2, rng=0)
+        for got, expected in zip(attention.mha(x, x, x, 2, 8, params=layer), layer(x), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
     def test_dropout_is_applied_and_the_weights_are_from_before_it(self, rng: np.random.Generator) -> None:
         x, params = rng.standard_normal((2, 50, 8)), random_params(rng, 8, 8)
         plain, weights = attention.multi_head_self_attention(x, 2, 8, params=params)

@@ -128,7 +128,7 @@ def multi_head(
     joined = allocate((batch, query_len, q.shape[1] * v.shape[3]), dtype)
     options["out"] = split_heads(joined, heads.num_heads)
 
-    def combine(weights: Array | None, *lse: Array) -> tuple[Any, ...]:
+    def combine(weights: Array | None, *lse: Array | None) -> tuple[Any, ...]:
         x = joined if batched else joined[0]
         rest = [None if a is None else a if batched else a[0] for a in (weights, *lse)]
         in_place = out if result_dtype == dtype else None

@@ -107,8 +107,8 @@ def multi_head_attention(
         Rate in [0, 1) at which attention weights are dropped.
     params : MultiHeadAttention or mapping, optional
         The projections ``W_q``, ``W_k``, ``W_v`` (width, d_model) and ``W_o`` (d_model, d_model), applied as ``x @ W``.
-        A layer also brings its biases, heads, positions and defaults. By default they are drawn uniformly as by Glorot
-        & Bengio (2010).
+        A layer also brings its biases, heads, positions, causality and defaults. By default they are drawn uniformly as
+        by Glorot & Bengio (2010).
     rng : int or numpy.random.Generator, optional
         Draws the projections and the dropout: the same seed gives the same result.
     **options

@@ -288,8 +288,6 @@ class MultiHeadAttention(Layer):
         q, k, v = check_sequences(query, key, value)
         acts = self.training if training is None else check_flag(training, "training")
         rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng
-        if self._causal:
-            options["is_causal"] = True
         return self._attend(
             q, k, v, mask, rate, generator, cache=cache, lengths=lengths, positions=positions, **options
         )
@@ -313,6 +311,8 @@ class MultiHeadAttention(Layer):
     ) -> tuple[Any, ...]:
         """:meth:`forward` of what ``check_sequences`` gives, with dropout at any rate."""
         options = {**self._defaults, **options}
+        if self._causal:
+            options["is_causal"] = True
         if self._has("sinks") and "sinks" not in options:
             dtype, _ = promote(("query", q), ("key", k), ("value", v))
             options["sinks"] = self._cast("sinks", dtype)
