@@ -325,6 +325,19 @@ def test_padded_queries_of_nan_stay_in_their_rows() -> None:
     assert np.isnan(dirty[..., rows, :]).all()
 
 
+@pytest.mark.parametrize("keywords", [{"is_causal": True}, {"window_size": (3, 2)}], ids=str)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 40), (3, 5), (8, 300), (31, 32), (70, 300), (300, 310)])
+def test_rows_of_nan_have_nan_for_dropped_keys_too(queries: int, keys: int, keywords: dict[str, object]) -> None:
+    """Whatever keys the other queries of a block keep, and how many go by at once."""
+    query, key, value = normal((1, 2, queries, 8)), normal((1, 2, keys, 8), 1), normal((1, 2, keys, 8), 2)
+    query[:, 1, queries // 2] = np.nan
+    _, weights, lse = hw.scaled_dot_product_attention(query, key, value, return_lse=True, **keywords)
+    rows = np.isnan(lse)
+    assert rows.sum() == 1
+    assert np.isnan(weights[rows]).all()
+    assert np.isfinite(weights[~rows]).all()
+
+
 @pytest.mark.parametrize("where", ["key", "value", "bias", "mask"])
 def test_kept_nan_is_not_hidden(where: str) -> None:
     arrays = {name: normal((1, 1, 70, 8), seed) for seed, name in enumerate(("query", "key", "value"))}

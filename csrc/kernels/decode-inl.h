@@ -318,10 +318,11 @@ void MergeChunks(const AttentionArgs<S>& args, int64_t batch, int64_t kv_head, i
     if (args.lse) *args.lse.at(batch, head, query) = LogSumExp(max, sum);
     if (args.weights) {
       T* weights = args.weights.at(batch, head, query);
-      std::fill(weights, weights + keys.begin, T{0});
+      const T nothing = T{0} * normaliser;  // NaN where the row is
+      std::fill(weights, weights + keys.begin, nothing);
       Exponentials(weights, keys.begin, keys.end, shift);
       ScaleRow(weights + keys.begin, keys.end - keys.begin, normaliser, weights + keys.begin);
-      std::fill(weights + keys.end, weights + key_len, T{0});
+      std::fill(weights + keys.end, weights + key_len, nothing);
     }
   }
 }

@@ -179,8 +179,8 @@ def attention(
                 lse[b, h, r] = (np.log(total) + peak)[..., 0]
             total[total == 0] = 1
             if weights is not None:
-                weights[b, h, r, : k.start] = 0
-                weights[b, h, r, k.stop :] = 0
+                # NaN where the row is: which keys the block has met must not show.
+                weights[b, h, r, : k.start] = weights[b, h, r, k.stop :] = 0 * total
                 np.divide(scores, total, out=weights[b, h, r, k])
             if drop is not None:
                 scores *= drop[b, h, r, k]
