@@ -200,7 +200,7 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
         result.lse.push_back(empty ? sink : max + std::log(sum));
         std::fill(values.begin(), values.end(), Sum{0});
         for (std::int64_t j = 0; j < key_len; ++j) {
-          const double weight = kept[j] ? std::exp(scores[j] - max) / sum : 0.0;
+          const double weight = kept[j] ? std::exp(scores[j] - max) / sum : 0.0 * sum;  // NaN where the row is
           result.weights.push_back(weight);
           if (!kept[j] || (args.drop && *args.drop.at(n, h, i, j) == 0)) continue;
           const double scale = args.drop ? args.drop_scale : 1.0;

@@ -19,9 +19,9 @@ namespace headwise {
 //   lse    = log of the denominator
 //
 // Weights below 2^-86 (float64: 2^-622) of the greatest in their row may count as 0.
-// A kept NaN, or a score or sink of +inf, makes its whole row NaN. A query that keeps nothing gets output 0, weights 0
-// and lse -inf (or sinks_h). Whatever stands in a key or value that is not kept, NaN included, reaches nothing. Unless
-// weights are asked for, nothing of size query_len * key_len is built.
+// A kept NaN, or a score or sink of +inf, makes its whole row NaN, weights of keys not kept included. A query that
+// keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h). Whatever stands in a key or value that is not kept,
+// NaN included, reaches nothing. Unless weights are asked for, nothing of size query_len * key_len is built.
 //
 // T is float, double, Float16 or BFloat16. Halves are computed in float and the output rounded once.
 //
