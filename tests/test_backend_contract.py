@@ -95,7 +95,8 @@ class Contract:
             assert one_or_full(mask, scores) and contiguous_last(mask)
         wide = np.float32 if query.itemsize == 2 else query.dtype
         assert all(mask.dtype == bool for mask in (*keep, *(() if drop is None else (drop,))))
-        assert all(one.dtype == wide for one in (*bias, *(one for one in (weights, lse) if one is not None)))
+        assert weights is None or weights.dtype == query.dtype
+        assert all(one.dtype == wide for one in (*bias, *(() if lse is None else (lse,))))
         for one in (slopes, sinks):
             assert one is None or (one.shape == (heads,) and one.dtype == wide and one.flags.c_contiguous)
 

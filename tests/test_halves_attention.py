@@ -87,6 +87,22 @@ def test_one_query(heads: int, key_len: int, dim: int, dtype: str) -> None:
 
 
 @halves
+@pytest.mark.parametrize("queries", [33, 3], ids=["blocks", "chunks"])
+@pytest.mark.parametrize("name", ["plain", "lower-right", "window"])
+def test_weights_of_many_keys(name: str, queries: int, dtype: str, implementation: str) -> None:
+    """They wait in float32 until their rows have met all keys, and are rounded once then."""
+    keywords = {**KEYWORDS[name], "causal_alignment": "lower_right"}
+    if name == "window":
+        keywords["window_size"] = (700, 3)
+    arrays = attention((1, 2, queries, 24), 2600, 1, dtype)
+    output, weights = hw.scaled_dot_product_attention(*arrays, **keywords)
+    expected = oracle.attention(*arrays, **keywords)
+    assert_rounded(output, expected.output, implementation)
+    assert_rounded(weights, expected.weights, implementation)
+    assert ((weights == 0) == (expected.weights == 0)).all()
+
+
+@halves
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_layout(query_len: int, layout: str, dtype: str, implementation: str) -> None:

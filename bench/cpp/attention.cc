@@ -146,7 +146,7 @@ class AttentionProblem {
   }
 
   Tensor<T, 4> query_, key_, value_, output_;
-  Tensor<Accumulator<T>, 4> weights_;
+  Tensor<T, 4> weights_;
   Tensor<Accumulator<T>, 3> bias_;
   Tensor<std::uint8_t, 2> mask_, padding_;
   Tensor<Accumulator<T>, 1> slopes_;

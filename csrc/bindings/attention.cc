@@ -31,7 +31,7 @@ void RegisterAttention(py::module_& module) {
           args.key = ToView<const T, 4>(key, "key");
           args.value = ToView<const T, 4>(value, "value");
           args.output = ToView<T, 4>(output, "output");
-          args.weights = ToView<A, 4>(weights, "weights");
+          args.weights = ToView<T, 4>(weights, "weights");
           args.lse = ToView<A, 3>(lse, "lse");
           for (const py::array& mask : keep) args.keep.push_back(ToScoreView<std::uint8_t>(mask, "keep", args));
           for (const py::array& added : bias) args.bias.push_back(ToScoreView<A>(added, "bias", args));

@@ -17,7 +17,8 @@
 //
 // Work: 4 * head_dim operations a score in the products, about 15 vector operations per vector of scores besides.
 // Scratch: the packed queries and outputs of the block of queries, one packed block of keys and of values, one tile of
-// scores; nothing grows with the number of keys, but with weights one number for each row and block of keys.
+// scores; nothing grows with the number of keys, but with weights: one number for each row and block of keys, and rows
+// of keys for weights that wait there.
 
 #if defined(HEADWISE_KERNELS_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_ATTENTION_INL_H_
@@ -51,9 +52,10 @@ struct Tile {
 
 template <class Products>
 struct AttentionScratch {
-  using T = Accumulator<typename Products::Stored>;
+  using Stored = typename Products::Stored;
+  using T = Accumulator<Stored>;
 
-  AttentionScratch(Arena& arena, const AttentionArgs<typename Products::Stored>& args, int64_t rows)
+  AttentionScratch(Arena& arena, const AttentionArgs<Stored>& args, int64_t rows)
       : tile_count((rows + Products::kRows - 1) / Products::kRows),
         padded_rows(tile_count * Products::kRows),
         value_width(Products::ValueWidth(args.value.shape[3])),
@@ -66,10 +68,10 @@ struct AttentionScratch {
         shift(arena.Take<T>(Products::kStages * Products::kRows)),
         rescale(arena.Take<T>(Products::kStages * Products::kRows)),
         block_max(arena.Take<T>(padded_rows, blocks)),
-        strip_width(blocks > 0 && args.key.shape[2] <= kMostStripKeys ? args.key.shape[2] : 0),
+        strip_width(blocks > 0 && (kIsHalf<Stored> || args.key.shape[2] <= kMostStripKeys) ? args.key.shape[2] : 0),
         strip(arena.Take<T>(padded_rows, strip_width)) {}
 
-  // Longer rows would leave L2 on the way.
+  // Longer rows would leave L2 on the way; halves cannot wait in their own memory.
   static constexpr int64_t kMostStripKeys = 8192 / sizeof(T);
 
   int64_t tile_count, padded_rows, value_width;
@@ -213,7 +215,7 @@ class AttentionRun {
   T* Rescale(const Stage& stage) const { return scratch_.rescale + stage.buffer * kRows; }
   T* Output(const Stage& stage) const { return scratch_.output + stage.tile->first_row * scratch_.value_width; }
 
-  T* WeightsOf(const Row& row, int64_t key) const { return args_.weights.at(batch_, row.head, row.query, key); }
+  Stored* WeightsOf(const Row& row, int64_t key) const { return args_.weights.at(batch_, row.head, row.query, key); }
 
   // A block of keys and its values, packed, meets all rows.
   virtual void Online(int64_t begin, int64_t end) {
@@ -295,16 +297,16 @@ class AttentionRun {
     const Part& part = stage.part;
     const T factor = scratch_.blocks > 0 ? T{1} : Normaliser(scratch_.sum[row]);
     const T nothing = T{0} * factor;  // NaN where the row is
-    T* weights = WaitingWeights(stage.tile->row[r], row, begin);
-    std::fill(weights, weights + part.from, nothing);
-    ScaleRow(Scores(stage, r) + part.from, part.to - part.from, factor, weights + part.from);
-    std::fill(weights + part.to, weights + (end - begin), nothing);
+    const auto store = [&](auto* weights) HWY_ATTR {
+      FillRow(weights, part.from, nothing);
+      ScaleRow(Scores(stage, r) + part.from, part.to - part.from, factor, weights + part.from);
+      FillRow(weights + part.to, end - begin - part.to, nothing);
+    };
+    if (scratch_.strip_width > 0) return store(Strip(row, begin));
+    store(WeightsOf(stage.tile->row[r], begin));
   }
 
-  T* WaitingWeights(const Row& row, int64_t padded_row, int64_t key) const {
-    if (scratch_.strip_width == 0) return WeightsOf(row, key);
-    return scratch_.strip + padded_row * scratch_.strip_width + key;
-  }
+  T* Strip(int64_t row, int64_t key) const { return scratch_.strip + row * scratch_.strip_width + key; }
 
   // The largest score of a padded row up to each block of keys.
   T* BlockMax(int64_t row) const { return scratch_.block_max + row * scratch_.blocks; }
@@ -324,7 +326,10 @@ class AttentionRun {
       lanes.Store(hn::Mul(grown, normaliser), d, factors + i);
     });
     ForKeyBlocks(Products::kKeys, keys_, [&](int64_t begin, int64_t end) HWY_ATTR {
-      ScaleRow(WaitingWeights(row, padded_row, begin), end - begin, *factors++, WeightsOf(row, begin));
+      Stored* const weights = WeightsOf(row, begin);
+      const T factor = *factors++;
+      if (scratch_.strip_width > 0) return ScaleRow(Strip(padded_row, begin), end - begin, factor, weights);
+      ScaleRow(weights, end - begin, factor, weights);
     });
   }
 
@@ -343,8 +348,8 @@ class AttentionRun {
           if (scratch_.blocks > 0 && keys_.begin < keys_.end) FinishWeights(row, tile.first_row + r);
           // NaN where the row is: which keys the block of queries has met must not show.
           const T nothing = T{0} * Normaliser(sum);
-          std::fill(WeightsOf(row, 0), WeightsOf(row, keys_.begin), nothing);
-          std::fill(WeightsOf(row, keys_.end), WeightsOf(row, args_.key.shape[2]), nothing);
+          FillRow(WeightsOf(row, 0), keys_.begin, nothing);
+          FillRow(WeightsOf(row, keys_.end), args_.key.shape[2] - keys_.end, nothing);
         }
       }
     }

@@ -28,10 +28,11 @@ struct AttentionKernel {
   void (*block)(const AttentionArgs<T>& args, const AttentionBlock& block, std::byte* scratch);
 
   // Few queries: `chunk` for all chunks of a head, each with a partial result of its own, side by side, then `merge`.
-  std::size_t (*partial_bytes)(const AttentionArgs<T>& args);
+  // All chunks but the last are of chunk_keys keys.
+  std::size_t (*partial_bytes)(const AttentionArgs<T>& args, std::int64_t chunk_keys);
   std::size_t (*chunk_scratch_bytes)(const AttentionArgs<T>& args);
   void (*chunk)(const AttentionArgs<T>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* scratch);
-  void (*merge)(const AttentionArgs<T>& args, std::int64_t batch, std::int64_t kv_head, std::int64_t chunks,
+  void (*merge)(const AttentionArgs<T>& args, std::int64_t batch, std::int64_t kv_head, std::int64_t chunk_keys,
                 std::byte* partials);
 };
 

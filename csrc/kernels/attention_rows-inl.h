@@ -115,6 +115,14 @@ T LogSumExp(T max, T sum) {
   return static_cast<T>(static_cast<double>(max) + std::log(static_cast<double>(sum)));
 }
 
+// to[0, n) = value. May be of halves.
+template <typename T, typename To>
+HWY_INLINE void FillRow(To* to, int64_t n, T value) {
+  const Tag<T> d;
+  const auto all = hn::Set(d, value);
+  ForEachVector(d, n, [&](auto lanes, int64_t i) HWY_ATTR { lanes.Store(all, d, to + i); });
+}
+
 // to[0, n) = from * factor. Either may be of halves.
 template <typename From, typename T, typename To>
 HWY_INLINE void ScaleRow(const From* from, int64_t n, T factor, To* to) {

@@ -38,17 +38,20 @@ constexpr int kDecodeKeys = kTileRows / 3;
 template <typename T>
 struct Partial {
   template <typename S>
-  Partial(Arena& arena, const AttentionArgs<S>& args)
+  Partial(Arena& arena, const AttentionArgs<S>& args, int64_t chunk_keys)
       : rows(args.query.shape[1] / args.key.shape[1] * args.query.shape[2]),
         value_width(PackedColumns<T>(args.value.shape[3])),
+        keys(args.weights ? chunk_keys : 0),
         max(arena.Take<T>(rows)),
         sum(arena.Take<T>(rows)),
-        output(arena.Take<T>(rows, value_width)) {}
+        output(arena.Take<T>(rows, value_width)),
+        scores(arena.Take<T>(rows, keys)) {}
 
-  int64_t rows, value_width;
+  int64_t rows, value_width, keys;
   T* max;     // [rows]
   T* sum;     // [rows] of exp(score - max)
   T* output;  // [rows][value_width], not divided by the sum
+  T* scores;  // [rows][keys], of which weights will be made, where they are wanted
 };
 
 template <typename T>
@@ -71,16 +74,16 @@ struct DecodeScratch {
 };
 
 template <typename S>
-std::size_t PartialBytes(const AttentionArgs<S>& args) {
+std::size_t PartialBytes(const AttentionArgs<S>& args, int64_t chunk_keys) {
   Arena measure(nullptr);
-  const Partial<Accumulator<S>> partial(measure, args);
+  const Partial<Accumulator<S>> partial(measure, args, chunk_keys);
   return measure.used();
 }
 
 template <typename S>
 std::size_t DecodeScratchBytes(const AttentionArgs<S>& args) {
   Arena measure(nullptr);
-  const Partial<Accumulator<S>> partial(measure, args);
+  const Partial<Accumulator<S>> partial(measure, args, 0);
   DecodeScratch<Accumulator<S>>(measure, args, partial.rows);
   return measure.used();
 }
@@ -121,7 +124,7 @@ class DecodeRun {
         value_dim_(args.value.shape[3]),
         changes_(ChangesOf(args)),
         partial_arena_(partial),
-        partial_(partial_arena_, args),
+        partial_(partial_arena_, args, chunk.key_end - chunk.key_begin),
         arena_(memory),
         scratch_(arena_, args, partial_.rows) {}
 
@@ -165,7 +168,7 @@ class DecodeRun {
       changes.limit = true;
       row.Change(args_, chunk_.batch, scratch_.row[r], changes);
       scratch_.shift[r] = row.Max();
-      if (args_.weights) std::copy_n(ScoresOf(r), keys, WeightsOf(r, begin));
+      if (args_.weights) std::copy_n(ScoresOf(r), keys, partial_.scores + r * partial_.keys + begin - chunk_.key_begin);
     }
     MoveMaxima(partial_.rows, partial_.max, partial_.sum, scratch_.shift, scratch_.rescale);
     for (int64_t r = 0; r < partial_.rows; ++r) {
@@ -177,10 +180,6 @@ class DecodeRun {
   }
 
   T* ScoresOf(int64_t r) const { return scratch_.scores + r * kKeyBlock<T>; }
-
-  T* WeightsOf(int64_t r, int64_t key) const {
-    return args_.weights.at(chunk_.batch, scratch_.row[r].head, scratch_.row[r].query, key);
-  }
 
   template <int kRows>
   void Score(int64_t r, const S* key, int64_t keys) const {
@@ -278,17 +277,19 @@ void DecodeRunChunk(const AttentionArgs<S>& args, const DecodeChunk& chunk, std:
   DecodeRun<S>(args, chunk, partial, scratch).Run();
 }
 
-// What `chunks` chunks left of the queries of one key and value head.
+// What the chunks of one key and value head left of its queries.
 template <typename S>
-void MergeChunks(const AttentionArgs<S>& args, int64_t batch, int64_t kv_head, int64_t chunks, std::byte* partials) {
+void MergeChunks(const AttentionArgs<S>& args, int64_t batch, int64_t kv_head, int64_t chunk_keys,
+                 std::byte* partials) {
   using T = Accumulator<S>;
   const Tag<T> d;
   const int64_t queries = args.query.shape[2], value_dim = args.value.shape[3], key_len = args.key.shape[2];
   const int64_t group = args.query.shape[1] / args.key.shape[1];
-  const std::size_t bytes = PartialBytes(args);
+  const int64_t chunks = std::max<int64_t>(1, (key_len + chunk_keys - 1) / chunk_keys);
+  const std::size_t bytes = PartialBytes(args, chunk_keys);
   const auto chunk = [&](int64_t c) {
     Arena arena(partials + bytes * static_cast<std::size_t>(c));
-    return Partial<T>(arena, args);
+    return Partial<T>(arena, args, std::min(chunk_keys, key_len - c * chunk_keys));
   };
   const Partial<T> total = chunk(0);
   const KeyRange keys = KeysOf(args, batch, 0, queries);
@@ -317,12 +318,18 @@ void MergeChunks(const AttentionArgs<S>& args, int64_t batch, int64_t kv_head, i
     ScaleRow(output, value_dim, normaliser, args.output.at(batch, head, query));
     if (args.lse) *args.lse.at(batch, head, query) = LogSumExp(max, sum);
     if (args.weights) {
-      T* weights = args.weights.at(batch, head, query);
+      S* weights = args.weights.at(batch, head, query);
       const T nothing = T{0} * normaliser;  // NaN where the row is
-      std::fill(weights, weights + keys.begin, nothing);
-      Exponentials(weights, keys.begin, keys.end, shift);
-      ScaleRow(weights + keys.begin, keys.end - keys.begin, normaliser, weights + keys.begin);
-      std::fill(weights + keys.end, weights + key_len, nothing);
+      FillRow(weights, keys.begin, nothing);
+      for (int64_t c = keys.begin / chunk_keys; c * chunk_keys < keys.end; ++c) {
+        const Partial<T> part = chunk(c);
+        const int64_t first = c * chunk_keys;
+        const int64_t from = std::max(keys.begin - first, int64_t{0}), to = std::min(keys.end - first, part.keys);
+        T* scores = part.scores + r * part.keys;
+        Exponentials(scores, from, to, shift);
+        ScaleRow(scores + from, to - from, normaliser, weights + first + from);
+      }
+      FillRow(weights + keys.end, key_len - keys.end, nothing);
     }
   }
 }

@@ -97,7 +97,7 @@ class Plan {
     tasks += this->tasks();
     if (heads_ == 0) return 0;
     if (!decode_) return kernel_->scratch_bytes(*args_, size_ * group_);
-    partial_bytes_ = kernel_->partial_bytes(*args_);
+    partial_bytes_ = kernel_->partial_bytes(*args_, size_);
     partials.Take<std::byte>(HeadBytes(), heads_);
     return kernel_->chunk_scratch_bytes(*args_);
   }
@@ -122,7 +122,7 @@ class Plan {
     kernel_->chunk(*args_, chunk, partial + partial_bytes_ * static_cast<std::size_t>(part), scratch);
     // Whoever is the last of a head to finish sees what the others left.
     if (reinterpret_cast<Done*>(done)->fetch_add(1, std::memory_order_acq_rel) + 1 < parts_) return;
-    kernel_->merge(*args_, chunk.batch, chunk.kv_head, parts_, partial);
+    kernel_->merge(*args_, chunk.batch, chunk.kv_head, size_, partial);
   }
 
  private:

@@ -39,8 +39,8 @@ class Backend(Protocol):
     Only inputs may have strides of 0. ``bool`` arrays are one byte per entry, true = keep.
 
     What operations read and write, ``x`` (or ``scores``), ``query``, ``key``, ``value``, ``weight`` (of the linear
-    map), ``output`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead, all of one call the same. All
-    other arrays are float32 then, attention's ``weights``, ``lse`` and ``bias`` among them. Everything is computed in
+    map), ``output``, ``weights`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead, all of one call
+    the same. All other arrays are float32 then, attention's ``lse`` and ``bias`` among them. Everything is computed in
     float32, and results are rounded once; a backend may round attention's weights before they meet the values, to no
     fewer bits than these have. No array of halves is copied to float32 as a whole.
     """

@@ -102,7 +102,7 @@ def _attend_ragged(
 
     q = conform(query, dtype, last=True)
     result = destination(out, scores.output, dtype)
-    weights = np.zeros(scores.four, compute) if need_weights else None
+    weights = np.zeros(scores.four, dtype) if need_weights else None
     lse = np.full((batch, heads, new), -np.inf, compute) if return_lse else None
     options = (slopes, sink, factor, cap, left, 0)
     if weights is None and not any(masks):
@@ -111,8 +111,6 @@ def _attend_ragged(
         _one_by_one(q, keys, values, result, weights, lse, starts, seen, counts, masks, options, level)
     for entry, count in enumerate(counts):
         result[entry, :, count:] = 0
-    if weights is not None:
-        weights = deliver(weights, None, dtype)
     output = deliver(result, out, dtype)
     return (output, weights) if lse is None else (output, weights, lse)
 

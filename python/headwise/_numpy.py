@@ -181,7 +181,7 @@ def attention(
             if weights is not None:
                 # NaN where the row is: which keys the block has met must not show.
                 weights[b, h, r, : k.start] = weights[b, h, r, k.stop :] = 0 * total
-                np.divide(scores, total, out=weights[b, h, r, k])
+                np.divide(scores, total, out=weights[b, h, r, k], casting="unsafe")  # to halves, too
             if drop is not None:
                 scores *= drop[b, h, r, k]
                 total /= drop_scale

@@ -342,7 +342,7 @@ def _attend(
         others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
         check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
     result = destination(out, shape, stored)
-    weights = allocate(scores.four, compute) if need_weights else None
+    weights = allocate(scores.four, stored) if need_weights else None
     lse = allocate((batch, heads, query_len), compute) if return_lse else None
 
     if not ready:

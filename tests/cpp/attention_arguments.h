@@ -36,7 +36,7 @@ class AttentionArguments {
         key(Make<T>(shape.kv_heads, shape.key_len, shape.head_dim)),
         value(Make<T>(shape.kv_heads, shape.key_len, shape.value_dim)),
         output(Make<T>(heads, shape.query_len, shape.value_dim)),
-        weights(Make<Number>(heads, shape.query_len, shape.key_len)),
+        weights(Make<T>(heads, shape.query_len, shape.key_len)),
         lse({shape.batch, heads, shape.query_len}, shape.guard, {0, 1, 2}, shape.pad) {
     args.query = query.read();
     args.key = key.read();
@@ -163,8 +163,7 @@ class AttentionArguments {
   Random random;
   const AttentionShape shape;
   const std::int64_t heads;
-  const Tensor<T, 4> query, key, value, output;
-  const Tensor<Number, 4> weights;
+  const Tensor<T, 4> query, key, value, output, weights;
   const Tensor<Number, 3> lse;
   AttentionArgs<T> args;
 

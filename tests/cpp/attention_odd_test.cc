@@ -84,7 +84,7 @@ void CheckRowOfNaN() {
     test.Run();
     for (std::int64_t i = 0; i < 300; ++i) {
       for (std::int64_t j = 0; j < 300; ++j) {
-        const auto weight = *test.weights.read().at(0, 0, i, j);
+        const double weight = reference::ToDouble(*test.weights.read().at(0, 0, i, j));
         ASSERT_EQ(std::isnan(weight), i % 9 == 0) << i << ", " << j << ", " << threads << " threads";
       }
     }

@@ -495,8 +495,8 @@ void CheckThreads() {
       } else {
         test.Check();
       }
-      const std::vector<T> output = test.output.Values();
-      const std::vector<Accumulator<T>> lse = test.lse.Values(), p = test.weights.Values();
+      const std::vector<T> output = test.output.Values(), p = test.weights.Values();
+      const std::vector<Accumulator<T>> lse = test.lse.Values();
       for (const int threads : {2, 4}) {
         SetNumThreads(threads);
         test.Run();

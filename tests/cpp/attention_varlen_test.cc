@@ -53,8 +53,8 @@ template <typename T>
 void CheckEachAsAlone(Guard guard) {
   const std::deque<AttentionCase<T>> cases = Cases<T>(guard);
   std::vector<AttentionArgs<T>> calls;
-  std::vector<std::vector<T>> outputs;
-  std::vector<std::vector<Accumulator<T>>> lse, weights;
+  std::vector<std::vector<T>> outputs, weights;
+  std::vector<std::vector<Accumulator<T>>> lse;
   for (const AttentionCase<T>& test : cases) {
     SCOPED_TRACE(::testing::Message() << "call " << calls.size());
     calls.push_back(test.args);
@@ -68,7 +68,7 @@ void CheckEachAsAlone(Guard guard) {
     for (const AttentionCase<T>& test : cases) {
       test.output.ForEach([](T& element) { element = T{55}; });
       test.lse.ForEach([](Accumulator<T>& element) { element = Accumulator<T>{55}; });
-      if (test.args.weights) test.weights.ForEach([](Accumulator<T>& element) { element = Accumulator<T>{55}; });
+      if (test.args.weights) test.weights.ForEach([](T& element) { element = T{55}; });
     }
     AttentionVarlen(calls);
     for (std::size_t i = 0; i < cases.size(); ++i) {

@@ -160,8 +160,7 @@ void AddAttention(std::vector<Work>& works) {
       return args;
     }
     void AppendTo(Bytes& bytes) const { Append(output, bytes), Append(lse, bytes), Append(weights, bytes); }
-    const Tensor<T, 4> output;
-    const Tensor<Accumulator<T>, 4> weights;
+    const Tensor<T, 4> output, weights;
     const Tensor<Accumulator<T>, 3> lse;
   };
   for (const auto& test : cases) {

@@ -23,7 +23,7 @@ namespace headwise {
 // keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h). Whatever stands in a key or value that is not kept,
 // NaN included, reaches nothing. Unless weights are asked for, nothing of size query_len * key_len is built.
 //
-// T is float, double, Float16 or BFloat16. Halves are computed in float and the output rounded once.
+// T is float, double, Float16 or BFloat16. Halves are computed in float; output and weights are rounded once.
 //
 // Where tiles multiply (avx512_amx, see precision.h): of Float16 the products of the lesser of two parts are left out,
 // up to 2^-16 of a product, and weights meet values in two parts, those of BFloat16 as BFloat16. Numbers below 2^-126
@@ -35,7 +35,7 @@ struct AttentionArgs {
   View<const T, 4> key;                           // (batch, kv_heads, key_len, head_dim), last axis contiguous
   View<const T, 4> value;                         // (batch, kv_heads, key_len, value_dim), last axis contiguous
   View<T, 4> output;                              // (batch, heads, query_len, value_dim), last axis contiguous
-  View<Accumulator<T>, 4> weights;                // (batch, heads, query_len, key_len), last axis contiguous; optional
+  View<T, 4> weights;                             // (batch, heads, query_len, key_len), last axis contiguous; optional
   View<Accumulator<T>, 3> lse;                    // (batch, heads, query_len); optional
   std::vector<View<const std::uint8_t, 4>> keep;  // nonzero keeps; stride 0 where broadcast, last stride 0 or 1
   std::vector<View<const Accumulator<T>, 4>> bias;  // likewise; -inf drops

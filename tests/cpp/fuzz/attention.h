@@ -184,8 +184,9 @@ class AttentionInput : public AttentionArguments<T> {
     return (2 * tolerance + ValueEpsilon()) * values + Tiny() * (keys + 2) * factor;
   }
 
-  // Rows that keep nothing beside a sink that is +inf or NaN, and outputs that meet a value which is not finite with a
-  // weight that may count as 0.
+  // Rows that keep nothing beside a sink that is +inf or NaN, rows that meet an infinite key with a query that the
+  // scale makes too small for a number, and outputs that meet a value which is not finite with a weight that may count
+  // as 0.
   void FindAmbiguous() {
     const auto& args = this->args;
     const auto [batch, heads, query_len, value_dim] = args.output.shape;
@@ -196,25 +197,53 @@ class AttentionInput : public AttentionArguments<T> {
       const auto weight = expected_.weights.begin() + static_cast<std::int64_t>(row) * key_len;
       unsure_rows_[row] = !(sink <= kGreatest<T>)&&std::count(weight, weight + key_len, 0.0) == key_len;
     }
+    if (!AllFinite(this->key)) {
+      ForEachKept([&](std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j, std::int64_t row) {
+        if (MayVanishBesideInfinity(n, h, i, j)) unsure_rows_[static_cast<std::size_t>(row)] = true;
+      });
+    }
     ambiguous_.clear();
-    bool any = false;
-    this->value.ForEach([&](T& element) { any = any || !std::isfinite(reference::ToDouble(element)); });
-    if (!any) return;
+    if (AllFinite(this->value)) return;
     ambiguous_.resize(expected_.output.size());
+    ForEachKept([&, width = value_dim](std::int64_t n, std::int64_t h, std::int64_t, std::int64_t j, std::int64_t row) {
+      if (!(expected_.weights[static_cast<std::size_t>(row * key_len + j)] < 0x1p-60)) return;
+      for (std::int64_t d = 0; d < width; ++d) {
+        if (std::isfinite(reference::ToDouble(*args.value.at(n, h / this->shape.group, j, d)))) continue;
+        ambiguous_[static_cast<std::size_t>(row * width + d)] = true;
+      }
+    });
+  }
+
+  static bool AllFinite(const Tensor<T, 4>& tensor) {
+    bool all = true;
+    tensor.ForEach([&](T& element) { all = all && std::isfinite(reference::ToDouble(element)); });
+    return all;
+  }
+
+  // visit(batch entry, head, query, key, row) for the keys that each row keeps.
+  template <class Visit>
+  void ForEachKept(const Visit& visit) const {
+    const auto [batch, heads, query_len, width] = this->args.output.shape;
     for (std::int64_t n = 0, row = 0; n < batch; ++n) {
       for (std::int64_t h = 0; h < heads; ++h) {
         for (std::int64_t i = 0; i < query_len; ++i, ++row) {
-          for (std::int64_t j = 0; j < key_len; ++j) {
-            const double weight = expected_.weights[static_cast<std::size_t>(row * key_len + j)];
-            if (!(weight < 0x1p-60) || !this->Kept(n, h, i, j)) continue;
-            for (std::int64_t d = 0; d < value_dim; ++d) {
-              if (std::isfinite(reference::ToDouble(*args.value.at(n, h / this->shape.group, j, d)))) continue;
-              ambiguous_[static_cast<std::size_t>(row * value_dim + d)] = true;
-            }
+          for (std::int64_t j = 0; j < this->shape.key_len; ++j) {
+            if (this->Kept(n, h, i, j)) visit(n, h, i, j, row);
           }
         }
       }
     }
+  }
+
+  // Whether a number of the query, times the scale, may be 0 or not where that of the key is infinite.
+  bool MayVanishBesideInfinity(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    const auto& args = this->args;
+    for (std::int64_t d = 0; d < this->shape.head_dim; ++d) {
+      if (!std::isinf(reference::ToDouble(*args.key.at(n, h / this->shape.group, j, d)))) continue;
+      const double number = std::abs(args.scale * reference::ToDouble(*args.query.at(n, h, i, d)));
+      if (number > 0 && number < kLeast<T>) return true;
+    }
+    return false;
   }
 
   reference::AttentionResult expected_;
