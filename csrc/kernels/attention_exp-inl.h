@@ -49,13 +49,14 @@ struct AttentionExpConstants<double> {
       1.3215433089594629037e-6, 1.0178198033328527662e-7, 7.0741056262456593708e-9,  4.4352809446103361611e-10};
 };
 
-// max(x, low), but NaN where x is NaN: the second operand of x86's maximum wins then, and NEON's gives NaN by itself.
+// max(x, low), but NaN where x is NaN: of x86's maximum the second operand wins then; Highway's on NEON, and its own
+// emulations, take the number.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ClampBelow(D d, V x, hn::TFromD<D> low) {
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
-  return hn::IfThenElse(hn::Lt(x, hn::Set(d, low)), hn::Set(d, low), x);
-#else
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
   return hn::Max(hn::Set(d, low), x);
+#else
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, low)), hn::Set(d, low), x);
 #endif
 }
 
