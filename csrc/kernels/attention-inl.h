@@ -218,15 +218,7 @@ class AttentionRun {
   Stored* WeightsOf(const Row& row, int64_t key) const { return args_.weights.at(batch_, row.head, row.query, key); }
 
   // A block of keys and its values, packed, meets all rows.
-  virtual void Online(int64_t begin, int64_t end) {
-    for (int64_t t = 0; const Stage stage = Next(t, begin, end);) {
-      Score(stage, begin);
-      FinishScores(stage, begin);
-      MoveMaxima(stage);
-      for (int r = 0; r < stage.tile->rows; ++r) WeightsOfRow(stage, r, begin, end);
-      AddValues(stage);
-    }
-  }
+  virtual void Online(int64_t begin, int64_t end) = 0;
 
   // The next tile, from the t-th on, that keeps any of the block's keys.
   Stage Next(int64_t& t, int64_t begin, int64_t end, int buffer = 0) const {
@@ -363,11 +355,6 @@ class AttentionRun {
   const AttentionScratch<Products> scratch_;
   Products products_;
 };
-
-template <class Products, typename T>
-void AttentionRunBlock(const AttentionArgs<T>& args, const AttentionBlock& block, std::byte* scratch) {
-  AttentionRun<Products>(args, block, scratch).Run();
-}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

@@ -6,7 +6,6 @@
 #include "kernels/attention-inl.h"
 #include "kernels/attention.h"
 #include "kernels/attention_fma-inl.h"
-#include "kernels/decode-inl.h"
 #include "runtime/amx.h"
 #include "runtime/dispatch.h"
 
@@ -15,12 +14,7 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<FmaProducts<T>>,
-                                        &AttentionRunBlock<FmaProducts<T>>,
-                                        &PartialBytes<T>,
-                                        &DecodeScratchBytes<T>,
-                                        &DecodeRunChunk<T>,
-                                        &MergeChunks<T>};
+constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<FmaProducts<T>>, &FmaAttentionBlock<T>};
 
 const AttentionKernel<float>* AttentionF32() { return &kAttention<float>; }
 const AttentionKernel<double>* AttentionF64() { return &kAttention<double>; }

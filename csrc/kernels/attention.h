@@ -1,4 +1,4 @@
-// The table of functions that each target provides for attention.
+// The tables of functions that each target provides for attention.
 #pragma once
 
 #include <cstddef>
@@ -20,28 +20,34 @@ struct DecodeChunk {
   std::int64_t batch, kv_head, key_begin, key_end;
 };
 
+// Many queries.
 template <typename T>
 struct AttentionKernel {
-  // Many queries. For a block of at most `rows` rows:
+  // For a block of at most `rows` rows.
   std::size_t (*scratch_bytes)(const AttentionArgs<T>& args, std::int64_t rows);
   // Fills output, and weights and lse where asked for. A row's result does not depend on the block it is in.
   void (*block)(const AttentionArgs<T>& args, const AttentionBlock& block, std::byte* scratch);
+};
 
-  // Few queries: `chunk` for all chunks of a head, each with a partial result of its own, side by side, then `merge`.
-  // All chunks but the last are of chunk_keys keys.
+// Few queries: `chunk` for all chunks of a head, each with a partial result of its own, side by side, then `merge`. All
+// chunks but the last are of chunk_keys keys.
+template <typename T>
+struct DecodeKernel {
   std::size_t (*partial_bytes)(const AttentionArgs<T>& args, std::int64_t chunk_keys);
-  std::size_t (*chunk_scratch_bytes)(const AttentionArgs<T>& args);
+  std::size_t (*scratch_bytes)(const AttentionArgs<T>& args);
   void (*chunk)(const AttentionArgs<T>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* scratch);
   void (*merge)(const AttentionArgs<T>& args, std::int64_t batch, std::int64_t kv_head, std::int64_t chunk_keys,
                 std::byte* partials);
 };
 
-// By tiles of bfloat16; null where this build has none.
+// By tiles of bfloat16; null where this build has none. Few queries never go there: they wait for memory.
 template <typename T>
 const AttentionKernel<T>* AmxAttentionKernel();
 
-// That of the chosen target for these arguments.
+// Those of the chosen target, and for these arguments.
 template <typename T>
 const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args);
+template <typename T>
+const DecodeKernel<T>& GetDecodeKernel();
 
 }  // namespace headwise

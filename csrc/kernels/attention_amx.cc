@@ -11,7 +11,6 @@
 #include "kernels/attention.h"
 #include "kernels/attention_amx-inl.h"
 #include "kernels/attention_amx_run-inl.h"
-#include "kernels/decode-inl.h"
 
 #if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
@@ -36,14 +35,8 @@ void AmxBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::by
   }
 }
 
-// Queries too few for tiles go by float32, as everywhere.
 template <typename S>
-constexpr AttentionKernel<S> kAmxAttention{&AttentionScratchBytes<AmxProducts<S, kMostParts<S>>>,
-                                           &AmxBlock<S>,
-                                           &PartialBytes<S>,
-                                           &DecodeScratchBytes<S>,
-                                           &DecodeRunChunk<S>,
-                                           &MergeChunks<S>};
+constexpr AttentionKernel<S> kAmxAttention{&AttentionScratchBytes<AmxProducts<S, kMostParts<S>>>, &AmxBlock<S>};
 
 const AttentionKernel<float>* AmxAttentionF32() { return &kAmxAttention<float>; }
 const AttentionKernel<Float16>* AmxAttentionF16() { return &kAmxAttention<Float16>; }

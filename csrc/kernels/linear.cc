@@ -5,7 +5,6 @@
 // Below foreach_target.h, or the first target would miss them.
 #include "kernels/linear-inl.h"
 #include "kernels/linear.h"
-#include "kernels/linear_few-inl.h"
 #include "runtime/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -13,9 +12,8 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr LinearKernel<T> kLinear{
-    kTileRows,         &LinearScratchBytes<T>, &LinearRun<T>, &LinearFewRowsScratchBytes<T>,
-    &LinearFewRows<T>, &LinearPackedBytes<T>,  &LinearPack<T>};
+constexpr LinearKernel<T> kLinear{kTileRows, &LinearScratchBytes<T>, &LinearRun<T>, &LinearPackedBytes<T>,
+                                  &LinearPack<T>};
 
 const LinearKernel<Float16>* LinearF16() { return &kLinear<Float16>; }
 const LinearKernel<BFloat16>* LinearBF16() { return &kLinear<BFloat16>; }

@@ -1,4 +1,4 @@
-// The table of functions that each target provides for the linear map.
+// The tables of functions that each target provides for the linear map.
 #pragma once
 
 #include <cstddef>
@@ -34,21 +34,29 @@ struct LinearKernel {
   // A block whose columns begin at a multiple of kLinearBlockColumns. An element's result does not depend on the block
   // it is in.
   void (*block)(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch);
-  // Columns [begin, end) of the output, without packing; for one contiguous axis of weight and few rows.
-  std::size_t (*few_rows_scratch_bytes)(const LinearArgs<T>& args, std::int64_t columns);
-  void (*few_rows)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 
   // All weights, to be kept: their size, and columns [begin, end) of them, begin a multiple of kLinearBlockColumns.
   std::size_t (*packed_bytes)(View<const T, 2> weight, Precision precision);
   void (*pack)(View<const T, 2> weight, Precision precision, std::int64_t begin, std::int64_t end, std::byte* packed);
 };
 
-// By tiles of bfloat16, for all but double; null where this build has none.
+// Few rows, without packing; for one contiguous axis of weight.
+template <typename T>
+struct LinearFewKernel {
+  std::size_t (*scratch_bytes)(const LinearArgs<T>& args, std::int64_t columns);
+  // Columns [begin, end) of the output.
+  void (*columns)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
+};
+
+// By tiles of bfloat16, for all but double; null where this build has none. Few rows never go there: they wait for
+// memory.
 template <typename T>
 const LinearKernel<T>* AmxLinearKernel();
 
-// That of the chosen target.
+// Those of the chosen target.
 template <typename T>
 const LinearKernel<T>& GetLinearKernel();
+template <typename T>
+const LinearFewKernel<T>& GetLinearFewKernel();
 
 }  // namespace headwise

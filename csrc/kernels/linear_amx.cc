@@ -7,7 +7,6 @@
 #include "kernels/linear-inl.h"
 #include "kernels/linear.h"
 #include "kernels/linear_amx-inl.h"
-#include "kernels/linear_few-inl.h"
 #include "runtime/amx.h"
 
 #if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
@@ -73,14 +72,8 @@ void AmxPack(View<const T, 2> weight, Precision precision, int64_t begin, int64_
   });
 }
 
-// Rows too few for tiles go by float32, as everywhere.
 template <typename T>
-constexpr LinearKernel<T> kAmxLinear{kSide,
-                                     &AmxLinearScratchBytes<T>,
-                                     &AmxLinearRun<T>,
-                                     &LinearFewRowsScratchBytes<T>,
-                                     &LinearFewRows<T>,
-                                     &AmxPackedBytes<T>,
+constexpr LinearKernel<T> kAmxLinear{kSide, &AmxLinearScratchBytes<T>, &AmxLinearRun<T>, &AmxPackedBytes<T>,
                                      &AmxPack<T>};
 
 }  // namespace HWY_NAMESPACE

@@ -100,7 +100,7 @@ void SoftmaxOfRows(const SoftmaxRows<T>& rows) {
 
 // Infinities are cut so that an infinite part does not make NaN of a row that is not all infinite.
 template <typename T>
-HWY_INLINE SoftmaxPart<Accumulator<T>> PartOfRow(const T* x, std::int64_t n, const T* next) {
+HWY_NOINLINE SoftmaxPart<Accumulator<T>> PartOfRow(const T* x, std::int64_t n, const T* next) {
   using A = Accumulator<T>;
   const hn::ScalableTag<A> d;
   const A max = MaxOfRow(d, x, n);
@@ -270,8 +270,8 @@ HWY_INLINE std::int64_t States(std::int64_t columns) {
 }
 
 template <typename T>
-HWY_INLINE void MaxOfColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns,
-                             Accumulator<T>* max) {
+HWY_NOINLINE void MaxOfColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns,
+                               Accumulator<T>* max) {
   using A = Accumulator<T>;
   std::fill_n(max, States<A>(columns), -std::numeric_limits<A>::infinity());
   ForEachTile<A>(n, columns, [&](const auto& tile) HWY_ATTR {

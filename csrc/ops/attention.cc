@@ -59,8 +59,11 @@ class Plan {
     group_ = heads / kv_heads;
     work_ = 2.0 * static_cast<double>(batch * heads) * static_cast<double>(query_len) * static_cast<double>(key_len) *
             static_cast<double>(head_dim + args.value.shape[3]);
-    kernel_ = &GetAttentionKernel(args);
-    decode_ = group_ * query_len <= kMostDecodeRows;
+    if (group_ * query_len <= kMostDecodeRows) {
+      decode_ = &GetDecodeKernel<T>();
+    } else {
+      kernel_ = &GetAttentionKernel(args);
+    }
     size_ = decode_ ? ChunkKeys<T>(key_len) : 1;
     parts_ = decode_ ? std::max<std::int64_t>(1, CeilDiv(key_len, size_)) : query_len;
   }
@@ -97,9 +100,9 @@ class Plan {
     tasks += this->tasks();
     if (heads_ == 0) return 0;
     if (!decode_) return kernel_->scratch_bytes(*args_, size_ * group_);
-    partial_bytes_ = kernel_->partial_bytes(*args_, size_);
+    partial_bytes_ = decode_->partial_bytes(*args_, size_);
     partials.Take<std::byte>(HeadBytes(), heads_);
-    return kernel_->chunk_scratch_bytes(*args_);
+    return decode_->scratch_bytes(*args_);
   }
   std::int64_t first_task() const { return first_task_; }
 
@@ -119,10 +122,10 @@ class Plan {
     std::byte* const done = OfHead(partials, head);
     std::byte* const partial = done + kCacheLine;
     const DecodeChunk chunk{head / kv_heads, head % kv_heads, begin, std::min(args_->key.shape[2], begin + size_)};
-    kernel_->chunk(*args_, chunk, partial + partial_bytes_ * static_cast<std::size_t>(part), scratch);
+    decode_->chunk(*args_, chunk, partial + partial_bytes_ * static_cast<std::size_t>(part), scratch);
     // Whoever is the last of a head to finish sees what the others left.
     if (reinterpret_cast<Done*>(done)->fetch_add(1, std::memory_order_acq_rel) + 1 < parts_) return;
-    kernel_->merge(*args_, chunk.batch, chunk.kv_head, size_, partial);
+    decode_->merge(*args_, chunk.batch, chunk.kv_head, size_, partial);
   }
 
  private:
@@ -137,9 +140,9 @@ class Plan {
   }
 
   const AttentionArgs<T>* args_;
-  const AttentionKernel<T>* kernel_ = nullptr;
+  const AttentionKernel<T>* kernel_ = nullptr;  // one of the two, or neither where there is nothing to do
+  const DecodeKernel<T>* decode_ = nullptr;
   double work_ = 0;
-  bool decode_ = false;
   std::int64_t heads_ = 0, group_ = 1;  // heads_: of keys and values, in all batch entries
   std::int64_t size_ = 1, parts_ = 0;   // queries of a block or keys of a chunk; parts of a head
   std::int64_t first_task_ = 0;

@@ -42,7 +42,8 @@ constexpr std::int64_t kFewRows = 16;
 
 // Strips of columns, two per thread; rows of weights are read best in long pieces, from 1 KB on.
 template <typename T>
-void RunFewRows(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
+void RunFewRows(const LinearArgs<T>& args) {
+  const LinearFewKernel<T>& kernel = GetLinearFewKernel<T>();
   constexpr std::int64_t kShortest = 256, kLongest = 2048, kMultiple = 64;
   const std::int64_t columns = args.out.shape[1];
   const double work = kWorkPerWeight * static_cast<double>(columns) * static_cast<double>(args.x.shape[1]);
@@ -51,9 +52,9 @@ void RunFewRows(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   const std::int64_t strip = std::clamp(fair, kShortest, kLongest);
   const std::int64_t strips = CeilDiv(columns, strip);
   const int threads = ThreadsFor(strips, work);
-  const Scratch scratch(threads, kernel.few_rows_scratch_bytes(args, std::min(columns, strip)));
+  const Scratch scratch(threads, kernel.scratch_bytes(args, std::min(columns, strip)));
   ParallelFor(strips, threads, [&](std::int64_t i, int thread) {
-    kernel.few_rows(args, i * strip, std::min(columns, (i + 1) * strip), scratch.thread(thread));
+    kernel.columns(args, i * strip, std::min(columns, (i + 1) * strip), scratch.thread(thread));
   });
 }
 
@@ -61,7 +62,7 @@ template <typename T>
 void Run(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   const std::int64_t rows = args.out.shape[0], columns = args.out.shape[1], depth = args.x.shape[1];
   if (rows == 0 || columns == 0) return;
-  if (rows <= kFewRows && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1)) return RunFewRows(kernel, args);
+  if (rows <= kFewRows && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1)) return RunFewRows(args);
   const std::int64_t column_blocks = CeilDiv(columns, kBlockColumns);
   const double work = 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
   const int wanted = ThreadsFor(rows * columns, work);
