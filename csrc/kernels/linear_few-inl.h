@@ -3,7 +3,7 @@
 //
 // Rows of W contiguous: kDepth of them go by together, as many streams as hardware prefetchers follow, from the first
 // column to the last; between one such block and the next the sums wait in the first-level cache. Sums of chunks of the
-// depth are added up in order, from the bias on, as in linear-inl.h: the same bits.
+// depth begin at zero and are added up in order, from the bias on, as in linear-inl.h: the same bits.
 //
 // Columns of W contiguous: dot products, a vector of partial sums each, in chunks too; the bias last.
 //
@@ -49,37 +49,30 @@ struct Operands {
   View<const T, 2> weight;
   const Accumulator<T>* bias;  // null: zero
   View<Accumulator<T>, 2> out;
-  View<Accumulator<T>, 2> chunk;  // sums of the chunk so far; `out` itself where there is only one
+  View<Accumulator<T>, 2> chunk;  // its sums so far; `out` itself where there is only one
 };
 
-// A block of kDepth rows of W: sums go on from `from`; those of a whole chunk are added to `base` (both null: zero).
-template <typename T>
-struct Step {
-  std::int64_t k, k_end;
-  View<const Accumulator<T>, 2> from, base;
-  View<Accumulator<T>, 2> to;
-};
-
-// to[row + r, column...] = base + (from + x[row + r, k...] W[k..., column...]) for `lanes` of kCount vectors of columns
+// chunk[row + r, column...] += x[row + r, k...] W[k..., column...] for `lanes` of kCount vectors of columns, k in
+// [begin, end)
 template <int kRows, int kCount, typename T, class Lanes>
-HWY_INLINE void AddDepth(const Operands<T>& in, const Step<T>& step, std::int64_t row, std::int64_t column,
-                         Lanes lanes) {
-  const Tag<Accumulator<T>> d;
-  hn::Vec<Tag<Accumulator<T>>> sum[kRows][kCount];
+HWY_INLINE void AddDepth(const Operands<T>& in, std::int64_t begin, std::int64_t end, std::int64_t row,
+                         std::int64_t column, Lanes lanes) {
+  using Sum = Accumulator<T>;
+  const Tag<Sum> d;
+  hn::Vec<Tag<Sum>> sum[kRows][kCount];
+  const Sum* x[kRows];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    const Accumulator<T>* const from = step.from ? step.from.at(row + r, column) : nullptr;
+    x[r] = in.x.at(row + r);
+    const Sum* const from = in.chunk.at(row + r, column);
 #pragma GCC unroll 4
-    for (int v = 0; v < kCount; ++v) sum[r][v] = from ? lanes.Load(d, from + v * kLanes<Accumulator<T>>) : hn::Zero(d);
+    for (int v = 0; v < kCount; ++v) sum[r][v] = lanes.Load(d, from + v * kLanes<Sum>);
   }
-  const Accumulator<T>* x[kRows];
+  const T* w = in.weight.at(begin, column);
+  for (std::int64_t k = begin; k < end; ++k, w += in.weight.stride[0]) {
+    hn::Vec<Tag<Sum>> w_k[kCount];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) x[r] = in.x.at(row + r);
-  const T* w = in.weight.at(step.k, column);
-  for (std::int64_t k = step.k; k < step.k_end; ++k, w += in.weight.stride[0]) {
-    hn::Vec<Tag<Accumulator<T>>> w_k[kCount];
-#pragma GCC unroll 4
-    for (int v = 0; v < kCount; ++v) w_k[v] = lanes.Load(d, w + v * kLanes<Accumulator<T>>);
+    for (int v = 0; v < kCount; ++v) w_k[v] = lanes.Load(d, w + v * kLanes<Sum>);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const auto x_rk = hn::Set(d, x[r][k]);
@@ -89,28 +82,32 @@ HWY_INLINE void AddDepth(const Operands<T>& in, const Step<T>& step, std::int64_
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    if (step.base) {
-      const Accumulator<T>* const base = step.base.at(row + r, column);
+    Sum* const to = in.chunk.at(row + r, column);
 #pragma GCC unroll 4
-      for (int v = 0; v < kCount; ++v) {
-        sum[r][v] = hn::Add(lanes.Load(d, base + v * kLanes<Accumulator<T>>), sum[r][v]);
-      }
-    }
-    Accumulator<T>* const to = step.to.at(row + r, column);
-#pragma GCC unroll 4
-    for (int v = 0; v < kCount; ++v) lanes.Store(sum[r][v], d, to + v * kLanes<Accumulator<T>>);
+    for (int v = 0; v < kCount; ++v) lanes.Store(sum[r][v], d, to + v * kLanes<Sum>);
   }
 }
 
 template <int kRows, typename T>
-HWY_INLINE void AddDepthToRows(const Operands<T>& in, const Step<T>& step, std::int64_t row, std::int64_t columns) {
+HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t begin, std::int64_t end, std::int64_t row,
+                               std::int64_t columns) {
+  constexpr std::int64_t kWidth = kLanes<Accumulator<T>>;
   std::int64_t j = 0;
-  for (; j + kVectors * kLanes<Accumulator<T>> <= columns; j += kVectors * kLanes<Accumulator<T>>) {
-    AddDepth<kRows, kVectors>(in, step, row, j, AllLanes());
+  for (; j + kVectors * kWidth <= columns; j += kVectors * kWidth) {
+    AddDepth<kRows, kVectors>(in, begin, end, row, j, AllLanes());
   }
-  for (; j + kLanes<Accumulator<T>> <= columns; j += kLanes<Accumulator<T>>)
-    AddDepth<kRows, 1>(in, step, row, j, AllLanes());
-  if (j < columns) AddDepth<kRows, 1>(in, step, row, j, FirstLanes{columns - j});
+  for (; j + kWidth <= columns; j += kWidth) AddDepth<kRows, 1>(in, begin, end, row, j, AllLanes());
+  if (j < columns) AddDepth<kRows, 1>(in, begin, end, row, j, FirstLanes{columns - j});
+}
+
+// out = before + chunk; before null: out = chunk.
+template <typename Sum>
+HWY_INLINE void FinishChunk(const Sum* before, const Sum* chunk, std::int64_t columns, Sum* out) {
+  const Tag<Sum> d;
+  ForEachVector(d, columns, [&](auto lanes, std::int64_t j) HWY_ATTR {
+    const auto sum = lanes.Load(d, chunk + j);
+    lanes.Store(before ? hn::Add(lanes.Load(d, before + j), sum) : sum, d, out + j);
+  });
 }
 
 // out[row + r, column + c] = x[row + r, :] . W[:, column + c] + bias[column + c]
@@ -199,20 +196,18 @@ template <typename T>
 void Run(const Operands<T>& in, std::int64_t columns) {
   const std::int64_t rows = in.out.shape[0], depth = in.x.shape[1];
   if (in.weight.stride[1] == 1) {
-    const auto constant = [](const auto& view) {
-      return View<const Accumulator<T>, 2>{view.data, view.shape, view.stride};
-    };
     // A depth of 0 still writes the bias.
-    for (std::int64_t k = 0; k == 0 || k < depth; k += kDepth) {
-      Step<T> step{k, std::min(depth, k + kDepth), {}, {}, in.chunk};
-      if (k % kDepthChunk<T> != 0) step.from = constant(in.chunk);
-      if (step.k_end % kDepthChunk<T> == 0 || step.k_end == depth) {
-        step.base =
-            k < kDepthChunk<T> ? View<const Accumulator<T>, 2>{in.bias, {rows, columns}, {0, 1}} : constant(in.out);
-        step.to = in.out;
+    for (std::int64_t chunk = 0; chunk == 0 || chunk < depth; chunk += kDepthChunk<T>) {
+      const std::int64_t chunk_end = std::min(depth, chunk + kDepthChunk<T>);
+      for (std::int64_t r = 0; r < rows; ++r) std::fill_n(in.chunk.at(r), columns, Accumulator<T>{0});
+      for (std::int64_t k = chunk; k < chunk_end; k += kDepth) {
+        ForEachRowTile(rows, [&](auto count, std::int64_t row) HWY_ATTR {
+          AddDepthToRows<count.value>(in, k, std::min(chunk_end, k + kDepth), row, columns);
+        });
       }
-      ForEachRowTile(
-          rows, [&](auto count, std::int64_t row) HWY_ATTR { AddDepthToRows<count.value>(in, step, row, columns); });
+      for (std::int64_t r = 0; r < rows; ++r) {
+        FinishChunk<Accumulator<T>>(chunk == 0 ? in.bias : in.out.at(r), in.chunk.at(r), columns, in.out.at(r));
+      }
     }
   } else {
     for (std::int64_t j = 0; j < columns; j += kVectors) {
