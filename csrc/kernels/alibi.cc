@@ -11,15 +11,10 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-constexpr AlibiKernel<Float16> kAlibiF16{&AddAlibiRow<Float16>};
-constexpr AlibiKernel<BFloat16> kAlibiBF16{&AddAlibiRow<BFloat16>};
-constexpr AlibiKernel<float> kAlibiF32{&AddAlibiRow<float>};
-constexpr AlibiKernel<double> kAlibiF64{&AddAlibiRow<double>};
+template <typename T>
+constexpr AlibiKernel<T> kAlibi{&AddAlibiRow<T>};
 
-const AlibiKernel<Float16>* AlibiF16() { return &kAlibiF16; }
-const AlibiKernel<BFloat16>* AlibiBF16() { return &kAlibiBF16; }
-const AlibiKernel<float>* AlibiF32() { return &kAlibiF32; }
-const AlibiKernel<double>* AlibiF64() { return &kAlibiF64; }
+HEADWISE_KERNELS(Alibi)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -28,27 +23,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HWY_EXPORT(AlibiF16);
-HWY_EXPORT(AlibiBF16);
-HWY_EXPORT(AlibiF32);
-HWY_EXPORT(AlibiF64);
-
-template <>
-const AlibiKernel<Float16>& GetAlibiKernel() {
-  return *HEADWISE_DISPATCH(AlibiF16)();
-}
-template <>
-const AlibiKernel<BFloat16>& GetAlibiKernel() {
-  return *HEADWISE_DISPATCH(AlibiBF16)();
-}
-template <>
-const AlibiKernel<float>& GetAlibiKernel() {
-  return *HEADWISE_DISPATCH(AlibiF32)();
-}
-template <>
-const AlibiKernel<double>& GetAlibiKernel() {
-  return *HEADWISE_DISPATCH(AlibiF64)();
-}
+HEADWISE_GET_KERNELS(Alibi)
 
 }  // namespace headwise
 #endif

@@ -16,10 +16,7 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<FmaProducts<T>>, &FmaAttentionBlock<T>};
 
-const AttentionKernel<float>* AttentionF32() { return &kAttention<float>; }
-const AttentionKernel<double>* AttentionF64() { return &kAttention<double>; }
-const AttentionKernel<Float16>* AttentionF16() { return &kAttention<Float16>; }
-const AttentionKernel<BFloat16>* AttentionBF16() { return &kAttention<BFloat16>; }
+HEADWISE_KERNELS(Attention)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -42,30 +39,19 @@ bool TilesPay(const AttentionArgs<T>& args) {
   return rows >= least && args.key.shape[2] >= least && fills(args.query.shape[3]) && fills(args.value.shape[3]);
 }
 
-HWY_EXPORT(AttentionF32);
-HWY_EXPORT(AttentionF64);
-HWY_EXPORT(AttentionF16);
-HWY_EXPORT(AttentionBF16);
+HEADWISE_EXPORT_KERNELS(Attention)
 
-template <>
-const AttentionKernel<float>& GetAttentionKernel(const AttentionArgs<float>& args) {
-  if (AmxChosen() && TilesPay(args)) return *AmxAttentionKernel<float>();
-  return *HEADWISE_DISPATCH(AttentionF32)();
+template <typename T>
+const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args) {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (AmxChosen() && TilesPay(args)) return *AmxAttentionKernel<T>();
+  }
+  return ChosenAttentionKernel<T>();
 }
-template <>
-const AttentionKernel<double>& GetAttentionKernel(const AttentionArgs<double>&) {
-  return *HEADWISE_DISPATCH(AttentionF64)();
-}
-template <>
-const AttentionKernel<Float16>& GetAttentionKernel(const AttentionArgs<Float16>& args) {
-  if (AmxChosen() && TilesPay(args)) return *AmxAttentionKernel<Float16>();
-  return *HEADWISE_DISPATCH(AttentionF16)();
-}
-template <>
-const AttentionKernel<BFloat16>& GetAttentionKernel(const AttentionArgs<BFloat16>& args) {
-  if (AmxChosen() && TilesPay(args)) return *AmxAttentionKernel<BFloat16>();
-  return *HEADWISE_DISPATCH(AttentionBF16)();
-}
+template const AttentionKernel<Float16>& GetAttentionKernel(const AttentionArgs<Float16>&);
+template const AttentionKernel<BFloat16>& GetAttentionKernel(const AttentionArgs<BFloat16>&);
+template const AttentionKernel<float>& GetAttentionKernel(const AttentionArgs<float>&);
+template const AttentionKernel<double>& GetAttentionKernel(const AttentionArgs<double>&);
 
 }  // namespace headwise
 #endif

@@ -38,10 +38,6 @@ void AmxBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::by
 template <typename S>
 constexpr AttentionKernel<S> kAmxAttention{&AttentionScratchBytes<AmxProducts<S, kMostParts<S>>>, &AmxBlock<S>};
 
-const AttentionKernel<float>* AmxAttentionF32() { return &kAmxAttention<float>; }
-const AttentionKernel<Float16>* AmxAttentionF16() { return &kAmxAttention<Float16>; }
-const AttentionKernel<BFloat16>* AmxAttentionBF16() { return &kAmxAttention<BFloat16>; }
-
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
 HWY_AFTER_NAMESPACE();
@@ -50,24 +46,18 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
+template <typename T>
+const AttentionKernel<T>* AmxAttentionKernel() {
 #if HEADWISE_AMX && (HWY_TARGETS & HWY_AVX3)
-#define HEADWISE_AMX_KERNEL(function) N_AVX3::function()
+  return &N_AVX3::kAmxAttention<T>;
 #else
-#define HEADWISE_AMX_KERNEL(function) nullptr
+  return nullptr;
 #endif
+}
 
-template <>
-const AttentionKernel<float>* AmxAttentionKernel() {
-  return HEADWISE_AMX_KERNEL(AmxAttentionF32);
-}
-template <>
-const AttentionKernel<Float16>* AmxAttentionKernel() {
-  return HEADWISE_AMX_KERNEL(AmxAttentionF16);
-}
-template <>
-const AttentionKernel<BFloat16>* AmxAttentionKernel() {
-  return HEADWISE_AMX_KERNEL(AmxAttentionBF16);
-}
+template const AttentionKernel<Float16>* AmxAttentionKernel();
+template const AttentionKernel<BFloat16>* AmxAttentionKernel();
+template const AttentionKernel<float>* AmxAttentionKernel();
 
 }  // namespace headwise
 #endif

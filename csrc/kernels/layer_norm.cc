@@ -11,15 +11,10 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-constexpr LayerNormKernel<Float16> kLayerNormF16{&LayerNormRow<Float16>};
-constexpr LayerNormKernel<BFloat16> kLayerNormBF16{&LayerNormRow<BFloat16>};
-constexpr LayerNormKernel<float> kLayerNormF32{&LayerNormRow<float>};
-constexpr LayerNormKernel<double> kLayerNormF64{&LayerNormRow<double>};
+template <typename T>
+constexpr LayerNormKernel<T> kLayerNorm{&LayerNormRow<T>};
 
-const LayerNormKernel<Float16>* LayerNormF16() { return &kLayerNormF16; }
-const LayerNormKernel<BFloat16>* LayerNormBF16() { return &kLayerNormBF16; }
-const LayerNormKernel<float>* LayerNormF32() { return &kLayerNormF32; }
-const LayerNormKernel<double>* LayerNormF64() { return &kLayerNormF64; }
+HEADWISE_KERNELS(LayerNorm)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -28,27 +23,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HWY_EXPORT(LayerNormF16);
-HWY_EXPORT(LayerNormBF16);
-HWY_EXPORT(LayerNormF32);
-HWY_EXPORT(LayerNormF64);
-
-template <>
-const LayerNormKernel<Float16>& GetLayerNormKernel() {
-  return *HEADWISE_DISPATCH(LayerNormF16)();
-}
-template <>
-const LayerNormKernel<BFloat16>& GetLayerNormKernel() {
-  return *HEADWISE_DISPATCH(LayerNormBF16)();
-}
-template <>
-const LayerNormKernel<float>& GetLayerNormKernel() {
-  return *HEADWISE_DISPATCH(LayerNormF32)();
-}
-template <>
-const LayerNormKernel<double>& GetLayerNormKernel() {
-  return *HEADWISE_DISPATCH(LayerNormF64)();
-}
+HEADWISE_GET_KERNELS(LayerNorm)
 
 }  // namespace headwise
 #endif

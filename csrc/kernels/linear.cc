@@ -15,10 +15,7 @@ template <typename T>
 constexpr LinearKernel<T> kLinear{kTileRows, &LinearScratchBytes<T>, &LinearRun<T>, &LinearPackedBytes<T>,
                                   &LinearPack<T>};
 
-const LinearKernel<Float16>* LinearF16() { return &kLinear<Float16>; }
-const LinearKernel<BFloat16>* LinearBF16() { return &kLinear<BFloat16>; }
-const LinearKernel<float>* LinearF32() { return &kLinear<float>; }
-const LinearKernel<double>* LinearF64() { return &kLinear<double>; }
+HEADWISE_KERNELS(Linear)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -27,30 +24,19 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HWY_EXPORT(LinearF16);
-HWY_EXPORT(LinearBF16);
-HWY_EXPORT(LinearF32);
-HWY_EXPORT(LinearF64);
+HEADWISE_EXPORT_KERNELS(Linear)
 
-template <>
-const LinearKernel<Float16>& GetLinearKernel() {
-  if (AmxChosen()) return *AmxLinearKernel<Float16>();
-  return *HEADWISE_DISPATCH(LinearF16)();
+template <typename T>
+const LinearKernel<T>& GetLinearKernel() {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (AmxChosen()) return *AmxLinearKernel<T>();
+  }
+  return ChosenLinearKernel<T>();
 }
-template <>
-const LinearKernel<BFloat16>& GetLinearKernel() {
-  if (AmxChosen()) return *AmxLinearKernel<BFloat16>();
-  return *HEADWISE_DISPATCH(LinearBF16)();
-}
-template <>
-const LinearKernel<float>& GetLinearKernel() {
-  if (AmxChosen()) return *AmxLinearKernel<float>();
-  return *HEADWISE_DISPATCH(LinearF32)();
-}
-template <>
-const LinearKernel<double>& GetLinearKernel() {
-  return *HEADWISE_DISPATCH(LinearF64)();
-}
+template const LinearKernel<Float16>& GetLinearKernel();
+template const LinearKernel<BFloat16>& GetLinearKernel();
+template const LinearKernel<float>& GetLinearKernel();
+template const LinearKernel<double>& GetLinearKernel();
 
 }  // namespace headwise
 #endif

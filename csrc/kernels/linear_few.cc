@@ -14,10 +14,7 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr LinearFewKernel<T> kLinearFew{&LinearFewRowsScratchBytes<T>, &LinearFewRows<T>};
 
-const LinearFewKernel<Float16>* LinearFewF16() { return &kLinearFew<Float16>; }
-const LinearFewKernel<BFloat16>* LinearFewBF16() { return &kLinearFew<BFloat16>; }
-const LinearFewKernel<float>* LinearFewF32() { return &kLinearFew<float>; }
-const LinearFewKernel<double>* LinearFewF64() { return &kLinearFew<double>; }
+HEADWISE_KERNELS(LinearFew)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -26,27 +23,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HWY_EXPORT(LinearFewF16);
-HWY_EXPORT(LinearFewBF16);
-HWY_EXPORT(LinearFewF32);
-HWY_EXPORT(LinearFewF64);
-
-template <>
-const LinearFewKernel<Float16>& GetLinearFewKernel() {
-  return *HEADWISE_DISPATCH(LinearFewF16)();
-}
-template <>
-const LinearFewKernel<BFloat16>& GetLinearFewKernel() {
-  return *HEADWISE_DISPATCH(LinearFewBF16)();
-}
-template <>
-const LinearFewKernel<float>& GetLinearFewKernel() {
-  return *HEADWISE_DISPATCH(LinearFewF32)();
-}
-template <>
-const LinearFewKernel<double>& GetLinearFewKernel() {
-  return *HEADWISE_DISPATCH(LinearFewF64)();
-}
+HEADWISE_GET_KERNELS(LinearFew)
 
 }  // namespace headwise
 #endif

@@ -11,16 +11,10 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-constexpr RopeKernel<Float16> kRopeF16{&RotateHalves<Float16>, &RotateNeighbours<Float16>, &CopyPastCaches<Float16>};
-constexpr RopeKernel<BFloat16> kRopeBF16{&RotateHalves<BFloat16>, &RotateNeighbours<BFloat16>,
-                                         &CopyPastCaches<BFloat16>};
-constexpr RopeKernel<float> kRopeF32{&RotateHalves<float>, &RotateNeighbours<float>, &CopyPastCaches<float>};
-constexpr RopeKernel<double> kRopeF64{&RotateHalves<double>, &RotateNeighbours<double>, &CopyPastCaches<double>};
+template <typename T>
+constexpr RopeKernel<T> kRope{&RotateHalves<T>, &RotateNeighbours<T>, &CopyPastCaches<T>};
 
-const RopeKernel<Float16>* RopeF16() { return &kRopeF16; }
-const RopeKernel<BFloat16>* RopeBF16() { return &kRopeBF16; }
-const RopeKernel<float>* RopeF32() { return &kRopeF32; }
-const RopeKernel<double>* RopeF64() { return &kRopeF64; }
+HEADWISE_KERNELS(Rope)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -29,27 +23,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HWY_EXPORT(RopeF16);
-HWY_EXPORT(RopeBF16);
-HWY_EXPORT(RopeF32);
-HWY_EXPORT(RopeF64);
-
-template <>
-const RopeKernel<Float16>& GetRopeKernel() {
-  return *HEADWISE_DISPATCH(RopeF16)();
-}
-template <>
-const RopeKernel<BFloat16>& GetRopeKernel() {
-  return *HEADWISE_DISPATCH(RopeBF16)();
-}
-template <>
-const RopeKernel<float>& GetRopeKernel() {
-  return *HEADWISE_DISPATCH(RopeF32)();
-}
-template <>
-const RopeKernel<double>& GetRopeKernel() {
-  return *HEADWISE_DISPATCH(RopeF64)();
-}
+HEADWISE_GET_KERNELS(Rope)
 
 }  // namespace headwise
 #endif

@@ -22,10 +22,7 @@ constexpr SoftmaxKernel<T> kSoftmax{
     {&InOnePart<T, WriteLogSumExp<T>>, kPart, &Finish<T, WriteLogSumExp<T>>, &LogSumExpColumns<T>},
 };
 
-const SoftmaxKernel<Float16>* SoftmaxF16() { return &kSoftmax<Float16>; }
-const SoftmaxKernel<BFloat16>* SoftmaxBF16() { return &kSoftmax<BFloat16>; }
-const SoftmaxKernel<float>* SoftmaxF32() { return &kSoftmax<float>; }
-const SoftmaxKernel<double>* SoftmaxF64() { return &kSoftmax<double>; }
+HEADWISE_KERNELS(Softmax)
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -34,27 +31,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HWY_EXPORT(SoftmaxF16);
-HWY_EXPORT(SoftmaxBF16);
-HWY_EXPORT(SoftmaxF32);
-HWY_EXPORT(SoftmaxF64);
-
-template <>
-const SoftmaxKernel<Float16>& GetSoftmaxKernel() {
-  return *HEADWISE_DISPATCH(SoftmaxF16)();
-}
-template <>
-const SoftmaxKernel<BFloat16>& GetSoftmaxKernel() {
-  return *HEADWISE_DISPATCH(SoftmaxBF16)();
-}
-template <>
-const SoftmaxKernel<float>& GetSoftmaxKernel() {
-  return *HEADWISE_DISPATCH(SoftmaxF32)();
-}
-template <>
-const SoftmaxKernel<double>& GetSoftmaxKernel() {
-  return *HEADWISE_DISPATCH(SoftmaxF64)();
-}
+HEADWISE_GET_KERNELS(Softmax)
 
 }  // namespace headwise
 #endif
