@@ -18,7 +18,8 @@ namespace headwise {
 //   output = sum over kept j of p_j * value_j  (with dropout: drop_ij ? drop_scale * p_j : 0)
 //   lse    = log of the denominator
 //
-// Weights below 2^-86 (float64: 2^-622) of the greatest in their row may count as 0.
+// Weights below 2^-86 (float64: 2^-622) of the greatest in their row may count as 0. scale * query_i is rounded first:
+// a number that this makes 0 is NaN beside an infinite one of a key.
 // A kept NaN, or a score or sink of +inf, makes its whole row NaN, weights of keys not kept included. A query that
 // keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h). Whatever stands in a key or value that is not kept,
 // NaN included, reaches nothing. Unless weights are asked for, nothing of size query_len * key_len is built.
