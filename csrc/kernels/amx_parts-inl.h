@@ -50,12 +50,13 @@ constexpr int kInstructions = kParts == 3   ? 38
 
 constexpr int64_t Chunks(int64_t depth) { return (depth + kChunk - 1) / kChunk; }
 
-// The parts of x (numbers 0 to 15 of a chunk) and y (16 to 31), a vector of words each, part_stride words apart.
-template <int kParts, class V>
+// The parts of x (numbers 0 to 15 of a chunk) and y (16 to 31), a vector of words each, part_stride words apart. With
+// kCut they are cut off, not rounded: of three parts that is as exact.
+template <int kParts, bool kCut = false, class V>
 HWY_INLINE void StoreParts(V x, V y, std::uint32_t* to, int64_t part_stride) {
   const Tag<float> d;
   const Tag<std::uint32_t> bits;
-  const auto upper = hn::Set(bits, 0xFFFF0000u), half = hn::Set(bits, 0x8000u);
+  const auto upper = hn::Set(bits, 0xFFFF0000u), half = hn::Set(bits, kCut ? 0u : 0x8000u);
 #pragma GCC unroll 3
   for (int part = 0; part < kParts; ++part) {
     const auto x_top = hn::And(hn::Add(hn::BitCast(bits, x), half), upper);
@@ -66,139 +67,119 @@ HWY_INLINE void StoreParts(V x, V y, std::uint32_t* to, int64_t part_stride) {
   }
 }
 
-// One part of weights, which is taken from them. Of three parts each is cut off, not rounded: that is as exact, and two
-// operations less; the products it leaves out are larger, but as often positive as negative since the values' parts are
-// rounded.
-template <int kParts, int kPart, class V>
-HWY_INLINE void StoreWeightPart(V& x, V& y, std::uint32_t* to) {
-  const Tag<float> d;
-  const Tag<std::uint32_t> bits;
-  constexpr bool kLast = kPart + 1 == kParts;
-  const auto upper = hn::Set(bits, 0xFFFF0000u);
-  auto x_bits = hn::BitCast(bits, x), y_bits = hn::BitCast(bits, y);
-  if (kParts < 3) {
-    const auto half = hn::Set(bits, 0x8000u);
-    x_bits = hn::Add(x_bits, half), y_bits = hn::Add(y_bits, half);
-  }
-  const auto y_top = hn::And(y_bits, upper);
-  hn::StoreU(hn::Or(hn::ShiftRight<16>(x_bits), y_top), bits, to + kPart * 2 * kTileSize);
-  if (kLast) return;
-  x = hn::Sub(x, hn::BitCast(d, hn::And(x_bits, upper)));
-  y = hn::Sub(y, hn::BitCast(d, y_top));
-}
-
-template <int kParts, class V>
-HWY_INLINE void StoreWeightParts(V x, V y, std::uint32_t* to) {
-  StoreWeightPart<kParts, 0>(x, y, to);
-  if constexpr (kParts > 1) StoreWeightPart<kParts, 1>(x, y, to);
-  if constexpr (kParts > 2) StoreWeightPart<kParts, 2>(x, y, to);
-}
-
-// The vector unit's work alongside products of tiles. Begin() says before each chunk whether there is any; At<n>() does
-// its n-th of kInstructions portions, with State for what they hand on to each other in registers.
+// The vector unit's work alongside products of tiles. Before each chunk Begin(unit) says whether there is any; then
+// At<n>(unit, state) does the n-th of kInstructions portions of a unit. Unit has the places it works on, State what the
+// portions hand on to each other: both are local variables, so that they stay in registers.
 //
 // Here it is none, and eight instructions that do nothing take its place: where the core is shared with another thread,
 // a chunk with three parts takes 370 ns with them and 570 without (180 either way where it is not; 2.2 GHz).
 struct NoWork {
+  struct Unit {};
   struct State {};
-  bool Begin() const { return false; }
+  bool Begin(Unit&) const { return false; }
   template <int kPortion>
-  HWY_INLINE void At(State&) const {
+  static HWY_INLINE void At(const Unit&, State&) {
     asm volatile("nop\nnop\nnop\nnop\nnop\nnop\nnop\nnop");
   }
 };
 
 // A chunk's products: tiles 0 to 3 += A B. Loads are what limits, so from one product of parts to the next only one of
-// the two parts changes; the next chunk of B is fetched into the first-level cache meanwhile. After each instruction
-// comes a portion of the vector unit's work. Without kLower the lower tiles, 2 and 3, are left out.
+// the two parts changes, and each of its tiles is loaded as soon as the product has read it; the next chunk of B is
+// fetched into the first-level cache meanwhile. After each instruction comes a portion of the vector unit's work.
+// Without kLower the lower tiles, 2 and 3, are left out.
 template <int kParts, bool kLower, class Work>
 class ChunkProduct {
  public:
-  ChunkProduct(const std::uint32_t* a, const std::uint32_t* b, const Work& work) : a_(a), b_(b), work_(work) {}
+  using Unit = typename Work::Unit;
 
-  // Returns the work as it stands then.
-  HWY_INLINE Work operator()() {
-    LoadA<0, 0>();
-    LoadB<2, kParts - 1>();
-    Multiply<4, 0>();
+  ChunkProduct(const std::uint32_t* a, const std::uint32_t* b, const Unit& unit) : a_(a), b_(b), unit_(unit) {}
+
+  HWY_INLINE void operator()() {
+    LoadA<0, 0, 0>();
+    LoadB<0, kParts - 1, 1>();
+    LoadA<1, 0, 2>();
+    LoadB<1, kParts - 1, 3>();
     if constexpr (kParts == 2) {
-      LoadB<8, 0>();
-      Multiply<10, 1>();
-      LoadA<14, 1>();
-      Multiply<16, 2>();
+      MultiplyThenLoadB<0, 0>();
+      MultiplyThenLoadA<1, 1>();
     }
     if constexpr (kParts == 3) {
-      LoadB<8, 1>();
-      Multiply<10, 1>();
-      LoadA<14, 1>();
-      Multiply<16, 2>();
-      LoadB<20, 0>();
-      Multiply<22, 3>();
-      LoadA<26, 2>();
-      Multiply<28, 4>();
-      LoadA<32, 0>();
-      Multiply<34, 5>();
+      MultiplyThenLoadB<0, 1>();
+      MultiplyThenLoadA<1, 1>();
+      MultiplyThenLoadB<2, 0>();
+      MultiplyThenLoadA<3, 2>();
+      MultiplyThenLoadA<4, 0>();
     }
-    return work_;
+    constexpr int kLast = kProducts - 1, kFirst = kInstructions<kParts> - 4;
+    MultiplyAdd<0, 0, kFirst, 4 * kLast>();
+    MultiplyAdd<0, 1, kFirst + 1, 4 * kLast + 1>();
+    MultiplyAdd<1, 0, kFirst + 2, 4 * kLast + 2>();
+    MultiplyAdd<1, 1, kFirst + 3, 4 * kLast + 3>();
   }
 
  private:
   static constexpr int kProducts = kParts * (kParts + 1) / 2;
-  static constexpr int kLines = kParts * 2 * amx::kTileRows / kProducts;  // of the next chunk of B, for each product
+  static constexpr int kLines = kParts * 2 * amx::kTileRows;  // of the next chunk of B
 
   template <int kPortion>
   HWY_INLINE void Portion() {
-    work_.template At<kPortion>(state_);
+    Work::template At<kPortion>(unit_, state_);
   }
 
-  template <int kPortion, int kPart>
+  // Product kProduct of two parts, of which the next one has another part of B.
+  template <int kProduct, int kPart>
+  HWY_INLINE void MultiplyThenLoadB() {
+    constexpr int kFirst = 4 + 6 * kProduct;
+    MultiplyAdd<0, 0, kFirst, 4 * kProduct>();
+    MultiplyAdd<1, 0, kFirst + 1, 4 * kProduct + 1>();
+    LoadB<0, kPart, kFirst + 2>();
+    MultiplyAdd<0, 1, kFirst + 3, 4 * kProduct + 2>();
+    MultiplyAdd<1, 1, kFirst + 4, 4 * kProduct + 3>();
+    LoadB<1, kPart, kFirst + 5>();
+  }
+
+  template <int kProduct, int kPart>
+  HWY_INLINE void MultiplyThenLoadA() {
+    constexpr int kFirst = 4 + 6 * kProduct;
+    MultiplyAdd<0, 0, kFirst, 4 * kProduct>();
+    MultiplyAdd<0, 1, kFirst + 1, 4 * kProduct + 1>();
+    LoadA<0, kPart, kFirst + 2>();
+    MultiplyAdd<1, 0, kFirst + 3, 4 * kProduct + 2>();
+    MultiplyAdd<1, 1, kFirst + 4, 4 * kProduct + 3>();
+    LoadA<1, kPart, kFirst + 5>();
+  }
+
+  template <int kRow, int kPart, int kPortion>
   HWY_INLINE void LoadA() {
-    amx::Load<4, 2 * kPart * kTileBytes>(a_, kTileRowBytes);
+    if constexpr (kLower || kRow == 0) amx::Load<4 + kRow, (2 * kPart + kRow) * kTileBytes>(a_, kTileRowBytes);
     Portion<kPortion>();
-    if constexpr (kLower) amx::Load<5, (2 * kPart + 1) * kTileBytes>(a_, kTileRowBytes);
-    Portion<kPortion + 1>();
   }
 
-  template <int kPortion, int kPart>
+  template <int kColumn, int kPart, int kPortion>
   HWY_INLINE void LoadB() {
-    amx::Load<6, 2 * kPart * kTileBytes>(b_, kTileRowBytes);
+    amx::Load<6 + kColumn, (2 * kPart + kColumn) * kTileBytes>(b_, kTileRowBytes);
     Portion<kPortion>();
-    amx::Load<7, (2 * kPart + 1) * kTileBytes>(b_, kTileRowBytes);
-    Portion<kPortion + 1>();
   }
 
-  template <int kPortion, int kProduct>
-  HWY_INLINE void Multiply() {
-    amx::MultiplyAdd<0, 4, 6>();
-    Fetch<4 * kProduct>();
+  // The kNth multiply-add fetches its share of the next chunk.
+  template <int kRow, int kColumn, int kPortion, int kNth>
+  HWY_INLINE void MultiplyAdd() {
+    if constexpr (kLower || kRow == 0) amx::MultiplyAdd<2 * kRow + kColumn, 4 + kRow, 6 + kColumn>();
+    Fetch<kNth * kLines / (4 * kProducts), (kNth + 1) * kLines / (4 * kProducts)>();
     Portion<kPortion>();
-    amx::MultiplyAdd<1, 4, 7>();
-    Fetch<4 * kProduct + 1>();
-    Portion<kPortion + 1>();
-    if constexpr (kLower) amx::MultiplyAdd<2, 5, 6>();
-    Fetch<4 * kProduct + 2>();
-    Portion<kPortion + 2>();
-    if constexpr (kLower) amx::MultiplyAdd<3, 5, 7>();
-    Fetch<4 * kProduct + 3>();
-    Portion<kPortion + 3>();
-  }
-
-  template <int kQuarter>
-  HWY_INLINE void Fetch() const {
-    FetchLines<kQuarter * kLines / 4, (kQuarter + 1) * kLines / 4>();
   }
 
   template <int kLine, int kEnd>
-  HWY_INLINE void FetchLines() const {
+  HWY_INLINE void Fetch() const {
     if constexpr (kLine < kEnd) {
       amx::Fetch<(kChunkSize<kParts> + kLine * amx::kTileWords) * 4>(b_);
-      FetchLines<kLine + 1, kEnd>();
+      Fetch<kLine + 1, kEnd>();
     }
   }
 
   const std::uint32_t* const a_;
   const std::uint32_t* const b_;
-  Work work_;
+  const Unit unit_;
   typename Work::State state_;
 };
 
@@ -207,14 +188,16 @@ class ChunkProduct {
 template <int kParts, class Work = const NoWork>
 HWY_INLINE void MultiplyChunks(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
                                Work&& work = Work()) {
+  using Alongside = std::remove_cv_t<std::remove_reference_t<Work>>;
   amx::Zero<0>(), amx::Zero<1>(), amx::Zero<2>(), amx::Zero<3>();
   for (int64_t chunk = 0; chunk < chunks; ++chunk, a += kChunkSize<kParts>, b += kChunkSize<kParts>) {
+    typename Alongside::Unit unit;
     if (!lower) {
-      ChunkProduct<kParts, false, NoWork>(a, b, NoWork())();
-    } else if (!work.Begin()) {
-      ChunkProduct<kParts, true, NoWork>(a, b, NoWork())();
-    } else if constexpr (!std::is_const_v<std::remove_reference_t<Work>>) {
-      work = ChunkProduct<kParts, true, std::remove_reference_t<Work>>(a, b, work)();
+      ChunkProduct<kParts, false, NoWork>(a, b, {})();
+    } else if (work.Begin(unit)) {
+      ChunkProduct<kParts, true, Alongside>(a, b, unit)();
+    } else {
+      ChunkProduct<kParts, true, NoWork>(a, b, {})();
     }
   }
 }
@@ -230,11 +213,15 @@ HWY_INLINE void StoreTiles(float* to, int64_t stride, bool lower) {
   }
 }
 
-// Whether bfloat16 parts can hold every number of a vector.
+// |x| as whole numbers, in the order of the numbers; those of Inf and NaN are greater than all others.
 template <class V>
-HWY_INLINE bool Splits(V x) {
-  const Tag<float> d;
-  return hn::AllTrue(d, hn::Lt(hn::Abs(x), hn::Set(d, 0x1p126f)));
+HWY_INLINE hn::Vec<Tag<std::int32_t>> Magnitudes(V x) {
+  return hn::BitCast(Tag<std::int32_t>(), hn::Abs(x));
+}
+
+HWY_INLINE bool AllBelow(hn::Vec<Tag<std::int32_t>> magnitudes, float most) {
+  const Tag<std::int32_t> d;
+  return hn::AllTrue(d, hn::Lt(magnitudes, hn::BitCast(d, hn::Set(Tag<float>(), most))));
 }
 
 // to[i] = the i-th vector's lanes reduced by `join`.

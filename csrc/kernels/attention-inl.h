@@ -234,7 +234,7 @@ class AttentionRun {
 
   // `work`: what the Products may do meanwhile.
   template <class... Work>
-  void Score(const Stage& stage, int64_t begin, Work&... work) const {
+  void Score(const Stage& stage, int64_t begin, Work&&... work) const {
     products_.Score(*stage.tile, stage.part.from, stage.part.to, begin, stage.part.alibi, Scores(stage), Shift(stage),
                     work...);
   }
@@ -252,9 +252,9 @@ class AttentionRun {
     }
   }
 
-  void MoveMaxima(const Stage& stage) const {
+  void MoveMaxima(const Stage& stage, T slack = T{0}) const {
     const int64_t first = stage.tile->first_row;
-    HWY_NAMESPACE::MoveMaxima(kRows, scratch_.max + first, scratch_.sum + first, Shift(stage), Rescale(stage));
+    HWY_NAMESPACE::MoveMaxima(kRows, scratch_.max + first, scratch_.sum + first, Shift(stage), Rescale(stage), slack);
   }
 
   void WeightsOfRow(const Stage& stage, int r, int64_t begin, int64_t end) const {
@@ -275,10 +275,9 @@ class AttentionRun {
     products_.TakeWeights(r, part.from, part.to, Scores(stage, r), stage.buffer);
   }
 
-  template <class... Work>
-  void AddValues(const Stage& stage, Work&... work) const {
+  void AddValues(const Stage& stage) const {
     products_.AddValues(*stage.tile, stage.part.from, stage.part.to, Scores(stage), stage.buffer, Rescale(stage),
-                        Output(stage), work...);
+                        Output(stage));
   }
 
   // The row's weights for the keys [begin, end), from scores that have become weights: final if these are all keys,

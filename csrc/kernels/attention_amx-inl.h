@@ -1,7 +1,8 @@
 // The products of attention on tiles of bfloat16 (amx_parts-inl.h).
 //
-// What bfloat16 cannot hold goes by float32, one row or key at a time: queries and keys that are not finite or beyond
-// 2^126, and blocks of values with any such number. Which these are does not depend on the block of queries.
+// What bfloat16 cannot hold goes by float32, one row or key at a time: queries and keys that are not finite or from
+// 2^126 on, and blocks of values with any number that is not finite or from 2^110 on. Which these are does not depend
+// on the block of queries.
 
 #if defined(HEADWISE_KERNELS_ATTENTION_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_ATTENTION_AMX_INL_H_
@@ -58,13 +59,13 @@ class AmxProducts {
     const auto scale = hn::Set(d, scale_first_ ? scale_ : 1.0f);
     std::uint32_t* packed = Query(tile);
     std::uint32_t odd = 0;
-    std::fill_n(packed, Chunks(head_dim_) * kChunkSize<kParts>, 0u);
+    if (tile.rows < kRows) std::fill_n(packed, Chunks(head_dim_) * kChunkSize<kParts>, 0u);
     for (int r = 0; r < tile.rows; ++r) {
       const S* row = args_.query.at(block_.batch, tile.row[r].head, tile.row[r].query);
       for (int64_t k = 0; k < head_dim_; k += kChunk) {
         const auto x = hn::Mul(LoadPart(row, k, head_dim_), scale);
         const auto y = hn::Mul(LoadPart(row, k + kLanes<float>, head_dim_), scale);
-        if (!Splits(x) || !Splits(y)) odd |= 1u << r;
+        if (!Split(x, y)) odd |= 1u << r;
         StoreParts<kParts>(x, y, packed + k / kChunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
       }
     }
@@ -84,7 +85,7 @@ class AmxProducts {
         for (int j = 0; j < count; ++j) {
           const S* row = args_.key.at(block_.batch, block_.kv_head, key + j);
           const auto x = LoadPart(row, k, head_dim_), y = LoadPart(row, k + kLanes<float>, head_dim_);
-          if (!Splits(x) || !Splits(y)) odd |= 1u << j;
+          if (!Split(x, y)) odd |= 1u << j;
           StoreParts<kParts>(x, y, rows + j * amx::kTileWords, kTileSize);
         }
         std::uint32_t* tiles = key_ + (group * Chunks(head_dim_) + k / kChunk) * kChunkSize<kParts> + half * kTileSize;
@@ -107,11 +108,14 @@ class AmxProducts {
     begin_ = begin;
     // The whole block decides, whatever part of it these queries keep.
     const int64_t block_begin = begin / kKeys * kKeys, block_end = std::min(block_begin + kKeys, args_.key.shape[2]);
-    values_split_ = true;
+    auto greatest = hn::Zero(Tag<std::int32_t>());
     for (int64_t key = block_begin; key < block_end; ++key) {
       const S* row = args_.value.at(block_.batch, block_.kv_head, key);
-      for (int64_t i = 0; i < value_dim_; i += kLanes<float>) values_split_ &= Splits(LoadPart(row, i, value_dim_));
+      for (int64_t i = 0; i < value_dim_; i += kLanes<float>) {
+        greatest = hn::Max(greatest, Magnitudes(LoadPart(row, i, value_dim_)));
+      }
     }
+    values_split_ = AllBelow(greatest, 0x1p110f);
     if (!values_split_) return;
     const Tag<float> d;
     for (int64_t key = begin; key < end; key += kChunk) {
@@ -145,15 +149,22 @@ class AmxProducts {
     }
   }
 
-  // Adds ALiBi, drops what the tiles have beyond the keys, and finds the largest score of each row.
   void FinishScores(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, float* scores,
                     float* greatest) const {
+    AdjustScores(tile, from, to, begin, alibi, scores);
+    GreatestScores(tile, from, to, scores, greatest);
+  }
+
+  // Scales halves, replaces scores that tiles cannot make, adds ALiBi and drops what the tiles have beyond the keys.
+  void AdjustScores(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, float* scores) const {
     if (!scale_first_) {
       for (int r = 0; r < tile.rows; ++r) {
         ScaleRow(scores + r * kStride + from, to - from, scale_, scores + r * kStride + from);
       }
     }
-    for (int r = 0; r < tile.rows; ++r) ScoreOddOnes(tile, r, from, to, scores + r * kStride);
+    if (odd_key_count_ > 0 || odd_rows_[tile.first_row / kRows] != 0) {
+      for (int r = 0; r < tile.rows; ++r) ScoreOddOnes(tile, r, from, to, scores + r * kStride);
+    }
     if (alibi) {
       for (int r = 0; r < tile.rows; ++r) {
         AddAlibi(args_.slopes[tile.row[r].head], begin - tile.row[r].query - args_.offset, from, to,
@@ -163,6 +174,10 @@ class AmxProducts {
     if (to % kChunk != 0) {
       for (int r = 0; r < tile.rows; ++r) DropBeyond(to, scores + r * kStride);
     }
+  }
+
+  // The largest score of each row; 0 for rows that only fill the tile.
+  void GreatestScores(const Tile<kRows>& tile, int64_t from, int64_t to, const float* scores, float* greatest) const {
     const Tag<float> d;
     for (int r = 0; r < tile.rows; r += 4) {
       const float* row = scores + r * kStride;
@@ -177,7 +192,7 @@ class AmxProducts {
       Reduce4(
           max0, max1, max2, max3, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); }, greatest + r);
     }
-    std::fill(greatest + tile.rows, greatest + kRows, kMinusInf<float>);
+    std::fill(greatest + tile.rows, greatest + kRows, 0.0f);
   }
 
   // The weights [from, to) of row r, in parts.
@@ -186,7 +201,8 @@ class AmxProducts {
     const int64_t first = from / kChunk;
     std::uint32_t* row = Weights(r, buffer);
     for (int64_t j = first * kChunk; j < to; j += kChunk, row += kChunkSize<kParts>) {
-      StoreWeightParts<kParts>(LoadPart(weights, j, to), LoadPart(weights, j + kLanes<float>, to), row);
+      StoreParts<kParts, kParts == 3>(LoadPart(weights, j, to), LoadPart(weights, j + kLanes<float>, to), row,
+                                      2 * kTileSize);
     }
   }
 
@@ -196,27 +212,44 @@ class AmxProducts {
   // Where the parts of row r's weights go: its first chunk, the others kChunkSize apart.
   std::uint32_t* Weights(int r, int buffer) const { return weights_ + buffer * kWeightsSize + r * amx::kTileWords; }
 
+  // The product of a tile's weights and the values, if these split; it goes to Product().
   template <class Work = const NoWork>
-  void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, int buffer,
-                 const float* rescale, float* output, Work&& work = Work()) const {
-    if (!values_split_) return AddPlainly(tile, from, to, weights, rescale, output);
-    const Tag<float> d;
+  void MultiplyValues(const Tile<kRows>& tile, int64_t from, int64_t to, int buffer, Work&& work = Work()) const {
     const int64_t first = from / kChunk, chunks = Chunks(to) - first;
     const bool lower = tile.height > amx::kTileRows;
     for (int64_t column = 0; column < value_width_; column += kSide) {
       MultiplyChunks<kParts>(Weights(0, buffer), Value(column / kSide, first), chunks, lower, work);
       StoreTiles(product_ + column, value_width_, lower);
     }
+  }
+  const float* Product() const { return product_; }  // [kRows][value_width]
+
+  // output = output * rescale + the product with values that do not split, in float32. A key of weight 0 is passed
+  // over, for 0 * NaN is not 0.
+  void AddPlainly(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, const float* rescale,
+                  float* output) const {
+    const Tag<float> d;
     for (int r = 0; r < tile.rows; ++r) {
-      const auto factor = hn::Set(d, rescale[r]);
-      for (int64_t i = r * value_width_; i < (r + 1) * value_width_; i += kLanes<float>) {
-        hn::Store(hn::MulAdd(hn::Load(d, output + i), factor, hn::Load(d, product_ + i)), d, output + i);
+      for (int64_t i = 0; i < value_dim_; i += kLanes<float>) {
+        auto sum = hn::Zero(d);
+        for (int64_t j = from; j < to; ++j) {
+          const float weight = weights[r * kStride + j];
+          if (weight == 0.0f) continue;
+          const S* row = args_.value.at(block_.batch, block_.kv_head, begin_ + j);
+          sum = hn::MulAdd(hn::Set(d, weight), LoadPart(row, i, value_dim_), sum);
+        }
+        float* to_output = output + r * value_width_ + i;
+        hn::Store(hn::MulAdd(hn::Load(d, to_output), hn::Set(d, rescale[r]), sum), d, to_output);
       }
     }
   }
 
  private:
   static constexpr int64_t kWeightsSize = Chunks(kKeys) * kChunkSize<kParts>;
+
+  static HWY_INLINE bool Split(hn::Vec<Tag<float>> x, hn::Vec<Tag<float>> y) {
+    return AllBelow(hn::Max(Magnitudes(x), Magnitudes(y)), 0x1p126f);
+  }
 
   static bool PowerOfTwo(float x) {
     int exponent;
@@ -272,25 +305,6 @@ class AmxProducts {
       sum = hn::MulAdd(hn::Mul(LoadPart(query, k, head_dim_), scale), LoadPart(key, k, head_dim_), sum);
     }
     return hn::GetLane(hn::SumOfLanes(d, sum));
-  }
-
-  // AddValues in float32, for values that do not split. A key of weight 0 is passed over, for 0 * NaN is not 0.
-  void AddPlainly(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, const float* rescale,
-                  float* output) const {
-    const Tag<float> d;
-    for (int r = 0; r < tile.rows; ++r) {
-      for (int64_t i = 0; i < value_dim_; i += kLanes<float>) {
-        auto sum = hn::Zero(d);
-        for (int64_t j = from; j < to; ++j) {
-          const float weight = weights[r * kStride + j];
-          if (weight == 0.0f) continue;
-          const S* row = args_.value.at(block_.batch, block_.kv_head, begin_ + j);
-          sum = hn::MulAdd(hn::Set(d, weight), LoadPart(row, i, value_dim_), sum);
-        }
-        float* to_output = output + r * value_width_ + i;
-        hn::Store(hn::MulAdd(hn::Load(d, to_output), hn::Set(d, rescale[r]), sum), d, to_output);
-      }
-    }
   }
 
   const AttentionArgs<S>& args_;

@@ -53,14 +53,16 @@ HWY_INLINE void ForKeyBlocks(int64_t size, const KeyRange& keys, const Function&
   }
 }
 
-// The online softmax of `rows` rows: max[r] moves to the greater of itself and seen[r], sum[r] follows, factor[r] is
-// what outputs so far have to be multiplied with. seen[r] becomes what to subtract from the new scores: the maximum, or
-// 0 where nothing but -inf was seen, for which the exponential is 0 either way.
+// The online softmax of `rows` rows: max[r] moves to seen[r] if that is greater by more than `slack`, sum[r] follows,
+// factor[r] is what outputs so far have to be multiplied with. seen[r] becomes what to subtract from the new scores:
+// the maximum, or 0 where nothing but -inf was seen, for which the exponential is 0 either way.
 template <typename T>
-HWY_INLINE void MoveMaxima(int64_t rows, T* max, T* sum, T* seen, T* factor) {
+HWY_INLINE void MoveMaxima(int64_t rows, T* max, T* sum, T* seen, T* factor, T slack = T{0}) {
   const Tag<T> d;
   ForEachVector(d, rows, [&](auto lanes, int64_t r) HWY_ATTR {
-    const auto before = lanes.Load(d, max + r), now = hn::Max(before, lanes.Load(d, seen + r));
+    const auto before = lanes.Load(d, max + r), found = lanes.Load(d, seen + r);
+    const auto stays = hn::Le(found, hn::Add(before, hn::Set(d, slack)));  // not if either is NaN
+    const auto now = hn::IfThenElse(stays, before, found);
     const auto same = hn::Eq(before, now);
     const auto scale = hn::IfThenElse(same, hn::Set(d, T{1}), AttentionExp(d, hn::Sub(before, now)));
     lanes.Store(now, d, max + r);
