@@ -1,11 +1,11 @@
 // A block of x W + b on tiles of bfloat16 (amx_parts-inl.h).
 //
 // A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
-// each, whatever the number of parts. A tile of rows stays in L1 while the groups, from L2 or
-// beyond, go by and are fetched a chunk ahead. Tiles hold the sums
-// of one piece; those of the pieces are added up in float32, in a block of scratch, for rows of the output may lie at
-// such strides that few of them stay in a cache; the bias comes last. The tile unit rounds once for each product of
-// tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds rounds 32 times.
+// each, whatever the number of parts. A tile of rows stays in L1 while the groups, from L2 or beyond, go by and are
+// fetched a chunk ahead. Tiles hold the sums of one piece; those of the pieces are added up in float32, in a block of
+// scratch, for rows of the output may lie at such strides that few of them stay in a cache; the bias comes last. The
+// tile unit rounds once for each product of tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds
+// rounds 32 times.
 //
 // NaN, and what rounds to Inf in its first part, makes every sum that it is in NaN or Inf; so does a sum that
 // overflows. Such elements of the output are computed again in float32 (linear-inl.h).
@@ -45,7 +45,7 @@ class AmxLinear {
       : args_(args),
         block_(block),
         depth_(args.x.shape[1]),
-        x_(arena.Take<std::uint32_t>(Sides(block.row_end - block.row_begin) * PieceSize())),
+        x_(arena.Take<std::uint32_t>(PieceSize())),
         weight_(
             arena.Take<std::uint32_t>(args.packed ? 0 : Sides(block.column_end - block.column_begin) * PieceSize())),
         sums_(arena.Take<float>(Chunks(depth_) <= kPiece
@@ -61,7 +61,6 @@ class AmxLinear {
     const amx::Tiles tiles;
     for (int64_t chunk = 0; chunk < Chunks(depth_); chunk += kPiece) {
       const int64_t chunks = std::min(kPiece, Chunks(depth_) - chunk);
-      for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide) PackX(row, chunk, chunks);
       const std::uint32_t* weight = weight_;
       int64_t group_size = PieceSize();
       if (args_.packed) {
@@ -72,14 +71,14 @@ class AmxLinear {
         PackWeight(args_.weight, block_.column_begin, block_.column_end, chunk, chunks, group_size, weight_);
       }
       const bool first = chunk == 0, last = chunk + chunks == Chunks(depth_);
-      const std::uint32_t* x = x_;
       float* sums = sums_;
-      for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide, x += PieceSize()) {
+      for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide) {
+        PackX(row, chunk, chunks);
         const bool lower = block_.row_end - row > amx::kTileRows;
         const std::uint32_t* group = weight;
         for (int64_t column = block_.column_begin; column < block_.column_end;
              column += kSide, group += group_size, sums += kSide * kSide) {
-          MultiplyChunks<kParts>(x, group, chunks, lower);
+          MultiplyChunks<kParts>(x_, group, chunks, lower);
           StoreTiles(first && !last ? sums : product_, kSide, lower);
           if (last) {
             Finish(row, column, first ? nullptr : sums);
@@ -95,19 +94,19 @@ class AmxLinear {
   static void PackWeight(View<const T, 2> weight, int64_t begin, int64_t end, int64_t first, int64_t chunks,
                          int64_t group_size, std::uint32_t* packed) {
     const int64_t depth = weight.shape[0];
-    for (int64_t column = begin; column < end; column += kSide, packed += group_size) {
-      const int64_t columns = std::min<int64_t>(kSide, end - column);
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const int64_t k = (first + chunk) * kChunk;
-        std::uint32_t* const tiles = packed + chunk * kChunkSize<kParts>;
-        if (weight.stride[1] == 1 && k + kChunk <= depth) {
-          PackChunk(weight.at(k, column), weight.stride[0], columns, tiles);
-        } else {
-          HWY_ALIGN float rows[kChunk * kPanel<float>] = {};
-          PackWeights(weight.at(k, column), std::min<int64_t>(kChunk, depth - k), columns, weight.stride[0],
-                      weight.stride[1], rows);
-          PackChunk(rows, PanelWidth<float>(0, columns), columns, tiles);
-        }
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, packed += kChunkSize<kParts>) {
+      const int64_t k = (first + chunk) * kChunk;
+      if (weight.stride[1] == 1 && k + kChunk <= depth) {
+        PackChunk(weight.at(k, begin), weight.stride[0], end - begin, group_size, packed);
+        continue;
+      }
+      for (int64_t column = begin; column < end; column += kSide) {
+        const int64_t columns = std::min<int64_t>(kSide, end - column);
+        HWY_ALIGN float rows[kChunk * kPanel<float>] = {};
+        PackWeights(weight.at(k, column), std::min<int64_t>(kChunk, depth - k), columns, weight.stride[0],
+                    weight.stride[1], rows);
+        PackChunk(rows, PanelWidth<float>(0, columns), columns, group_size,
+                  packed + (column - begin) / kSide * group_size);
       }
     }
   }
@@ -129,24 +128,26 @@ class AmxLinear {
     return at < n ? WithoutNaN(FirstLanes{n - at}.Load(d, row + at)) : hn::Zero(d);
   }
 
+  // 32 rows: along them, for these are what lies together in memory.
   template <typename U>
-  static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, std::uint32_t* tiles) {
-    for (int64_t half = 0; half < 2; ++half, rows += kLanes<float>, columns -= kLanes<float>) {
-      for (int64_t i = 0; i < amx::kTileRows; ++i) {
-        // The next group's: a few rows far apart are no stream that the processor would follow.
-        __builtin_prefetch(rows + i * stride + kSide);
-        __builtin_prefetch(rows + (i + amx::kTileRows) * stride + kSide);
-        StoreParts<kParts>(LoadNumbers(rows + i * stride, 0, columns),
-                           LoadNumbers(rows + (i + amx::kTileRows) * stride, 0, columns),
-                           tiles + half * kTileSize + i * amx::kTileWords, 2 * kTileSize);
+  static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, int64_t group_size,
+                                   std::uint32_t* packed) {
+    for (int64_t i = 0; i < amx::kTileRows; ++i, rows += stride) {
+      const U* const other = rows + amx::kTileRows * stride;
+      for (int64_t column = 0; column < columns; column += kSide) {
+        std::uint32_t* const tiles = packed + column / kSide * group_size + i * amx::kTileWords;
+        for (int64_t half = 0; half < 2; ++half) {
+          const int64_t at = column + half * kLanes<float>;
+          StoreParts<kParts>(LoadNumbers(rows, at, columns), LoadNumbers(other, at, columns), tiles + half * kTileSize,
+                             2 * kTileSize);
+        }
       }
     }
   }
 
   void PackX(int64_t row, int64_t first, int64_t chunks) const {
-    std::uint32_t* const packed = x_ + (row - block_.row_begin) / kSide * PieceSize();
     const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
-    if (rows < kSide) std::fill_n(packed, chunks * kChunkSize<kParts>, 0u);
+    if (rows < kSide) std::fill_n(x_, chunks * kChunkSize<kParts>, 0u);
     for (int64_t r = 0; r < rows; ++r) {
       const T* x = args_.x.at(row + r);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -154,7 +155,7 @@ class AmxLinear {
         __builtin_prefetch(x + 2 * args_.x.stride[0] + k);
         __builtin_prefetch(x + 2 * args_.x.stride[0] + k + kLanes<float>);
         StoreParts<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
-                           packed + chunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
+                           x_ + chunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
       }
     }
   }
@@ -210,7 +211,7 @@ class AmxLinear {
   const LinearArgs<T>& args_;
   const LinearBlock& block_;
   const int64_t depth_;
-  std::uint32_t* const x_;       // tiles of rows of [chunk][part][2 tiles: 16 rows][16 words]
+  std::uint32_t* const x_;       // a tile of rows: [chunk][part][2 tiles: 16 rows][16 words]
   std::uint32_t* const weight_;  // groups of columns of [chunk][part][2 tiles: 16 words][16 columns]
   float* const sums_;            // groups of columns of tiles of rows of [32][32]
   float* const product_;         // [32][32], as the next
