@@ -304,6 +304,48 @@ void Multiply(T& number, double factor) {
   number = reference::Nearest<T>(reference::ToDouble(number) * factor);
 }
 
+// Scores of every other query grow by `step` from each hundred keys to the next, of every third by twice that: among
+// rows computed together some maxima move, and the others do not.
+template <typename T>
+void Grow(const AttentionCase<T>& test, double step) {
+  for (std::int64_t i = 0; i < test.shape.query_len; ++i) {
+    *test.query.view().at(0, 0, i, 0) = reference::Nearest<T>(i % 3 == 2 ? 2 : i % 2);
+  }
+  for (std::int64_t j = 0; j < test.shape.key_len; ++j) {
+    const double height = step / test.args.scale * static_cast<double>(j / 100);
+    *test.key.view().at(0, 0, j, 0) = reference::Nearest<T>(height);
+  }
+}
+
+template <typename T>
+void CheckGrowingScores() {
+  AttentionShape shape;
+  shape.query_len = 37, shape.key_len = 430;
+  for (const double step : {-6.0, 2.0, 5.0, 6.0, 40.0}) {
+    SCOPED_TRACE(::testing::Message() << "step " << step);
+    AttentionCase<T> test(shape, 17);
+    Grow(test, step);
+    test.WantLse();
+    test.Check();
+    test.args.right = 0, test.args.offset = 350;
+    test.Check();
+    test.WantWeights();
+    test.Check();
+    // Numbers that would become infinite, times a weight of more than 1.
+    if (Greatest<T>() < 0x1p122) continue;
+    AttentionCase<T> large(shape, 17);
+    Grow(large, step);
+    for (std::int64_t j = 0; j < shape.key_len; ++j) Multiply(*large.value.view().at(0, 0, j, j % 8), 0x1p122);
+    large.Check();
+  }
+}
+TEST_P(AttentionTest, GrowingScores) {
+  CheckGrowingScores<Float16>();
+  CheckGrowingScores<BFloat16>();
+  CheckGrowingScores<float>();
+  CheckGrowingScores<double>();
+}
+
 // Numbers of many sizes in one row; queries and keys beyond what bfloat16 parts hold.
 template <typename T>
 void CheckMagnitudes() {
@@ -517,10 +559,11 @@ TEST_P(AttentionTest, SameBitsForAnyThreadCount) {
 // A query's output depends on that query alone, whichever others are in the call: among calls of many queries, and
 // among those of few, which go another way.
 template <typename T>
-void CheckRowsAreIndependent(std::int64_t queries, std::int64_t part) {
+void CheckRowsAreIndependent(std::int64_t queries, std::int64_t part, double growth) {
   AttentionShape shape;
   shape.query_len = queries, shape.key_len = 1300;
   AttentionCase<T> all(shape, 13);
+  if (growth > 0) Grow(all, growth);
   all.args.right = 0, all.args.offset = 1300 - queries;
   all.Run();
   for (std::int64_t first = 0; first + part <= queries; first += part / 3 + 1) {
@@ -538,10 +581,12 @@ void CheckRowsAreIndependent(std::int64_t queries, std::int64_t part) {
 }
 TEST_P(AttentionTest, RowsAreIndependent) {
   for (const auto& [queries, part] : {std::pair{40, 20}, {61, 29}, {8, 1}, {7, 2}, {8, 5}}) {
-    CheckRowsAreIndependent<Float16>(queries, part);
-    CheckRowsAreIndependent<BFloat16>(queries, part);
-    CheckRowsAreIndependent<float>(queries, part);
-    CheckRowsAreIndependent<double>(queries, part);
+    for (const double growth : {0.0, 4.0, 20.0}) {
+      CheckRowsAreIndependent<Float16>(queries, part, growth);
+      CheckRowsAreIndependent<BFloat16>(queries, part, growth);
+      CheckRowsAreIndependent<float>(queries, part, growth);
+      CheckRowsAreIndependent<double>(queries, part, growth);
+    }
   }
 }
 
