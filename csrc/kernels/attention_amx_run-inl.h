@@ -46,8 +46,9 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
   using WeightsAndOutputs = AmxWeightsAndOutputs<kParts, Products::kStride>;
 
   // A maximum stays while no score is greater by more than this, so that few tiles' outputs have to follow a new one.
-  // Weights are up to e^5.5 then, values below 2^110.
-  static constexpr float kSlack = 5.5f;
+  // Weights are up to e^5.5 then, values below 2^110. Weights in fewer than three parts are rounded, but for the
+  // greatest if it is 1, which often is most of its row: there a maximum is what it says.
+  static constexpr float kSlack = Weights::kWatch ? 5.5f : 0.0f;
 
   void Online(int64_t begin, int64_t end) override {
     // Weights that go to values that do not split are made by rows.
@@ -92,7 +93,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
   // Whether weights may be taken with the maxima so far, before anyone has looked for greater scores. If there are any,
   // they are taken again, for which the scores have to be there still.
   bool MaximaMayStay(const Stage& stage) const {
-    if (stage.part.changes || InPlace()) return false;
+    if (!Weights::kWatch || stage.part.changes || InPlace()) return false;
     const Tag<float> d;
     const float* max = Maxima(stage);
     bool finite = true;

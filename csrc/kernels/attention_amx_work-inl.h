@@ -33,6 +33,9 @@ class AmxWeights {
  public:
   using V = hn::Vec<Tag<float>>;
 
+  // Whether it looks out for scores greater than their shift (Exceeds).
+  static constexpr bool kWatch = kParts == 3;
+
   struct Unit {
     float* scores;
     std::uint32_t* weights;
@@ -137,7 +140,7 @@ class AmxWeights {
   template <int kStep, int kRow>
   static HWY_INLINE void Step(const Unit& unit, State& state) {
     const Tag<float> d;
-    if constexpr (kStep == 1 && kRow == 0) state.greatest = hn::Load(d, unit.greatest);
+    if constexpr (kWatch && kStep == 1 && kRow == 0) state.greatest = hn::Load(d, unit.greatest);
     if constexpr (kStep < kSum) {
       Exp<kStep, kRow, 0>(unit, state);
       Exp<kStep, kRow, 1>(unit, state);
@@ -153,7 +156,7 @@ class AmxWeights {
       if constexpr (kOfPart == 1) StorePart<kPart, kRow, 0>(unit, state), StorePart<kPart, kRow, 1>(unit, state);
       if constexpr (kOfPart == 2) TakePart<0>(state), TakePart<1>(state), TakePart<2>(state), TakePart<3>(state);
     }
-    if constexpr (kStep == 1 && kRow == kUnitRows - 2) hn::Store(state.greatest, d, unit.greatest);
+    if constexpr (kWatch && kStep == 1 && kRow == kUnitRows - 2) hn::Store(state.greatest, d, unit.greatest);
   }
 
   template <int kStep, int kRow, int kVector>
@@ -166,7 +169,7 @@ class AmxWeights {
     if constexpr (kStep == 0) {
       x = Keep(hn::Sub(hn::Load(d, scores), hn::Set(d, unit.shift[kRow + kVector / 2])));
     } else if constexpr (kStep == 1) {
-      state.greatest = Keep(hn::Max(x, state.greatest));  // of a NaN the second
+      if constexpr (kWatch) state.greatest = Keep(hn::Max(x, state.greatest));  // of a NaN the second
       x = Keep(ClampBelow(d, x, Constants::kLowest));
     } else if constexpr (kStep == 2) {
       n = Keep(hn::MulAdd(x, log2e, round));
