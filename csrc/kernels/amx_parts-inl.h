@@ -51,7 +51,8 @@ constexpr int kInstructions = kParts == 3   ? 38
 constexpr int64_t Chunks(int64_t depth) { return (depth + kChunk - 1) / kChunk; }
 
 // The parts of x (numbers 0 to 15 of a chunk) and y (16 to 31), a vector of words each, part_stride words apart. With
-// kCut they are cut off, not rounded: of three parts that is as exact.
+// kCut they are cut off, not rounded: of three parts that is as exact. The products left out are larger then, but as
+// often positive as negative if the other number's parts are rounded.
 template <int kParts, bool kCut = false, class V>
 HWY_INLINE void StoreParts(V x, V y, std::uint32_t* to, int64_t part_stride) {
   const Tag<float> d;

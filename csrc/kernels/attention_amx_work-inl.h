@@ -204,7 +204,7 @@ class AmxWeights {
     hn::Store(hn::Add(hn::Load(d, sum), hn::Add(state.vector[2 * kPair].p, state.vector[2 * kPair + 1].p)), d, sum);
   }
 
-  // As StoreParts<kParts, kParts == 3>, in steps; n is the part.
+  // As StoreParts<kParts, kParts == 3>, in steps; n is the part. Cutting off saves two operations of eight.
   template <int kPart, int kVector>
   static HWY_INLINE void CutPart(State& state) {
     const Tag<float> d;

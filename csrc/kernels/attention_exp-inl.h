@@ -1,5 +1,5 @@
-// e^x for x <= 20: the exponential of attention, where x is a score less the greatest of its row, or nearly the
-// greatest.
+// e^x for x <= 20, beyond which it is no exponential: that of attention, where x is a score less the greatest of its row
+// or nearly the greatest.
 //
 // x log2(e) = n + f with n whole and |f| <= 1/2; 2^f by the minimax polynomial of its relative error (Remez exchange;
 // degree 5: 7.5e-8, degree 11: 3e-18), 2^n by writing it into the exponent. Adding 1.5 * 2^mantissa + bias rounds to n
