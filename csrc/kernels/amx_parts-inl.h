@@ -96,20 +96,20 @@ class ChunkProduct {
   ChunkProduct(const std::uint32_t* a, const std::uint32_t* b, const Unit& unit) : a_(a), b_(b), unit_(unit) {}
 
   HWY_INLINE void operator()() {
-    LoadA<0, 0, 0>();
-    LoadB<0, kParts - 1, 1>();
-    LoadA<1, 0, 2>();
-    LoadB<1, kParts - 1, 3>();
+    Load<kA, 0, 0, 0>();
+    Load<kB, 0, kParts - 1, 1>();
+    Load<kA, 1, 0, 2>();
+    Load<kB, 1, kParts - 1, 3>();
     if constexpr (kParts == 2) {
-      MultiplyThenLoadB<0, 0>();
-      MultiplyThenLoadA<1, 1>();
+      MultiplyThenLoad<0, kB, 0>();
+      MultiplyThenLoad<1, kA, 1>();
     }
     if constexpr (kParts == 3) {
-      MultiplyThenLoadB<0, 1>();
-      MultiplyThenLoadA<1, 1>();
-      MultiplyThenLoadB<2, 0>();
-      MultiplyThenLoadA<3, 2>();
-      MultiplyThenLoadA<4, 0>();
+      MultiplyThenLoad<0, kB, 1>();
+      MultiplyThenLoad<1, kA, 1>();
+      MultiplyThenLoad<2, kB, 0>();
+      MultiplyThenLoad<3, kA, 2>();
+      MultiplyThenLoad<4, kA, 0>();
     }
     constexpr int kLast = kProducts - 1, kFirst = kInstructions<kParts> - 4;
     MultiplyAdd<0, 0, kFirst, 4 * kLast>();
@@ -119,6 +119,8 @@ class ChunkProduct {
   }
 
  private:
+  enum Operand { kA, kB };
+
   static constexpr int kProducts = kParts * (kParts + 1) / 2;
   static constexpr int kLines = kParts * 2 * amx::kTileRows;  // of the next chunk of B
 
@@ -127,38 +129,25 @@ class ChunkProduct {
     Work::template At<kPortion>(unit_, state_);
   }
 
-  // Product kProduct of two parts, of which the next one has another part of B.
-  template <int kProduct, int kPart>
-  HWY_INLINE void MultiplyThenLoadB() {
-    constexpr int kFirst = 4 + 6 * kProduct;
+  // Product kProduct of two parts; for the next one kPart of an operand, whose first tile the first two instructions
+  // read.
+  template <int kProduct, Operand kOf, int kPart>
+  HWY_INLINE void MultiplyThenLoad() {
+    constexpr int kFirst = 4 + 6 * kProduct, kRow = kOf == kA ? 0 : 1;
     MultiplyAdd<0, 0, kFirst, 4 * kProduct>();
-    MultiplyAdd<1, 0, kFirst + 1, 4 * kProduct + 1>();
-    LoadB<0, kPart, kFirst + 2>();
-    MultiplyAdd<0, 1, kFirst + 3, 4 * kProduct + 2>();
+    MultiplyAdd<kRow, 1 - kRow, kFirst + 1, 4 * kProduct + 1>();
+    Load<kOf, 0, kPart, kFirst + 2>();
+    MultiplyAdd<1 - kRow, kRow, kFirst + 3, 4 * kProduct + 2>();
     MultiplyAdd<1, 1, kFirst + 4, 4 * kProduct + 3>();
-    LoadB<1, kPart, kFirst + 5>();
+    Load<kOf, 1, kPart, kFirst + 5>();
   }
 
-  template <int kProduct, int kPart>
-  HWY_INLINE void MultiplyThenLoadA() {
-    constexpr int kFirst = 4 + 6 * kProduct;
-    MultiplyAdd<0, 0, kFirst, 4 * kProduct>();
-    MultiplyAdd<0, 1, kFirst + 1, 4 * kProduct + 1>();
-    LoadA<0, kPart, kFirst + 2>();
-    MultiplyAdd<1, 0, kFirst + 3, 4 * kProduct + 2>();
-    MultiplyAdd<1, 1, kFirst + 4, 4 * kProduct + 3>();
-    LoadA<1, kPart, kFirst + 5>();
-  }
-
-  template <int kRow, int kPart, int kPortion>
-  HWY_INLINE void LoadA() {
-    if constexpr (kLower || kRow == 0) amx::Load<4 + kRow, (2 * kPart + kRow) * kTileBytes>(a_, kTileRowBytes);
-    Portion<kPortion>();
-  }
-
-  template <int kColumn, int kPart, int kPortion>
-  HWY_INLINE void LoadB() {
-    amx::Load<6 + kColumn, (2 * kPart + kColumn) * kTileBytes>(b_, kTileRowBytes);
+  // A part of rows (A) or columns (B) 0 to 15, or of 16 to 31.
+  template <Operand kOf, int kHalf, int kPart, int kPortion>
+  HWY_INLINE void Load() {
+    if constexpr (kLower || kOf == kB || kHalf == 0) {
+      amx::Load<4 + 2 * kOf + kHalf, (2 * kPart + kHalf) * kTileBytes>(kOf == kA ? a_ : b_, kTileRowBytes);
+    }
     Portion<kPortion>();
   }
 

@@ -111,10 +111,10 @@ class AmxWeights {
   static constexpr int kOne = 1024;  // unit
 
   static constexpr int kDegree = static_cast<int>(std::size(AttentionExpConstants<float>::kCoefficients)) - 1;
-  static constexpr int kScale = 5 + kDegree;  // the step that writes 2^n, before which are those of attention_exp-inl.h
+  static constexpr int kScale = 5 + kDegree;  // the last but one of AttentionExp's steps
   static constexpr int kSum = kScale + 2;
   static constexpr int kFirstPart = kSum + 1;
-  static constexpr int kStepsOfPart = 3;  // of the last one
+  static constexpr int kStepsOfPart = 3;  // the last part has two
   static constexpr int kSteps = kFirstPart + kStepsOfPart * (kParts - 1) + 2;
 
   HWY_INLINE void Take(Unit& unit) {
@@ -163,7 +163,7 @@ class AmxWeights {
   static HWY_INLINE void Exp(const Unit& unit, State& state) {
     const Tag<float> d;
     using Constants = AttentionExpConstants<float>;
-    const auto round = hn::Set(d, Constants::kRound), log2e = hn::Set(d, 1.44269504f);
+    const auto round = hn::Set(d, Constants::kRound), log2e = hn::Set(d, kLog2E<float>);
     float* const scores = unit.scores + (kRow + kVector / 2) * kStride + kVector % 2 * kLanes<float>;
     auto& [x, n, p] = state.vector[kVector];
     if constexpr (kStep == 0) {

@@ -1,5 +1,5 @@
-// e^x for x <= 20, beyond which it is no exponential: that of attention, where x is a score less the greatest of its row
-// or nearly the greatest.
+// e^x for x <= 20, beyond which it is no exponential: that of attention, where x is a score less the greatest of its
+// row or nearly the greatest.
 //
 // x log2(e) = n + f with n whole and |f| <= 1/2; 2^f by the minimax polynomial of its relative error (Remez exchange;
 // degree 5: 7.5e-8, degree 11: 3e-18), 2^n by writing it into the exponent. Adding 1.5 * 2^mantissa + bias rounds to n
@@ -9,7 +9,8 @@
 // Below 2^-87 (float64: 2^-623) the result is 0, at -inf too: such a weight changes no sum, but its products may be
 // subnormal, and those cost a hundred cycles each (a fifth of attention with ALiBi, where they are common). The bias is
 // that of the type less a shift, so that the exponent's bits are 0 at the limit, and the polynomial has 2^shift in it.
-// exp-inl.h has the exponential that is right to the last place everywhere.
+// exp-inl.h has the exponential that is right to the last place everywhere; attention_amx_work-inl.h takes the steps of
+// AttentionExp one by one.
 
 #if defined(HEADWISE_KERNELS_ATTENTION_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_KERNELS_ATTENTION_EXP_INL_H_
@@ -18,12 +19,17 @@
 #define HEADWISE_KERNELS_ATTENTION_EXP_INL_H_
 #endif
 
+#include <iterator>
+
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+template <typename T>
+constexpr T kLog2E = static_cast<T>(1.4426950408889634074);
 
 template <typename T>
 struct AttentionExpConstants;
@@ -61,44 +67,23 @@ HWY_INLINE V ClampBelow(D d, V x, hn::TFromD<D> low) {
 #endif
 }
 
-// The three steps of AttentionExp, for who has other things to do between them: n (in the low bits) and f, then 2^f,
-// then 2^(n + f).
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void ExpReduce(D d, V x, V& n, V& f) {
+HWY_INLINE V AttentionExp(D d, V x) {
   using T = hn::TFromD<D>;
   using Constants = AttentionExpConstants<T>;
   x = ClampBelow(d, x, Constants::kLowest);
-  const V round = hn::Set(d, Constants::kRound);
-  const V log2e = hn::Set(d, static_cast<T>(1.4426950408889634074));
-  n = hn::MulAdd(x, log2e, round);
-  f = hn::MulSub(x, log2e, hn::Sub(n, round));
-}
+  const V round = hn::Set(d, Constants::kRound), log2e = hn::Set(d, kLog2E<T>);
+  const V n = hn::MulAdd(x, log2e, round);  // in its low bits
+  const V f = hn::MulSub(x, log2e, hn::Sub(n, round));
 
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V ExpPolynomial(D d, V f) {
-  using T = hn::TFromD<D>;
-  using Constants = AttentionExpConstants<T>;
-  constexpr int kDegree = static_cast<int>(sizeof(Constants::kCoefficients) / sizeof(T)) - 1;
+  constexpr int kDegree = static_cast<int>(std::size(Constants::kCoefficients)) - 1;
   V power = hn::Set(d, Constants::kShift * Constants::kCoefficients[kDegree]);
 #pragma GCC unroll 16
   for (int i = kDegree - 1; i >= 0; --i) {
     power = hn::MulAdd(power, f, hn::Set(d, Constants::kShift * Constants::kCoefficients[i]));
   }
-  return power;
-}
-
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V ExpScale(D d, V power, V n) {
   const hn::RebindToUnsigned<D> bits;
-  constexpr int kMantissaBits = AttentionExpConstants<hn::TFromD<D>>::kMantissaBits;
-  return hn::Mul(power, hn::BitCast(d, hn::ShiftLeft<kMantissaBits>(hn::BitCast(bits, n))));
-}
-
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V AttentionExp(D d, V x) {
-  V n, f;
-  ExpReduce(d, x, n, f);
-  return ExpScale(d, ExpPolynomial(d, f), n);
+  return hn::Mul(power, hn::BitCast(d, hn::ShiftLeft<Constants::kMantissaBits>(hn::BitCast(bits, n))));
 }
 
 }  // namespace HWY_NAMESPACE
