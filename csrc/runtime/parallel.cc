@@ -5,6 +5,7 @@
 #include <string>
 
 #include "headwise/runtime.h"
+#include "runtime/processors.h"
 #include "runtime/spare_threads.h"
 
 #ifdef _OPENMP
@@ -141,10 +142,18 @@ void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noex
   if (threads > 1) {
     ran_parallel.store(true, std::memory_order_relaxed);
     const auto region = [&] {
+      const int processor = CurrentProcessor();
+      std::atomic<int> started{0};
 #pragma omp parallel num_threads(threads)
       {
-        const int thread = omp_get_thread_num();
-#pragma omp for schedule(dynamic, 1)
+        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        if (thread == 0) {
+          LetStart(started, team - 1);
+        } else {
+          started.fetch_add(1, std::memory_order_relaxed);
+          LeaveProcessor(processor, team);
+        }
+#pragma omp for schedule(dynamic, 1) nowait
         for (std::int64_t i = 0; i < tasks; ++i) task(context, i, thread);
       }
     };
