@@ -24,6 +24,7 @@ BEYOND = {
     ),
     "avx2": re.compile(r"v(?!er[rw])|andn\b|bextr|bls[ir]|blsmsk|bzhi|mulx|p(dep|ext)\b|rorx|s(ar|hl|hr)x|lzcnt|movbe"),
     "avx512": re.compile(r"k\w+ |.*(%zmm|%[xy]mm(1[6-9]|[23]\d)|\{%k)"),
+    "dots": re.compile(r"vdpbf16ps"),
     "tiles": re.compile(r"(ld|st)tilecfg|tile|tdp"),
     "asked for": re.compile(r"ad[co]x|cmpxchg16b|clflushopt|clwb|rdrand|rdseed|sha(1|256)|xgetbv|xsave"),
 }  # fmt: skip
@@ -31,7 +32,7 @@ LEVELS = ("baseline", "sse4", "avx2", "avx512")
 SETS = {"6N_SSE4": "sse4", "6N_AVX2": "avx2", "6N_AVX3": "avx512"}
 SPECIAL = {  # by the beginning of the mangled name
     r"_ZN8headwise3amx": "tiles",
-    r"_ZZ?N8headwise12AmxAvailableEv": "asked for",  # xgetbv, after CPUID has said that it is there
+    r"_ZZ?N8headwise3HasENS_12BFloat16UnitE": "asked for",  # xgetbv, after CPUID has said that it is there
 }
 FUNCTION = re.compile(r"[0-9a-f]+ <(.+)>:$")
 OF_A_SET = re.compile(r"_ZZ*N?[KVR]*(?:8headwise|3hwy)(\d+N_(?:SSE4|AVX2|AVX3))")
@@ -42,7 +43,7 @@ def allowed(symbol: str) -> tuple[str, ...]:
     named = OF_A_SET.match(symbol)
     level = SETS[named[1]] if named else "baseline"
     special = tuple(right for start, right in SPECIAL.items() if re.match(start, symbol))
-    return (*LEVELS[1 : LEVELS.index(level) + 1], *(("tiles",) if level == "avx512" else ()), *special)
+    return (*LEVELS[1 : LEVELS.index(level) + 1], *(("dots", "tiles") if level == "avx512" else ()), *special)
 
 
 def beyond(instruction: str) -> list[str]:

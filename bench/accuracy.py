@@ -97,8 +97,9 @@ def main() -> None:
 def our_rows(peer: Peer, dtypes: list[DType]) -> Iterator[Row]:
     """The best instruction set that multiplies float32 as it is, and those that do it in parts, at every precision."""
     targets = headwise.list_targets()
-    whole = next(target for target in targets if not target.endswith("amx"))
-    for target in (whole, *(target for target in targets if target.endswith("amx"))):
+    in_parts = [target for target in targets if target.endswith(("_amx", "_bf16"))]
+    whole = next(target for target in targets if target not in in_parts)
+    for target in (whole, *in_parts):
         for dtype in dtypes:
             levels = get_args(Precision) if dtype == "float32" and target != whole else ("highest",)
             yield from (Row(peer, dtype, level, target) for level in levels)

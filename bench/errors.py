@@ -27,8 +27,9 @@ Cell = tuple[str, str, str]  # dtype, name of the row, column
 
 FILE = Path(__file__).with_name("ERRORS.md")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-TARGETS = ("avx512_amx", "avx512", "avx2", "sse4", "scalar")
-TILES = "avx512_amx"
+TARGETS = ("avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4", "scalar")
+#: Levels of precision that a target tells apart, beside "highest".
+LEVELS = {"avx512_amx": ("high", "medium"), "avx512_bf16": ("medium",)}
 FALLBACK, TORCH = "NumPy backend", "PyTorch"
 # How far above its statement a column may be, and how far below. A target's bits are the same on every machine; those
 # of the fallback come from the BLAS under NumPy.
@@ -51,8 +52,16 @@ def main() -> int:
 
 
 def columns_of(dtype: str) -> list[str]:
-    levels = [f"{TILES} {level}" for level in ("high", "medium")] if dtype == "float32" else []
-    return [TILES, *levels, *TARGETS[1:], FALLBACK, TORCH]
+    columns = []
+    for target in TARGETS:
+        columns += [target] * is_of_its_own(target, dtype)
+        columns += [f"{target} {level}" for level in LEVELS.get(target, ()) if dtype == "float32"]
+    return [*columns, FALLBACK, TORCH]
+
+
+def is_of_its_own(target: str, dtype: str) -> bool:
+    """Or computes what avx512 does."""
+    return target != "avx512_bf16" or dtype == "bfloat16"
 
 
 def measure(substring: str, torch: bool) -> Iterator[tuple[Cell, str]]:
@@ -103,13 +112,14 @@ def results(row: Row, inputs: dict[str, Any], dtype: str, torch: bool) -> Iterat
             hw.set_target(target)
         else:
             continue
-        yield target, row.compute(**inputs)
+        if is_of_its_own(target, dtype):
+            yield target, row.compute(**inputs)
         if target == FALLBACK:
             _backend.use(used)
-        elif target == TILES and dtype == "float32" and row.products:
-            for level in ("high", "medium"):
+        elif dtype == "float32" and row.products:
+            for level in LEVELS.get(target, ()):
                 with hw.precision(level):
-                    yield f"{TILES} {level}", row.compute(**inputs)
+                    yield f"{target} {level}", row.compute(**inputs)
     if torch and row.torch is not None:
         yield TORCH, by_torch(row, inputs)
 
@@ -211,12 +221,12 @@ tables of angles for `apply_rope` are rounded to the type first.
 and what runs where there is no native core, here with NumPy {numpy}. Its errors, and PyTorch's ({torch}, the same
 inputs, for comparison, never compared by `--check`), depend on their libraries; those of the instruction sets are the
 same on every machine, for any number of threads. `neon` is not measured. `high` and `medium` are levels of
-`precision=`, which only avx512_amx makes use of. A cell is empty where an operation has no such level or peer, or the
-numbers go beyond the type.
+`precision=`, which only avx512_amx and, at `medium`, avx512_bf16 make use of; all else but bfloat16 the latter computes
+as avx512 does. A cell is empty where an operation has no such level or peer, or the numbers go beyond the type.
 
-"Scores times 30": the error of a score is that of its weight, and both grow with the score. "Subnormal" on tiles: the
-tile unit takes subnormal numbers for 0. "Positions from 10^6" in float64: an angle of 10^6 in float64 is right to
-10^-10, which float32 does not feel.
+"Scores times 30": the error of a score is that of its weight, and both grow with the score. "Subnormal": products of
+bfloat16 take subnormal numbers for 0. "Positions from 10^6" in float64: an angle of 10^6 in float64 is right to 10^-10,
+which float32 does not feel.
 """
 
 

@@ -1,5 +1,5 @@
-"""Attention of float16 and bfloat16: of the numbers as they are, computed in float32 and rounded once. On tiles weights
-are rounded before, to what ``ATOL_ON_TILES`` allows; few queries do not go there."""
+"""Attention of float16 and bfloat16: of the numbers as they are, computed in float32 and rounded once. In parts of
+bfloat16 weights are rounded before, to what ``atol_in_parts`` allows; few queries do not go by them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import ATOL_ON_TILES, LAYOUTS, Case, assert_close, assert_rounded_once, dtype_named, normal
+from support import LAYOUTS, Case, assert_close, assert_rounded_once, atol_in_parts, dtype_named, normal
 
 Array = np.ndarray[Any, Any]
 
@@ -36,35 +36,30 @@ def attention(shape: tuple[int, ...], key_len: int, kv_heads: int, dtype: str) -
     return [normal(one, seed).astype(dtype_named(dtype)) for seed, one in enumerate(shapes)]
 
 
-def on_tiles(implementation: str, dtype: str) -> float:
-    return ATOL_ON_TILES[dtype] if implementation.endswith("amx") else 0.0
-
-
-def assert_rounded(actual: Array, expected: Array, implementation: str) -> None:
-    atol = 2e-6 + on_tiles(implementation, actual.dtype.name)
-    assert_rounded_once(actual, expected, atol=atol)
+def assert_rounded(actual: Array, expected: Array) -> None:
+    assert_rounded_once(actual, expected, atol=2e-6 + atol_in_parts(actual.dtype.name))
 
 
 @halves
 @pytest.mark.parametrize("name", KEYWORDS)
-def test_keywords(name: str, dtype: str, implementation: str) -> None:
+def test_keywords(name: str, dtype: str) -> None:
     arrays = attention((2, 4, 70, 24), 90, 2, dtype)
     expected = oracle.attention(*arrays, **KEYWORDS[name])
     output, weights, lse = hw.scaled_dot_product_attention(*arrays, **KEYWORDS[name], return_lse=True)
     assert output.dtype == weights.dtype == arrays[0].dtype and lse.dtype == np.float32
-    assert_rounded(output, expected.output, implementation)
-    assert_rounded(weights, expected.weights, implementation)
-    assert_close(lse, expected.lse, 2, on_tiles(implementation, dtype))
-    assert_rounded(hw.flash_attention(*arrays, **KEYWORDS[name]), expected.output, implementation)
+    assert_rounded(output, expected.output)
+    assert_rounded(weights, expected.weights)
+    assert_close(lse, expected.lse, 2, atol_in_parts(dtype))
+    assert_rounded(hw.flash_attention(*arrays, **KEYWORDS[name]), expected.output)
 
 
 @halves
 @pytest.mark.parametrize("query_len", [9, 16, 33, 64, 130])
 @pytest.mark.parametrize("key_len", [1, 31, 128, 300])
 @pytest.mark.parametrize("dim", [1, 17, 64, 100])
-def test_sizes(query_len: int, key_len: int, dim: int, dtype: str, implementation: str) -> None:
+def test_sizes(query_len: int, key_len: int, dim: int, dtype: str) -> None:
     arrays = attention((1, 2, query_len, dim), key_len, 2, dtype)
-    assert_rounded(hw.flash_attention(*arrays), oracle.attention(*arrays).output, implementation)
+    assert_rounded(hw.flash_attention(*arrays), oracle.attention(*arrays).output)
 
 
 @halves
@@ -89,7 +84,7 @@ def test_one_query(heads: int, key_len: int, dim: int, dtype: str) -> None:
 @halves
 @pytest.mark.parametrize("queries", [33, 3], ids=["blocks", "chunks"])
 @pytest.mark.parametrize("name", ["plain", "lower-right", "window"])
-def test_weights_of_many_keys(name: str, queries: int, dtype: str, implementation: str) -> None:
+def test_weights_of_many_keys(name: str, queries: int, dtype: str) -> None:
     """They wait in float32 until their rows have met all keys, and are rounded once then."""
     keywords = {**KEYWORDS[name], "causal_alignment": "lower_right"}
     if name == "window":
@@ -97,18 +92,18 @@ def test_weights_of_many_keys(name: str, queries: int, dtype: str, implementatio
     arrays = attention((1, 2, queries, 24), 2600, 1, dtype)
     output, weights = hw.scaled_dot_product_attention(*arrays, **keywords)
     expected = oracle.attention(*arrays, **keywords)
-    assert_rounded(output, expected.output, implementation)
-    assert_rounded(weights, expected.weights, implementation)
+    assert_rounded(output, expected.output)
+    assert_rounded(weights, expected.weights)
     assert ((weights == 0) == (expected.weights == 0)).all()
 
 
 @halves
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("query_len", [1, 40])
-def test_layout(query_len: int, layout: str, dtype: str, implementation: str) -> None:
+def test_layout(query_len: int, layout: str, dtype: str) -> None:
     arrays = attention((1, 4, query_len, 24), 90, 4, dtype)
     expected = oracle.attention(*arrays).output
-    assert_rounded(hw.flash_attention(*map(LAYOUTS[layout], arrays)), expected, implementation)
+    assert_rounded(hw.flash_attention(*map(LAYOUTS[layout], arrays)), expected)
 
 
 @halves
@@ -151,31 +146,31 @@ def test_beside_another_dtype_they_are_widened(query_len: int, first: str, last:
 
 @halves
 @pytest.mark.parametrize("query_len", [1, 40])
-def test_dropout(query_len: int, dtype: str, implementation: str) -> None:
+def test_dropout(query_len: int, dtype: str) -> None:
     """The same weights are dropped as of float32, and those returned are the ones before."""
     arrays = attention((2, 4, query_len, 24), 90, 2, dtype)
     wide = [a.astype(np.float32) for a in arrays]
     expected, _, expected_lse = hw.scaled_dot_product_attention(*wide, dropout=0.4, rng=3, return_lse=True)
     output, weights, lse = hw.scaled_dot_product_attention(*arrays, dropout=0.4, rng=3, return_lse=True)
     assert output.dtype == weights.dtype == arrays[0].dtype
-    assert_rounded(output, oracle.double(expected), implementation)
-    assert_close(lse, oracle.double(expected_lse), 2, on_tiles(implementation, dtype))
+    assert_rounded(output, oracle.double(expected))
+    assert_close(lse, oracle.double(expected_lse), 2, atol_in_parts(dtype))
     assert weights.tobytes() == hw.scaled_dot_product_attention(*arrays)[1].tobytes()
     out = np.empty_like(output)
     hw.scaled_dot_product_attention(*arrays, dropout=0.4, rng=3, need_weights=False, out=out)
-    assert_rounded(out, oracle.double(expected), implementation)
+    assert_rounded(out, oracle.double(expected))
 
 
 @halves
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("query_len", [1, 40])
-def test_what_is_masked_reaches_nothing(query_len: int, odd: float, dtype: str, implementation: str) -> None:
+def test_what_is_masked_reaches_nothing(query_len: int, odd: float, dtype: str) -> None:
     query, key, value = attention((1, 2, query_len, 24), 90, 2, dtype)
     keep = np.arange(90) != 33
     expected = oracle.attention(query, key, value, keep[None])
     key[:, :, 33], value[:, :, 33] = odd, odd
     output, weights = hw.scaled_dot_product_attention(query, key, value, keep[None])
-    assert_rounded(output, expected.output, implementation)
+    assert_rounded(output, expected.output)
     assert not weights[..., 33].any()
 
 

@@ -160,7 +160,8 @@ def test_lower_precision(precision: str, least: float, most: float, n: int, impl
     error = hw.linear(x, weight, precision=precision) - oracle.linear(x, weight)
     scaled = np.sqrt(np.square(error).mean() / n)
     assert scaled < most
-    assert implementation != "native-avx512_amx" or scaled > least, "tiles have not run"
+    in_parts = {"native-avx512_amx": ("high", "medium"), "native-avx512_bf16": ("medium",)}
+    assert precision not in in_parts.get(implementation, ()) or scaled > least, "parts of bfloat16 have not run"
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import headwise as hw
 import oracle
 from headwise import _backend
-from support import ATOL_ON_TILES, LAYOUTS, assert_close, dtype_named, normal, read_only, spaced
+from support import LAYOUTS, assert_close, atol_in_parts, dtype_named, normal, read_only, spaced
 
 Array = np.ndarray
 
@@ -72,7 +72,7 @@ class Packed:
 
     def check(self, arrays: list[Array] | None = None) -> None:
         output, lse = self.run(arrays, return_lse=True)
-        more = ATOL_ON_TILES.get(output.dtype.name, 0.0) if hw.config()["target"] == "avx512_amx" else 0.0
+        more = atol_in_parts(output.dtype.name)
         assert output.dtype == self.arrays[0].dtype
         assert lse.dtype == (np.float64 if output.dtype == np.float64 else np.float32)
         assert_close(output, self.expected[0], 4, more)

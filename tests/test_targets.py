@@ -12,7 +12,7 @@ import pytest
 import headwise as hw
 from test_config import PRINT_CONFIG, config_with, copy_package, error_with, needs_native, once, run
 
-ALL = ("avx512_amx", "avx512", "avx2", "sse4", "sse2", "neon", "scalar", "numpy")
+ALL = ("avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4", "sse2", "neon", "scalar", "numpy")
 
 
 def refused(name: str, available: list[str]) -> str:

@@ -44,7 +44,8 @@ constexpr AttentionCase kCases[] = {
 
 constexpr const char* kPrecisionName[] = {"highest", "high", "medium"};
 
-// How many times the error of multiply-adds tiles may have: at each level, and for halves, whose weights they round.
+// How many times the error of multiply-adds products of bfloat16 may have: at each level, and for halves, of which they
+// round the weights.
 constexpr double kPrecisionError[] = {1, 10, 1000};
 constexpr double kHalfError = 2;
 
@@ -160,14 +161,14 @@ void RegisterCase(const AttentionCase& c, const Setting& setting) {
 
 }  // namespace
 
-// Below "highest" only tiles differ.
+// Below "highest" only products of bfloat16 differ.
 void RegisterAttention(const Setting& setting) {
   for (AttentionCase c : kCases) {
     RegisterCase<float>(c, setting);
     RegisterCase<double>(c, setting);
     RegisterCase<Float16>(c, setting);
     RegisterCase<BFloat16>(c, setting);
-    if (setting.target != "avx512_amx") continue;
+    if (setting.target != "avx512_amx" && setting.target != "avx512_bf16") continue;
     for (const Precision precision : {Precision::kHigh, Precision::kMedium}) {
       c.precision = precision;
       RegisterCase<float>(c, setting);

@@ -71,7 +71,7 @@ void RegisterCase(const LinearCase& c, const Setting& setting) {
 
 }  // namespace
 
-// Below "highest" only tiles differ.
+// Below "highest" only products of bfloat16 differ.
 void RegisterLinear(const Setting& setting) {
   for (LinearCase c : kCases) {
     for (const bool packed : {false, true}) {

@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/arrays.h"
-#include "runtime/amx.h"
+#include "runtime/bfloat16.h"
 
 namespace headwise::bindings {
 

@@ -2,19 +2,18 @@
 //   C[m, n] += sum over k of A[m, 2k] B[k, 2n] + A[m, 2k + 1] B[k, 2n + 1]
 // for A and B of bfloat16, two to each 32 bits, and C of float32 (Intel Architecture Instruction Set Extensions,
 // TDPBF16PS). Subnormal numbers count as 0.
-//
-// Written as assembly so that neither a compiler flag nor a compiler's own attribute for it is needed.
 #pragma once
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define HEADWISE_AMX 1
+#include "kernels/tiles.h"
+
+#if HEADWISE_TILES
 
 #include <cstdint>
 
+#ifdef HEADWISE_EMULATE_AMX
+#include "kernels/amx_emulated.h"
+#else
 namespace headwise::amx {
-
-constexpr int kTileRows = 16;
-constexpr int kTileWords = 16;  // 32-bit words of a row
 
 // While it lives, this thread's tiles are all of 16 rows of 64 bytes.
 class Tiles {
@@ -61,7 +60,6 @@ inline void MultiplyAdd() {
 }
 
 }  // namespace headwise::amx
+#endif
 
-#else
-#define HEADWISE_AMX 0
 #endif

@@ -9,8 +9,8 @@
 // One division per output ends it. Weights, where they are wanted, are written as they stand in step 3, and multiplied
 // with exp(m then - m in the end) / sum as soon as the rows have met all keys, while they still are in L2.
 //
-// Both products are the Products': attention_fma-inl.h on every target, attention_amx-inl.h on tiles of bfloat16. They
-// say how many rows a tile has, how many keys a block, and how many tiles are under way at once.
+// Both products are the Products': attention_fma-inl.h on every target, attention_parts-inl.h in parts of bfloat16.
+// They say how many rows a tile has, how many keys a block, and how many tiles are under way at once.
 //
 // Blocks of keys and panels begin at multiples of their size from key 0, whatever the block of queries: what a row adds
 // up, and in which order, depends on that row alone, so that results are the same bits for any number of threads.

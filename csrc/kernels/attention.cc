@@ -6,7 +6,7 @@
 #include "kernels/attention-inl.h"
 #include "kernels/attention.h"
 #include "kernels/attention_fma-inl.h"
-#include "runtime/amx.h"
+#include "runtime/bfloat16.h"
 #include "runtime/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -25,15 +25,20 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-// Whether tiles are faster than multiply-adds, as measured: the more products of parts, the more rows and keys it
-// takes, and rows of few features fill no chunk of the depth. A matter of shapes, so that a call's bits are always the
-// same.
+// Parts of bfloat16 that weights and values go by, at most.
 template <typename T>
-bool TilesPay(const AttentionArgs<T>& args) {
+int PartsOf(Precision precision) {
+  if (precision == Precision::kMedium || std::is_same_v<T, BFloat16>) return 1;
+  return precision == Precision::kHigh || std::is_same_v<T, Float16> ? 2 : 3;
+}
+
+// Whether products of so many parts are faster than multiply-adds, as measured: the more parts, the more rows and keys
+// it takes, and rows of few features fill no chunk of the depth. A matter of shapes, so that a call's bits are always
+// the same.
+template <typename T>
+bool TilesPay(const AttentionArgs<T>& args, int parts) {
   if (TilesForAnyShape()) return true;
-  const bool one_part = args.precision == Precision::kMedium || std::is_same_v<T, BFloat16>;
-  const bool three_parts = args.precision == Precision::kHighest && std::is_same_v<T, float>;
-  const std::int64_t least = one_part ? 32 : three_parts ? 128 : 64;
+  const std::int64_t least = parts == 1 ? 32 : parts == 2 ? 64 : 128;
   const std::int64_t rows = args.query.shape[1] / args.key.shape[1] * args.query.shape[2];
   const auto fills = [](std::int64_t depth) { return depth >= 24 && 3 * depth >= 2 * ((depth + 31) / 32 * 32); };
   return rows >= least && args.key.shape[2] >= least && fills(args.query.shape[3]) && fills(args.value.shape[3]);
@@ -44,7 +49,11 @@ HEADWISE_EXPORT_KERNELS(Attention)
 template <typename T>
 const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args) {
   if constexpr (!std::is_same_v<T, double>) {
-    if (AmxChosen() && TilesPay(args)) return *AmxAttentionKernel<T>();
+    const BFloat16Unit unit = ChosenUnit();
+    const int parts = PartsOf<T>(args.precision);
+    if (unit == BFloat16Unit::kAmx && TilesPay(args, parts)) return *AmxAttentionKernel<T>();
+    // Of more parts, three products or six take longer there than one of float32.
+    if (unit == BFloat16Unit::kDot && parts == 1 && TilesPay(args, parts)) return *DotAttentionKernel<T>();
   }
   return ChosenAttentionKernel<T>();
 }

@@ -40,9 +40,12 @@ struct DecodeKernel {
                 std::byte* partials);
 };
 
-// By tiles of bfloat16; null where this build has none. Few queries never go there: they wait for memory.
+// In parts of bfloat16, on tiles or by vectors (one part only); null where this build has none. Few queries never go
+// there: they wait for memory.
 template <typename T>
 const AttentionKernel<T>* AmxAttentionKernel();
+template <typename T>
+const AttentionKernel<T>* DotAttentionKernel();
 
 // Those of the chosen target, and for these arguments.
 template <typename T>

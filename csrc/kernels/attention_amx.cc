@@ -7,12 +7,10 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 
 // Below foreach_target.h, or the first target would miss them.
-#include "kernels/amx.h"
 #include "kernels/attention.h"
-#include "kernels/attention_amx-inl.h"
 #include "kernels/attention_amx_run-inl.h"
 
-#if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
+#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
@@ -48,7 +46,7 @@ namespace headwise {
 
 template <typename T>
 const AttentionKernel<T>* AmxAttentionKernel() {
-#if HEADWISE_AMX && (HWY_TARGETS & HWY_AVX3)
+#if HEADWISE_TILES && (HWY_TARGETS & HWY_AVX3)
   return &N_AVX3::kAmxAttention<T>;
 #else
   return nullptr;

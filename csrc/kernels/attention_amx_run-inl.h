@@ -21,14 +21,18 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "kernels/amx_parts-inl.h"
 #include "kernels/attention-inl.h"
-#include "kernels/attention_amx-inl.h"
 #include "kernels/attention_amx_work-inl.h"
+#include "kernels/attention_parts-inl.h"
 
-#if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
+#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
+
+template <typename S, int kParts>
+using AmxProducts = PartsProducts<S, kParts, AmxUnit>;
 
 template <typename S, int kParts>
 class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
@@ -41,7 +45,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
   using Base::Base;
 
  private:
-  using Weights = AmxWeights<kParts, Products::kStride>;
+  using Weights = TileWeights<kParts, Products::kStride>;
   using Outputs = AmxOutputs<kParts>;
   using WeightsAndOutputs = AmxWeightsAndOutputs<kParts, Products::kStride>;
 
@@ -154,7 +158,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
 
 template <typename S, int kParts>
 void AmxAttentionBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
-  const amx::Tiles tiles;
+  const AmxUnit::Claim tiles;
   AmxAttentionRun<S, kParts>(args, block, scratch).Run();
 }
 

@@ -21,15 +21,16 @@
 #include "kernels/attention_exp-inl.h"
 #include "kernels/rows-inl.h"
 
-#if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
+#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
 // exp(score - shift) of a tile, in parts, and their sums; nothing before it is started. A unit is 8 rows by a chunk of
-// 32 keys; in it, two rows at a time, four vectors of scores, go through kSteps steps.
+// 32 keys; in it, two rows at a time, four vectors of scores, go through kSteps steps. attention_dot.cc takes all at
+// once.
 template <int kParts, int kStride>
-class AmxWeights {
+class TileWeights {
  public:
   using V = hn::Vec<Tag<float>>;
 
@@ -119,7 +120,7 @@ class AmxWeights {
 
   HWY_INLINE void Take(Unit& unit) {
     unit = {scores_ + r_ * kStride,
-            weights_ + r_ * amx::kTileWords,
+            weights_ + r_ * kTileSide,
             shift_ + r_,
             sums_ + r_ * kLanes<float>,
             greatest_,
@@ -222,7 +223,7 @@ class AmxWeights {
     const Tag<std::uint32_t> bits;
     const auto x = hn::BitCast(bits, state.vector[2 * kPair].n), y = hn::BitCast(bits, state.vector[2 * kPair + 1].n);
     hn::StoreU(hn::OrAnd(hn::ShiftRight<16>(x), y, hn::Set(bits, 0xFFFF0000u)), bits,
-               unit.weights + (kRow + kPair) * amx::kTileWords + kPart * 2 * kTileSize);
+               unit.weights + (kRow + kPair) * kTileSide + kPart * 2 * kTileSize);
   }
 
   template <int kVector>
@@ -302,7 +303,7 @@ class AmxOutputs {
 // Both at once.
 template <int kParts, int kStride>
 struct AmxWeightsAndOutputs {
-  using Weights = AmxWeights<kParts, kStride>;
+  using Weights = TileWeights<kParts, kStride>;
   using Outputs = AmxOutputs<kParts>;
   using State = typename Weights::State;
 

@@ -29,7 +29,9 @@ HEADWISE_EXPORT_KERNELS(Linear)
 template <typename T>
 const LinearKernel<T>& GetLinearKernel() {
   if constexpr (!std::is_same_v<T, double>) {
-    if (AmxChosen()) return *AmxLinearKernel<T>();
+    const BFloat16Unit unit = ChosenUnit();
+    if (unit == BFloat16Unit::kAmx) return *AmxLinearKernel<T>();
+    if (unit == BFloat16Unit::kDot) return *DotLinearKernel<T>();
   }
   return ChosenLinearKernel<T>();
 }

@@ -48,10 +48,12 @@ struct LinearFewKernel {
   void (*columns)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 };
 
-// By tiles of bfloat16, for all but double; null where this build has none. Few rows never go there: they wait for
-// memory.
+// In parts of bfloat16, for all but double, on tiles or by vectors (one part only); null where this build has none. Few
+// rows never go there: they wait for memory.
 template <typename T>
 const LinearKernel<T>* AmxLinearKernel();
+template <typename T>
+const LinearKernel<T>* DotLinearKernel();
 
 // Those of the chosen target.
 template <typename T>

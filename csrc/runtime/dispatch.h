@@ -12,14 +12,15 @@
 #include "headwise/half.h"
 #include "hwy/highway.h"
 #include "hwy/targets.h"
+#include "runtime/bfloat16.h"
 
 namespace headwise {
 
 // Initialised before first use; changed by SetTarget.
 hwy::ChosenTarget& ChosenTarget();
 
-// Whether the chosen target has tiles besides its vectors (amx.h). Only where this build and this processor have them.
-bool AmxChosen();
+// What the chosen target multiplies bfloat16 with. Only what this build and this processor have.
+BFloat16Unit ChosenUnit();
 
 }  // namespace headwise
 

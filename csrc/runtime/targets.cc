@@ -3,7 +3,7 @@
 #include <stdexcept>
 
 #include "headwise/runtime.h"
-#include "runtime/amx.h"
+#include "runtime/bfloat16.h"
 #include "runtime/dispatch.h"
 
 namespace headwise {
@@ -11,26 +11,27 @@ namespace {
 
 struct Target {
   std::int64_t bit;  // Highway's
-  bool amx;
   std::string name;
+  BFloat16Unit unit = BFloat16Unit::kNone;
 };
 
 // Our names, best first within a processor family. Highway splits some sets further (AVX3_ZEN4, NEON_WITHOUT_AES, …);
 // csrc/CMakeLists.txt builds one of each.
 const Target kTargets[] = {
-    {HWY_AVX3, true, "avx512_amx"},
-    {HWY_AVX3, false, "avx512"},
-    {HWY_AVX2, false, "avx2"},
-    {HWY_SSE4, false, "sse4"},
+    {HWY_AVX3, "avx512_amx", BFloat16Unit::kAmx},
+    {HWY_AVX3, "avx512_bf16", BFloat16Unit::kDot},
+    {HWY_AVX3, "avx512"},
+    {HWY_AVX2, "avx2"},
+    {HWY_SSE4, "sse4"},
 #ifdef HWY_SSE2
-    {HWY_SSE2, false, "sse2"},
+    {HWY_SSE2, "sse2"},
 #endif
-    {HWY_NEON, false, "neon"},
+    {HWY_NEON, "neon"},
 #ifdef HWY_NEON_WITHOUT_AES
-    {HWY_NEON_WITHOUT_AES, false, "neon"},
+    {HWY_NEON_WITHOUT_AES, "neon"},
 #endif
-    {HWY_EMU128, false, "scalar"},
-    {HWY_SCALAR, false, "scalar"},
+    {HWY_EMU128, "scalar"},
+    {HWY_SCALAR, "scalar"},
 };
 
 // Highway's targets that processor and system have.
@@ -51,7 +52,7 @@ const std::vector<Target>& Available() {
     std::vector<Target> list;
     for (const Target& target : kTargets) {
       const bool listed = !list.empty() && list.back().name == target.name;  // one name for several of Highway's
-      if ((usable & target.bit) && (!target.amx || AmxAvailable()) && !listed) list.push_back(target);
+      if ((usable & target.bit) && Has(target.unit) && !listed) list.push_back(target);
     }
     return list;
   }();
@@ -61,7 +62,7 @@ const std::vector<Target>& Available() {
 std::atomic<const Target*>& Chosen() {
   // The first that the system does not refuse.
   static std::atomic<const Target*> chosen{
-      &*std::find_if(Available().begin(), Available().end(), [](const Target& t) { return !t.amx || RequestAmx(); })};
+      &*std::find_if(Available().begin(), Available().end(), [](const Target& t) { return Request(t.unit); })};
   return chosen;
 }
 
@@ -76,7 +77,7 @@ hwy::ChosenTarget& ChosenTarget() {
   return *chosen;
 }
 
-bool AmxChosen() { return Chosen().load(std::memory_order_relaxed)->amx; }
+BFloat16Unit ChosenUnit() { return Chosen().load(std::memory_order_relaxed)->unit; }
 
 void ChooseTarget() { ChosenTarget(); }
 
@@ -92,7 +93,7 @@ void SetTarget(const std::string& name) {
   std::string list;
   for (const Target& target : Available()) {
     if (target.name == name) {
-      if (target.amx && !RequestAmx()) {
+      if (!Request(target.unit)) {
         throw std::invalid_argument("target: the system refuses '" + name + "', the use of tiles, to this process");
       }
       ChosenTarget().Update(target.bit);

@@ -134,7 +134,8 @@ def set_target(name: str) -> None:
     Parameters
     ----------
     name : str
-        Such as "avx512_amx", "avx512", "avx2", "sse4" or "neon"; "numpy" is the only one of the NumPy backend.
+        Such as "avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4" or "neon"; "numpy" is the only one of the NumPy
+        backend.
 
     Raises
     ------

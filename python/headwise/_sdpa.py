@@ -165,9 +165,9 @@ def scaled_dot_product_attention(
     What stands in a dropped key or value, NaN included, reaches no result.
 
     float16 and bfloat16 are computed in float32, without a copy of the arrays in it, and rounded once: the output is as
-    near to exact as in float32, and half a unit in the last place (2^-11 of it, or 2^-8). On avx512_amx, at sizes that
-    are faster there, weights meet bfloat16 values as bfloat16, and float16 is multiplied in two parts: up to about
-    2^-8, or 2^-14, of the largest value more.
+    near to exact as in float32, and half a unit in the last place (2^-11 of it, or 2^-8). At sizes that are faster so,
+    weights meet bfloat16 values as bfloat16 on avx512_amx and avx512_bf16, up to about 2^-8 of the largest value more,
+    and float16 is multiplied in two parts on avx512_amx, up to 2^-14 more.
 
     References
     ----------

@@ -124,8 +124,8 @@ class AttentionArguments {
     Attention(args);
   }
 
-  // Where there are tiles, all but the few rows of decoding go by them.
-  bool OnTiles() const { return GetTarget() == "avx512_amx" && shape.group * shape.query_len > 8; }
+  // All but the few rows of decoding go by them, if the target has them for such numbers.
+  bool OnTiles() const { return InParts<T>(args.precision) && shape.group * shape.query_len > 8; }
 
   // On tiles, weights meet values of BFloat16 as bfloat16, and of Float16 in two parts.
   double WeightRounding() const {

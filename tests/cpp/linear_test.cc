@@ -14,9 +14,9 @@ class LinearTest : public OnTarget {};
 constexpr std::array<std::int64_t, 2> kRowsFirst{0, 1};
 constexpr std::array<std::int64_t, 2> kColumnsFirst{1, 0};  // a weight stored (out, in), used transposed
 
-// From this size on, in each axis, float32 goes by tiles where there are any; below it, by multiply-adds.
+// From this size on, in each axis, numbers go by tiles where there are any for them; below it, by multiply-adds.
 constexpr std::int64_t kTiles = 32;
-bool HasTiles() { return GetTarget() == "avx512_amx"; }
+bool HasTiles(Precision precision = Precision::kHighest) { return InParts<float>(precision); }
 
 template <typename T>
 struct Case {
@@ -123,7 +123,7 @@ template <typename T>
 void CheckFewRows(std::int64_t most) {
   const Case<T> all(most, 300, 339);
   const std::vector<T> expected = all.Run();
-  const bool tiles = !std::is_same_v<T, double> && HasTiles() && most >= kTiles;
+  const bool tiles = InParts<T>(Precision::kHighest) && most >= kTiles;
   for (std::int64_t rows = tiles ? kTiles : 1; rows < most; ++rows) {
     const Tensor<T, 2> out({rows, 339});
     View<const T, 2> x = all.x.read();
@@ -232,18 +232,21 @@ TEST_P(LinearTest, Precision) {
     const auto error = [&](Precision precision) { return ScaledError(test.Run(true, precision), expected, depth); };
     const double highest = error(Precision::kHighest), high = error(Precision::kHigh);
     const double medium = error(Precision::kMedium);
-    if (!HasTiles()) {
+    if (HasTiles()) {
+      SetTarget("avx512");
+      EXPECT_LE(highest, error(Precision::kHighest)) << depth;
+      SetTarget(GetParam());
+      EXPECT_GT(high, 1e-6) << depth;
+      EXPECT_LT(high, 5.5e-6) << depth;
+    } else {
       EXPECT_EQ(highest, high);
-      EXPECT_EQ(highest, medium);
-      continue;
     }
-    SetTarget("avx512");
-    EXPECT_LE(highest, error(Precision::kHighest)) << depth;
-    SetTarget(GetParam());
-    EXPECT_GT(high, 1e-6) << depth;
-    EXPECT_LT(high, 5.5e-6) << depth;
-    EXPECT_GT(medium, 5e-4) << depth;
-    EXPECT_LT(medium, 3e-3) << depth;
+    if (HasTiles(Precision::kMedium)) {
+      EXPECT_GT(medium, 5e-4) << depth;
+      EXPECT_LT(medium, 3e-3) << depth;
+    } else {
+      EXPECT_EQ(highest, medium);
+    }
   }
 }
 
@@ -255,7 +258,7 @@ TEST_P(LinearTest, PrecisionOfHalves) {
   const auto highest = test.Run(), high = test.Run(true, Precision::kHigh), medium = test.Run(true, Precision::kMedium);
   EXPECT_TRUE(Near(high, expected, 1e-3));
   EXPECT_TRUE(Near(medium, expected, 0.5));
-  EXPECT_NE(Identical(medium, highest), HasTiles());
+  EXPECT_NE(Identical(medium, highest), HasTiles(Precision::kMedium));
   EXPECT_TRUE(Identical(other.Run(), other.Run(true, Precision::kMedium)));
 }
 

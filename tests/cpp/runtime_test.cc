@@ -51,19 +51,21 @@ TEST(TargetsTest, UnknownIsAnErrorThatListsTheOthers) {
 }
 
 // Of so many queries and keys, of 64 features.
-AttentionArgs<float> ArgsOf(std::int64_t length) {
-  AttentionArgs<float> args;
+template <typename T>
+AttentionArgs<T> ArgsOf(std::int64_t length) {
+  AttentionArgs<T> args;
   args.query.shape = args.key.shape = args.value.shape = {1, 1, length, 64};
   return args;
 }
 
-// The name alone proves nothing: each target must lead to functions of its own, avx512_amx to one that avx512 has not.
+// The name alone proves nothing: each target must lead to functions of its own, those that multiply bfloat16 to one
+// that avx512 has not.
 TEST(TargetsTest, EachRunsItsOwnCode) {
   std::set<const void*> tables;
-  std::set<decltype(AttentionKernel<float>::block)> attention;
+  std::set<decltype(AttentionKernel<BFloat16>::block)> attention;
   std::set<decltype(SoftmaxFunctions<float>::rows)> functions;
   std::set<decltype(LayerNormKernel<double>::row)> more;
-  const AttentionArgs<float> args = ArgsOf(128);
+  const AttentionArgs<BFloat16> args = ArgsOf<BFloat16>(128);
   for (const std::string& target : ListTargets()) {
     SetTarget(target);
     tables.insert({&GetSoftmaxKernel<float>(), &GetSoftmaxKernel<double>(), &GetAlibiKernel<float>(),
@@ -74,8 +76,10 @@ TEST(TargetsTest, EachRunsItsOwnCode) {
     more.insert(GetLayerNormKernel<double>().row);
   }
   const std::vector<std::string> targets = ListTargets();
-  const std::size_t sets =
-      targets.size() - static_cast<std::size_t>(std::count(targets.begin(), targets.end(), "avx512_amx"));
+  const auto has = [&](const char* name) {
+    return static_cast<std::size_t>(std::count(targets.begin(), targets.end(), name));
+  };
+  const std::size_t sets = targets.size() - has("avx512_amx") - has("avx512_bf16");
   EXPECT_EQ(attention.size(), targets.size());
   EXPECT_EQ(tables.size(), 8 * sets);
   EXPECT_EQ(functions.size(), sets);
@@ -87,10 +91,10 @@ TEST(TargetsTest, FewRowsGoByMultiplyAddsBesideTilesToo) {
   const std::vector<std::string> targets = ListTargets();
   if (std::count(targets.begin(), targets.end(), "avx512_amx") == 0) GTEST_SKIP() << "no tiles on this machine";
   SetTarget("avx512_amx");
-  const auto few = GetAttentionKernel(ArgsOf(127)).block, many = GetAttentionKernel(ArgsOf(128)).block;
+  const auto few = GetAttentionKernel(ArgsOf<float>(127)).block, many = GetAttentionKernel(ArgsOf<float>(128)).block;
   SetTarget("avx512");
-  EXPECT_EQ(few, GetAttentionKernel(ArgsOf(127)).block);
-  EXPECT_NE(many, GetAttentionKernel(ArgsOf(128)).block);
+  EXPECT_EQ(few, GetAttentionKernel(ArgsOf<float>(127)).block);
+  EXPECT_NE(many, GetAttentionKernel(ArgsOf<float>(128)).block);
   SetTarget(targets.front());
 }
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "headwise/runtime.h"
-#include "runtime/amx.h"
+#include "runtime/bfloat16.h"
 #include "tensor.h"
 
 namespace headwise::testing {

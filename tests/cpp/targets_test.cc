@@ -39,17 +39,19 @@ namespace HWY_NAMESPACE {
 
 // Of kernels/*.cc.
 const AlibiKernel<float>* AlibiF32();
+const AttentionKernel<BFloat16>* AttentionBF16();
 const AttentionKernel<float>* AttentionF32();
 const AttentionKernel<double>* AttentionF64();
 const LayerNormKernel<float>* LayerNormF32();
+const LinearKernel<BFloat16>* LinearBF16();
 const LinearKernel<float>* LinearF32();
 const LinearKernel<double>* LinearF64();
 const RopeKernel<float>* RopeF32();
 const SoftmaxKernel<float>* SoftmaxF32();
 
 testing::Tables OwnTables() {
-  return {AlibiF32(),  AttentionF32(), AttentionF64(), LayerNormF32(),
-          LinearF32(), LinearF64(),    RopeF32(),      SoftmaxF32()};
+  return {AlibiF32(),   AttentionBF16(), AttentionF32(), AttentionF64(), LayerNormF32(),
+          LinearBF16(), LinearF32(),     LinearF64(),    RopeF32(),      SoftmaxF32()};
 }
 
 [[maybe_unused]] const bool compiled = (testing::Compiled()[HWY_TARGET] = &OwnTables, true);
@@ -66,6 +68,7 @@ namespace {
 
 const std::map<std::string, std::int64_t> kBits = {
     {"avx512_amx", HWY_AVX3},
+    {"avx512_bf16", HWY_AVX3},
     {"avx512", HWY_AVX3},
     {"avx2", HWY_AVX2},
     {"sse4", HWY_SSE4},
@@ -89,8 +92,10 @@ const void* Attention() {
 }
 
 Tables Chosen() {
-  return {&GetAlibiKernel<float>(),  Attention<float>(),         Attention<double>(),     &GetLayerNormKernel<float>(),
-          &GetLinearKernel<float>(), &GetLinearKernel<double>(), &GetRopeKernel<float>(), &GetSoftmaxKernel<float>()};
+  return {&GetAlibiKernel<float>(),  Attention<BFloat16>(),        Attention<float>(),
+          Attention<double>(),       &GetLayerNormKernel<float>(), &GetLinearKernel<BFloat16>(),
+          &GetLinearKernel<float>(), &GetLinearKernel<double>(),   &GetRopeKernel<float>(),
+          &GetSoftmaxKernel<float>()};
 }
 
 class TargetsTest : public OnTarget {};
@@ -102,8 +107,12 @@ TEST_P(TargetsTest, LeadsToItsOwnCode) {
   }
   ASSERT_FALSE(own.empty());
   if (GetParam() == "avx512_amx") {
-    own[1] = AmxAttentionKernel<float>();
-    own[4] = AmxLinearKernel<float>();
+    own[1] = AmxAttentionKernel<BFloat16>(), own[2] = AmxAttentionKernel<float>();
+    own[5] = AmxLinearKernel<BFloat16>(), own[6] = AmxLinearKernel<float>();
+  }
+  if (GetParam() == "avx512_bf16") {  // "highest" of float has more parts than one, of which linear's kernel knows
+    own[1] = DotAttentionKernel<BFloat16>();
+    own[5] = DotLinearKernel<BFloat16>(), own[6] = DotLinearKernel<float>();
   }
   EXPECT_EQ(Chosen(), own);
 }

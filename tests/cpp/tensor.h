@@ -1,4 +1,5 @@
-// What tests and fuzzers share: memory with guard pages, random tensors, comparison with the reference.
+// What tests and fuzzers share: memory with guard pages, random tensors, comparison with the reference, and whether
+// that is to the accuracy of bfloat16.
 #pragma once
 
 #include <sys/mman.h>
@@ -18,6 +19,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "headwise/precision.h"
+#include "headwise/runtime.h"
 #include "headwise/tensor.h"
 #include "reference/half.h"
 
@@ -25,6 +28,13 @@ namespace headwise::testing {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// Whether the target multiplies numbers of T in parts of bfloat16: all but double, or those of which one part is taken.
+template <typename T>
+bool InParts(Precision precision) {
+  const bool one_part = std::is_same_v<T, BFloat16> || precision == Precision::kMedium;
+  return !std::is_same_v<T, double> && (GetTarget() == "avx512_amx" || (GetTarget() == "avx512_bf16" && one_part));
+}
 
 // On which side of a tensor the page is that must not be touched. The other side has one too, less than a page away.
 enum class Guard { kAfter, kBefore };

@@ -26,7 +26,7 @@ namespace headwise {
 //
 // T is float, double, Float16 or BFloat16. Halves are computed in float; output and weights are rounded once.
 //
-// Where tiles multiply (avx512_amx, see precision.h): of Float16 the products of the lesser of two parts are left out,
+// Where bfloat16 is multiplied (see precision.h): of Float16 the products of the lesser of two parts are left out,
 // up to 2^-16 of a product, and weights meet values in two parts, those of BFloat16 as BFloat16. Numbers below 2^-126
 // count as 0, and below 2^-110 lose their last bits: the output differs by at most 2^-124 for that unless a subnormal
 // query meets a key beyond 2^100, or the other way round. A score of -inf drops its key, on every target.

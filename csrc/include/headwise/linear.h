@@ -13,7 +13,7 @@ namespace headwise {
 // axes; bias: (n,) or null. `precision` is not of float64. Halves are summed up in float32, the bias is float32, and
 // results are rounded once.
 //
-// On tiles of bfloat16 (precision.h) what is not finite, or overflows on the way, is computed again in float32: NaN
+// In parts of bfloat16 (precision.h) what is not finite, or overflows on the way, is computed again in float32: NaN
 // and Inf are those of the other targets. Numbers and products below 2^-126 count as 0, and the last bits of numbers
 // below 2^-102 are lost: an error of up to 2^-123 sum_k (|x[r, k]| + |weight[k, n]| + 1) that the other targets, which
 // know subnormal numbers, have not.

@@ -144,17 +144,17 @@ class AttentionInput : public AttentionArguments<T> {
  private:
   // Bits of the parts that numbers are split into on tiles.
   double PartEpsilon() const {
-    if (!this->OnTiles() || std::is_same_v<T, double>) return 0;
+    if (!this->OnTiles()) return 0;
     if (std::is_same_v<T, BFloat16>) return 0;
     if (this->args.precision == Precision::kMedium) return 0x1p-6;
-    if (std::is_same_v<T, Float16>) return 0x1p-17;
+    if (std::is_same_v<T, Float16>) return 0x1p-16;
     return this->args.precision == Precision::kHigh ? 0x1p-14 : 0;
   }
   double ValueEpsilon() const {
     return std::max(this->WeightRounding(), std::is_same_v<T, BFloat16> ? 0.0 : PartEpsilon());
   }
   // Numbers below it count as 0, or lose bits.
-  double Tiny() const { return this->OnTiles() && !std::is_same_v<T, double> ? 0x1p-124 : kLeast<T>; }
+  double Tiny() const { return this->OnTiles() ? 0x1p-124 : kLeast<T>; }
 
   // Like Tolerance(), for any numbers: the worst instead of the usual case; infinite where something may overflow.
   double WeightTolerance() const {

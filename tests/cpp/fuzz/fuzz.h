@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "headwise/runtime.h"
-#include "runtime/amx.h"
+#include "runtime/bfloat16.h"
 #include "runtime/parallel.h"
 #include "tensor.h"
 

@@ -1,14 +1,14 @@
-// The products of attention on tiles of bfloat16 (amx_parts-inl.h).
+// The products of attention in parts of bfloat16 (parts-inl.h), by a Unit.
 //
 // What bfloat16 cannot hold goes by float32, one row or key at a time: queries and keys that are not finite or from
 // 2^126 on, and blocks of values with any number that is not finite or from 2^110 on. Which these are does not depend
 // on the block of queries.
 
-#if defined(HEADWISE_KERNELS_ATTENTION_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef HEADWISE_KERNELS_ATTENTION_AMX_INL_H_
-#undef HEADWISE_KERNELS_ATTENTION_AMX_INL_H_
+#if defined(HEADWISE_KERNELS_ATTENTION_PARTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_ATTENTION_PARTS_INL_H_
+#undef HEADWISE_KERNELS_ATTENTION_PARTS_INL_H_
 #else
-#define HEADWISE_KERNELS_ATTENTION_AMX_INL_H_
+#define HEADWISE_KERNELS_ATTENTION_PARTS_INL_H_
 #endif
 
 #include <algorithm>
@@ -16,30 +16,30 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
-#include "kernels/amx_parts-inl.h"
 #include "kernels/attention-inl.h"
+#include "kernels/parts-inl.h"
 #include "kernels/rows-inl.h"
 #include "kernels/scores-inl.h"
 #include "runtime/scratch.h"
 
-#if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
+#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-template <typename S, int kParts>
-class AmxProducts {
+template <typename S, int kParts, class Unit>
+class PartsProducts {
  public:
   using Stored = S;
   static constexpr int kRows = kSide;
   static constexpr int kKeys = 128;
   static constexpr int kStride = kKeys + 16;
-  static constexpr int kStages = 2;
+  static constexpr int kStages = Unit::kStages;
 
-  static int Height(int rows) { return rows <= amx::kTileRows ? amx::kTileRows : kRows; }
+  static int Height(int rows) { return rows <= kTileSide ? kTileSide : kRows; }
   static int64_t ValueWidth(int64_t value_dim) { return (value_dim + kSide - 1) / kSide * kSide; }
 
-  AmxProducts(Arena& arena, const AttentionArgs<S>& args, const AttentionBlock& block, int64_t padded_rows)
+  PartsProducts(Arena& arena, const AttentionArgs<S>& args, const AttentionBlock& block, int64_t padded_rows)
       : args_(args),
         block_(block),
         scale_(static_cast<float>(args.scale)),
@@ -66,7 +66,7 @@ class AmxProducts {
         const auto x = hn::Mul(LoadPart(row, k, head_dim_), scale);
         const auto y = hn::Mul(LoadPart(row, k + kLanes<float>, head_dim_), scale);
         if (!Split(x, y)) odd |= 1u << r;
-        StoreParts<kParts>(x, y, packed + k / kChunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
+        StoreParts<kParts>(x, y, packed + k / kChunk * kChunkSize<kParts> + r * kTileSide, 2 * kTileSize);
       }
     }
     odd_rows_[tile.first_row / kRows] = odd;
@@ -75,18 +75,18 @@ class AmxProducts {
   void PackKeys(int64_t begin, int64_t end) {
     begin_ = begin;
     odd_key_count_ = 0;
-    for (int64_t key = begin; key < end; key += amx::kTileRows) {
-      const int64_t group = (key - begin) / kSide, half = (key - begin) / amx::kTileRows % 2;
-      const int count = static_cast<int>(std::min<int64_t>(amx::kTileRows, end - key));
+    for (int64_t key = begin; key < end; key += kTileSide) {
+      const int64_t group = (key - begin) / kSide, half = (key - begin) / kTileSide % 2;
+      const int count = static_cast<int>(std::min<int64_t>(kTileSide, end - key));
       std::uint32_t odd = 0;
       for (int64_t k = 0; k < head_dim_; k += kChunk) {
         HWY_ALIGN std::uint32_t rows[kParts * kTileSize];  // the tiles, transposed
-        if (count < amx::kTileRows) std::fill_n(rows, kParts * kTileSize, 0u);
+        if (count < kTileSide) std::fill_n(rows, kParts * kTileSize, 0u);
         for (int j = 0; j < count; ++j) {
           const S* row = args_.key.at(block_.batch, block_.kv_head, key + j);
           const auto x = LoadPart(row, k, head_dim_), y = LoadPart(row, k + kLanes<float>, head_dim_);
           if (!Split(x, y)) odd |= 1u << j;
-          StoreParts<kParts>(x, y, rows + j * amx::kTileWords, kTileSize);
+          StoreParts<kParts>(x, y, rows + j * kTileSide, kTileSize);
         }
         std::uint32_t* tiles = key_ + (group * Chunks(head_dim_) + k / kChunk) * kChunkSize<kParts> + half * kTileSize;
         for (int part = 0; part < kParts; ++part) TransposeTile(rows + part * kTileSize, tiles + part * 2 * kTileSize);
@@ -96,7 +96,7 @@ class AmxProducts {
       }
     }
     const int64_t groups = (end - begin + kSide - 1) / kSide;
-    if ((end - begin - 1) / amx::kTileRows % 2 == 0) {  // the last group's second half
+    if ((end - begin - 1) / kTileSide % 2 == 0) {  // the last group's second half
       for (int64_t chunk = 0; chunk < Chunks(head_dim_); ++chunk) {
         std::uint32_t* tiles = key_ + ((groups - 1) * Chunks(head_dim_) + chunk) * kChunkSize<kParts> + kTileSize;
         for (int part = 0; part < kParts; ++part) std::fill_n(tiles + part * 2 * kTileSize, kTileSize, 0u);
@@ -119,14 +119,14 @@ class AmxProducts {
     if (!values_split_) return;
     const Tag<float> d;
     for (int64_t key = begin; key < end; key += kChunk) {
-      for (int64_t column = 0; column < value_width_; column += amx::kTileRows) {
-        std::uint32_t* tiles = Value(column / kSide, (key - begin) / kChunk) + column / amx::kTileRows % 2 * kTileSize;
-        for (int i = 0; i < amx::kTileRows; ++i) {
+      for (int64_t column = 0; column < value_width_; column += kTileSide) {
+        std::uint32_t* tiles = Value(column / kSide, (key - begin) / kChunk) + column / kTileSide % 2 * kTileSize;
+        for (int i = 0; i < kTileSide; ++i) {
           const auto at = [&](int64_t j) HWY_ATTR {
             if (j >= end) return hn::Zero(d);
             return LoadPart(args_.value.at(block_.batch, block_.kv_head, j), column, value_dim_);
           };
-          StoreParts<kParts>(at(key + i), at(key + i + amx::kTileRows), tiles + i * amx::kTileWords, 2 * kTileSize);
+          StoreParts<kParts>(at(key + i), at(key + i + kTileSide), tiles + i * kTileSide, 2 * kTileSize);
         }
       }
     }
@@ -138,14 +138,14 @@ class AmxProducts {
     return from < to ? value_width_ / kSide * (Chunks(to) - from / kChunk) : 0;
   }
 
-  template <class Work = const NoWork>
+  template <class... Work>
   void Score(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t /*begin*/, bool /*alibi*/, float* scores,
-             float* /*greatest*/, Work&& work = Work()) const {
-    const bool lower = tile.height > amx::kTileRows;
+             float* /*greatest*/, Work&&... work) const {
+    const bool lower = tile.height > kTileSide;
     const int64_t chunks = Chunks(head_dim_);
     for (int64_t column = from; column < to; column += kSide) {
-      MultiplyChunks<kParts>(Query(tile), key_ + column / kSide * chunks * kChunkSize<kParts>, chunks, lower, work);
-      StoreTiles(scores + column, kStride, lower);
+      Unit::template Multiply<kParts>(Query(tile), key_ + column / kSide * chunks * kChunkSize<kParts>, chunks, lower,
+                                      scores + column, kStride, work...);
     }
   }
 
@@ -210,21 +210,36 @@ class AmxProducts {
   bool ValuesSplit() const { return values_split_; }
 
   // Where the parts of row r's weights go: its first chunk, the others kChunkSize apart.
-  std::uint32_t* Weights(int r, int buffer) const { return weights_ + buffer * kWeightsSize + r * amx::kTileWords; }
+  std::uint32_t* Weights(int r, int buffer) const { return weights_ + buffer * kWeightsSize + r * kTileSide; }
 
   // The product of a tile's weights and the values, if these split; it goes to Product().
-  template <class Work = const NoWork>
-  void MultiplyValues(const Tile<kRows>& tile, int64_t from, int64_t to, int buffer, Work&& work = Work()) const {
+  template <class... Work>
+  void MultiplyValues(const Tile<kRows>& tile, int64_t from, int64_t to, int buffer, Work&&... work) const {
     const int64_t first = from / kChunk, chunks = Chunks(to) - first;
-    const bool lower = tile.height > amx::kTileRows;
+    const bool lower = tile.height > kTileSide;
     for (int64_t column = 0; column < value_width_; column += kSide) {
-      MultiplyChunks<kParts>(Weights(0, buffer), Value(column / kSide, first), chunks, lower, work);
-      StoreTiles(product_ + column, value_width_, lower);
+      Unit::template Multiply<kParts>(Weights(0, buffer), Value(column / kSide, first), chunks, lower,
+                                      product_ + column, value_width_, work...);
     }
   }
   const float* Product() const { return product_; }  // [kRows][value_width]
 
-  // output = output * rescale + the product with values that do not split, in float32. A key of weight 0 is passed
+  // output = output * rescale + weights times values.
+  void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, int buffer,
+                 const float* rescale, float* output) const {
+    if (!values_split_) return AddPlainly(tile, from, to, weights, rescale, output);
+    MultiplyValues(tile, from, to, buffer);
+    const Tag<float> d;
+    const float* product = product_;
+    for (int r = 0; r < tile.rows; ++r, output += value_width_, product += value_width_) {
+      const auto factor = hn::Set(d, rescale[r]);
+      for (int64_t i = 0; i < value_width_; i += kLanes<float>) {
+        hn::Store(hn::MulAdd(hn::Load(d, output + i), factor, hn::Load(d, product + i)), d, output + i);
+      }
+    }
+  }
+
+  // The same for values that do not split, in float32. A key of weight 0 is passed
   // over, for 0 * NaN is not 0.
   void AddPlainly(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, const float* rescale,
                   float* output) const {

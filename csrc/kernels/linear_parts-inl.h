@@ -1,4 +1,4 @@
-// A block of x W + b on tiles of bfloat16 (amx_parts-inl.h).
+// A block of x W + b in parts of bfloat16 (parts-inl.h), by a Unit.
 //
 // A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
 // each, whatever the number of parts. A tile of rows stays in L1 while the groups, from L2 or beyond, go by and are
@@ -10,25 +10,27 @@
 // NaN, and what rounds to Inf in its first part, makes every sum that it is in NaN or Inf; so does a sum that
 // overflows. Such elements of the output are computed again in float32 (linear-inl.h).
 
-#if defined(HEADWISE_KERNELS_LINEAR_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef HEADWISE_KERNELS_LINEAR_AMX_INL_H_
-#undef HEADWISE_KERNELS_LINEAR_AMX_INL_H_
+#if defined(HEADWISE_KERNELS_LINEAR_PARTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_LINEAR_PARTS_INL_H_
+#undef HEADWISE_KERNELS_LINEAR_PARTS_INL_H_
 #else
-#define HEADWISE_KERNELS_LINEAR_AMX_INL_H_
+#define HEADWISE_KERNELS_LINEAR_PARTS_INL_H_
 #endif
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "hwy/highway.h"
-#include "kernels/amx_parts-inl.h"
 #include "kernels/linear-inl.h"
 #include "kernels/linear.h"
 #include "kernels/pack-inl.h"
+#include "kernels/parts-inl.h"
+#include "runtime/bfloat16.h"
 #include "runtime/scratch.h"
 
-#if HEADWISE_AMX && HWY_TARGET == HWY_AVX3
+#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
@@ -36,12 +38,12 @@ namespace HWY_NAMESPACE {
 // Multiples of 32 that hold n.
 constexpr int64_t Sides(int64_t n) { return (n + kSide - 1) / kSide; }
 
-template <typename T, int kParts>
-class AmxLinear {
+template <typename T, int kParts, class Unit>
+class PartsLinear {
  public:
   static constexpr int64_t kPiece = 12 / kParts;  // chunks
 
-  AmxLinear(Arena& arena, const LinearArgs<T>& args, const LinearBlock& block)
+  PartsLinear(Arena& arena, const LinearArgs<T>& args, const LinearBlock& block)
       : args_(args),
         block_(block),
         depth_(args.x.shape[1]),
@@ -58,7 +60,7 @@ class AmxLinear {
             LinearScratchBytes<T>({args.x, {}, nullptr, {}, {}, nullptr}, {0, kSide, 0, kSide})))) {}
 
   void Run() const {
-    const amx::Tiles tiles;
+    [[maybe_unused]] const typename Unit::Claim claim;
     for (int64_t chunk = 0; chunk < Chunks(depth_); chunk += kPiece) {
       const int64_t chunks = std::min(kPiece, Chunks(depth_) - chunk);
       const std::uint32_t* weight = weight_;
@@ -74,12 +76,11 @@ class AmxLinear {
       float* sums = sums_;
       for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide) {
         PackX(row, chunk, chunks);
-        const bool lower = block_.row_end - row > amx::kTileRows;
+        const bool lower = block_.row_end - row > kTileSide;
         const std::uint32_t* group = weight;
         for (int64_t column = block_.column_begin; column < block_.column_end;
              column += kSide, group += group_size, sums += kSide * kSide) {
-          MultiplyChunks<kParts>(x_, group, chunks, lower);
-          StoreTiles(first && !last ? sums : product_, kSide, lower);
+          Unit::template Multiply<kParts>(x_, group, chunks, lower, first && !last ? sums : product_, kSide);
           if (last) {
             Finish(row, column, first ? nullptr : sums);
           } else if (!first) {
@@ -132,10 +133,10 @@ class AmxLinear {
   template <typename U>
   static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, int64_t group_size,
                                    std::uint32_t* packed) {
-    for (int64_t i = 0; i < amx::kTileRows; ++i, rows += stride) {
-      const U* const other = rows + amx::kTileRows * stride;
+    for (int64_t i = 0; i < kTileSide; ++i, rows += stride) {
+      const U* const other = rows + kTileSide * stride;
       for (int64_t column = 0; column < columns; column += kSide) {
-        std::uint32_t* const tiles = packed + column / kSide * group_size + i * amx::kTileWords;
+        std::uint32_t* const tiles = packed + column / kSide * group_size + i * kTileSide;
         for (int64_t half = 0; half < 2; ++half) {
           const int64_t at = column + half * kLanes<float>;
           StoreParts<kParts>(LoadNumbers(rows, at, columns), LoadNumbers(other, at, columns), tiles + half * kTileSize,
@@ -155,7 +156,7 @@ class AmxLinear {
         __builtin_prefetch(x + 2 * args_.x.stride[0] + k);
         __builtin_prefetch(x + 2 * args_.x.stride[0] + k + kLanes<float>);
         StoreParts<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
-                           x_ + chunk * kChunkSize<kParts> + r * amx::kTileWords, 2 * kTileSize);
+                           x_ + chunk * kChunkSize<kParts> + r * kTileSide, 2 * kTileSize);
       }
     }
   }
@@ -218,6 +219,92 @@ class AmxLinear {
   float* const again_;
   std::byte* const again_scratch_;
 };
+
+// function(Int<parts>) for the parts that numbers of T go by. A bfloat16 is its only part, a float16 has two; its third
+// is for the product of the second ones, of up to 2^-16 of the whole. 0: by multiply-adds, which are faster than a Unit
+// for fewer parts is.
+template <class Unit, typename T, class Function>
+auto WithParts(Precision precision, const Function& function) {
+  if (precision == Precision::kMedium || std::is_same_v<T, BFloat16>) return function(Int<1>());
+  if constexpr (Unit::kMostParts == 1) {
+    return function(Int<0>());
+  } else {
+    if (precision == Precision::kHigh) return function(Int<2>());
+    return function(Int<3>());
+  }
+}
+
+// Whether the Unit is faster than multiply-adds, as measured. What does not pay, on packed weights neither: the bits do
+// not tell whether weights were packed. Without depth there is nothing to multiply, and it writes nothing.
+template <int kParts, typename T>
+bool TilesPay(const LinearArgs<T>& args) {
+  if (TilesForAnyShape()) return args.weight.shape[0] > 0;
+  constexpr int64_t kLeast = kParts == 3 ? 4 * kChunk : 2 * kChunk;
+  return args.out.shape[0] >= kSide && args.weight.shape[0] >= kLeast && args.weight.shape[1] >= kLeast;
+}
+
+template <typename T>
+LinearArgs<T> Unpacked(LinearArgs<T> args) {
+  args.packed = nullptr;
+  return args;
+}
+
+template <class Unit, typename T>
+std::size_t PartsScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
+  return WithParts<Unit, T>(args.precision, [&](auto parts) {
+    if constexpr (parts.value == 0) {
+      return LinearScratchBytes<T>(args, largest);
+    } else {
+      if (!TilesPay<parts.value>(args)) return LinearScratchBytes<T>(Unpacked(args), largest);
+      Arena measure(nullptr);
+      PartsLinear<T, parts.value, Unit>(measure, args, largest);
+      return measure.used();
+    }
+  });
+}
+
+template <class Unit, typename T>
+void PartsRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch) {
+  WithParts<Unit, T>(args.precision, [&](auto parts) {
+    if constexpr (parts.value == 0) {
+      LinearRun<T>(args, block, scratch);
+    } else {
+      if (!TilesPay<parts.value>(args)) return LinearRun<T>(Unpacked(args), block, scratch);
+      Arena arena(scratch);
+      PartsLinear<T, parts.value, Unit>(arena, args, block).Run();
+    }
+  });
+}
+
+template <class Unit, typename T>
+std::size_t PartsPackedBytes(View<const T, 2> weight, Precision precision) {
+  return WithParts<Unit, T>(precision, [&](auto parts) {
+    if constexpr (parts.value == 0) {
+      return LinearPackedBytes<T>(weight, precision);
+    } else {
+      return Bytes(sizeof(std::uint32_t), Sides(weight.shape[1]), Chunks(weight.shape[0]), kChunkSize<parts.value>);
+    }
+  });
+}
+
+// [group of 32 columns][chunk][part][2 tiles]
+template <class Unit, typename T>
+void PartsPack(View<const T, 2> weight, Precision precision, int64_t begin, int64_t end, std::byte* packed) {
+  WithParts<Unit, T>(precision, [&](auto parts) {
+    if constexpr (parts.value == 0) {
+      LinearPack<T>(weight, precision, begin, end, packed);
+    } else {
+      const int64_t chunks = Chunks(weight.shape[0]), group_size = chunks * kChunkSize<parts.value>;
+      PartsLinear<T, parts.value, Unit>::PackWeight(
+          weight, begin, end, 0, chunks, group_size,
+          reinterpret_cast<std::uint32_t*>(packed) + begin / kSide * group_size);
+    }
+  });
+}
+
+template <class Unit, typename T>
+constexpr LinearKernel<T> kPartsLinear{kSide, &PartsScratchBytes<Unit, T>, &PartsRun<Unit, T>,
+                                       &PartsPackedBytes<Unit, T>, &PartsPack<Unit, T>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

@@ -1,0 +1,87 @@
+// Products of numbers in one part of bfloat16 (parts-inl.h) in vector registers, by AVX512_BF16's
+//   c[n] += a[2n + 1] b[2n + 1], c[n] += a[2n] b[2n]
+// for c of float32 and pairs of bfloat16 in 32-bit words (Intel 64 and IA-32 Architectures Software Developer's Manual,
+// VDPBF16PS): twice the multiply-adds of float32, each rounded to nearest; subnormal numbers count as 0.
+//
+// Called by attention_parts-inl.h and linear_parts-inl.h.
+
+#if defined(HEADWISE_KERNELS_DOT_PARTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_KERNELS_DOT_PARTS_INL_H_
+#undef HEADWISE_KERNELS_DOT_PARTS_INL_H_
+#else
+#define HEADWISE_KERNELS_DOT_PARTS_INL_H_
+#endif
+
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/parts-inl.h"
+
+#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+struct DotUnit {
+  static constexpr int kMostParts = 1;  // of more, three products or six cost more than one in float32
+  static constexpr int kStages = 1;
+
+  struct Claim {};  // vectors are anyone's
+
+  // to[32, 32] = A B over `chunks` chunks of the depth; rows of `to` are `stride` apart. Without `lower` only the first
+  // 16 rows. 8 x 2 sums stay in registers; rows of A, in either tile, are 16 words apart.
+  template <int kParts>
+  static HWY_INLINE void Multiply(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower, float* to,
+                                  int64_t stride) {
+    static_assert(kParts == 1);
+    for (int row = 0; row < (lower ? kSide : kTileSide); row += kRows) {
+      MultiplyRows(a + row * kTileSide, b, chunks, to + row * stride, stride);
+    }
+  }
+
+ private:
+  static constexpr int kRows = 8;
+
+  using V = hn::Vec<Tag<float>>;
+  using Words = hn::Vec<Tag<std::uint32_t>>;
+
+  // Inlined, GCC 12 keeps the sums in memory.
+  static HWY_NOINLINE void MultiplyRows(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, float* to,
+                                        int64_t stride) {
+    const Tag<float> d;
+    const Tag<std::uint32_t> words;
+    V sum[kRows][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = hn::Zero(d);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, a += kChunkSize<1>, b += kChunkSize<1>) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kTileSide; ++k) {
+        const auto left = hn::Load(words, b + k * kTileSide), right = hn::Load(words, b + kTileSize + k * kTileSide);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const auto pair = hn::Set(words, a[r * kTileSide + k]);
+          sum[r][0] = MultiplyAdd(pair, left, sum[r][0]);
+          sum[r][1] = MultiplyAdd(pair, right, sum[r][1]);
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      hn::StoreU(sum[r][0], d, to + r * stride);
+      hn::StoreU(sum[r][1], d, to + r * stride + kTileSide);
+    }
+  }
+
+  static HWY_INLINE V MultiplyAdd(Words a, Words b, V sum) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+    return sum;
+  }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+#endif
+
+#endif  // per-target include guard

@@ -1,0 +1,27 @@
+// Compiled for AVX-512 alone, with products by AVX512_BF16. float64 has none.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/linear_dot.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "kernels/dot_parts-inl.h"
+#include "kernels/linear.h"
+#include "kernels/linear_parts-inl.h"
+
+#if HWY_ONCE
+namespace headwise {
+
+template <typename T>
+const LinearKernel<T>* DotLinearKernel() {
+#if HEADWISE_TILES && (HWY_TARGETS & HWY_AVX3)
+  return &N_AVX3::kPartsLinear<N_AVX3::DotUnit, T>;
+#else
+  return nullptr;
+#endif
+}
+
+template const LinearKernel<Float16>* DotLinearKernel();
+template const LinearKernel<BFloat16>* DotLinearKernel();
+template const LinearKernel<float>* DotLinearKernel();
+
+}  // namespace headwise
+#endif
