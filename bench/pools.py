@@ -5,10 +5,11 @@ python bench/pools.py
 python bench/pools.py --seconds 5 --threads 4
 
 headwise and PyTorch compute the same attention, NumPy a product of matrices. "alone": one call after another of the
-same library. "in turn": one call of each library in every round, so that the threads of the one before may still be
-spinning. "beside …": two threads of Python, one for each library, without a pause; two that share the processors
-fairly take about twice as long as alone. "least": of the work that two of them did meanwhile, in time of calls alone,
-the share of who did less, beside whichever left it the smallest: 50 % is fair, near 0 % is starved.
+same library. "rested": after a pause of 40 ms each, in which its threads fall asleep. "in turn": one call of each
+library in every round, so that the threads of the one before may still be spinning. "beside …": two threads of Python,
+one for each library, without a pause; two that share the processors fairly take about twice as long as alone. "least":
+of the work that two of them did meanwhile, in time of calls alone, the share of who did less, beside whichever left it
+the smallest: 50 % is fair, near 0 % is starved.
 
 The last line names the libraries of OpenMP and BLAS that the process has loaded. PyTorch and a headwise that was
 built here share that which was loaded first (``--torch-first``); one from a wheel has its own.
@@ -50,6 +51,7 @@ def main() -> None:
     for call in calls.values():
         call()
     alone = {name: statistics.median(take(call, args.seconds)) for name, call in calls.items()}
+    rested = {name: statistics.median(take(call, args.seconds, pause=0.04)) for name, call in calls.items()}
     rounds = take_turns(calls, args.seconds)
     beside: dict[tuple[str, str], float] = {}
     least: dict[str, list[float]] = {name: [] for name in calls}
@@ -59,11 +61,12 @@ def main() -> None:
         for one, other, times in zip(pair, pair[::-1], samples, strict=True):
             beside[one, other] = statistics.median(times)
             least[one].append(min(done) / sum(done))
-    print("| | alone | in turn |", " | ".join(f"beside {name}" for name in calls), "| least |")
-    print("| --- |", " | ".join(["---:"] * (len(calls) + 3)), "|")
+    print("| | alone | rested | in turn |", " | ".join(f"beside {name}" for name in calls), "| least |")
+    print("| --- |", " | ".join(["---:"] * (len(calls) + 4)), "|")
     for name in calls:
         others = [f"{beside[name, other] * 1e3:.2f}" if other != name else "" for other in calls]
-        numbers = [f"{alone[name] * 1e3:.2f}", f"{statistics.median(rounds[name]) * 1e3:.2f}", *others]
+        medians = (alone[name], rested[name], statistics.median(rounds[name]))
+        numbers = [*(f"{seconds * 1e3:.2f}" for seconds in medians), *others]
         print(f"| {name} |", " | ".join(numbers), f"| {min(least[name], default=0.5):.0%} |")
     print(f"\nOpenMP and BLAS: {', '.join(loaded()) or 'not known'}")
 
@@ -84,11 +87,13 @@ def make_calls(threads: int) -> dict[str, Call]:
     return calls
 
 
-def take(call: Call, seconds: float) -> list[float]:
+def take(call: Call, seconds: float, pause: float = 0) -> list[float]:
     """Seconds of each of the calls, at least three, that are made in so many."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
+        if pause:
+            time.sleep(pause)
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
