@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import headwise as hw
 import oracle
-from support import ATOL_ON_TILES, LAYOUTS, assert_close, dtype_named, normal
+from support import LAYOUTS, assert_close, atol_in_parts, dtype_named, normal
 
 BATCH, HEADS, KV_HEADS, LENGTH, DIM, VALUE_DIM = 2, 4, 2, 53, 12, 7
 pytestmark = pytest.mark.above_operations
@@ -88,7 +88,7 @@ def whole(given: Arrays, **keywords: Any) -> np.ndarray:
 
 def close(actual: np.ndarray, expected: np.ndarray) -> None:
     tolerance = TOLERANCE[actual.dtype.name]
-    more = ATOL_ON_TILES.get(actual.dtype.name, 0.0) * 2
+    more = atol_in_parts(actual.dtype.name) * 2
     assert actual.dtype == expected.dtype
     np.testing.assert_allclose(oracle.double(actual), oracle.double(expected), rtol=tolerance, atol=tolerance + more)
 

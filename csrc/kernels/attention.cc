@@ -53,7 +53,9 @@ const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args) {
     const int parts = PartsOf<T>(args.precision);
     if (unit == BFloat16Unit::kAmx && TilesPay(args, parts)) return *AmxAttentionKernel<T>();
     // Of more parts, three products or six take longer there than one of float32.
-    if (unit == BFloat16Unit::kDot && parts == 1 && TilesPay(args, parts)) return *DotAttentionKernel<T>();
+    if constexpr (!std::is_same_v<T, Float16>) {
+      if (unit == BFloat16Unit::kDot && parts == 1 && TilesPay(args, parts)) return *DotAttentionKernel<T>();
+    }
   }
   return ChosenAttentionKernel<T>();
 }

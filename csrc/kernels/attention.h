@@ -40,8 +40,8 @@ struct DecodeKernel {
                 std::byte* partials);
 };
 
-// In parts of bfloat16, on tiles or by vectors (one part only); null where this build has none. Few queries never go
-// there: they wait for memory.
+// In parts of bfloat16, on tiles (all but double) or by vectors (float and BFloat16, one part); null where this build
+// has none. Few queries never go there: they wait for memory.
 template <typename T>
 const AttentionKernel<T>* AmxAttentionKernel();
 template <typename T>

@@ -1,4 +1,4 @@
-// Compiled for AVX-512 alone, with products by AVX512_BF16: one part, whatever the type. float64 has none.
+// Compiled for AVX-512 alone, with products by AVX512_BF16: of bfloat16, and of float32 at "medium".
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention_dot.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -82,7 +82,6 @@ const AttentionKernel<T>* DotAttentionKernel() {
 #endif
 }
 
-template const AttentionKernel<Float16>* DotAttentionKernel();
 template const AttentionKernel<BFloat16>* DotAttentionKernel();
 template const AttentionKernel<float>* DotAttentionKernel();
 

@@ -31,7 +31,9 @@ const LinearKernel<T>& GetLinearKernel() {
   if constexpr (!std::is_same_v<T, double>) {
     const BFloat16Unit unit = ChosenUnit();
     if (unit == BFloat16Unit::kAmx) return *AmxLinearKernel<T>();
-    if (unit == BFloat16Unit::kDot) return *DotLinearKernel<T>();
+    if constexpr (!std::is_same_v<T, Float16>) {
+      if (unit == BFloat16Unit::kDot) return *DotLinearKernel<T>();
+    }
   }
   return ChosenLinearKernel<T>();
 }

@@ -48,8 +48,8 @@ struct LinearFewKernel {
   void (*columns)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 };
 
-// In parts of bfloat16, for all but double, on tiles or by vectors (one part only); null where this build has none. Few
-// rows never go there: they wait for memory.
+// In parts of bfloat16, on tiles (all but double) or by vectors (float and BFloat16, one part); null where this build
+// has none. Few rows never go there: they wait for memory.
 template <typename T>
 const LinearKernel<T>* AmxLinearKernel();
 template <typename T>

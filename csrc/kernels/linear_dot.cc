@@ -19,7 +19,6 @@ const LinearKernel<T>* DotLinearKernel() {
 #endif
 }
 
-template const LinearKernel<Float16>* DotLinearKernel();
 template const LinearKernel<BFloat16>* DotLinearKernel();
 template const LinearKernel<float>* DotLinearKernel();
 

@@ -27,9 +27,9 @@ def set_precision(name: str) -> None:
     ----------
     name : {"highest", "high", "medium"}
         "highest" is at least float32 accuracy. "high" and "medium" may round the numbers that are multiplied to 16 and
-        8 bits, where the instruction set is faster for it: avx512_amx at both, avx512_bf16 at "medium"; the others
-        compute all three alike. Sums are float32 always. float64 is computed in float64 at any level, and bfloat16,
-        which has 8 bits, alike at all of them.
+        8 bits, where the instruction set is faster for it: avx512_amx at both, avx512_bf16 for float32 at "medium"; the
+        others compute all three alike. Sums are float32 always. float64 is computed in float64 at any level, and
+        bfloat16, which has 8 bits, alike at all of them.
 
     Raises
     ------

@@ -258,7 +258,7 @@ TEST_P(LinearTest, PrecisionOfHalves) {
   const auto highest = test.Run(), high = test.Run(true, Precision::kHigh), medium = test.Run(true, Precision::kMedium);
   EXPECT_TRUE(Near(high, expected, 1e-3));
   EXPECT_TRUE(Near(medium, expected, 0.5));
-  EXPECT_NE(Identical(medium, highest), HasTiles(Precision::kMedium));
+  EXPECT_NE(Identical(medium, highest), InParts<Float16>(Precision::kMedium));
   EXPECT_TRUE(Identical(other.Run(), other.Run(true, Precision::kMedium)));
 }
 
