@@ -168,6 +168,7 @@ HWY_INLINE void StoreTiles(float* to, int64_t stride, bool lower) {
 struct AmxUnit {
   static constexpr int kMostParts = 3;
   static constexpr int kStages = 2;  // tiles of scores at once: the vector unit works on one meanwhile
+  static constexpr bool kFinishes = false;
 
   using Claim = amx::Tiles;
 

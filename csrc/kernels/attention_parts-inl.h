@@ -51,7 +51,8 @@ class PartsProducts {
         key_(arena.Take<std::uint32_t>(kKeys / kSide, Chunks(head_dim_), kChunkSize<kParts>)),
         value_(arena.Take<std::uint32_t>(value_width_ / kSide, Chunks(kKeys), kChunkSize<kParts>)),
         weights_(arena.Take<std::uint32_t>(kStages * kWeightsSize)),
-        product_(arena.Take<float>(kSide, value_width_)),
+        product_(arena.Take<float>(kSide, Unit::kFinishes ? 0 : value_width_)),
+        lane_max_(arena.Take<float>(Unit::kFinishes ? kSide * kLanes<float> : 0)),
         odd_rows_(arena.Take<std::uint32_t>(padded_rows / kRows)) {}
 
   void PackQueries(const Tile<kRows>& tile) const {
@@ -143,26 +144,42 @@ class PartsProducts {
              float* /*greatest*/, Work&&... work) const {
     const bool lower = tile.height > kTileSide;
     const int64_t chunks = Chunks(head_dim_);
+    if (Unit::kFinishes) std::fill_n(lane_max_, kSide * kLanes<float>, kMinusInf<float>);
     for (int64_t column = from; column < to; column += kSide) {
-      Unit::template Multiply<kParts>(Query(tile), key_ + column / kSide * chunks * kChunkSize<kParts>, chunks, lower,
-                                      scores + column, kStride, work...);
+      const std::uint32_t* key = key_ + column / kSide * chunks * kChunkSize<kParts>;
+      if constexpr (Unit::kFinishes) {
+        const Tag<float> d;
+        const auto scale = hn::Set(d, scale_first_ ? 1.0f : scale_);
+        Unit::template Multiply<kParts>(Query(tile), key, chunks, lower, [&](int r, auto left, auto right) HWY_ATTR {
+          float* const max = lane_max_ + r * kLanes<float>;
+          left = hn::Mul(left, scale), right = hn::Mul(right, scale);
+          hn::Store(left, d, scores + r * kStride + column);
+          hn::Store(right, d, scores + r * kStride + column + kLanes<float>);
+          hn::Store(hn::Max(hn::Max(left, right), hn::Load(d, max)), d, max);
+        });
+      } else {
+        Unit::template Multiply<kParts>(Query(tile), key, chunks, lower, scores + column, kStride, work...);
+      }
     }
   }
 
   void FinishScores(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, float* scores,
                     float* greatest) const {
+    if (Unit::kFinishes && !HasOddOnes(tile) && !alibi && to % kChunk == 0) {
+      return GreatestScores(tile, 0, kLanes<float>, lane_max_, greatest, kLanes<float>);
+    }
     AdjustScores(tile, from, to, begin, alibi, scores);
     GreatestScores(tile, from, to, scores, greatest);
   }
 
   // Scales halves, replaces scores that tiles cannot make, adds ALiBi and drops what the tiles have beyond the keys.
   void AdjustScores(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, float* scores) const {
-    if (!scale_first_) {
+    if (!scale_first_ && !Unit::kFinishes) {
       for (int r = 0; r < tile.rows; ++r) {
         ScaleRow(scores + r * kStride + from, to - from, scale_, scores + r * kStride + from);
       }
     }
-    if (odd_key_count_ > 0 || odd_rows_[tile.first_row / kRows] != 0) {
+    if (HasOddOnes(tile)) {
       for (int r = 0; r < tile.rows; ++r) ScoreOddOnes(tile, r, from, to, scores + r * kStride);
     }
     if (alibi) {
@@ -177,17 +194,18 @@ class PartsProducts {
   }
 
   // The largest score of each row; 0 for rows that only fill the tile.
-  void GreatestScores(const Tile<kRows>& tile, int64_t from, int64_t to, const float* scores, float* greatest) const {
+  static void GreatestScores(const Tile<kRows>& tile, int64_t from, int64_t to, const float* scores, float* greatest,
+                             int64_t stride = kStride) {
     const Tag<float> d;
     for (int r = 0; r < tile.rows; r += 4) {
-      const float* row = scores + r * kStride;
-      auto max0 = hn::Load(d, row + from), max1 = hn::Load(d, row + kStride + from);
-      auto max2 = hn::Load(d, row + 2 * kStride + from), max3 = hn::Load(d, row + 3 * kStride + from);
+      const float* row = scores + r * stride;
+      auto max0 = hn::Load(d, row + from), max1 = hn::Load(d, row + stride + from);
+      auto max2 = hn::Load(d, row + 2 * stride + from), max3 = hn::Load(d, row + 3 * stride + from);
       for (int64_t j = from + kLanes<float>; j < to; j += kLanes<float>) {
         max0 = hn::Max(max0, hn::Load(d, row + j));
-        max1 = hn::Max(max1, hn::Load(d, row + kStride + j));
-        max2 = hn::Max(max2, hn::Load(d, row + 2 * kStride + j));
-        max3 = hn::Max(max3, hn::Load(d, row + 3 * kStride + j));
+        max1 = hn::Max(max1, hn::Load(d, row + stride + j));
+        max2 = hn::Max(max2, hn::Load(d, row + 2 * stride + j));
+        max3 = hn::Max(max3, hn::Load(d, row + 3 * stride + j));
       }
       Reduce4(
           max0, max1, max2, max3, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); }, greatest + r);
@@ -228,19 +246,21 @@ class PartsProducts {
   void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, int buffer,
                  const float* rescale, float* output) const {
     if (!values_split_) return AddPlainly(tile, from, to, weights, rescale, output);
-    MultiplyValues(tile, from, to, buffer);
     const Tag<float> d;
-    const float* product = product_;
-    for (int r = 0; r < tile.rows; ++r, output += value_width_, product += value_width_) {
-      const auto factor = hn::Set(d, rescale[r]);
-      for (int64_t i = 0; i < value_width_; i += kLanes<float>) {
-        hn::Store(hn::MulAdd(hn::Load(d, output + i), factor, hn::Load(d, product + i)), d, output + i);
-      }
+    const int64_t first = from / kChunk, chunks = Chunks(to) - first;
+    for (int64_t column = 0; column < value_width_; column += kSide) {
+      Unit::template Multiply<kParts>(Weights(0, buffer), Value(column / kSide, first), chunks, tile.height > kTileSide,
+                                      [&](int r, auto left, auto right) HWY_ATTR {
+                                        float* const row = output + r * value_width_ + column;
+                                        const auto factor = hn::Set(d, rescale[r]);
+                                        hn::Store(hn::MulAdd(hn::Load(d, row), factor, left), d, row);
+                                        hn::Store(hn::MulAdd(hn::Load(d, row + kLanes<float>), factor, right), d,
+                                                  row + kLanes<float>);
+                                      });
     }
   }
 
-  // The same for values that do not split, in float32. A key of weight 0 is passed
-  // over, for 0 * NaN is not 0.
+  // The same for values that do not split, in float32. A key of weight 0 is passed over, for 0 * NaN is not 0.
   void AddPlainly(const Tile<kRows>& tile, int64_t from, int64_t to, const float* weights, const float* rescale,
                   float* output) const {
     const Tag<float> d;
@@ -269,6 +289,11 @@ class PartsProducts {
   static bool PowerOfTwo(float x) {
     int exponent;
     return std::frexp(std::abs(x), &exponent) == 0.5f;
+  }
+
+  // Whether some score has to be made in float32.
+  bool HasOddOnes(const Tile<kRows>& tile) const {
+    return odd_key_count_ > 0 || odd_rows_[tile.first_row / kRows] != 0;
   }
 
   std::uint32_t* Query(const Tile<kRows>& tile) const {
@@ -331,7 +356,8 @@ class PartsProducts {
   std::uint32_t* const key_;       // groups of 32 keys of [chunk][part][2 tiles: 16 words][16 keys]
   std::uint32_t* const value_;     // groups of 32 columns of [chunk][part][2 tiles: 16 words][16 columns]
   std::uint32_t* const weights_;   // [kStages][chunk][part][2 tiles: 16 rows][16 words]
-  float* const product_;           // [32][value_width]
+  float* const product_;           // [32][value_width]; lane_max_ of a Unit that finishes
+  float* const lane_max_;          // [32][16]: of the scores of a tile
   std::uint32_t* const odd_rows_;  // for each tile of rows, a bit for each row that does not split
   std::int16_t odd_keys_[kKeys];   // keys of the packed block that do not split, counted from its first
   int odd_key_count_ = 0;

@@ -26,32 +26,44 @@ namespace HWY_NAMESPACE {
 struct DotUnit {
   static constexpr int kMostParts = 1;  // of more, three products or six cost more than one in float32
   static constexpr int kStages = 1;
+  static constexpr bool kFinishes = true;  // what it has multiplied, while that is in registers
 
   struct Claim {};  // vectors are anyone's
 
-  // to[32, 32] = A B over `chunks` chunks of the depth; rows of `to` are `stride` apart. Without `lower` only the first
-  // 16 rows. 8 x 2 sums stay in registers; rows of A, in either tile, are 16 words apart.
+  using V = hn::Vec<Tag<float>>;
+
+  // finish(r, left, right) takes row r of A B, 32 x 32, over `chunks` chunks of the depth. Without `lower` only the
+  // first 16 rows. 8 x 2 sums stay in registers; rows of A, in either tile, are 16 words apart.
+  template <int kParts, class Finish>
+  static HWY_INLINE void Multiply(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
+                                  const Finish& finish) {
+    static_assert(kParts == 1);
+    for (int row = 0; row < (lower ? kSide : kTileSide); row += kRows) MultiplyRows(a, b, chunks, row, finish);
+  }
+
+  // to[32, 32] = A B; rows of `to` are `stride` apart.
   template <int kParts>
   static HWY_INLINE void Multiply(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower, float* to,
                                   int64_t stride) {
-    static_assert(kParts == 1);
-    for (int row = 0; row < (lower ? kSide : kTileSide); row += kRows) {
-      MultiplyRows(a + row * kTileSide, b, chunks, to + row * stride, stride);
-    }
+    Multiply<kParts>(a, b, chunks, lower, [to, stride](int r, V left, V right) HWY_ATTR {
+      hn::StoreU(left, Tag<float>(), to + r * stride);
+      hn::StoreU(right, Tag<float>(), to + r * stride + kTileSide);
+    });
   }
 
  private:
   static constexpr int kRows = 8;
 
-  using V = hn::Vec<Tag<float>>;
   using Words = hn::Vec<Tag<std::uint32_t>>;
 
   // Inlined, GCC 12 keeps the sums in memory.
-  static HWY_NOINLINE void MultiplyRows(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, float* to,
-                                        int64_t stride) {
+  template <class Finish>
+  static HWY_NOINLINE void MultiplyRows(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, int row,
+                                        const Finish& finish) {
     const Tag<float> d;
     const Tag<std::uint32_t> words;
     V sum[kRows][2];
+    a += row * kTileSide;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = hn::Zero(d);
     for (int64_t chunk = 0; chunk < chunks; ++chunk, a += kChunkSize<1>, b += kChunkSize<1>) {
@@ -67,10 +79,7 @@ struct DotUnit {
       }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      hn::StoreU(sum[r][0], d, to + r * stride);
-      hn::StoreU(sum[r][1], d, to + r * stride + kTileSide);
-    }
+    for (int r = 0; r < kRows; ++r) finish(row + r, sum[r][0], sum[r][1]);
   }
 
   static HWY_INLINE V MultiplyAdd(Words a, Words b, V sum) {
