@@ -65,25 +65,25 @@ HWY_INLINE void AddDepth(const Operands<T>& in, std::int64_t begin, std::int64_t
   for (int r = 0; r < kRows; ++r) {
     x[r] = in.x.at(row + r);
     const Sum* const from = in.chunk.at(row + r, column);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int v = 0; v < kCount; ++v) sum[r][v] = lanes.Load(d, from + v * kLanes<Sum>);
   }
   const T* w = in.weight.at(begin, column);
   for (std::int64_t k = begin; k < end; ++k, w += in.weight.stride[0]) {
     hn::Vec<Tag<Sum>> w_k[kCount];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int v = 0; v < kCount; ++v) w_k[v] = lanes.Load(d, w + v * kLanes<Sum>);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const auto x_rk = hn::Set(d, x[r][k]);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int v = 0; v < kCount; ++v) sum[r][v] = hn::MulAdd(x_rk, w_k[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     Sum* const to = in.chunk.at(row + r, column);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int v = 0; v < kCount; ++v) lanes.Store(sum[r][v], d, to + v * kLanes<Sum>);
   }
 }
@@ -93,8 +93,11 @@ HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t begin, std::i
                                std::int64_t columns) {
   constexpr std::int64_t kWidth = kLanes<Accumulator<T>>;
   std::int64_t j = 0;
-  for (; j + kVectors * kWidth <= columns; j += kVectors * kWidth) {
-    AddDepth<kRows, kVectors>(in, begin, end, row, j, AllLanes());
+  // Of one row the registers hold more: rows of W whose addresses differ by multiples of 4 KB are in each other's way
+  // in the caches, the less the longer the piece that is read of each.
+  constexpr int kWide = kRows == 1 ? 4 * kVectors : kVectors;
+  for (; j + kWide * kWidth <= columns; j += kWide * kWidth) {
+    AddDepth<kRows, kWide>(in, begin, end, row, j, AllLanes());
   }
   for (; j + kWidth <= columns; j += kWidth) AddDepth<kRows, 1>(in, begin, end, row, j, AllLanes());
   if (j < columns) AddDepth<kRows, 1>(in, begin, end, row, j, FirstLanes{columns - j});
