@@ -57,6 +57,10 @@ def find_implementations() -> list[str]:
 IMPLEMENTATIONS = find_implementations()
 FEW = IMPLEMENTATIONS[: 1 + ("numpy" in IMPLEMENTATIONS)]  # NumPy and the best instruction set
 
+#: Computes as avx512 does but for bfloat16 and "medium": where it is not the best, only modules with these run on it.
+DOTS = "native-avx512_bf16"
+WITH_BFLOAT16 = ("halves", "halves_attention", "ops_linear", "ops_varlen", "cache", "config", "rulings", "threads")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "single_implementation: run once, on the implementation a user would get")
@@ -77,7 +81,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("single_implementation") is not None:
         return
     few = metafunc.definition.get_closest_marker("above_operations") is not None and PROFILE != "long"
-    metafunc.parametrize("implementation", FEW if few else IMPLEMENTATIONS, indirect=True)
+    names = FEW if few else IMPLEMENTATIONS
+    if PROFILE != "long" and DOTS not in FEW and metafunc.module.__name__.removeprefix("test_") not in WITH_BFLOAT16:
+        names = [name for name in names if name != DOTS]
+    metafunc.parametrize("implementation", names, indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

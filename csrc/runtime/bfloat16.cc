@@ -16,9 +16,7 @@ namespace headwise {
 namespace {
 
 #if HEADWISE_TILES
-constexpr unsigned kOsxsave = 1u << 27;                    // CPUID 1, ECX
-constexpr unsigned kAmxBf16 = 1u << 22, kTile = 1u << 24;  // CPUID 7, EDX
-constexpr unsigned kAvx512Bf16 = 1u << 5;                  // CPUID 7, second leaf, EAX
+constexpr unsigned kAvx512Bf16 = 1u << 5;  // CPUID 7, second leaf, EAX
 
 bool HasDot() {
   unsigned a, b, c, d;
@@ -32,7 +30,9 @@ bool HasDot() { return false; }
 bool HasAmx() { return true; }
 bool RequestAmx() { return true; }
 #elif HEADWISE_TILES && defined(__linux__)
-constexpr unsigned kTileState = 3u << 17;  // XCR0: configuration and data
+constexpr unsigned kOsxsave = 1u << 27;                    // CPUID 1, ECX
+constexpr unsigned kAmxBf16 = 1u << 22, kTile = 1u << 24;  // CPUID 7, EDX
+constexpr unsigned kTileState = 3u << 17;                  // XCR0: configuration and data
 constexpr unsigned long kTileData = 18;
 constexpr long kGetSupported = 0x1021, kRequestPermission = 0x1023;  // of arch_prctl
 
