@@ -1,6 +1,7 @@
 #include "runtime/parallel.h"
 
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 
@@ -32,6 +33,11 @@ std::atomic<bool> threads_for_any_work{false};
 // A parallel region costs about 5 µs to enter and leave, and far more where other programs want the same cores; below
 // some 20 µs of work on one core it does not pay.
 constexpr double kSerialWork = 2e6;
+
+// After a region threads are awake for longer than this. Whoever comes back sooner may have company on all processors,
+// to which it would lose its own (processors.h).
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::microseconds kSpinning{500};
 
 std::atomic<bool> ran_parallel{false};
 std::atomic<bool> forked{false};
@@ -142,20 +148,22 @@ void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noex
   if (threads > 1) {
     ran_parallel.store(true, std::memory_order_relaxed);
     const auto region = [&] {
-      const int processor = CurrentProcessor();
+      thread_local Clock::time_point ended;  // the last region of this thread, whose others spin before they sleep
+      const int processor = Clock::now() - ended > kSpinning ? CurrentProcessor() : -1;
       std::atomic<int> started{0};
 #pragma omp parallel num_threads(threads)
       {
         const int thread = omp_get_thread_num(), team = omp_get_num_threads();
-        if (thread == 0) {
-          LetStart(started, team - 1);
-        } else {
+        if (thread != 0) {
           started.fetch_add(1, std::memory_order_relaxed);
           LeaveProcessor(processor, team);
+        } else if (processor >= 0) {
+          LetStart(started, team - 1);
         }
 #pragma omp for schedule(dynamic, 1) nowait
         for (std::int64_t i = 0; i < tasks; ++i) task(context, i, thread);
       }
+      ended = Clock::now();
     };
     if (RunWhereRegionsOpen(region)) return;
   }
