@@ -356,8 +356,8 @@ class PartsProducts {
   std::uint32_t* const key_;       // groups of 32 keys of [chunk][part][2 tiles: 16 words][16 keys]
   std::uint32_t* const value_;     // groups of 32 columns of [chunk][part][2 tiles: 16 words][16 columns]
   std::uint32_t* const weights_;   // [kStages][chunk][part][2 tiles: 16 rows][16 words]
-  float* const product_;           // [32][value_width]; lane_max_ of a Unit that finishes
-  float* const lane_max_;          // [32][16]: of the scores of a tile
+  float* const product_;           // [32][value_width], unless the Unit finishes
+  float* const lane_max_;          // [32][16], if it does: greatest of a tile's scores, by lanes
   std::uint32_t* const odd_rows_;  // for each tile of rows, a bit for each row that does not split
   std::int16_t odd_keys_[kKeys];   // keys of the packed block that do not split, counted from its first
   int odd_key_count_ = 0;

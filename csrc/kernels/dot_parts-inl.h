@@ -26,7 +26,7 @@ namespace HWY_NAMESPACE {
 struct DotUnit {
   static constexpr int kMostParts = 1;  // of more, three products or six cost more than one in float32
   static constexpr int kStages = 1;
-  static constexpr bool kFinishes = true;  // what it has multiplied, while that is in registers
+  static constexpr bool kFinishes = true;  // a function may take the products while they are in registers
 
   struct Claim {};  // vectors are anyone's
 

@@ -221,8 +221,7 @@ class PartsLinear {
 };
 
 // function(Int<parts>) for the parts that numbers of T go by. A bfloat16 is its only part, a float16 has two; its third
-// is for the product of the second ones, of up to 2^-16 of the whole. 0: by multiply-adds, which are faster than a Unit
-// for fewer parts is.
+// is for the product of the second ones, of up to 2^-16 of the whole. 0: by multiply-adds, for the Unit takes fewer.
 template <class Unit, typename T, class Function>
 auto WithParts(Precision precision, const Function& function) {
   if (precision == Precision::kMedium || std::is_same_v<T, BFloat16>) return function(Int<1>());
