@@ -10,9 +10,6 @@
 
 #include <cstdint>
 
-#ifdef HEADWISE_EMULATE_AMX
-#include "kernels/amx_emulated.h"
-#else
 namespace headwise::amx {
 
 // While it lives, this thread's tiles are all of 16 rows of 64 bytes.
@@ -60,6 +57,5 @@ inline void MultiplyAdd() {
 }
 
 }  // namespace headwise::amx
-#endif
 
 #endif

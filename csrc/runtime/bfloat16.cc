@@ -3,6 +3,9 @@
 #include <atomic>
 
 #include "kernels/tiles.h"
+#ifdef HEADWISE_EMULATE_AMX
+#include "runtime/emulated_tiles.h"
+#endif
 
 #if HEADWISE_TILES
 #include <cpuid.h>
@@ -28,7 +31,7 @@ bool HasDot() { return false; }
 
 #ifdef HEADWISE_EMULATE_AMX
 bool HasAmx() { return true; }
-bool RequestAmx() { return true; }
+bool RequestAmx() { return EmulateTiles(); }
 #elif HEADWISE_TILES && defined(__linux__)
 constexpr unsigned kOsxsave = 1u << 27;                    // CPUID 1, ECX
 constexpr unsigned kAmxBf16 = 1u << 22, kTile = 1u << 24;  // CPUID 7, EDX

@@ -162,7 +162,7 @@ TEST_P(RopeTest, Empty) {
     Case<float>(shape, false).Check();
 }
 
-HEADWISE_ON_EVERY_TARGET(RopeTest);
+HEADWISE_ON_EVERY_TARGET_WITHOUT_PRODUCTS(RopeTest);
 
 }  // namespace
 }  // namespace headwise::testing

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,19 @@ class OnTarget : public ::testing::TestWithParam<std::string> {
 
 inline std::string TargetOf(const ::testing::TestParamInfo<std::string>& info) { return info.param; }
 
+// Without those that differ from another in products of bfloat16 alone, as avx512_amx does from avx512 (targets_test.cc
+// shows it).
+inline std::vector<std::string> TargetsWithoutProducts() {
+  std::vector<std::string> targets = ListTargets();
+  const auto adds_products = [](const std::string& target) { return target.find('_') != std::string::npos; };
+  targets.erase(std::remove_if(targets.begin(), targets.end(), adds_products), targets.end());
+  return targets;
+}
+
 #define HEADWISE_ON_EVERY_TARGET(Suite) INSTANTIATE_TEST_SUITE_P(, Suite, ::testing::ValuesIn(ListTargets()), TargetOf)
+
+// For operations that have no such products.
+#define HEADWISE_ON_EVERY_TARGET_WITHOUT_PRODUCTS(Suite) \
+  INSTANTIATE_TEST_SUITE_P(, Suite, ::testing::ValuesIn(TargetsWithoutProducts()), TargetOf)
 
 }  // namespace headwise::testing
