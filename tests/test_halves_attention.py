@@ -106,6 +106,54 @@ def test_layout(query_len: int, layout: str, dtype: str) -> None:
     assert_rounded(hw.flash_attention(*map(LAYOUTS[layout], arrays)), expected)
 
 
+# A mask or bias of halves is read as it is, with as many bits as one of float32.
+
+
+@halves
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 4, 40, 90), (4, 1, 90), (40, 1), (1, 1)], ids=str)
+def test_bias_of_halves(shape: tuple[int, ...], layout: str, dtype: str) -> None:
+    arrays = attention((2, 4, 40, 24), 90, 2, dtype)
+    bias = normal(shape).astype(dtype_named(dtype))
+    if bias.size > 1:
+        bias.reshape(-1)[::7] = -np.inf
+    expected = oracle.attention(*arrays, bias=bias)
+    output, lse = hw.flash_attention(*arrays, bias=LAYOUTS[layout](bias), return_lse=True)
+    assert_rounded(output, expected.output)
+    assert_close(lse, expected.lse, 2, atol_in_parts(dtype))
+    assert output.tobytes() == hw.flash_attention(*arrays, bias=bias.astype(np.float32)).tobytes()
+
+
+@halves
+@pytest.mark.parametrize("queries", [1, 8, 9, 130], ids=str)
+def test_masks_of_halves(queries: int, dtype: str) -> None:
+    """What is a keep-mask in float32 is one in halves, above and below the size from which its first row is looked at
+    before the others; so is what is none."""
+    arrays = attention((1, 2, queries, 24), 300, 1, dtype)
+    ones = (normal((queries, 300)) > -0.5).astype(np.float32)
+    ones[-1, -1], ones[0, :2] = 1, (0.0, -0.0)
+    scaled, tainted, zeros = 2 * ones, ones.copy(), 0 * ones
+    tainted[-1, -2] = 1 + 2.0**-7  # the next number of bfloat16
+    for mask in (ones, scaled, tainted, zeros):
+        expected = hw.flash_attention(*arrays, mask)
+        half = mask.astype(dtype_named(dtype))
+        for given in (half, half.astype(half.dtype.newbyteorder("S"))):
+            assert hw.flash_attention(*arrays, given).tobytes() == expected.tobytes()
+    keywords = {"mask": ones > 0}
+    assert_rounded(
+        hw.flash_attention(*arrays, ones.astype(dtype_named(dtype))), oracle.attention(*arrays, **keywords).output
+    )
+
+
+@halves
+def test_mask_of_the_other_half(dtype: str) -> None:
+    """It goes by float32, which holds both."""
+    arrays = attention((1, 2, 40, 24), 90, 1, dtype)
+    other = dtype_named("bfloat16" if dtype == "float16" else "float16")
+    mask = normal((40, 90)).astype(other)
+    assert_rounded(hw.flash_attention(*arrays, mask), oracle.attention(*arrays, bias=mask).output)
+
+
 @halves
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_out(query_len: int, dtype: str) -> None:

@@ -40,7 +40,8 @@ columns = x.reshape(8, 4096, 128)
 long_row = array(4, 2**20)
 q, many, one = array(1, 4, 2048, 64), array(1, 1, 65536, 64), array(1, 16, 1, 64)
 mask, numbers = np.ones((2048, 2048), bool), np.ones((2048, 2048), np.int32)
-additive = np.full((2048, 2048), -0.5, np.float32)
+additive, binary = np.full((2048, 2048), -0.5, np.float32), np.ones((2048, 2048), np.float32)
+half_mask = additive.astype("float16")
 packed_rows, starts = array(16384, 4, 64), np.arange(0, 16385, 64)
 rows, weight, bias = array(4096, 512), array(512, 2048), array(2048)
 half_rows, half_weight = rows.astype("float16"), weight.astype("float16")
@@ -77,8 +78,11 @@ CALLS = {
     "flash of all kinds": (lambda: hw.flash_attention(q, q, q, mask, bias=additive, is_causal=True, sinks=ones[:4],
                                                       alibi_slopes=ones[:4], softcap=3.0, return_lse=True), 0),
     "flash, integer mask": (lambda: hw.flash_attention(q, q, q, numbers), mb(mask)),  # as bool
-    "flash, float mask": (lambda: hw.flash_attention(q, q, q, additive), mb(mask)),  # whether it is one of 0 and 1
+    "flash, float mask": (lambda: hw.flash_attention(q, q, q, additive), 0),
+    "flash, float mask of 0 and 1": (lambda: hw.flash_attention(q, q, q, binary), 3 * mb(mask)),  # as bool; is it one?
     "flash of halves": (lambda: hw.flash_attention(*[halves[:, :, :2048]] * 3), 0),
+    "flash of halves, mask and bias": (lambda: hw.flash_attention(*[halves[:, :, :2048]] * 3, half_mask,
+                                                                  bias=half_mask), 0),
     "flash, many keys": (lambda: hw.flash_attention(q[:, :, :512], many, many), 0),
     "one query, many keys": (lambda: hw.flash_attention(one, many, many), 0),
     "dropout of weights": (lambda: hw.flash_attention(q, q, q, dropout_rate=0.5, rng=0), DRAWS),

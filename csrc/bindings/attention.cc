@@ -34,7 +34,13 @@ void RegisterAttention(py::module_& module) {
           args.weights = ToView<T, 4>(weights, "weights");
           args.lse = ToView<A, 3>(lse, "lse");
           for (const py::array& mask : keep) args.keep.push_back(ToScoreView<std::uint8_t>(mask, "keep", args));
-          for (const py::array& added : bias) args.bias.push_back(ToScoreView<A>(added, "bias", args));
+          for (const py::array& added : bias) {
+            if (kIsHalf<T> && HasType<T>(added)) {
+              args.half_bias.push_back(ToScoreView<T>(added, "bias", args));
+            } else {
+              args.bias.push_back(ToScoreView<A>(added, "bias", args));
+            }
+          }
           if (drop) args.drop = ToScoreView<std::uint8_t>(*drop, "drop", args);
           args.slopes = ToVector<A>(slopes, args.query.shape[1], "slopes");
           args.sinks = ToVector<A>(sinks, args.query.shape[1], "sinks");

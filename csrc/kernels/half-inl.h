@@ -137,6 +137,15 @@ HWY_INLINE hn::Vec<D> LoadWide(D d, const T* from) {
     return hn::LoadU(d, from);
   }
 }
+// The number there, in every lane.
+template <class D, typename T>
+HWY_INLINE hn::Vec<D> BroadcastWide(D d, const T* from) {
+  if constexpr (kIsHalf<T>) {
+    return WidenBits(d, T(), hn::Set(HalfTag<D>(), *BitsAt(from)));
+  } else {
+    return hn::Set(d, *from);
+  }
+}
 template <class D, typename T>
 HWY_INLINE void StoreNarrow(hn::Vec<D> v, D d, T* to) {
   if constexpr (kIsHalf<T>) {

@@ -61,7 +61,7 @@ template <typename T>
 Changes ChangesOf(const AttentionArgs<T>& args) {
   Changes changes;
   changes.softcap = args.softcap > 0;
-  changes.bias = !args.bias.empty();
+  changes.bias = !args.bias.empty() || !args.half_bias.empty();
   changes.alibi = args.slopes != nullptr;
   changes.keep = !args.keep.empty();
   return changes;
@@ -154,13 +154,20 @@ class ScoreRow {
   template <typename Stored>
   void Change(const AttentionArgs<Stored>& args, int64_t batch, const Row& row, const Changes& changes) const {
     if (changes.softcap) Softcap(args.softcap);
+    const auto for_each_bias = [&](const auto& visit) HWY_ATTR {
+      for (const auto& bias : args.bias) visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+      if constexpr (kIsHalf<Stored>) {
+        for (const auto& bias : args.half_bias) visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+      }
+    };
     if (changes.bias) {
-      for (const auto& bias : args.bias) AddBias(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+      for_each_bias([this](const auto* bias, int64_t stride) HWY_ATTR { AddBias(bias, stride); });
     }
     if (changes.alibi) AddAlibi(args.slopes[row.head], row.query + args.offset);
     // What has been added to -inf since may have made NaN of it.
-    if (args.bias.size() > 1 || (changes.bias && changes.alibi && !std::isfinite(args.slopes[row.head]))) {
-      for (const auto& bias : args.bias) Drop(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+    const bool odd_slope = changes.alibi && !std::isfinite(args.slopes[row.head]);
+    if (args.bias.size() + args.half_bias.size() > 1 || (changes.bias && odd_slope)) {
+      for_each_bias([this](const auto* bias, int64_t stride) HWY_ATTR { Drop(bias, stride); });
     }
     if (changes.keep) {
       for (const auto& keep : args.keep) Keep(keep.at(batch, row.head, row.query, key_begin_), keep.stride[3]);
@@ -198,22 +205,24 @@ class ScoreRow {
   }
 
   // A bias of -inf drops, whatever the score has become.
-  void AddBias(const T* bias, int64_t stride) const {
+  template <typename B>
+  void AddBias(const B* bias, int64_t stride) const {
     ForEachBias(bias, stride, [](auto score, auto b) HWY_ATTR { return hn::Add(score, b); });
   }
-  void Drop(const T* bias, int64_t stride) const {
+  template <typename B>
+  void Drop(const B* bias, int64_t stride) const {
     ForEachBias(bias, stride, [](auto score, auto) HWY_ATTR { return score; });
   }
 
   // A score becomes function(score, bias), or -inf where the bias is.
-  template <typename Function>
-  HWY_INLINE void ForEachBias(const T* bias, int64_t stride, const Function& function) const {
+  template <typename B, typename Function>
+  HWY_INLINE void ForEachBias(const B* bias, int64_t stride, const Function& function) const {
     const Tag<T> d;
-    const auto shared = hn::Set(d, *bias), minus_inf = hn::Set(d, kMinusInf<T>);
+    const auto shared = BroadcastWide(d, bias), minus_inf = hn::Set(d, kMinusInf<T>);
     for (int64_t j = from_; j < to_; j += kLanes<T>) {
       auto b = shared;
       if (stride != 0) {
-        b = to_ - j >= kLanes<T> ? hn::LoadU(d, bias + j) : FirstLanes{to_ - j}.Load(d, bias + j);
+        b = to_ - j >= kLanes<T> ? LoadWide(d, bias + j) : FirstLanes{to_ - j}.Load(d, bias + j);
       }
       const auto changed = function(hn::LoadU(d, scores_ + j), b);
       hn::StoreU(hn::IfThenElse(hn::Eq(b, minus_inf), minus_inf, changed), d, scores_ + j);

@@ -63,8 +63,11 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
   for (std::int64_t j = 0; j < key_len; ++j) {
     kept[j] = (args.left < 0 || j >= position - args.left) && (args.right < 0 || j <= position + args.right);
     for (const auto& keep : args.keep) kept[j] = kept[j] && *keep.at(n, h, i, j) != 0;
-    for (const auto& bias : args.bias)
-      kept[j] = kept[j] && *bias.at(n, h, i, j) != -std::numeric_limits<Accumulator<T>>::infinity();
+    const auto for_each_bias = [&](const auto& visit) {
+      for (const auto& bias : args.bias) visit(static_cast<double>(*bias.at(n, h, i, j)));
+      for (const auto& bias : args.half_bias) visit(ToDouble(*bias.at(n, h, i, j)));
+    };
+    for_each_bias([&](double bias) { kept[j] = kept[j] && bias != -kInf; });
     scores[j] = -kInf;
     if (!kept[j]) continue;
 
@@ -74,7 +77,7 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
     }
     double score = args.scale * static_cast<double>(product);
     if (args.softcap != 0) score = args.softcap * std::tanh(score / args.softcap);
-    for (const auto& bias : args.bias) score += *bias.at(n, h, i, j);
+    for_each_bias([&](double bias) { score += bias; });
     if (args.slopes) score -= static_cast<double>(args.slopes[h]) * static_cast<double>(std::abs(position - j));
     scores[j] = score;
     kept[j] = score != -kInf;  // as where a bias is -inf

@@ -134,11 +134,20 @@ def per_head(x: object, name: str, heads: int, dtype: np.dtype[Any]) -> Array:
 
 # --- masks ---
 
+# Entries of a mask, above which a look at some of them is worth a call of NumPy's.
+_MANY = 1 << 14
+
 
 def attention_masks(
-    mask: object, bias: object, key_padding_mask: object, scores: Scores, dtype: np.dtype[Any]
+    mask: object,
+    bias: object,
+    key_padding_mask: object,
+    scores: Scores,
+    dtype: np.dtype[Any],
+    stored: np.dtype[Any],
 ) -> tuple[list[Array], list[Array]]:
-    """The keep-masks and the biases, in ``dtype``, that the three arguments amount to."""
+    """The keep-masks and the biases that the three arguments amount to: biases of the arrays' own dtype, ``stored``,
+    as they are, others in ``dtype``."""
     keeps: list[Array] = []
     biases: list[Array] = []
     if mask is not None:
@@ -152,7 +161,7 @@ def attention_masks(
             if keep is not None:
                 keeps.append(_spread(keep, scores, keep=True))
             else:
-                biases.append(_spread(_cast(aligned, dtype), scores))
+                biases.append(_spread(_cast(aligned, dtype, stored), scores))
     if key_padding_mask is not None:
         array = as_array(key_padding_mask, "key_padding_mask")
         check_dtype(array.dtype, "key_padding_mask")
@@ -162,7 +171,7 @@ def attention_masks(
         check_dtype(array.dtype, "bias")
         if array.dtype.kind == "b":
             raise TypeError("bias: dtype bool, expected numbers to add to the scores; a keep-mask goes to mask=")
-        biases.append(_spread(_cast(compact(_align(array, "bias", scores)), dtype), scores))
+        biases.append(_spread(_cast(compact(_align(array, "bias", scores)), dtype, stored), scores))
     return keeps, biases
 
 
@@ -203,13 +212,28 @@ def _as_keep(m: Array) -> Array | None:
         return m
     if m.dtype.kind in "iu":
         return np.not_equal(m, 0)
-    one = np.equal(m, 1)
-    return one if one.any() and bool(np.all(one | np.equal(m, 0))) else None
+    if m.size > _MANY:  # a row tells most of them
+        one, zero = _ones_and_zeros(m[(slice(0, 1),) * (m.ndim - 1)])
+        if not np.all(one | zero):
+            return None
+    one, zero = _ones_and_zeros(m)
+    return one if one.any() and bool(np.all(one | zero)) else None
 
 
-def _cast(bias: Array, dtype: np.dtype[Any]) -> Array:
-    """``bias`` in ``dtype``. A finite entry beyond its range, such as float64's lowest number, stays finite: -inf would
-    drop the key, and a row that has nothing else would become 0 where it was uniform."""
+def _ones_and_zeros(m: Array) -> tuple[Array, Array]:
+    """Where a floating ``m`` is 1, and where it is 0."""
+    if m.itemsize != 2 or not m.dtype.isnative:
+        return np.equal(m, 1), np.equal(m, 0)
+    bits = m.view(np.uint16)  # NumPy widens halves one by one to compare them
+    return np.equal(bits, 0x3F80 if is_bfloat16(m.dtype) else 0x3C00), np.equal(bits & 0x7FFF, 0)
+
+
+def _cast(bias: Array, dtype: np.dtype[Any], stored: np.dtype[Any]) -> Array:
+    """``bias`` as it is if in ``stored``, else in ``dtype``. A finite entry beyond its range, such as float64's lowest
+    number, stays finite: -inf would drop the key, and a row that has nothing else would become 0 where it was uniform.
+    """
+    if bias.dtype == stored and bias.flags.aligned:
+        return bias
     if is_bfloat16(bias.dtype):
         bias = bias.astype(np.float32)
     cast = conform(bias, dtype)

@@ -40,9 +40,9 @@ class Backend(Protocol):
 
     What operations read and write, ``x`` (or ``scores``), ``query``, ``key``, ``value``, ``weight`` (of the linear
     map), ``output``, ``weights`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead, all of one call
-    the same. All other arrays are float32 then, attention's ``lse`` and ``bias`` among them. Everything is computed in
-    float32, and results are rounded once; a backend may round attention's weights before they meet the values, to no
-    fewer bits than these have. No array of halves is copied to float32 as a whole.
+    the same. All other arrays are float32 then, attention's ``lse`` among them, but for its biases, each of which is
+    either. Everything is computed in float32, and results are rounded once; a backend may round attention's weights
+    before they meet the values, to no fewer bits than these have. No array of halves is copied to float32 as a whole.
     """
 
     def softmax(self, x: Array, out: Array) -> None:
@@ -64,7 +64,7 @@ class Backend(Protocol):
         weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous, to be filled if given
         lse: Array | None,  # (batch, heads, query_len), C-contiguous, to be filled if given; natural logarithm
         keep: Sequence[Array],  # bool, each axis as that of weights or 1, last axis contiguous; all must hold
-        bias: Sequence[Array],  # floating, likewise; all are added
+        bias: Sequence[Array],  # floating, likewise, halves as query is or not; all are added
         drop: Array | None,  # bool, likewise: weights applied to value are kept (and scaled) where true
         slopes: Array | None,  # (heads,): minus slope * abs(i + offset - j) is added
         sinks: Array | None,  # (heads,): a logit in the denominator

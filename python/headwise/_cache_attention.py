@@ -87,7 +87,7 @@ def _attend_ragged(
     batch, heads, new, _ = scores.four
     left, _ = check_window(window_size, new + longest)
     factor = scores.scale if scale is None else check_real(scale, "scale")
-    masks = attention_masks(mask, bias, None, scores, compute)
+    masks = attention_masks(mask, bias, None, scores, compute, dtype)
     slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
     sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
     cap = check_softcap(softcap)

@@ -155,13 +155,14 @@ def attention(
                 scores /= softcap
                 np.tanh(scores, out=scores)
                 scores *= softcap
-            for added in bias:
-                scores += added[b, h, r, k]
+            added = [_small(view[b, h, r, k]).astype(dtype, copy=False) for view in bias]
+            for term in added:
+                scores += term
             if slopes is not None:
                 scores -= slopes[h, None, None] * _distance(first, rows, k.start, four[3], dtype)
             # Only now, and by selection: whatever a dropped score has become, it ends as -inf.
-            for added in bias:
-                np.copyto(scores, -np.inf, where=np.isneginf(_small(added[b, h, r, k])))
+            for term in added:
+                np.copyto(scores, -np.inf, where=np.isneginf(term))
             for kept in keep:
                 np.copyto(scores, -np.inf, where=~_small(kept[b, h, r, k]))
             _drop_outside(scores, first - k.start, left, right)

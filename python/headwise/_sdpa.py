@@ -325,7 +325,7 @@ def _attend(
     keep: Sequence[Array] = ()
     biases: Sequence[Array] = ()
     if mask is not None or bias is not None or key_padding_mask is not None:
-        keep, biases = attention_masks(mask, bias, key_padding_mask, scores, compute)
+        keep, biases = attention_masks(mask, bias, key_padding_mask, scores, compute, stored)
     slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
     sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
     cap = check_softcap(softcap)

@@ -70,12 +70,12 @@ class AttentionArguments {
     args.drop_scale = 1 / (1 - probability);
   }
   void AddBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
-    const Tensor<Number, 4>& bias = biases_.emplace_back(ShapeOf(full), shape.guard, shape.order, shape.pad);
-    FillNormal(bias, random, deviation);
-    bias.ForEach([&](Number& element) {
-      if (Chance(random, dropped)) element = static_cast<Number>(-kInf);
-    });
-    args.bias.push_back(Broadcast(bias));
+    args.bias.push_back(Broadcast(AddBiasTo(biases_, deviation, dropped, full)));
+  }
+  // In T, where that is a half.
+  void AddHalfBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
+    if (!kIsHalf<T>) return AddBias(deviation, dropped, full);
+    args.half_bias.push_back(Broadcast(AddBiasTo(half_biases_, deviation, dropped, full)));
   }
   void AddSlopes(double deviation) {
     slopes_.emplace(std::array<std::int64_t, 1>{heads}, shape.guard);
@@ -93,8 +93,9 @@ class AttentionArguments {
     for (const auto& keep : args.keep) {
       if (*keep.at(n, h, i, j) == 0) return false;
     }
-    return std::none_of(args.bias.begin(), args.bias.end(),
-                        [&](const auto& bias) { return *bias.at(n, h, i, j) == static_cast<Number>(-kInf); });
+    const auto drops = [&](const auto& bias) { return reference::ToDouble(*bias.at(n, h, i, j)) == -kInf; };
+    return std::none_of(args.bias.begin(), args.bias.end(), drops) &&
+           std::none_of(args.half_bias.begin(), args.half_bias.end(), drops);
   }
 
   // Plants NaN and Inf in every key and value that nobody keeps. Returns how many there are.
@@ -119,6 +120,7 @@ class AttentionArguments {
     ReadOnly inputs(query, key, value);
     for (const Tensor<std::uint8_t, 4>& bytes : bytes_) inputs.Add(bytes);
     for (const Tensor<Number, 4>& bias : biases_) inputs.Add(bias);
+    for (const Tensor<T, 4>& bias : half_biases_) inputs.Add(bias);
     if (slopes_) inputs.Add(*slopes_);
     if (sinks_) inputs.Add(*sinks_);
     Attention(args);
@@ -139,11 +141,17 @@ class AttentionArguments {
   double Tolerance() const {
     const double product =
         std::abs(args.scale) * MaxAbs(query) * MaxAbs(key) * std::sqrt(static_cast<double>(shape.head_dim));
-    double others = 0;
-    for (const Tensor<Number, 4>& bias : biases_) others += MaxAbs(bias);
+    double others = MostOfBiases();
     const auto distance = static_cast<double>(shape.query_len + shape.key_len + std::abs(args.offset));
     if (slopes_) others += MaxAbs(*slopes_) * distance;
     return (10 + others) * kEpsilon<T> + product * ProductEpsilon();
+  }
+
+  double MostOfBiases() const {
+    double most = 0;
+    for (const Tensor<Number, 4>& bias : biases_) most += MaxAbs(bias);
+    for (const Tensor<T, 4>& bias : half_biases_) most += MaxAbs(bias);
+    return most;
   }
 
   // What differs from `expected`, in words, or is written where nothing may be; empty if nothing is. `tolerance` is
@@ -170,9 +178,20 @@ class AttentionArguments {
  protected:
   std::vector<Tensor<std::uint8_t, 4>> bytes_;
   std::vector<Tensor<Number, 4>> biases_;
+  std::vector<Tensor<T, 4>> half_biases_;
   std::optional<Tensor<Number, 1>> slopes_, sinks_;
 
  private:
+  template <typename U>
+  const Tensor<U, 4>& AddBiasTo(std::vector<Tensor<U, 4>>& biases, double deviation, double dropped,
+                                std::array<bool, 4> full) {
+    const Tensor<U, 4>& bias = biases.emplace_back(ShapeOf(full), shape.guard, shape.order, shape.pad);
+    FillNormal(bias, random, deviation);
+    bias.ForEach([&](U& element) {
+      if (Chance(random, dropped)) element = reference::Nearest<U>(-kInf);
+    });
+    return bias;
+  }
   template <typename U>
   Tensor<U, 4> Make(std::int64_t n_heads, std::int64_t length, std::int64_t width) const {
     return Tensor<U, 4>({shape.batch, n_heads, length, width}, shape.guard, shape.order, shape.pad);

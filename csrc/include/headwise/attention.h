@@ -40,6 +40,7 @@ struct AttentionArgs {
   View<Accumulator<T>, 3> lse;                    // (batch, heads, query_len); optional
   std::vector<View<const std::uint8_t, 4>> keep;  // nonzero keeps; stride 0 where broadcast, last stride 0 or 1
   std::vector<View<const Accumulator<T>, 4>> bias;  // likewise; -inf drops
+  std::vector<View<const T, 4>> half_bias;          // more of them, where T is a half
   View<const std::uint8_t, 4> drop;                 // dropout: nonzero keeps; optional
   const Accumulator<T>* slopes = nullptr;           // (heads,) ALiBi; optional
   const Accumulator<T>* sinks = nullptr;            // (heads,); optional

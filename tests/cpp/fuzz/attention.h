@@ -40,8 +40,9 @@ class AttentionInput : public AttentionArguments<T> {
     Fill(this->key, bytes);
     Fill(this->value, bytes);
     const int options = bytes.Byte(), more = bytes.Byte();
+    int axes = 0;
     const auto full = [&] {
-      const int axes = bytes.Byte();
+      axes = bytes.Byte();
       return std::array<bool, 4>{(axes & 1) == 0, (axes & 2) == 0, (axes & 4) == 0, (axes & 8) == 0};
     };
     const double chances[] = {0.7, 0.1, 0.0, 1.0, 0.97};
@@ -52,8 +53,15 @@ class AttentionInput : public AttentionArguments<T> {
       this->AddKeep(chance, full());
     }
     for (int biases = options >> 4 & 3; biases > 1; --biases) {
-      this->AddBias(1, bytes.Bool() ? 0.3 : 0, full());
-      if (bytes.Bool()) Fill(this->biases_.back(), bytes);
+      const std::array<bool, 4> whole = full();
+      const double dropped = bytes.Bool() ? 0.3 : 0;
+      if (kIsHalf<T> && (axes & 16) != 0) {
+        this->AddHalfBias(1, dropped, whole);
+        if (bytes.Bool()) Fill(this->half_biases_.back(), bytes);
+      } else {
+        this->AddBias(1, dropped, whole);
+        if (bytes.Bool()) Fill(this->biases_.back(), bytes);
+      }
     }
     if ((options >> 6 & 3) == 3) this->AddDrop(bytes.Bool() ? 0.3 : 0.9, full());
     if ((more & 3) == 3) {
@@ -111,10 +119,10 @@ class AttentionInput : public AttentionArguments<T> {
          << shape.value_dim << ", |query| " << MaxAbs(this->query) << ", |key| " << MaxAbs(this->key) << ", |value| "
          << MaxAbs(this->value) << ", weights " << static_cast<bool>(args.weights) << ", lse "
          << static_cast<bool>(args.lse) << ", masks " << args.keep.size() << ", biases " << args.bias.size()
-         << ", drop " << static_cast<bool>(args.drop) << ", slopes " << (args.slopes != nullptr) << ", sinks "
-         << (args.sinks != nullptr) << ", scale " << args.scale << ", softcap " << args.softcap << ", left "
-         << args.left << ", right " << args.right << ", offset " << args.offset << ", precision "
-         << static_cast<int>(args.precision);
+         << ", of halves " << args.half_bias.size() << ", drop " << static_cast<bool>(args.drop) << ", slopes "
+         << (args.slopes != nullptr) << ", sinks " << (args.sinks != nullptr) << ", scale " << args.scale
+         << ", softcap " << args.softcap << ", left " << args.left << ", right " << args.right << ", offset "
+         << args.offset << ", precision " << static_cast<int>(args.precision);
     return text.str();
   }
 
@@ -161,8 +169,7 @@ class AttentionInput : public AttentionArguments<T> {
     const auto& args = this->args;
     const double width = static_cast<double>(this->shape.head_dim), scale = std::abs(args.scale);
     const double queries = MaxAbs(this->query), keys = MaxAbs(this->key), product = queries * keys * width;
-    double others = 0;
-    for (const Tensor<Number, 4>& bias : this->biases_) others += MaxAbs(bias);
+    double others = this->MostOfBiases();
     if (this->slopes_) {
       others += MaxAbs(*this->slopes_) *
                 static_cast<double>(this->shape.query_len + this->shape.key_len + std::abs(args.offset));
