@@ -59,8 +59,8 @@ class Contract:
             self.dtypes.add(dtype.name)
             if name in OF_HALVES and dtype.itemsize == 2:
                 default = [0, 1, 2, 3] if name.startswith("attention") else [0, -1]
-                halves = {"linear": [0, 1, -1], "pack_linear": [0]}.get(name, default)
-                check([arrays[i] for i in halves], dtype)
+                some = {"linear": [0, 1, -1], "pack_linear": [0], "layer_normalization": [0, 1, 2, 3]}
+                check([arrays[i] for i in some.get(name, default)], dtype)
                 check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
                 assert dtype in (np.float32, np.float64)
@@ -96,7 +96,8 @@ class Contract:
         wide = np.float32 if query.itemsize == 2 else query.dtype
         assert all(mask.dtype == bool for mask in (*keep, *(() if drop is None else (drop,))))
         assert weights is None or weights.dtype == query.dtype
-        assert all(one.dtype == wide for one in (*bias, *(() if lse is None else (lse,))))
+        assert all(one.dtype in (wide, query.dtype) for one in bias)
+        assert lse is None or lse.dtype == wide
         for one in (slopes, sinks):
             assert one is None or (one.shape == (heads,) and one.dtype == wide and one.flags.c_contiguous)
 

@@ -40,7 +40,7 @@ class LayerNormProblem {
  private:
   static constexpr double kEps = 1e-5;
   Tensor<T, 2> x_, out_;
-  Tensor<Accumulator<T>, 1> gamma_, beta_;
+  Tensor<T, 1> gamma_, beta_;
 };
 
 }  // namespace

@@ -11,8 +11,8 @@ void RegisterLayerNorm(py::module_& module) {
         WithStoredType(x, [&](auto type) {
           using T = decltype(type);
           const auto in = ToView<const T, 2>(x, "x");
-          const auto* scale = ToVector<Accumulator<T>>(gamma, in.shape[1], "gamma");
-          const auto* shift = ToVector<Accumulator<T>>(beta, in.shape[1], "beta");
+          const auto* scale = ToVector<T>(gamma, in.shape[1], "gamma");
+          const auto* shift = ToVector<T>(beta, in.shape[1], "beta");
           const auto to = ToView<T, 2>(out, "out");
           const ReleasedGil release;
           LayerNorm(in, scale, shift, eps, to);

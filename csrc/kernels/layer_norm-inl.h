@@ -36,8 +36,8 @@ template <typename A>
 constexpr A kLayerNormScale = std::is_same_v<A, float> ? A(0x1p-100) : A(0x1p-800);
 
 template <bool kScaled, typename T>
-void LayerNormRowScaled(const T* x, const Accumulator<T>* gamma, const Accumulator<T>* beta, double eps, std::int64_t n,
-                        T* out, bool streamed, const T* next) {
+void LayerNormRowScaled(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
+                        const T* next) {
   using A = Accumulator<T>;
   const hn::ScalableTag<A> d;
   const auto count = static_cast<double>(n);
@@ -75,8 +75,8 @@ void LayerNormRowScaled(const T* x, const Accumulator<T>* gamma, const Accumulat
 }
 
 template <typename T>
-void LayerNormRow(const T* x, const Accumulator<T>* gamma, const Accumulator<T>* beta, double eps, std::int64_t n,
-                  T* out, bool streamed, const T* next) {
+void LayerNormRow(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
+                  const T* next) {
   LayerNormRowScaled<false>(x, gamma, beta, eps, n, out, streamed, next);
 }
 

@@ -13,7 +13,7 @@ namespace {
 constexpr std::int64_t kAhead = 2048;
 
 template <typename T>
-void Run(View<const T, 2> x, const Accumulator<T>* gamma, const Accumulator<T>* beta, double eps, View<T, 2> out) {
+void Run(View<const T, 2> x, const T* gamma, const T* beta, double eps, View<T, 2> out) {
   const LayerNormKernel<T>& kernel = GetLayerNormKernel<T>();
   const auto [rows, n] = x.shape;
   const bool streamed =
@@ -31,10 +31,11 @@ void Run(View<const T, 2> x, const Accumulator<T>* gamma, const Accumulator<T>* 
 
 }  // namespace
 
-void LayerNorm(View<const Float16, 2> x, const float* gamma, const float* beta, double eps, View<Float16, 2> out) {
+void LayerNorm(View<const Float16, 2> x, const Float16* gamma, const Float16* beta, double eps, View<Float16, 2> out) {
   Run(x, gamma, beta, eps, out);
 }
-void LayerNorm(View<const BFloat16, 2> x, const float* gamma, const float* beta, double eps, View<BFloat16, 2> out) {
+void LayerNorm(View<const BFloat16, 2> x, const BFloat16* gamma, const BFloat16* beta, double eps,
+               View<BFloat16, 2> out) {
   Run(x, gamma, beta, eps, out);
 }
 void LayerNorm(View<const float, 2> x, const float* gamma, const float* beta, double eps, View<float, 2> out) {

@@ -107,7 +107,7 @@ std::vector<double> LogSumExp(View<const T, 3> x) {
 }
 
 template <typename T>
-std::vector<double> LayerNorm(View<const T, 2> x, const Accumulator<T>* gamma, const Accumulator<T>* beta, double eps) {
+std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps) {
   const auto [rows, n] = x.shape;
   std::vector<double> out;
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -118,7 +118,8 @@ std::vector<double> LayerNorm(View<const T, 2> x, const Accumulator<T>* gamma, c
     for (Sum value : row) mean += value / static_cast<Sum>(n);
     for (Sum value : row) variance += (value - mean) * (value - mean) / static_cast<Sum>(n);
     for (std::int64_t i = 0; i < n; ++i) {
-      out.push_back(static_cast<double>(gamma[i] * (row[i] - mean) / std::sqrt(variance + eps) + beta[i]));
+      const Sum normal = (row[i] - mean) / std::sqrt(variance + eps);
+      out.push_back(static_cast<double>(ToDouble(gamma[i]) * normal + ToDouble(beta[i])));
     }
   }
   return out;
@@ -217,15 +218,15 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
   return result;
 }
 
-#define HEADWISE_REFERENCE(T)                                                                                     \
-  template std::vector<double> Softmax(View<const T, 3>);                                                         \
-  template std::vector<double> LogSoftmax(View<const T, 3>);                                                      \
-  template std::vector<double> LogSumExp(View<const T, 3>);                                                       \
-  template std::vector<double> LayerNorm(View<const T, 2>, const Accumulator<T>*, const Accumulator<T>*, double); \
-  template std::vector<double> ApplyRope(View<const T, 4>, View<const Accumulator<T>, 4>,                         \
-                                         View<const Accumulator<T>, 4>, bool);                                    \
-  template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t);                   \
-  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const Accumulator<T>*);                 \
+#define HEADWISE_REFERENCE(T)                                                                     \
+  template std::vector<double> Softmax(View<const T, 3>);                                         \
+  template std::vector<double> LogSoftmax(View<const T, 3>);                                      \
+  template std::vector<double> LogSumExp(View<const T, 3>);                                       \
+  template std::vector<double> LayerNorm(View<const T, 2>, const T*, const T*, double);           \
+  template std::vector<double> ApplyRope(View<const T, 4>, View<const Accumulator<T>, 4>,         \
+                                         View<const Accumulator<T>, 4>, bool);                    \
+  template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t);   \
+  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const Accumulator<T>*); \
   template AttentionResult Attention(const AttentionArgs<T>&)
 
 HEADWISE_REFERENCE(Float16);

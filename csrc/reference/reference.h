@@ -21,7 +21,7 @@ template <typename T>
 std::vector<double> LogSumExp(View<const T, 3> x);
 
 template <typename T>
-std::vector<double> LayerNorm(View<const T, 2> x, const Accumulator<T>* gamma, const Accumulator<T>* beta, double eps);
+std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps);
 
 template <typename T>
 std::vector<double> ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const Accumulator<T>, 4> sin,

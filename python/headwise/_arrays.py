@@ -77,11 +77,15 @@ def plain(*arrays: Array) -> bool:
     return True
 
 
-def plain_or_half(a: Array) -> bool:
-    """:func:`plain` of one array, for operations that take halves (float16 and bfloat16) as they are."""
-    dtype = a.dtype
-    native = dtype is FLOAT32 or dtype is FLOAT64 or dtype is FLOAT16 or (is_bfloat16(dtype) and dtype.isnative)
-    return native and a.flags.carray
+def plain_or_half(*arrays: Array) -> bool:
+    """:func:`plain` for operations that take halves, float16 or bfloat16, as they are: all of them the same then."""
+    dtype = arrays[0].dtype
+    if not (dtype is FLOAT32 or dtype is FLOAT64 or dtype is FLOAT16 or (is_bfloat16(dtype) and dtype.isnative)):
+        return False
+    for a in arrays:  # noqa: SIM110 (as in plain)
+        if a.dtype is not dtype or not a.flags.carray:
+            return False
+    return True
 
 
 def promote(*arrays: Named) -> tuple[np.dtype[Any], np.dtype[Any]]:

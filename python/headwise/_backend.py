@@ -39,10 +39,11 @@ class Backend(Protocol):
     Only inputs may have strides of 0. ``bool`` arrays are one byte per entry, true = keep.
 
     What operations read and write, ``x`` (or ``scores``), ``query``, ``key``, ``value``, ``weight`` (of the linear
-    map), ``output``, ``weights`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``) instead, all of one call
-    the same. All other arrays are float32 then, attention's ``lse`` among them, but for its biases, each of which is
-    either. Everything is computed in float32, and results are rounded once; a backend may round attention's weights
-    before they meet the values, to no fewer bits than these have. No array of halves is copied to float32 as a whole.
+    map), ``gamma``, ``beta``, ``output``, ``weights`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``)
+    instead, all of one call the same. All other arrays are float32 then, attention's ``lse`` among them, but for its
+    biases, each of which is either. Everything is computed in float32, and results are rounded once; a backend may
+    round attention's weights before they meet the values, to no fewer bits than these have. No array of halves is
+    copied to float32 as a whole.
     """
 
     def softmax(self, x: Array, out: Array) -> None:

@@ -14,6 +14,7 @@ from headwise._arrays import (
     deliver,
     destination,
     plain,
+    plain_or_half,
     promote,
 )
 from headwise._precision import check_precision
@@ -203,7 +204,7 @@ class PackedLinear:
         (4, 5, 2)
         """
         a = as_array(x, "x")
-        ready = a.dtype == self.dtype and plain(a)
+        ready = a.dtype == self.dtype and plain_or_half(a)
         dtype = a.dtype if ready else promote(("x", a), ("weight", self._weight))[1]
         shape = a.shape
         if not shape:

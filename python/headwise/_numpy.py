@@ -364,6 +364,9 @@ def pack_linear(weight: Array, bias: Array | None, precision: str) -> Callable[[
 
 
 def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
+    if x.dtype.itemsize == 2:
+        gamma, beta = gamma.astype(np.float32), beta.astype(np.float32)
+
     def normalize(x: Array, out: Array) -> None:
         centred, variance = _deviations(x)
         spread = variance.astype(np.float64) + eps

@@ -26,7 +26,6 @@ from headwise._arrays import (
     conform,
     deliver,
     destination,
-    plain,
     plain_or_half,
     promote,
 )
@@ -268,8 +267,8 @@ def layer_normalization(
     array([-1.,  1.])
     """
     a, g, b = as_array(x, "x"), as_array(gamma, "gamma"), as_array(beta, "beta")
-    ready = plain(a, g, b)
-    compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a), ("gamma", g), ("beta", b))
+    ready = plain_or_half(a, g, b)
+    dtype = a.dtype if ready else promote(("x", a), ("gamma", g), ("beta", b))[1]
     axis = check_axis(axis, a)
     n = a.shape[axis]
     for name, parameter in (("gamma", g), ("beta", b)):
@@ -285,8 +284,7 @@ def layer_normalization(
     result = destination(out if last else None, moved.shape, dtype, contiguous=True)
     if result.size:
         if not (ready and last):
-            moved = conform(moved, dtype, last=True)
-            g, b = conform(g, compute, last=True), conform(b, compute, last=True)
+            moved, g, b = (conform(array, dtype, last=True) for array in (moved, g, b))
         _backend.current().layer_normalization(moved.reshape((-1, n)), g, b, epsilon, result.reshape((-1, n)))
     return deliver(result if last else np.moveaxis(result, -1, axis), out, dtype)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from headwise import _backend
 from headwise._arrays import (
+    FLOAT32,
     allocate,
     as_array,
     check_flag,
@@ -18,7 +19,7 @@ from headwise._arrays import (
     conform,
     deliver,
     destination,
-    plain,
+    plain_or_half,
     promote,
 )
 from headwise._attention_args import (
@@ -310,8 +311,11 @@ def _attend(
     """(output, weights, lse) of both public functions, whose arguments come by position: with this many, keywords would
     cost as much as all their checks."""
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
-    ready = plain(q, k, v)
-    compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
+    ready = plain_or_half(q, k, v)
+    if ready:
+        compute, dtype = FLOAT32 if q.itemsize == 2 else q.dtype, q.dtype
+    else:
+        compute, dtype = promote(("query", q), ("key", k), ("value", v))
     stored = dtype if dtype.itemsize == 2 else compute  # halves stay what they are
     scores = check_shapes(q.shape, k.shape, v.shape)
     batch, heads, query_len, key_len = scores.four

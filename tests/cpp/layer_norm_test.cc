@@ -11,7 +11,7 @@ class LayerNormTest : public OnTarget {};
 template <typename T>
 struct Case {
   Tensor<T, 2> x;
-  Tensor<Accumulator<T>, 1> gamma, beta;
+  Tensor<T, 1> gamma, beta;
 
   Case(std::int64_t rows, std::int64_t n, Guard guard = Guard::kAfter, std::int64_t pad = 0)
       : x({rows, n}, guard, {0, 1}, pad), gamma({n}, guard), beta({n}, guard) {
@@ -139,7 +139,7 @@ void CheckPastTheCaches() {
   const auto smaller = static_cast<std::int64_t>(sizeof(float) / sizeof(T));
   for (const auto& shape : {std::array<std::int64_t, 2>{9000 * smaller, 1001}, {1'500'000 * smaller, 6}}) {
     const Tensor<T, 2> x(shape, Guard::kAfter, {0, 1}, 3), out(shape, Guard::kAfter, {0, 1}, 3);
-    const Tensor<float, 1> gamma({shape[1]});
+    const Tensor<T, 1> gamma({shape[1]});
     FillPeriodic(x);
     FillPeriodic(gamma);
     LayerNorm(x.read(), gamma.data(), gamma.data(), 1e-5, out.view());

@@ -175,7 +175,7 @@ void CheckElementwise() {
   CheckSoftmax<T>({2, 40, 600}, 0);
 
   const Tensor<T, 2> rows = Full<T, 2>({200, 500}), out = Empty<T, 2>({200, 500});
-  const Tensor<A, 1> gamma = Full<A, 1>({500}), beta = Full<A, 1>({500});
+  const Tensor<T, 1> gamma = Full<T, 1>({500}), beta = Full<T, 1>({500});
   Call([=] { LayerNorm(rows.read(), gamma.data(), beta.data(), 1e-5, out.view()); })
       .Reads(rows, gamma, beta)
       .Writes(out)

@@ -94,9 +94,10 @@ void AddRowOperations(std::vector<Work>& works) {
                      return bytes;
                    }});
   const auto rows = Normal<T, 2>({301, 1000});
+  const auto factors = Normal<T, 1>({1000});
   works.push_back({"layer norm", [=] {
                      const Tensor<T, 2> out(rows->view().shape);
-                     LayerNorm(rows->read(), numbers->data(), numbers->data(), 1e-5, out.view());
+                     LayerNorm(rows->read(), factors->data(), factors->data(), 1e-5, out.view());
                      Bytes bytes;
                      Append(out, bytes);
                      return bytes;

@@ -13,7 +13,7 @@ void Check(Bytes& bytes) {
   const std::int64_t rows = bytes.Size(8, 60), n = bytes.Size(70, 1100), pad = bytes.Bool() ? 3 : 0;
   const Guard guard = bytes.Side();
   const Tensor<T, 2> x({rows, n}, guard, {0, 1}, pad), out({rows, n}, guard, {0, 1}, pad);
-  const Tensor<Accumulator<T>, 1> gamma({n}, guard), beta({n}, guard);
+  const Tensor<T, 1> gamma({n}, guard), beta({n}, guard);
   Fill(x, bytes);
   // An infinite factor of what is 0 but for rounding is anything.
   Fill(gamma, bytes, false);
@@ -39,8 +39,8 @@ void Check(Bytes& bytes) {
     LayerNorm(input, gamma.data(), beta.data(), eps, written.view());
   };
   const auto margin = [&](std::size_t i) {
-    const double factor = std::abs(static_cast<double>(gamma.data()[i % static_cast<std::size_t>(n)]));
-    const double added = std::abs(static_cast<double>(beta.data()[i % static_cast<std::size_t>(n)]));
+    const double factor = std::abs(reference::ToDouble(gamma.data()[i % static_cast<std::size_t>(n)]));
+    const double added = std::abs(reference::ToDouble(beta.data()[i % static_cast<std::size_t>(n)]));
     if (!ordinary || 4 * factor * std::sqrt(width) + (std::isfinite(added) ? added : 0) > kGreatest<T>) return kNaN;
     if (!std::isfinite(added)) return 0.0;
     const double scaled = std::abs(expected[i]) + added;
