@@ -39,6 +39,10 @@ std::int64_t BlockRows(const AttentionArgs<T>& args) {
 // Up to so many rows, packing keys and values costs more than it saves.
 constexpr std::int64_t kMostDecodeRows = 8;
 
+// Such a task takes as long as so many floating-point operations before it has met a key, and a byte of keys and values
+// as long as one of them.
+constexpr double kDecodeTaskWork = 15'000;
+
 // Keys of a chunk: two blocks, and more of a long sequence, so that what the chunks leave stays small.
 template <typename T>
 std::int64_t ChunkKeys(std::int64_t key_len) {
@@ -66,6 +70,11 @@ class Plan {
     }
     size_ = decode_ ? ChunkKeys<T>(key_len) : 1;
     parts_ = decode_ ? std::max<std::int64_t>(1, CeilDiv(key_len, size_)) : query_len;
+    if (decode_) {
+      const double read = static_cast<double>(sizeof(T)) * static_cast<double>(heads_ * key_len) *
+                          static_cast<double>(head_dim + args.value.shape[3]);
+      work_ += read + kDecodeTaskWork * static_cast<double>(tasks());
+    }
   }
 
   double work() const { return work_; }
