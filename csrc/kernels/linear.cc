@@ -12,8 +12,8 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr LinearKernel<T> kLinear{kTileRows, &LinearScratchBytes<T>, &LinearRun<T>, &LinearPackedBytes<T>,
-                                  &LinearPack<T>};
+constexpr LinearKernel<T> kLinear{kTileRows,     &LinearFewRows<T>,     &LinearScratchBytes<T>,
+                                  &LinearRun<T>, &LinearPackedBytes<T>, &LinearPack<T>};
 
 HEADWISE_KERNELS(Linear)
 

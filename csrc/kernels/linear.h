@@ -30,6 +30,7 @@ constexpr std::int64_t kLinearBlockColumns = 512;
 template <typename T>
 struct LinearKernel {
   std::int64_t tile_rows;  // that are computed together: blocks of rows are best a multiple of it
+  std::int64_t (*few_rows)(const LinearArgs<T>& args);  // up to so many, LinearFewKernel is faster
   std::size_t (*scratch_bytes)(const LinearArgs<T>& args, const LinearBlock& largest);
   // A block whose columns begin at a multiple of kLinearBlockColumns. An element's result does not depend on the block
   // it is in.
@@ -48,8 +49,14 @@ struct LinearFewKernel {
   void (*columns)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 };
 
+// Up to here, reading the weights where they lie is faster than packing them.
+template <typename T>
+std::int64_t LinearFewRows(const LinearArgs<T>&) {
+  return 16;
+}
+
 // In parts of bfloat16, on tiles (all but double) or by vectors (float and BFloat16, one part); null where this build
-// has none. Few rows never go there: they wait for memory.
+// has none.
 template <typename T>
 const LinearKernel<T>* AmxLinearKernel();
 template <typename T>

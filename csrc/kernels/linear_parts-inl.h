@@ -238,8 +238,14 @@ auto WithParts(Precision precision, const Function& function) {
 template <int kParts, typename T>
 bool TilesPay(const LinearArgs<T>& args) {
   if (TilesForAnyShape()) return args.weight.shape[0] > 0;
-  constexpr int64_t kLeast = kParts == 3 ? 4 * kChunk : 2 * kChunk;
-  return args.out.shape[0] >= kSide && args.weight.shape[0] >= kLeast && args.weight.shape[1] >= kLeast;
+  constexpr int64_t kLeast = kParts == 3 ? 4 * kChunk : 2 * kChunk, kFewestRows = kParts == 1 ? 9 : kSide;
+  return args.out.shape[0] >= kFewestRows && args.weight.shape[0] >= kLeast && args.weight.shape[1] >= kLeast;
+}
+
+// bfloat16 is packed as it is, and that pays sooner.
+template <typename T>
+int64_t PartsFewRows(const LinearArgs<T>& args) {
+  return std::is_same_v<T, BFloat16> && TilesPay<1>(args) ? 8 : LinearFewRows(args);
 }
 
 template <typename T>
@@ -302,8 +308,12 @@ void PartsPack(View<const T, 2> weight, Precision precision, int64_t begin, int6
 }
 
 template <class Unit, typename T>
-constexpr LinearKernel<T> kPartsLinear{kSide, &PartsScratchBytes<Unit, T>, &PartsRun<Unit, T>,
-                                       &PartsPackedBytes<Unit, T>, &PartsPack<Unit, T>};
+constexpr LinearKernel<T> kPartsLinear{kSide,
+                                       &PartsFewRows<T>,
+                                       &PartsScratchBytes<Unit, T>,
+                                       &PartsRun<Unit, T>,
+                                       &PartsPackedBytes<Unit, T>,
+                                       &PartsPack<Unit, T>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

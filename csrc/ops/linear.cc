@@ -37,9 +37,6 @@ std::int64_t BlockRows(std::int64_t rows, std::int64_t column_blocks, int thread
 // To read one from memory, in floating-point operations of one core in the same time.
 constexpr double kWorkPerWeight = 8;
 
-// Up to here, reading the weights where they lie is faster than packing them.
-constexpr std::int64_t kFewRows = 16;
-
 // Strips of columns, two per thread; rows of weights are read best in long pieces, from 1 KB on.
 template <typename T>
 void RunFewRows(const LinearArgs<T>& args) {
@@ -62,7 +59,8 @@ template <typename T>
 void Run(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   const std::int64_t rows = args.out.shape[0], columns = args.out.shape[1], depth = args.x.shape[1];
   if (rows == 0 || columns == 0) return;
-  if (rows <= kFewRows && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1)) return RunFewRows(args);
+  if (rows <= kernel.few_rows(args) && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1))
+    return RunFewRows(args);
   const std::int64_t column_blocks = CeilDiv(columns, kBlockColumns);
   const double work = 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
   const int wanted = ThreadsFor(rows * columns, work);

@@ -14,8 +14,9 @@ class LinearTest : public OnTarget {};
 constexpr std::array<std::int64_t, 2> kRowsFirst{0, 1};
 constexpr std::array<std::int64_t, 2> kColumnsFirst{1, 0};  // a weight stored (out, in), used transposed
 
-// From this size on, in each axis, numbers go by tiles where there are any for them; below it, by multiply-adds.
-constexpr std::int64_t kTiles = 32;
+// From so many rows on, numbers go by tiles where there are any for them; below, by multiply-adds.
+template <typename T>
+constexpr std::int64_t kTiles = std::is_same_v<T, BFloat16> ? 9 : 32;
 bool HasTiles(Precision precision = Precision::kHighest) { return InParts<float>(precision); }
 
 template <typename T>
@@ -123,8 +124,8 @@ template <typename T>
 void CheckFewRows(std::int64_t most) {
   const Case<T> all(most, 300, 339);
   const std::vector<T> expected = all.Run();
-  const bool tiles = InParts<T>(Precision::kHighest) && most >= kTiles;
-  for (std::int64_t rows = tiles ? kTiles : 1; rows < most; ++rows) {
+  const bool tiles = InParts<T>(Precision::kHighest) && most >= kTiles<T>;
+  for (std::int64_t rows = tiles ? kTiles<T> : 1; rows < most; ++rows) {
     const Tensor<T, 2> out({rows, 339});
     View<const T, 2> x = all.x.read();
     x.shape[0] = rows;
@@ -134,11 +135,11 @@ void CheckFewRows(std::int64_t most) {
 }
 TEST_P(LinearTest, ARowHasTheSameBitsHoweverManyThereAre) {
   SetTilesForAnyShape(false);
-  CheckFewRows<Float16>(kTiles - 1);
+  CheckFewRows<Float16>(kTiles<Float16> - 1);
   CheckFewRows<Float16>(70);
-  CheckFewRows<BFloat16>(kTiles - 1);
+  CheckFewRows<BFloat16>(kTiles<BFloat16> - 1);
   CheckFewRows<BFloat16>(70);
-  CheckFewRows<float>(kTiles - 1);
+  CheckFewRows<float>(kTiles<float> - 1);
   CheckFewRows<float>(70);
   CheckFewRows<double>(40);
 }
