@@ -180,6 +180,13 @@ struct AmxUnit {
     MultiplyChunks<kParts>(a, b, chunks, lower, work);
     StoreTiles(to, stride, lower);
   }
+
+  // The same; whatever is next, the next chunk of B is fetched.
+  template <int kParts>
+  static HWY_INLINE void MultiplyAndFetch(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
+                                          float* to, int64_t stride, const std::uint32_t* /*next*/) {
+    Multiply<kParts>(a, b, chunks, lower, to, stride);
+  }
 };
 
 }  // namespace HWY_NAMESPACE

@@ -22,6 +22,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/linear-inl.h"
 #include "kernels/linear.h"
@@ -80,7 +81,8 @@ class PartsLinear {
         const std::uint32_t* group = weight;
         for (int64_t column = block_.column_begin; column < block_.column_end;
              column += kSide, group += group_size, sums += kSide * kSide) {
-          Unit::template Multiply<kParts>(x_, group, chunks, lower, first && !last ? sums : product_, kSide);
+          float* const product = first && !last ? sums : product_;
+          Unit::template MultiplyAndFetch<kParts>(x_, group, chunks, lower, product, kSide, group + group_size);
           if (last) {
             Finish(row, column, first ? nullptr : sums);
           } else if (!first) {
@@ -129,7 +131,8 @@ class PartsLinear {
     return at < n ? WithoutNaN(FirstLanes{n - at}.Load(d, row + at)) : hn::Zero(d);
   }
 
-  // 32 rows: along them, for these are what lies together in memory.
+  // 32 rows: along them, for these are what lies together in memory. The 32 behind them are fetched meanwhile: too
+  // short and too far apart for the processor to see them coming.
   template <typename U>
   static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, int64_t group_size,
                                    std::uint32_t* packed) {
@@ -137,6 +140,10 @@ class PartsLinear {
       const U* const other = rows + kTileSide * stride;
       for (int64_t column = 0; column < columns; column += kSide) {
         std::uint32_t* const tiles = packed + column / kSide * group_size + i * kTileSide;
+        for (int64_t line = 0; line < kSide; line += 64 / static_cast<int64_t>(sizeof(U))) {
+          hwy::Prefetch(rows + kChunk * stride + column + line);
+          hwy::Prefetch(other + kChunk * stride + column + line);
+        }
         for (int64_t half = 0; half < 2; ++half) {
           const int64_t at = column + half * kLanes<float>;
           StoreParts<kParts>(LoadNumbers(rows, at, columns), LoadNumbers(other, at, columns), tiles + half * kTileSize,
