@@ -117,11 +117,9 @@ def _race(calls: dict[Peer, Call], rounds: int, bar: ProgressBar) -> dict[str, l
 
 class _Runner:
     def __init__(self, call: Call, rounds: int) -> None:
-        self._call = call
-        call()
-        start = time.perf_counter()
-        call()
-        estimate = time.perf_counter() - start
+        self._call, self._calls = call, 1
+        self.sample()
+        estimate = min(self.sample() for _ in range(3))
         self._calls = math.ceil(_SAMPLE / estimate)
         # At least 3 samples, for a median.
         self.every = max(1, min(rounds // 3, math.ceil(rounds * estimate / _BUDGET)))
