@@ -71,7 +71,7 @@ class Plan {
     size_ = decode_ ? ChunkKeys<T>(key_len) : 1;
     parts_ = decode_ ? std::max<std::int64_t>(1, CeilDiv(key_len, size_)) : query_len;
     if (decode_) {
-      const double read = static_cast<double>(sizeof(T)) * static_cast<double>(heads_ * key_len) *
+      const double read = static_cast<double>(sizeof(T)) * static_cast<double>(heads_) * static_cast<double>(key_len) *
                           static_cast<double>(head_dim + args.value.shape[3]);
       work_ += read + kDecodeTaskWork * static_cast<double>(tasks());
     }
