@@ -151,8 +151,10 @@ class ScoreRow {
   ScoreRow(T* scores, int64_t key_begin, int64_t from, int64_t to)
       : scores_(scores), key_begin_(key_begin), from_(from), to_(to) {}
 
+  // Once in the library for each instruction set and type, and not in each loop over rows.
   template <typename Stored>
-  void Change(const AttentionArgs<Stored>& args, int64_t batch, const Row& row, const Changes& changes) const {
+  HWY_NOINLINE void Change(const AttentionArgs<Stored>& args, int64_t batch, const Row& row,
+                           const Changes& changes) const {
     if (changes.softcap) Softcap(args.softcap);
     const auto for_each_bias = [&](const auto& visit) HWY_ATTR {
       for (const auto& bias : args.bias) visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
