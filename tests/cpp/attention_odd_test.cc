@@ -16,18 +16,29 @@ void CheckBiasesDrop(std::int64_t queries) {
       shape.query_len = queries, shape.key_len = 50;
       AttentionCase<T> test(shape, 21);
       const Tensor<Accumulator<T>, 4> drops({1, 1, queries, 50}), odds({1, 1, queries, 50});
-      const auto fill = [&](const Tensor<Accumulator<T>, 4>& bias, double at_every_third) {
+      const auto fill = [](const auto& bias, double at_every_third) {
         std::int64_t n = 0;
-        bias.ForEach(
-            [&](Accumulator<T>& element) { element = static_cast<Accumulator<T>>(n++ % 3 == 0 ? at_every_third : 0); });
+        bias.ForEach([&](auto& element) {
+          element = reference::Nearest<std::decay_t<decltype(element)>>(n++ % 3 == 0 ? at_every_third : 0);
+        });
       };
       fill(drops, -kInf);
       fill(odds, odd);
-      test.args.bias = {first ? drops.read() : odds.read(), first ? odds.read() : drops.read()};
+      const auto check = [&] {
+        test.Check();
+        for (const auto element : test.lse.Values()) EXPECT_TRUE(std::isfinite(element));
+      };
       test.WantLse();
       test.WantWeights();
-      test.Check();
-      for (const auto element : test.lse.Values()) EXPECT_TRUE(std::isfinite(element));
+      test.args.bias = {first ? drops.read() : odds.read(), first ? odds.read() : drops.read()};
+      check();
+      if constexpr (kIsHalf<T>) {  // one of the two in T
+        const Tensor<T, 4> half({1, 1, queries, 50});
+        fill(half, first ? odd : -kInf);
+        test.args.bias = {first ? drops.read() : odds.read()};
+        test.args.half_bias = {half.read()};
+        check();
+      }
 
       AttentionCase<T> alone(shape, 22);
       alone.AddBias(1, 1);
