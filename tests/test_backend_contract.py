@@ -49,6 +49,7 @@ class Contract:
         self.backend = backend
         self.calls = 0
         self.dtypes: set[str] = set()
+        self.biases: set[str] = set()  # dtypes of attention's
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def passed_on(*arguments: Any) -> Any:
@@ -97,6 +98,7 @@ class Contract:
         assert all(mask.dtype == bool for mask in (*keep, *(() if drop is None else (drop,))))
         assert weights is None or weights.dtype == query.dtype
         assert all(one.dtype in (wide, query.dtype) for one in bias)
+        self.biases.update(one.dtype.name for one in bias)
         assert lse is None or lse.dtype == wide
         for one in (slopes, sinks):
             assert one is None or (one.shape == (heads,) and one.dtype == wide and one.flags.c_contiguous)
@@ -214,3 +216,4 @@ def test_backend_gets_one_floating_dtype(contract: Contract, name: str, dtype: s
 def test_backend_gets_halves_as_they_are(contract: Contract, name: str, dtype: str) -> None:
     OPERATIONS[name](lambda x: x.astype(dtype_named(dtype)))
     assert contract.dtypes == {dtype}
+    assert contract.biases <= {dtype}

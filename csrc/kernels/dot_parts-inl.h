@@ -44,19 +44,16 @@ struct DotUnit {
     }
   }
 
-  // to[32, 32] = A B; rows of `to` are `stride` apart.
-  template <int kParts>
-  static HWY_INLINE void Multiply(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower, float* to,
-                                  int64_t stride) {
-    Multiply<kParts>(a, b, chunks, lower, StoreTo{to, stride});
-  }
-
-  // The same; what will be B in the next call is fetched meanwhile, by the first 16 rows.
+  // to[32, 32] = A B; rows of `to` are `stride` apart. What will be B in the next call is fetched meanwhile, by the
+  // first 16 rows.
   template <int kParts>
   static HWY_INLINE void MultiplyAndFetch(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
                                           float* to, int64_t stride, const std::uint32_t* next) {
     static_assert(kParts == 1);
-    const StoreTo finish{to, stride};
+    const auto finish = [to, stride](int r, V left, V right) HWY_ATTR {
+      hn::StoreU(left, Tag<float>(), to + r * stride);
+      hn::StoreU(right, Tag<float>(), to + r * stride + kTileSide);
+    };
     for (int row = 0; row < kTileSide; row += kRows, next += chunks * kTileSize) {
       MultiplyRows<true>(a, b, chunks, row, next, finish);
     }
@@ -69,15 +66,6 @@ struct DotUnit {
   static constexpr int kRows = 8;
 
   using Words = hn::Vec<Tag<std::uint32_t>>;
-
-  struct StoreTo {
-    float* to;
-    int64_t stride;
-    HWY_INLINE void operator()(int r, V left, V right) const {
-      hn::StoreU(left, Tag<float>(), to + r * stride);
-      hn::StoreU(right, Tag<float>(), to + r * stride + kTileSide);
-    }
-  };
 
   // kFetch: a cache line from `ahead` on for each k. Inlined, GCC 12 keeps the sums in memory.
   template <bool kFetch, class Finish>

@@ -240,19 +240,22 @@ auto WithParts(Precision precision, const Function& function) {
   }
 }
 
+// Up to so many rows one part does not pay, nor does packing bfloat16, which stays as it is: for others that is more.
+constexpr int64_t kFewRowsOfOnePart = 8;
+
 // Whether the Unit is faster than multiply-adds, as measured. What does not pay, on packed weights neither: the bits do
 // not tell whether weights were packed. Without depth there is nothing to multiply, and it writes nothing.
 template <int kParts, typename T>
 bool TilesPay(const LinearArgs<T>& args) {
   if (TilesForAnyShape()) return args.weight.shape[0] > 0;
-  constexpr int64_t kLeast = kParts == 3 ? 4 * kChunk : 2 * kChunk, kFewestRows = kParts == 1 ? 9 : kSide;
+  constexpr int64_t kLeast = kParts == 3 ? 4 * kChunk : 2 * kChunk;
+  constexpr int64_t kFewestRows = kParts == 1 ? kFewRowsOfOnePart + 1 : kSide;
   return args.out.shape[0] >= kFewestRows && args.weight.shape[0] >= kLeast && args.weight.shape[1] >= kLeast;
 }
 
-// bfloat16 is packed as it is, and that pays sooner.
 template <typename T>
 int64_t PartsFewRows(const LinearArgs<T>& args) {
-  return std::is_same_v<T, BFloat16> && TilesPay<1>(args) ? 8 : LinearFewRows(args);
+  return std::is_same_v<T, BFloat16> && TilesPay<1>(args) ? kFewRowsOfOnePart : LinearFewRows(args);
 }
 
 template <typename T>

@@ -157,8 +157,8 @@ bool Execute(const Instruction& now) {
   return true;
 }
 
-// Executes the instruction that raised the signal, and those behind it as far as they are known here. Of the first
-// none was, or the tile unit would have refused it: then it ends the process, as without this.
+// Executes the instruction that raised the signal, and those behind it as far as they are known here. If that is not
+// one of the tiles', or one that their unit would refuse, it ends the process, as it would without this.
 void Handle(int, siginfo_t*, void* context) {
   greg_t* const registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   bool executed = false;

@@ -213,19 +213,24 @@ def _as_keep(m: Array) -> Array | None:
     if m.dtype.kind in "iu":
         return np.not_equal(m, 0)
     if m.size > _MANY:  # a row tells most of them
-        one, zero = _ones_and_zeros(m[(slice(0, 1),) * (m.ndim - 1)])
-        if not np.all(one | zero):
+        row = m[(slice(0, 1),) * (m.ndim - 1)]
+        if not np.all(_equals(row, 1) | _equals(row, 0)):
             return None
-    one, zero = _ones_and_zeros(m)
-    return one if one.any() and bool(np.all(one | zero)) else None
+    one = _equals(m, 1)
+    return one if one.any() and bool(np.all(one | _equals(m, 0))) else None
 
 
-def _ones_and_zeros(m: Array) -> tuple[Array, Array]:
-    """Where a floating ``m`` is 1, and where it is 0."""
-    if m.itemsize != 2 or not m.dtype.isnative:
-        return np.equal(m, 1), np.equal(m, 0)
-    bits = m.view(np.uint16)  # NumPy widens halves one by one to compare them
-    return np.equal(bits, 0x3F80 if is_bfloat16(m.dtype) else 0x3C00), np.equal(bits & 0x7FFF, 0)
+def _equals(m: Array, number: int) -> Array:
+    """Where a floating ``m`` is ``number``, 0 or 1."""
+    digits, bits = m, number
+    if m.itemsize == 2 and m.dtype.isnative:  # NumPy widens halves one by one to compare them
+        digits = m.view(np.uint16)
+        if number == 0:
+            digits = digits & 0x7FFF
+        else:
+            bits = 0x3F80 if is_bfloat16(m.dtype) else 0x3C00
+    same: Array = np.equal(digits, bits)
+    return same
 
 
 def _cast(bias: Array, dtype: np.dtype[Any], stored: np.dtype[Any]) -> Array:
