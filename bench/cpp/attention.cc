@@ -1,7 +1,7 @@
 #include "headwise/attention.h"
 
 #include "bench.h"
-#include "reference/reference.h"
+#include "testing/reference.h"
 
 namespace headwise::bench {
 namespace {

@@ -2,7 +2,7 @@
 
 #include "bench.h"
 #include "headwise/attention.h"
-#include "reference/reference.h"
+#include "testing/reference.h"
 
 namespace headwise::bench {
 namespace {

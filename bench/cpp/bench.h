@@ -21,11 +21,11 @@
 #include <string>
 #include <vector>
 
-#include "headwise/half.h"
+#include "headwise/dtype.h"
 #include "headwise/runtime.h"
 #include "headwise/tensor.h"
 #include "memory.h"
-#include "reference/half.h"
+#include "testing/float16.h"
 #include "roofline.h"
 
 namespace headwise::bench {

@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "bench.h"
-#include "reference/reference.h"
+#include "testing/reference.h"
 
 namespace headwise::bench {
 namespace {

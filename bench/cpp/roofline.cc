@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
-#include "runtime/dispatch.h"
+#include "base/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise::bench {
@@ -58,7 +58,7 @@ HWY_AFTER_NAMESPACE();
 #include "headwise/runtime.h"
 #include "memory.h"
 #include "roofline.h"
-#include "runtime/parallel.h"
+#include "base/parallel.h"
 
 namespace headwise::bench {
 

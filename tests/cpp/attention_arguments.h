@@ -7,7 +7,7 @@
 
 #include "headwise/attention.h"
 #include "headwise/runtime.h"
-#include "reference/reference.h"
+#include "testing/reference.h"
 #include "tensor.h"
 
 namespace headwise::testing {

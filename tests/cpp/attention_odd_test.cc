@@ -1,6 +1,6 @@
 // What the fuzzers have found of NaN and infinity in biases, sinks and rows.
 #include "attention_case.h"
-#include "runtime/parallel.h"
+#include "base/parallel.h"
 
 namespace headwise::testing {
 namespace {

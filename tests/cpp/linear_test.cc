@@ -3,7 +3,7 @@
 #include <atomic>
 #include <thread>
 
-#include "reference/reference.h"
+#include "testing/reference.h"
 #include "support.h"
 
 namespace headwise::testing {

@@ -14,7 +14,7 @@
 #include "headwise/linear.h"
 #include "headwise/rope.h"
 #include "headwise/softmax.h"
-#include "runtime/scratch.h"
+#include "base/scratch.h"
 #include "support.h"
 
 namespace {

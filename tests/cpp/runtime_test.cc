@@ -8,14 +8,14 @@
 #include <thread>
 
 #include "headwise/softmax.h"
-#include "kernels/alibi.h"
-#include "kernels/attention.h"
-#include "kernels/layer_norm.h"
-#include "kernels/rope.h"
-#include "kernels/softmax.h"
-#include "runtime/parallel.h"
-#include "runtime/processors.h"
-#include "runtime/scratch.h"
+#include "alibi/kernel.h"
+#include "attention/kernel.h"
+#include "layer_norm/kernel.h"
+#include "rope/kernel.h"
+#include "softmax/kernel.h"
+#include "base/parallel.h"
+#include "base/openmp/processors.h"
+#include "base/scratch.h"
 #include "support.h"
 
 #ifdef __linux__

@@ -1,6 +1,6 @@
 #include "headwise/softmax.h"
 
-#include "reference/reference.h"
+#include "testing/reference.h"
 #include "support.h"
 
 namespace headwise::testing {

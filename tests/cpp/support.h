@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "headwise/runtime.h"
-#include "runtime/bfloat16.h"
+#include "base/cpu_features.h"
 #include "tensor.h"
 
 namespace headwise::testing {

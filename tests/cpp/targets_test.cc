@@ -11,12 +11,12 @@
 #include <vector>
 
 #include "hwy/highway.h"
-#include "kernels/alibi.h"
-#include "kernels/attention.h"
-#include "kernels/layer_norm.h"
-#include "kernels/linear.h"
-#include "kernels/rope.h"
-#include "kernels/softmax.h"
+#include "alibi/kernel.h"
+#include "attention/kernel.h"
+#include "layer_norm/kernel.h"
+#include "linear/kernel.h"
+#include "rope/kernel.h"
+#include "softmax/kernel.h"
 
 #ifndef HEADWISE_TARGETS_TEST_ONCE
 #define HEADWISE_TARGETS_TEST_ONCE
@@ -37,7 +37,7 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// Of kernels/*.cc.
+// Of */kernel.cc.
 const AlibiKernel<BFloat16>* AlibiBF16();
 const AlibiKernel<float>* AlibiF32();
 const AttentionKernel<BFloat16>* AttentionBF16();

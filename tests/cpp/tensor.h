@@ -22,7 +22,7 @@
 #include "headwise/precision.h"
 #include "headwise/runtime.h"
 #include "headwise/tensor.h"
-#include "reference/half.h"
+#include "testing/float16.h"
 
 namespace headwise::testing {
 

@@ -12,7 +12,7 @@
 #include "headwise/linear.h"
 #include "headwise/rope.h"
 #include "headwise/softmax.h"
-#include "runtime/parallel.h"
+#include "base/parallel.h"
 
 #ifdef _OPENMP
 #include <sys/wait.h>

@@ -1,7 +1,7 @@
 // Attention with linear biases (Press, Smith and Lewis 2021, arXiv:2108.12409, section 3).
 #pragma once
 
-#include "headwise/half.h"
+#include "headwise/dtype.h"
 #include "headwise/tensor.h"
 
 namespace headwise {

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "headwise/half.h"
+#include "headwise/dtype.h"
 #include "headwise/precision.h"
 #include "headwise/tensor.h"
 

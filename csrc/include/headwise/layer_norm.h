@@ -1,7 +1,7 @@
 // Layer normalisation (Ba, Kiros and Hinton 2016, arXiv:1607.06450, eqs. 3 and 4).
 #pragma once
 
-#include "headwise/half.h"
+#include "headwise/dtype.h"
 #include "headwise/tensor.h"
 
 namespace headwise {

@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "headwise/half.h"
+#include "headwise/dtype.h"
 #include "headwise/precision.h"
 #include "headwise/tensor.h"
 

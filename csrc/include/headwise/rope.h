@@ -1,7 +1,7 @@
 // Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the rotation, given its cosines and sines.
 #pragma once
 
-#include "headwise/half.h"
+#include "headwise/dtype.h"
 #include "headwise/tensor.h"
 
 namespace headwise {

@@ -1,7 +1,7 @@
 // Softmax and its logarithms along the middle axis of (outer, n, inner).
 #pragma once
 
-#include "headwise/half.h"
+#include "headwise/dtype.h"
 #include "headwise/tensor.h"
 
 namespace headwise {

@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "headwise/runtime.h"
-#include "runtime/bfloat16.h"
-#include "runtime/parallel.h"
+#include "base/cpu_features.h"
+#include "base/parallel.h"
 #include "tensor.h"
 
 namespace headwise::testing {

@@ -1,7 +1,7 @@
 #include "headwise/layer_norm.h"
 
 #include "fuzz.h"
-#include "reference/reference.h"
+#include "testing/reference.h"
 
 namespace headwise::testing {
 namespace {

@@ -2,7 +2,7 @@
 #include "headwise/linear.h"
 
 #include "fuzz.h"
-#include "reference/reference.h"
+#include "testing/reference.h"
 
 namespace headwise::testing {
 namespace {

@@ -1,0 +1,22 @@
+// The table of functions that each target provides for ALiBi.
+#pragma once
+
+#include <cstdint>
+
+#include "headwise/dtype.h"
+
+namespace headwise {
+
+template <typename T>
+struct AlibiKernel {
+  // out[j] = scores[j] - slope * |position - j| for j in [0, key_len); out may be scores.
+  // `streamed`: past the caches, and stream.h has to end it.
+  void (*row)(const T* scores, Accumulator<T> slope, std::int64_t position, std::int64_t key_len, T* out,
+              bool streamed);
+};
+
+// That of the chosen target.
+template <typename T>
+const AlibiKernel<T>& GetAlibiKernel();
+
+}  // namespace headwise

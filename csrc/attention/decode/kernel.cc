@@ -1,0 +1,29 @@
+// Compiled once per target: foreach_target.h includes this file again for each.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/decode/kernel.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "attention/kernel.h"
+#include "attention/decode/kernel-inl.h"
+#include "base/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+template <typename T>
+constexpr DecodeKernel<T> kDecode{&PartialBytes<T>, &DecodeScratchBytes<T>, &DecodeRunChunk<T>, &MergeChunks<T>};
+
+HEADWISE_KERNELS(Decode)
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headwise {
+
+HEADWISE_GET_KERNELS(Decode)
+
+}  // namespace headwise
+#endif

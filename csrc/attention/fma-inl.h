@@ -1,0 +1,326 @@
+// The products of attention by fused multiply-adds: the register tile of gemm-inl.h over packed panels.
+//
+// Queries, which carry the scale, become tiles [head_dim][height], a block's keys panels [head_dim][panel], its values
+// panels [keys][panel] (pack-inl.h).
+
+#if defined(HEADWISE_ATTENTION_FMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_FMA_INL_H_
+#undef HEADWISE_ATTENTION_FMA_INL_H_
+#else
+#define HEADWISE_ATTENTION_FMA_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "hwy/highway.h"
+#include "attention/kernel-inl.h"
+#include "matmul/fma-inl.h"
+#include "matmul/pack-inl.h"
+#include "simd/rows-inl.h"
+#include "attention/modifiers-inl.h"
+#include "base/scratch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// A cache line more than a block: rows of a tile of scores do not fall on the same cache sets.
+template <typename T>
+constexpr int kScoreStride = kKeyBlock<T> + 64 / sizeof(T);
+
+// Sums that start from zero.
+template <typename T>
+struct FromZero {
+  HWY_INLINE hn::Vec<Tag<T>> operator()(int, int) const { return hn::Zero(Tag<T>()); }
+};
+
+// Stores a panel of scores, of which `valid` belong to keys, and keeps the lanewise maximum of each row.
+template <typename T>
+struct StoreScores {
+  T* scores;
+  T* max;
+  int64_t valid;
+
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    auto row_max = hn::Load(d, max + r * kLanes<T>);
+    for (int v = 0; v < kVectors; ++v) {
+      auto score = sums[v];
+      if (const int64_t left = valid - v * kLanes<T>; HWY_UNLIKELY(left < kLanes<T>)) {
+        const auto kept = hn::FirstN(d, static_cast<std::size_t>(std::max<int64_t>(0, left)));
+        score = hn::IfThenElse(kept, score, hn::Set(d, kMinusInf<T>));
+      }
+      hn::StoreU(score, d, scores + r * kScoreStride<T> + v * kLanes<T>);
+      row_max = hn::Max(row_max, score);
+    }
+    hn::Store(row_max, d, max + r * kLanes<T>);
+  }
+};
+
+// The same after -slope * |query - key|.
+template <typename T>
+struct StoreAlibiScores {
+  StoreScores<T> store;
+  const T* slopes;
+  int64_t offset;
+  const Tile<kTileRows>& tile;
+  int64_t key;  // of the first score
+
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    const Row& row = tile.row[r < tile.rows ? r : 0];
+    const auto slope = hn::Set(d, slopes[row.head]);
+    hn::Vec<Tag<T>> biased[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t from_query = key + v * kLanes<T> - row.query - offset;
+      biased[v] = hn::NegMulAdd(slope, hn::Abs(hn::Iota(d, static_cast<T>(from_query))), sums[v]);
+    }
+    store(r, biased);
+  }
+};
+
+// Adds a block's weighted values to the outputs, which are rescaled as they are loaded. The block's sum is its own, so
+// that rounding grows with the length of a block and the number of blocks, not with the number of keys.
+template <typename T>
+struct AddToOutputs {
+  T* output;
+  int64_t stride;
+  const T* rescale;
+
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    const auto factor = hn::Set(d, rescale[r]);
+    for (int v = 0; v < kVectors; ++v) {
+      T* to = output + r * stride + v * kLanes<T>;
+      hn::Store(hn::MulAdd(hn::Load(d, to), factor, sums[v]), d, to);
+    }
+  }
+};
+
+template <typename T>
+bool AllFinite(const T* packed, int64_t count) {
+  const Tag<T> d;
+  auto sum = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += kLanes<T>) sum = hn::MulAdd(hn::Load(d, packed + i), hn::Zero(d), sum);
+  return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
+}
+
+// What is packed, and its products: the same code whatever it was packed from.
+template <typename T>
+class FmaTiles {
+ public:
+  static constexpr int kRows = kTileRows;
+  static constexpr int kKeys = kKeyBlock<T>;
+  static constexpr int kStride = kScoreStride<T>;
+
+  static int64_t ValueWidth(int64_t value_dim) { return PackedColumns<T>(value_dim); }
+
+  template <typename S>
+  FmaTiles(Arena& arena, const AttentionArgs<S>& args, int64_t padded_rows)
+      : head_dim_(args.query.shape[3]),
+        value_dim_(args.value.shape[3]),
+        value_width_(ValueWidth(value_dim_)),
+        query_(arena.Take<T>(padded_rows, head_dim_)),
+        key_(arena.Take<T>(kKeys, head_dim_)),
+        value_(arena.Take<T>(kKeys, value_width_)),
+        slopes_(args.slopes),
+        offset_(args.offset),
+        lane_max_(arena.Take<T>(kRows * kLanes<T>)) {}
+
+  // scores [kRows][kStride] of the packed block's keys [from, to), the first of which is `begin`; -inf in the rest of
+  // the last vector. greatest[r]: the row's largest, may overlook NaN.
+  void Score(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, T* scores,
+             T* greatest) const {
+    const Tag<T> d;
+    std::fill_n(lane_max_, kRows * kLanes<T>, kMinusInf<T>);
+    WithHeight(tile.height, [&](auto height) HWY_ATTR {
+      for (int64_t column = from; column < to; column += kPanel<T>) {
+        const StoreScores<T> store{scores + column, lane_max_, to - column};
+        if (PanelWidth<T>(column, keys_) == kPanel<T>) {
+          ScorePanel<height.value, 2>(tile, column, begin, alibi, store);
+        } else {
+          ScorePanel<height.value, 1>(tile, column, begin, alibi, store);
+        }
+      }
+    });
+    for (int r = 0; r < kRows; ++r) greatest[r] = GreatestLane(d, hn::Load(d, lane_max_ + r * kLanes<T>));
+  }
+
+  // Adds weights (the scores) times values of the packed block's keys [from, to) to rescale[r] * output[r].
+  void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const T* weights, int /*buffer*/, const T* rescale,
+                 T* output) const {
+    WithHeight(tile.height, [&](auto height) HWY_ATTR {
+      const T* panel = value_;
+      for (int64_t column = 0; column < value_dim_; column += kPanel<T>) {
+        const int64_t width = PanelWidth<T>(column, value_dim_);
+        const AddToOutputs<T> outputs{output + column, value_width_, rescale};
+        if (!values_finite_) {
+          AddNonFinite(tile.rows, to - from, panel + from * width, width, weights + from, outputs);
+        } else if (width == kPanel<T>) {
+          GemmTile<height.value, 2, kStride, 1>(to - from, weights + from, panel + from * width, FromZero<T>(),
+                                                outputs);
+        } else {
+          GemmTile<height.value, 1, kStride, 1>(to - from, weights + from, panel + from * width, FromZero<T>(),
+                                                outputs);
+        }
+        panel += keys_ * width;
+      }
+    });
+  }
+
+ protected:
+  const int64_t head_dim_, value_dim_, value_width_;
+  T* const query_;    // tiles of [head_dim][height]
+  T* const key_;      // panels of [head_dim][panel]
+  T* const value_;    // panels of [keys][panel]
+  int64_t keys_ = 0;  // in the packed block
+  bool values_finite_ = true;
+
+ private:
+  template <int kHeight, int kVectors>
+  HWY_INLINE void ScorePanel(const Tile<kRows>& tile, int64_t column, int64_t begin, bool alibi,
+                             const StoreScores<T>& store) const {
+    const T* query = query_ + tile.first_row * head_dim_;
+    const T* key = key_ + column * head_dim_;
+    if (alibi) {
+      GemmTile<kHeight, kVectors, 1, kHeight>(head_dim_, query, key, FromZero<T>(),
+                                              StoreAlibiScores<T>{store, slopes_, offset_, tile, begin + column});
+    } else {
+      GemmTile<kHeight, kVectors, 1, kHeight>(head_dim_, query, key, FromZero<T>(), store);
+    }
+  }
+
+  // For values with NaN or Inf among them: a key of weight 0 is passed over, for 0 * NaN is not 0.
+  HWY_NOINLINE void AddNonFinite(int rows, int64_t depth, const T* values, int64_t width, const T* weights,
+                                 const AddToOutputs<T>& outputs) const {
+    const Tag<T> d;
+    for (int r = 0; r < rows; ++r, weights += kStride) {
+      for (int64_t v = 0; v < width; v += kLanes<T>) {
+        T* output = outputs.output + r * outputs.stride + v;
+        auto sum = hn::Zero(d);
+        for (int64_t j = 0; j < depth; ++j) {
+          if (weights[j] != T{0}) sum = hn::MulAdd(hn::Set(d, weights[j]), hn::Load(d, values + j * width + v), sum);
+        }
+        hn::Store(hn::MulAdd(hn::Load(d, output), hn::Set(d, outputs.rescale[r]), sum), d, output);
+      }
+    }
+  }
+
+  const T* const slopes_;
+  const int64_t offset_;
+  T* const lane_max_;  // [kRows][lanes] of a tile's scores
+};
+
+template <typename S>
+class FmaProducts : public FmaTiles<Accumulator<S>> {
+  using T = Accumulator<S>;
+  using Base = FmaTiles<T>;
+
+ public:
+  using Stored = S;
+  using Base::kRows;
+  static constexpr int kStages = 1;
+
+  static int Height(int rows) { return TileHeight(rows); }
+
+  FmaProducts(Arena& arena, const AttentionArgs<S>& args, const AttentionBlock& block, int64_t padded_rows)
+      : Base(arena, args, padded_rows),
+        args_(args),
+        block_(block),
+        wide_(kIsHalf<S> ? arena.Take<T>(Base::kKeys, std::max(head_dim_, value_dim_)) : nullptr) {}
+
+  void PackQueries(const Tile<kRows>& tile) const {
+    T* packed = query_ + tile.first_row * head_dim_;
+    if (tile.rows < tile.height) std::fill_n(packed, head_dim_ * tile.height, T{0});
+    for (int r = 0; r < tile.rows;) {
+      // A tile may reach into the next head, whose rows are elsewhere.
+      int count = 1;
+      while (r + count < tile.rows && tile.row[r + count].head == tile.row[r].head) ++count;
+      const auto [rows, stride] = Wide(args_.query, tile.row[r].head, tile.row[r].query, count);
+      PackPanel(rows, head_dim_, count, int64_t{1}, stride, tile.height, packed + r);
+      r += count;
+    }
+    ScaleRow(packed, head_dim_ * tile.height, static_cast<T>(args_.scale), packed);
+  }
+
+  void PackKeys(int64_t begin, int64_t end) {
+    keys_ = end - begin;
+    const auto [rows, stride] = Wide(args_.key, block_.kv_head, begin, keys_);
+    PackPanels(rows, head_dim_, keys_, int64_t{1}, stride, key_);
+  }
+
+  void PackValues(int64_t begin, int64_t end) {
+    keys_ = end - begin;
+    const auto [rows, stride] = Wide(args_.value, block_.kv_head, begin, keys_);
+    PackPanels(rows, keys_, value_dim_, stride, int64_t{1}, value_);
+    values_finite_ = AllFinite(value_, keys_ * value_width_);
+  }
+
+  // What Score leaves to do.
+  void FinishScores(const Tile<kRows>&, int64_t, int64_t, int64_t, bool, T*, T*) const {}
+
+  // What AddValues wants done with the weights of row r before.
+  void TakeWeights(int, int64_t, int64_t, const T*, int) const {}
+
+ private:
+  struct Rows {
+    const T* data;
+    int64_t stride;
+  };
+
+  // Some rows of a head, with halves widened.
+  Rows Wide(const View<const S, 4>& array, int64_t head, int64_t first, int64_t count) const {
+    if constexpr (kIsHalf<S>) {
+      const int64_t width = array.shape[3];
+      for (int64_t i = 0; i < count; ++i) Widen(array.at(block_.batch, head, first + i), width, wide_ + i * width);
+      return {wide_, width};
+    } else {
+      return {array.at(block_.batch, head, first), array.stride[2]};
+    }
+  }
+
+  using Base::head_dim_;
+  using Base::key_;
+  using Base::keys_;
+  using Base::query_;
+  using Base::value_;
+  using Base::value_dim_;
+  using Base::value_width_;
+  using Base::values_finite_;
+  const AttentionArgs<S>& args_;
+  const AttentionBlock block_;
+  T* const wide_;  // rows on their way from halves into panels
+};
+
+template <typename S>
+class FmaAttentionRun final : public AttentionRun<FmaProducts<S>> {
+  using Base = AttentionRun<FmaProducts<S>>;
+
+ public:
+  using Base::Base;
+
+ private:
+  void Online(int64_t begin, int64_t end) override {
+    for (int64_t t = 0; const typename Base::Stage stage = this->Next(t, begin, end);) {
+      this->Score(stage, begin);
+      this->FinishScores(stage, begin);
+      this->MoveMaxima(stage);
+      for (int r = 0; r < stage.tile->rows; ++r) this->WeightsOfRow(stage, r, begin, end);
+      this->AddValues(stage);
+    }
+  }
+};
+
+template <typename S>
+void FmaAttentionBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
+  FmaAttentionRun<S>(args, block, scratch).Run();
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

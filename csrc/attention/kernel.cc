@@ -1,0 +1,68 @@
+// Compiled once per target: foreach_target.h includes this file again for each.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/kernel.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "attention/kernel-inl.h"
+#include "attention/kernel.h"
+#include "attention/fma-inl.h"
+#include "base/cpu_features.h"
+#include "base/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+template <typename T>
+constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<FmaProducts<T>>, &FmaAttentionBlock<T>};
+
+HEADWISE_KERNELS(Attention)
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headwise {
+
+// Parts of bfloat16 that weights and values go by, at most.
+template <typename T>
+int PartsOf(Precision precision) {
+  if (precision == Precision::kMedium || std::is_same_v<T, BFloat16>) return 1;
+  return precision == Precision::kHigh || std::is_same_v<T, Float16> ? 2 : 3;
+}
+
+// Whether products of so many parts are faster than multiply-adds, as measured: the more parts, the more rows and keys
+// it takes, and rows of few features fill no chunk of the depth. A matter of shapes, so that a call's bits are always
+// the same.
+template <typename T>
+bool TilesPay(const AttentionArgs<T>& args, int parts) {
+  if (TilesForAnyShape()) return true;
+  const std::int64_t least = parts == 1 ? 32 : parts == 2 ? 64 : 128;
+  const std::int64_t rows = args.query.shape[1] / args.key.shape[1] * args.query.shape[2];
+  const auto fills = [](std::int64_t depth) { return depth >= 24 && 3 * depth >= 2 * ((depth + 31) / 32 * 32); };
+  return rows >= least && args.key.shape[2] >= least && fills(args.query.shape[3]) && fills(args.value.shape[3]);
+}
+
+HEADWISE_EXPORT_KERNELS(Attention)
+
+template <typename T>
+const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args) {
+  if constexpr (!std::is_same_v<T, double>) {
+    const BFloat16Unit unit = ChosenUnit();
+    const int parts = PartsOf<T>(args.precision);
+    if (unit == BFloat16Unit::kAmx && TilesPay(args, parts)) return *AmxAttentionKernel<T>();
+    // Of more parts, three products or six take longer there than one of float32.
+    if constexpr (!std::is_same_v<T, Float16>) {
+      if (unit == BFloat16Unit::kDot && parts == 1 && TilesPay(args, parts)) return *DotAttentionKernel<T>();
+    }
+  }
+  return ChosenAttentionKernel<T>();
+}
+template const AttentionKernel<Float16>& GetAttentionKernel(const AttentionArgs<Float16>&);
+template const AttentionKernel<BFloat16>& GetAttentionKernel(const AttentionArgs<BFloat16>&);
+template const AttentionKernel<float>& GetAttentionKernel(const AttentionArgs<float>&);
+template const AttentionKernel<double>& GetAttentionKernel(const AttentionArgs<double>&);
+
+}  // namespace headwise
+#endif

@@ -1,0 +1,176 @@
+#include "base/parallel.h"
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+
+#include "headwise/runtime.h"
+#include "base/openmp/processors.h"
+#include "base/openmp/spare_threads.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+
+#include <algorithm>
+#ifndef _WIN32
+#include <pthread.h>
+
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#endif
+#endif
+
+namespace headwise {
+namespace {
+
+std::atomic<int> num_threads{0};  // 0: not set, OpenMP's default
+std::atomic<bool> threads_for_any_work{false};
+
+#ifdef _OPENMP
+// A parallel region costs about 5 µs to enter and leave, and far more where other programs want the same cores; below
+// some 20 µs of work on one core it does not pay.
+constexpr double kSerialWork = 2e6;
+
+// After a region threads are awake for longer than this. Whoever comes back sooner may have company on all processors,
+// to which it would lose its own (processors.h).
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::microseconds kSpinning{500};
+
+std::atomic<bool> ran_parallel{false};
+std::atomic<bool> forked{false};
+
+#ifndef _WIN32
+// A child forked before our first parallel region computes on threads as any process does. Others may have run regions
+// all the same: PyTorch's libgomp, say, which we are bound to where PyTorch was loaded first. libgomp keeps a pool for
+// each thread that has opened a region, and to open one never ends in the only thread that a fork leaves, if its pool
+// is that of the parent. So a thread of ours, whose pool is its own, opens the regions of that one.
+std::thread::id survivor;
+
+void AfterFork() {
+  forked = ran_parallel.load();
+  survivor = std::this_thread::get_id();
+}
+[[maybe_unused]] const int fork_guard = pthread_atfork(nullptr, nullptr, AfterFork);
+
+class Opener {
+ public:
+  Opener() {
+    std::thread([this] { Serve(); }).detach();
+  }
+
+  // For one caller at a time.
+  void Run(void (*region)(const void*), const void* context) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    region_ = region, context_ = context;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return region_ == nullptr; });
+  }
+
+ private:
+  void Serve() {
+    for (std::unique_lock<std::mutex> lock(mutex_);;) {
+      changed_.wait(lock, [this] { return region_ != nullptr; });
+      region_(context_);
+      region_ = nullptr;
+      changed_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  void (*region_)(const void*) = nullptr;
+  const void* context_ = nullptr;
+};
+
+// Null where the system has no thread to spare. It lives as long as the process.
+Opener* OpenerOfSurvivor() {
+  static Opener* const opener = []() -> Opener* {
+    try {
+      return new Opener;
+    } catch (const std::exception&) {
+      return nullptr;
+    }
+  }();
+  return opener;
+}
+#endif
+
+// Whether `region` was run where it may open a parallel region.
+template <typename Function>
+bool RunWhereRegionsOpen(const Function& region) {
+#ifndef _WIN32
+  if (std::this_thread::get_id() == survivor) {
+    Opener* const opener = OpenerOfSurvivor();
+    if (opener) opener->Run([](const void* context) { (*static_cast<const Function*>(context))(); }, &region);
+    return opener != nullptr;
+  }
+#endif
+  region();
+  return true;
+}
+#endif
+
+}  // namespace
+
+int GetNumThreads() {
+  const int n = num_threads.load(std::memory_order_relaxed);
+  if (n > 0) return n;
+#ifdef _OPENMP
+  return std::max(1, omp_get_max_threads());
+#else
+  return 1;
+#endif
+}
+
+void SetNumThreads(int n) {
+  if (n < 1) throw std::invalid_argument("num_threads: " + std::to_string(n) + ", expected at least 1");
+  num_threads = n;
+}
+
+int ThreadsFor(std::int64_t tasks, double work) {
+#ifdef _OPENMP
+  if (tasks < 2 || forked.load(std::memory_order_relaxed) || omp_in_parallel()) return 1;
+  if (work < kSerialWork && !threads_for_any_work.load(std::memory_order_relaxed)) return 1;
+  return SpareThreads(static_cast<int>(std::min<std::int64_t>(tasks, GetNumThreads())));
+#else
+  (void)tasks, (void)work;
+  return 1;
+#endif
+}
+
+void SetThreadsForAnyWork(bool on) { threads_for_any_work.store(on); }
+
+void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noexcept {
+#ifdef _OPENMP
+  if (threads > 1) {
+    ran_parallel.store(true, std::memory_order_relaxed);
+    const auto region = [&] {
+      thread_local Clock::time_point ended;  // the last region of this thread, whose others spin before they sleep
+      const int processor = Clock::now() - ended > kSpinning ? CurrentProcessor() : -1;
+      std::atomic<int> started{0};
+#pragma omp parallel num_threads(threads)
+      {
+        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        if (thread != 0) {
+          started.fetch_add(1, std::memory_order_relaxed);
+          LeaveProcessor(processor, team);
+        } else if (processor >= 0) {
+          LetStart(started, team - 1);
+        }
+#pragma omp for schedule(dynamic, 1) nowait
+        for (std::int64_t i = 0; i < tasks; ++i) task(context, i, thread);
+      }
+      ended = Clock::now();
+    };
+    if (RunWhereRegionsOpen(region)) return;
+  }
+#else
+  (void)threads;
+#endif
+  for (std::int64_t i = 0; i < tasks; ++i) task(context, i, 0);
+}
+
+}  // namespace headwise

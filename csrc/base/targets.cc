@@ -1,0 +1,108 @@
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+
+#include "headwise/runtime.h"
+#include "base/cpu_features.h"
+#include "base/dispatch.h"
+
+namespace headwise {
+namespace {
+
+struct Target {
+  std::int64_t bit;  // Highway's
+  std::string name;
+  BFloat16Unit unit = BFloat16Unit::kNone;
+};
+
+// Our names, best first within a processor family. Highway splits some sets further (AVX3_ZEN4, NEON_WITHOUT_AES, …);
+// csrc/CMakeLists.txt builds one of each.
+const Target kTargets[] = {
+    {HWY_AVX3, "avx512_amx", BFloat16Unit::kAmx},
+    {HWY_AVX3, "avx512_bf16", BFloat16Unit::kDot},
+    {HWY_AVX3, "avx512"},
+    {HWY_AVX2, "avx2"},
+    {HWY_SSE4, "sse4"},
+#ifdef HWY_SSE2
+    {HWY_SSE2, "sse2"},
+#endif
+    {HWY_NEON, "neon"},
+#ifdef HWY_NEON_WITHOUT_AES
+    {HWY_NEON_WITHOUT_AES, "neon"},
+#endif
+    {HWY_EMU128, "scalar"},
+    {HWY_SCALAR, "scalar"},
+};
+
+// Highway's targets that processor and system have.
+std::int64_t Supported() {
+  std::int64_t supported = hwy::SupportedTargets();
+#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+  // Highway 1.0.3 asks which registers the system saves, but where it saves none of AVX (noxsave) takes that for all.
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2")) supported &= ~(HWY_AVX2 | HWY_AVX3);
+#endif
+  return supported;
+}
+
+const std::vector<Target>& Available() {
+  static const std::vector<Target> available = [] {
+    // The baseline needs no support beyond what the whole library was compiled for.
+    const std::int64_t usable = (Supported() | HWY_STATIC_TARGET) & HWY_TARGETS;
+    std::vector<Target> list;
+    for (const Target& target : kTargets) {
+      const bool listed = !list.empty() && list.back().name == target.name;  // one name for several of Highway's
+      if ((usable & target.bit) && Has(target.unit) && !listed) list.push_back(target);
+    }
+    return list;
+  }();
+  return available;
+}
+
+std::atomic<const Target*>& Chosen() {
+  // The first that the system does not refuse.
+  static std::atomic<const Target*> chosen{
+      &*std::find_if(Available().begin(), Available().end(), [](const Target& t) { return Request(t.unit); })};
+  return chosen;
+}
+
+}  // namespace
+
+hwy::ChosenTarget& ChosenTarget() {
+  static hwy::ChosenTarget* const chosen = [] {
+    static hwy::ChosenTarget target;
+    target.Update(Chosen().load()->bit);
+    return &target;
+  }();
+  return *chosen;
+}
+
+BFloat16Unit ChosenUnit() { return Chosen().load(std::memory_order_relaxed)->unit; }
+
+void ChooseTarget() { ChosenTarget(); }
+
+std::vector<std::string> ListTargets() {
+  std::vector<std::string> names;
+  for (const Target& target : Available()) names.push_back(target.name);
+  return names;
+}
+
+std::string GetTarget() { return Chosen().load()->name; }
+
+void SetTarget(const std::string& name) {
+  std::string list;
+  for (const Target& target : Available()) {
+    if (target.name == name) {
+      if (!Request(target.unit)) {
+        throw std::invalid_argument("target: the system refuses '" + name + "', the use of tiles, to this process");
+      }
+      ChosenTarget().Update(target.bit);
+      Chosen().store(&target);
+      return;
+    }
+    list += (list.empty() ? "" : ", ") + target.name;
+  }
+  throw std::invalid_argument("target: '" + name + "' is unknown or unsupported on this machine; available: " + list);
+}
+
+}  // namespace headwise

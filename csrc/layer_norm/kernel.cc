@@ -1,0 +1,29 @@
+// Compiled once per target: foreach_target.h includes this file again for each.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "layer_norm/kernel.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "layer_norm/kernel-inl.h"
+#include "layer_norm/kernel.h"
+#include "base/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+template <typename T>
+constexpr LayerNormKernel<T> kLayerNorm{&LayerNormRow<T>};
+
+HEADWISE_KERNELS(LayerNorm)
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headwise {
+
+HEADWISE_GET_KERNELS(LayerNorm)
+
+}  // namespace headwise
+#endif

@@ -1,0 +1,333 @@
+// A block of x W + b in parts of bfloat16 (parts-inl.h), by a Unit.
+//
+// A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
+// each, whatever the number of parts. A tile of rows stays in L1 while the groups, from L2 or beyond, go by and are
+// fetched a chunk ahead. Tiles hold the sums of one piece; those of the pieces are added up in float32, in a block of
+// scratch, for rows of the output may lie at such strides that few of them stay in a cache; the bias comes last. The
+// tile unit rounds once for each product of tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds
+// rounds 32 times.
+//
+// NaN, and what rounds to Inf in its first part, makes every sum that it is in NaN or Inf; so does a sum that
+// overflows. Such elements of the output are computed again in float32 (linear-inl.h).
+
+#if defined(HEADWISE_LINEAR_BF16_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_LINEAR_BF16_INL_H_
+#undef HEADWISE_LINEAR_BF16_INL_H_
+#else
+#define HEADWISE_LINEAR_BF16_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "linear/kernel-inl.h"
+#include "linear/kernel.h"
+#include "matmul/pack-inl.h"
+#include "matmul/bf16_split-inl.h"
+#include "base/cpu_features.h"
+#include "base/scratch.h"
+
+#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// Multiples of 32 that hold n.
+constexpr int64_t Sides(int64_t n) { return (n + kSide - 1) / kSide; }
+
+template <typename T, int kParts, class Unit>
+class PartsLinear {
+ public:
+  static constexpr int64_t kPiece = 12 / kParts;  // chunks
+
+  PartsLinear(Arena& arena, const LinearArgs<T>& args, const LinearBlock& block)
+      : args_(args),
+        block_(block),
+        depth_(args.x.shape[1]),
+        x_(arena.Take<std::uint32_t>(PieceSize())),
+        weight_(
+            arena.Take<std::uint32_t>(args.packed ? 0 : Sides(block.column_end - block.column_begin) * PieceSize())),
+        sums_(arena.Take<float>(Chunks(depth_) <= kPiece
+                                    ? 0
+                                    : Sides(block.row_end - block.row_begin) *
+                                          Sides(block.column_end - block.column_begin) * kSide * kSide)),
+        product_(arena.Take<float>(kSide * kSide)),
+        again_(arena.Take<float>(kSide * kSide)),
+        again_scratch_(arena.Take<std::byte>(static_cast<int64_t>(
+            LinearScratchBytes<T>({args.x, {}, nullptr, {}, {}, nullptr}, {0, kSide, 0, kSide})))) {}
+
+  void Run() const {
+    [[maybe_unused]] const typename Unit::Claim claim;
+    for (int64_t chunk = 0; chunk < Chunks(depth_); chunk += kPiece) {
+      const int64_t chunks = std::min(kPiece, Chunks(depth_) - chunk);
+      const std::uint32_t* weight = weight_;
+      int64_t group_size = PieceSize();
+      if (args_.packed) {
+        group_size = Chunks(depth_) * kChunkSize<kParts>;
+        weight = reinterpret_cast<const std::uint32_t*>(args_.packed) + block_.column_begin / kSide * group_size +
+                 chunk * kChunkSize<kParts>;
+      } else {
+        PackWeight(args_.weight, block_.column_begin, block_.column_end, chunk, chunks, group_size, weight_);
+      }
+      const bool first = chunk == 0, last = chunk + chunks == Chunks(depth_);
+      float* sums = sums_;
+      for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide) {
+        PackX(row, chunk, chunks);
+        const bool lower = block_.row_end - row > kTileSide;
+        const std::uint32_t* group = weight;
+        for (int64_t column = block_.column_begin; column < block_.column_end;
+             column += kSide, group += group_size, sums += kSide * kSide) {
+          float* const product = first && !last ? sums : product_;
+          Unit::template MultiplyAndFetch<kParts>(x_, group, chunks, lower, product, kSide, group + group_size);
+          if (last) {
+            Finish(row, column, first ? nullptr : sums);
+          } else if (!first) {
+            Add(sums);
+          }
+        }
+      }
+    }
+  }
+
+  // Columns [begin, end) of the chunks, to groups of 32 that are group_size apart.
+  static void PackWeight(View<const T, 2> weight, int64_t begin, int64_t end, int64_t first, int64_t chunks,
+                         int64_t group_size, std::uint32_t* packed) {
+    const int64_t depth = weight.shape[0];
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, packed += kChunkSize<kParts>) {
+      const int64_t k = (first + chunk) * kChunk;
+      if (weight.stride[1] == 1 && k + kChunk <= depth) {
+        PackChunk(weight.at(k, begin), weight.stride[0], end - begin, group_size, packed);
+        continue;
+      }
+      for (int64_t column = begin; column < end; column += kSide) {
+        const int64_t columns = std::min<int64_t>(kSide, end - column);
+        HWY_ALIGN float rows[kChunk * kPanel<float>] = {};
+        PackWeights(weight.at(k, column), std::min<int64_t>(kChunk, depth - k), columns, weight.stride[0],
+                    weight.stride[1], rows);
+        PackChunk(rows, PanelWidth<float>(0, columns), columns, group_size,
+                  packed + (column - begin) / kSide * group_size);
+      }
+    }
+  }
+
+ private:
+  // Of a group of columns or a tile of rows.
+  int64_t PieceSize() const { return std::min(kPiece, Chunks(depth_)) * kChunkSize<kParts>; }
+
+  // NaN becomes Inf: rounding might carry its bits over into 0. MINPS gives the second operand where one is NaN.
+  static HWY_INLINE hn::Vec<Tag<float>> WithoutNaN(hn::Vec<Tag<float>> x) {
+    return hn::Min(x, hn::Set(Tag<float>(), std::numeric_limits<float>::infinity()));
+  }
+
+  // Numbers [at, at + 16) of a row of n; 0 beyond its end.
+  template <typename U>
+  static HWY_INLINE hn::Vec<Tag<float>> LoadNumbers(const U* row, int64_t at, int64_t n) {
+    const Tag<float> d;
+    if (at + kLanes<float> <= n) return WithoutNaN(AllLanes().Load(d, row + at));
+    return at < n ? WithoutNaN(FirstLanes{n - at}.Load(d, row + at)) : hn::Zero(d);
+  }
+
+  // 32 rows: along them, for these are what lies together in memory. The 32 behind them are fetched meanwhile: too
+  // short and too far apart for the processor to see them coming.
+  template <typename U>
+  static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, int64_t group_size,
+                                   std::uint32_t* packed) {
+    for (int64_t i = 0; i < kTileSide; ++i, rows += stride) {
+      const U* const other = rows + kTileSide * stride;
+      for (int64_t column = 0; column < columns; column += kSide) {
+        std::uint32_t* const tiles = packed + column / kSide * group_size + i * kTileSide;
+        for (int64_t line = 0; line < kSide; line += 64 / static_cast<int64_t>(sizeof(U))) {
+          hwy::Prefetch(rows + kChunk * stride + column + line);
+          hwy::Prefetch(other + kChunk * stride + column + line);
+        }
+        for (int64_t half = 0; half < 2; ++half) {
+          const int64_t at = column + half * kLanes<float>;
+          StoreParts<kParts>(LoadNumbers(rows, at, columns), LoadNumbers(other, at, columns), tiles + half * kTileSize,
+                             2 * kTileSize);
+        }
+      }
+    }
+  }
+
+  void PackX(int64_t row, int64_t first, int64_t chunks) const {
+    const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
+    if (rows < kSide) std::fill_n(x_, chunks * kChunkSize<kParts>, 0u);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* x = args_.x.at(row + r);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t k = (first + chunk) * kChunk;
+        __builtin_prefetch(x + 2 * args_.x.stride[0] + k);
+        __builtin_prefetch(x + 2 * args_.x.stride[0] + k + kLanes<float>);
+        StoreParts<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
+                           x_ + chunk * kChunkSize<kParts> + r * kTileSide, 2 * kTileSize);
+      }
+    }
+  }
+
+  // sums[32, 32] += the product of a piece
+  void Add(float* sums) const {
+    const Tag<float> d;
+    for (int64_t i = 0; i < kSide * kSide; i += kLanes<float>) {
+      hn::Store(hn::Add(hn::Load(d, sums + i), hn::Load(d, product_ + i)), d, sums + i);
+    }
+  }
+
+  // The output: the product of the last piece, the sums of those before it, if any, and the bias.
+  void Finish(int64_t row, int64_t column, const float* sums) const {
+    const Tag<float> d;
+    const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
+    const int64_t columns = std::min<int64_t>(kSide, block_.column_end - column);
+    bool finite = true;
+    ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
+      const auto bias = args_.bias ? lanes.Load(d, args_.bias + column + j) : hn::Zero(d);
+      auto all = hn::Zero(d);  // NaN, if one of the results is not finite
+      T* out = args_.out.at(row, column + j);
+      for (int64_t r = 0; r < rows; ++r, out += args_.out.stride[0]) {
+        auto sum = hn::Load(d, product_ + r * kSide + j);
+        if (sums) sum = hn::Add(hn::Load(d, sums + r * kSide + j), sum);
+        sum = lanes.Or(d, hn::Add(sum, bias), hn::Zero(d));
+        all = hn::MulAdd(sum, hn::Zero(d), all);
+        hn::Store(sum, d, product_ + r * kSide + j);
+        lanes.Store(sum, d, out);
+      }
+      finite &= hn::AllTrue(d, hn::Eq(all, all));
+    });
+    if (!finite) ComputeAgain(row, rows, column, columns);
+  }
+
+  // In float32 what is not finite.
+  void ComputeAgain(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const Tag<float> d;
+    LinearArgs<T> plain = args_;
+    plain.packed = nullptr;
+    plain.x.data = args_.x.at(row);
+    plain.weight.data = args_.weight.at(0, column);
+    if (args_.bias) plain.bias = args_.bias + column;
+    LinearSums(plain, {0, rows, 0, columns}, again_, kSide, again_scratch_);
+    for (int64_t r = 0; r < rows; ++r) {
+      ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
+        const auto sum = hn::Load(d, product_ + r * kSide + j), again = hn::Load(d, again_ + r * kSide + j);
+        lanes.Store(hn::IfThenElse(hn::IsFinite(sum), sum, again), d, args_.out.at(row + r, column + j));
+      });
+    }
+  }
+
+  const LinearArgs<T>& args_;
+  const LinearBlock& block_;
+  const int64_t depth_;
+  std::uint32_t* const x_;       // a tile of rows: [chunk][part][2 tiles: 16 rows][16 words]
+  std::uint32_t* const weight_;  // groups of columns of [chunk][part][2 tiles: 16 words][16 columns]
+  float* const sums_;            // groups of columns of tiles of rows of [32][32]
+  float* const product_;         // [32][32], as the next
+  float* const again_;
+  std::byte* const again_scratch_;
+};
+
+// function(Int<parts>) for the parts that numbers of T go by. A bfloat16 is its only part, a float16 has two; its third
+// is for the product of the second ones, of up to 2^-16 of the whole. 0: by multiply-adds, for the Unit takes fewer.
+template <class Unit, typename T, class Function>
+auto WithParts(Precision precision, const Function& function) {
+  if (precision == Precision::kMedium || std::is_same_v<T, BFloat16>) return function(Int<1>());
+  if constexpr (Unit::kMostParts == 1) {
+    return function(Int<0>());
+  } else {
+    if (precision == Precision::kHigh) return function(Int<2>());
+    return function(Int<3>());
+  }
+}
+
+// Up to so many rows one part does not pay, nor does packing bfloat16, which stays as it is: for others that is more.
+constexpr int64_t kFewRowsOfOnePart = 8;
+
+// Whether the Unit is faster than multiply-adds, as measured. What does not pay, on packed weights neither: the bits do
+// not tell whether weights were packed. Without depth there is nothing to multiply, and it writes nothing.
+template <int kParts, typename T>
+bool TilesPay(const LinearArgs<T>& args) {
+  if (TilesForAnyShape()) return args.weight.shape[0] > 0;
+  constexpr int64_t kLeast = kParts == 3 ? 4 * kChunk : 2 * kChunk;
+  constexpr int64_t kFewestRows = kParts == 1 ? kFewRowsOfOnePart + 1 : kSide;
+  return args.out.shape[0] >= kFewestRows && args.weight.shape[0] >= kLeast && args.weight.shape[1] >= kLeast;
+}
+
+template <typename T>
+int64_t PartsFewRows(const LinearArgs<T>& args) {
+  return std::is_same_v<T, BFloat16> && TilesPay<1>(args) ? kFewRowsOfOnePart : LinearFewRows(args);
+}
+
+template <typename T>
+LinearArgs<T> Unpacked(LinearArgs<T> args) {
+  args.packed = nullptr;
+  return args;
+}
+
+template <class Unit, typename T>
+std::size_t PartsScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
+  return WithParts<Unit, T>(args.precision, [&](auto parts) {
+    if constexpr (parts.value == 0) {
+      return LinearScratchBytes<T>(args, largest);
+    } else {
+      if (!TilesPay<parts.value>(args)) return LinearScratchBytes<T>(Unpacked(args), largest);
+      Arena measure(nullptr);
+      PartsLinear<T, parts.value, Unit>(measure, args, largest);
+      return measure.used();
+    }
+  });
+}
+
+template <class Unit, typename T>
+void PartsRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch) {
+  WithParts<Unit, T>(args.precision, [&](auto parts) {
+    if constexpr (parts.value == 0) {
+      LinearRun<T>(args, block, scratch);
+    } else {
+      if (!TilesPay<parts.value>(args)) return LinearRun<T>(Unpacked(args), block, scratch);
+      Arena arena(scratch);
+      PartsLinear<T, parts.value, Unit>(arena, args, block).Run();
+    }
+  });
+}
+
+template <class Unit, typename T>
+std::size_t PartsPackedBytes(View<const T, 2> weight, Precision precision) {
+  return WithParts<Unit, T>(precision, [&](auto parts) {
+    if constexpr (parts.value == 0) {
+      return LinearPackedBytes<T>(weight, precision);
+    } else {
+      return Bytes(sizeof(std::uint32_t), Sides(weight.shape[1]), Chunks(weight.shape[0]), kChunkSize<parts.value>);
+    }
+  });
+}
+
+// [group of 32 columns][chunk][part][2 tiles]
+template <class Unit, typename T>
+void PartsPack(View<const T, 2> weight, Precision precision, int64_t begin, int64_t end, std::byte* packed) {
+  WithParts<Unit, T>(precision, [&](auto parts) {
+    if constexpr (parts.value == 0) {
+      LinearPack<T>(weight, precision, begin, end, packed);
+    } else {
+      const int64_t chunks = Chunks(weight.shape[0]), group_size = chunks * kChunkSize<parts.value>;
+      PartsLinear<T, parts.value, Unit>::PackWeight(
+          weight, begin, end, 0, chunks, group_size,
+          reinterpret_cast<std::uint32_t*>(packed) + begin / kSide * group_size);
+    }
+  });
+}
+
+template <class Unit, typename T>
+constexpr LinearKernel<T> kPartsLinear{kSide,
+                                       &PartsFewRows<T>,
+                                       &PartsScratchBytes<Unit, T>,
+                                       &PartsRun<Unit, T>,
+                                       &PartsPackedBytes<Unit, T>,
+                                       &PartsPack<Unit, T>};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+#endif
+
+#endif  // per-target include guard

@@ -1,0 +1,262 @@
+// x W + b for the few rows of x for which packing W (linear-inl.h) would cost more than the product: W is read where it
+// lies, once, at the speed of memory.
+//
+// Rows of W contiguous: kDepth of them go by together, as many streams as hardware prefetchers follow, from the first
+// column to the last; between one such block and the next the sums wait in the first-level cache. Sums of chunks of the
+// depth begin at zero and are added up in order, from the bias on, as in linear-inl.h: the same bits.
+//
+// Columns of W contiguous: dot products, a vector of partial sums each, in chunks too; the bias last.
+//
+// Tiles of rows share what is loaded of W: R x V multiply-adds for R + V loads.
+
+#if defined(HEADWISE_LINEAR_GEMV_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_LINEAR_GEMV_INL_H_
+#undef HEADWISE_LINEAR_GEMV_INL_H_
+#else
+#define HEADWISE_LINEAR_GEMV_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "hwy/highway.h"
+#include "matmul/fma-inl.h"
+#include "simd/float16-inl.h"
+#include "linear/kernel-inl.h"
+#include "linear/kernel.h"
+#include "simd/rows-inl.h"
+#include "base/scratch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+namespace few {
+
+// Vectors of columns, or columns of dot products, of a tile: with four rows its sums fill half of the registers.
+#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
+constexpr int kVectors = 4;
+#else
+constexpr int kVectors = 2;
+#endif
+
+constexpr std::int64_t kDepth = 16;
+static_assert(kDepthChunk<double> % kDepth == 0, "a chunk ends where such a block ends");
+
+template <typename T>
+struct Operands {
+  View<const Accumulator<T>, 2> x;
+  View<const T, 2> weight;
+  const Accumulator<T>* bias;  // null: zero
+  View<Accumulator<T>, 2> out;
+  View<Accumulator<T>, 2> chunk;  // its sums so far; `out` itself where there is only one
+};
+
+// chunk[row + r, column...] += x[row + r, k...] W[k..., column...] for `lanes` of kCount vectors of columns, k in
+// [begin, end)
+template <int kRows, int kCount, typename T, class Lanes>
+HWY_INLINE void AddDepth(const Operands<T>& in, std::int64_t begin, std::int64_t end, std::int64_t row,
+                         std::int64_t column, Lanes lanes) {
+  using Sum = Accumulator<T>;
+  const Tag<Sum> d;
+  hn::Vec<Tag<Sum>> sum[kRows][kCount];
+  const Sum* x[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = in.x.at(row + r);
+    const Sum* const from = in.chunk.at(row + r, column);
+#pragma GCC unroll 16
+    for (int v = 0; v < kCount; ++v) sum[r][v] = lanes.Load(d, from + v * kLanes<Sum>);
+  }
+  const T* w = in.weight.at(begin, column);
+  for (std::int64_t k = begin; k < end; ++k, w += in.weight.stride[0]) {
+    hn::Vec<Tag<Sum>> w_k[kCount];
+#pragma GCC unroll 16
+    for (int v = 0; v < kCount; ++v) w_k[v] = lanes.Load(d, w + v * kLanes<Sum>);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const auto x_rk = hn::Set(d, x[r][k]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kCount; ++v) sum[r][v] = hn::MulAdd(x_rk, w_k[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    Sum* const to = in.chunk.at(row + r, column);
+#pragma GCC unroll 16
+    for (int v = 0; v < kCount; ++v) lanes.Store(sum[r][v], d, to + v * kLanes<Sum>);
+  }
+}
+
+template <int kRows, typename T>
+HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t begin, std::int64_t end, std::int64_t row,
+                               std::int64_t columns) {
+  constexpr std::int64_t kWidth = kLanes<Accumulator<T>>;
+  std::int64_t j = 0;
+  // Of one row the registers hold more: rows of W whose addresses differ by multiples of 4 KB are in each other's way
+  // in the caches, the less the longer the piece that is read of each.
+  constexpr int kWide = kRows == 1 ? 4 * kVectors : kVectors;
+  for (; j + kWide * kWidth <= columns; j += kWide * kWidth) {
+    AddDepth<kRows, kWide>(in, begin, end, row, j, AllLanes());
+  }
+  for (; j + kWidth <= columns; j += kWidth) AddDepth<kRows, 1>(in, begin, end, row, j, AllLanes());
+  if (j < columns) AddDepth<kRows, 1>(in, begin, end, row, j, FirstLanes{columns - j});
+}
+
+// out = before + chunk; before null: out = chunk.
+template <typename Sum>
+HWY_INLINE void FinishChunk(const Sum* before, const Sum* chunk, std::int64_t columns, Sum* out) {
+  const Tag<Sum> d;
+  ForEachVector(d, columns, [&](auto lanes, std::int64_t j) HWY_ATTR {
+    const auto sum = lanes.Load(d, chunk + j);
+    lanes.Store(before ? hn::Add(lanes.Load(d, before + j), sum) : sum, d, out + j);
+  });
+}
+
+// out[row + r, column + c] = x[row + r, :] . W[:, column + c] + bias[column + c]
+template <int kRows, int kColumns, typename T>
+HWY_INLINE void Dots(const Operands<T>& in, std::int64_t row, std::int64_t column) {
+  const Tag<Accumulator<T>> d;
+  hn::Vec<Tag<Accumulator<T>>> sum[kRows][kColumns];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) sum[r][c] = hn::Zero(d);
+  }
+  // Of as many numbers for each lane as linear-inl.h has for each sum.
+  constexpr std::int64_t kChunk = kDepthChunk<T> * kLanes<Accumulator<T>>;
+  for (std::int64_t begin = 0; begin < in.x.shape[1]; begin += kChunk) {
+    hn::Vec<Tag<Accumulator<T>>> chunk[kRows][kColumns];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) chunk[r][c] = hn::Zero(d);
+    }
+    ForEachVector(d, std::min(kChunk, in.x.shape[1] - begin), [&](auto lanes, std::int64_t k) HWY_ATTR {
+      hn::Vec<Tag<Accumulator<T>>> w_k[kColumns];
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) w_k[c] = lanes.Load(d, in.weight.at(begin + k, column + c));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const auto x_rk = lanes.Load(d, in.x.at(row + r, begin + k));
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c) chunk[r][c] = hn::MulAdd(x_rk, w_k[c], chunk[r][c]);
+      }
+    });
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = hn::Add(sum[r][c], chunk[r][c]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) {
+      const Accumulator<T> dot = hn::GetLane(hn::SumOfLanes(d, sum[r][c]));
+      *in.out.at(row + r, column + c) = in.bias ? dot + in.bias[column + c] : dot;
+    }
+  }
+}
+
+template <int kRows, typename T>
+HWY_INLINE void DotsOfRows(const Operands<T>& in, std::int64_t row, std::int64_t begin, std::int64_t end) {
+  std::int64_t j = begin;
+  for (; j + kVectors <= end; j += kVectors) Dots<kRows, kVectors>(in, row, j);
+  for (; j < end; ++j) Dots<kRows, 1>(in, row, j);
+}
+
+// Calls visit(integral_constant<count>, row) for tiles of 4, 2 and 1 rows.
+template <class Visit>
+HWY_INLINE void ForEachRowTile(std::int64_t rows, Visit&& visit) {
+  std::int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) visit(std::integral_constant<int, 4>(), row);
+  if (row + 2 <= rows) {
+    visit(std::integral_constant<int, 2>(), row);
+    row += 2;
+  }
+  if (row < rows) visit(std::integral_constant<int, 1>(), row);
+}
+
+// Rows of W contiguous, and more than one chunk.
+template <typename T>
+bool HasChunks(const LinearArgs<T>& args) {
+  return args.weight.stride[1] == 1 && args.x.shape[1] > kDepthChunk<T>;
+}
+
+// Halves are widened, and their sums narrowed.
+template <typename T>
+struct Scratch {
+  using Sum = Accumulator<T>;
+  Scratch(Arena& arena, const LinearArgs<T>& args, std::int64_t columns)
+      : x(arena.Take<Sum>(kIsHalf<T> ? args.x.shape[0] : 0, args.x.shape[1])),
+        out(arena.Take<Sum>(kIsHalf<T> ? args.x.shape[0] : 0, columns)),
+        chunk(arena.Take<Sum>(HasChunks(args) ? args.x.shape[0] : 0, columns)) {}
+  Sum *x, *out, *chunk;
+};
+
+template <typename T>
+void Run(const Operands<T>& in, std::int64_t columns) {
+  const std::int64_t rows = in.out.shape[0], depth = in.x.shape[1];
+  if (in.weight.stride[1] == 1) {
+    // A depth of 0 still writes the bias.
+    for (std::int64_t chunk = 0; chunk == 0 || chunk < depth; chunk += kDepthChunk<T>) {
+      const std::int64_t chunk_end = std::min(depth, chunk + kDepthChunk<T>);
+      for (std::int64_t r = 0; r < rows; ++r) std::fill_n(in.chunk.at(r), columns, Accumulator<T>{0});
+      for (std::int64_t k = chunk; k < chunk_end; k += kDepth) {
+        ForEachRowTile(rows, [&](auto count, std::int64_t row) HWY_ATTR {
+          AddDepthToRows<count.value>(in, k, std::min(chunk_end, k + kDepth), row, columns);
+        });
+      }
+      for (std::int64_t r = 0; r < rows; ++r) {
+        FinishChunk<Accumulator<T>>(chunk == 0 ? in.bias : in.out.at(r), in.chunk.at(r), columns, in.out.at(r));
+      }
+    }
+  } else {
+    for (std::int64_t j = 0; j < columns; j += kVectors) {
+      ForEachRowTile(rows, [&](auto count, std::int64_t row)
+                               HWY_ATTR { DotsOfRows<count.value>(in, row, j, std::min(columns, j + kVectors)); });
+    }
+  }
+}
+
+}  // namespace few
+
+template <typename T>
+std::size_t LinearFewRowsScratchBytes(const LinearArgs<T>& args, std::int64_t columns) {
+  Arena measure(nullptr);
+  few::Scratch<T>(measure, args, columns);
+  return measure.used();
+}
+
+// Columns [begin, end) of the output.
+template <typename T>
+void LinearFewRows(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* memory) {
+  using Sum = Accumulator<T>;
+  const std::int64_t rows = args.x.shape[0], depth = args.x.shape[1], columns = end - begin;
+  Arena arena(memory);
+  const few::Scratch<T> scratch(arena, args, columns);
+  few::Operands<T> in;
+  in.weight = args.weight;
+  in.weight.data = args.weight.at(0, begin);
+  in.bias = args.bias ? args.bias + begin : nullptr;
+  if constexpr (kIsHalf<T>) {
+    for (std::int64_t r = 0; r < rows; ++r) Widen(args.x.at(r), depth, scratch.x + r * depth);
+    in.x = {scratch.x, {rows, depth}, {depth, 1}};
+    in.out = {scratch.out, {rows, columns}, {columns, 1}};
+  } else {
+    in.x = args.x;
+    in.out = {args.out.at(0, begin), {rows, columns}, args.out.stride};
+  }
+  in.chunk = few::HasChunks(args) ? View<Sum, 2>{scratch.chunk, {rows, columns}, {columns, 1}} : in.out;
+  few::Run(in, columns);
+  if constexpr (kIsHalf<T>) {
+    for (std::int64_t r = 0; r < rows; ++r) Narrow(scratch.out + r * columns, columns, args.out.at(r, begin));
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

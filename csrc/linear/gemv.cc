@@ -1,0 +1,29 @@
+// Compiled once per target: foreach_target.h includes this file again for each.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "linear/gemv.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "linear/kernel.h"
+#include "linear/gemv-inl.h"
+#include "base/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+template <typename T>
+constexpr LinearFewKernel<T> kLinearFew{&LinearFewRowsScratchBytes<T>, &LinearFewRows<T>};
+
+HEADWISE_KERNELS(LinearFew)
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headwise {
+
+HEADWISE_GET_KERNELS(LinearFew)
+
+}  // namespace headwise
+#endif

@@ -1,0 +1,243 @@
+// A block of x W + b.
+//
+// W goes into panels (pack-inl.h) one chunk of the depth at a time, small enough for L2; each tile of rows of x is
+// packed beside them and run over all panels. The sums of each chunk begin at zero and are added up in `out`, in order,
+// the first one to the bias: in a depth of n, with chunks of c, rounding grows with sqrt(n c) and not with n, as long
+// as c is more than sqrt(n). Shorter chunks cost more than they gain. Halves are widened on the way into panels, and
+// their sums wait in a block of their own.
+
+#if defined(HEADWISE_LINEAR_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_LINEAR_KERNEL_INL_H_
+#undef HEADWISE_LINEAR_KERNEL_INL_H_
+#else
+#define HEADWISE_LINEAR_KERNEL_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "hwy/highway.h"
+#include "matmul/fma-inl.h"
+#include "simd/float16-inl.h"
+#include "linear/kernel.h"
+#include "matmul/pack-inl.h"
+#include "simd/rows-inl.h"
+#include "base/scratch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// 1 KB of depth: a tile of x takes 12 KB of L1, a panel streams through.
+template <typename T>
+constexpr int64_t kDepthChunk = 1024 / sizeof(Accumulator<T>);
+
+template <typename T>
+struct LinearScratch {
+  using Sum = Accumulator<T>;
+  LinearScratch(Arena& arena, int64_t columns, int64_t depth)
+      : weight(arena.Take<Sum>(PackedColumns<Sum>(columns) * std::min(depth, kDepthChunk<T>))),
+        x(arena.Take<Sum>(kTileRows * std::min(depth, kDepthChunk<T>))) {}
+  Sum* weight;
+  Sum* x;
+};
+
+// The sums of a block, where they cannot wait in its output.
+template <typename T>
+Accumulator<T>* LinearSumsScratch(Arena& arena, const LinearBlock& block) {
+  if (!kIsHalf<T>) return nullptr;
+  return arena.Take<Accumulator<T>>((block.row_end - block.row_begin) * (block.column_end - block.column_begin));
+}
+
+// Rounds the sums of a block.
+template <typename T>
+void LinearRound(const Accumulator<T>* sums, const LinearBlock& block, View<T, 2> out) {
+  const int64_t columns = block.column_end - block.column_begin;
+  for (int64_t row = block.row_begin; row < block.row_end; ++row, sums += columns) {
+    Narrow(sums, columns, out.at(row, block.column_begin));
+  }
+}
+
+template <typename T>
+std::size_t LinearScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
+  Arena measure(nullptr);
+  LinearSumsScratch<T>(measure, largest);
+  LinearScratch<T>(measure, args.packed ? 0 : largest.column_end - largest.column_begin, args.x.shape[1]);
+  return measure.used();
+}
+
+// to[column * depth + k] = from[k * depth_stride + column * column_stride], widened.
+template <typename T>
+void WidenColumns(const T* from, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride,
+                  float* to) {
+  for (int64_t c = 0; c < columns; ++c, from += column_stride, to += depth) {
+    if (depth_stride == 1) {
+      Widen(from, depth, to);
+    } else {
+      for (int64_t k = 0; k < depth; ++k) Widen(from + k * depth_stride, 1, to + k);
+    }
+  }
+}
+
+// PackPanels.
+template <typename T>
+void PackWeights(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride,
+                 Accumulator<T>* packed) {
+  if constexpr (!kIsHalf<T>) {
+    PackPanels(b, depth, columns, depth_stride, column_stride, packed);
+  } else {
+    constexpr int64_t kStep = 64;
+    for (int64_t column = 0; column < columns; column += kPanel<float>) {
+      const int64_t width = PanelWidth<float>(column, columns), filled = std::min(width, columns - column);
+      for (int64_t k = 0; k < depth; k += kStep) {
+        const int64_t step = std::min(kStep, depth - k);
+        const T* from = b + k * depth_stride + column * column_stride;
+        if (filled < width) std::fill_n(packed, step * width, 0.0f);
+        if (column_stride == 1) {
+          for (int64_t i = 0; i < step; ++i) Widen(from + i * depth_stride, filled, packed + i * width);
+        } else {
+          HWY_ALIGN float wide[kStep * kPanel<float>];
+          WidenColumns(from, step, filled, depth_stride, column_stride, wide);
+          PackPanel(wide, step, filled, int64_t{1}, step, width, packed);
+        }
+        packed += step * width;
+      }
+    }
+  }
+}
+
+// PackTile.
+template <typename T>
+void PackRowsOfX(const T* x, int64_t rows, int64_t row_stride, int64_t depth, int height, Accumulator<T>* packed) {
+  if constexpr (!kIsHalf<T>) {
+    PackTile(x, rows, row_stride, depth, height, packed);
+  } else {
+    HWY_ALIGN float wide[kTileRows * kDepthChunk<T>];
+    WidenColumns(x, depth, rows, 1, row_stride, wide);
+    PackTile(wide, rows, depth, depth, height, packed);
+  }
+}
+
+// Packed weights, whole: [chunk of the depth][panel].
+template <typename T>
+std::size_t LinearPackedBytes(View<const T, 2> weight, Precision) {
+  return Bytes(sizeof(Accumulator<T>), weight.shape[0], PackedColumns<Accumulator<T>>(weight.shape[1]));
+}
+
+template <typename T>
+void LinearPack(View<const T, 2> weight, Precision, int64_t begin, int64_t end, std::byte* packed) {
+  using Sum = Accumulator<T>;
+  Sum* const panels = reinterpret_cast<Sum*>(packed);
+  for (int64_t k = 0; k < weight.shape[0]; k += kDepthChunk<T>) {
+    const int64_t chunk = std::min(kDepthChunk<T>, weight.shape[0] - k);
+    PackWeights(weight.at(k, begin), chunk, end - begin, weight.stride[0], weight.stride[1],
+                panels + k * PackedColumns<Sum>(weight.shape[1]) + chunk * begin);
+  }
+}
+
+// What a tile of sums is added to and where it goes; `rows` and `columns` of it exist.
+template <typename T>
+struct LinearTile {
+  T* out;
+  int64_t out_stride;
+  int64_t rows;
+  int64_t columns;
+  const T* initial;  // bias; null: zero, or what is in `out`
+  bool resume;       // add to what is in `out`
+
+  HWY_INLINE int64_t Valid(int v) const { return columns - v * kLanes<T>; }
+
+  HWY_INLINE hn::Vec<Tag<T>> Read(const T* from, int v) const {
+    const Tag<T> d;
+    const int64_t valid = Valid(v);
+    if (valid >= kLanes<T>) return hn::LoadU(d, from + v * kLanes<T>);
+    if (valid <= 0) return hn::Zero(d);
+    return FirstLanes{valid}.Load(d, from + v * kLanes<T>);
+  }
+
+  HWY_INLINE hn::Vec<Tag<T>> operator()(int, int) const { return hn::Zero(Tag<T>()); }
+
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    if (r >= rows) return;
+    const T* const base = resume ? out + r * out_stride : initial;
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t valid = Valid(v);
+      T* to = out + r * out_stride + v * kLanes<T>;
+      const auto sum = base ? hn::Add(Read(base, v), sums[v]) : sums[v];
+      if (valid >= kLanes<T>) {
+        hn::StoreU(sum, d, to);
+      } else if (valid > 0) {
+        FirstLanes{valid}.Store(sum, d, to);
+      }
+    }
+  }
+};
+
+template <typename T, int kRows>
+void LinearTileRow(const T* x, const T* panel, int64_t depth, int64_t columns, LinearTile<T> tile) {
+  const T* bias = tile.initial;
+  T* out = tile.out;
+  for (int64_t column = 0; column < columns; column += kPanel<T>) {
+    tile.columns = columns - column;
+    tile.out = out + column;
+    tile.initial = bias ? bias + column : nullptr;
+    const int64_t width = PanelWidth<T>(column, columns);
+    if (width == kPanel<T>) {
+      GemmTile<kRows, 2, 1, kRows>(depth, x, panel, tile, tile);
+    } else {
+      GemmTile<kRows, 1, 1, kRows>(depth, x, panel, tile, tile);
+    }
+    panel += width * depth;
+  }
+}
+
+// The sums of a block, from `sums` on.
+template <typename T>
+void LinearSums(const LinearArgs<T>& args, const LinearBlock& block, Accumulator<T>* sums, int64_t sums_stride,
+                std::byte* memory) {
+  using Sum = Accumulator<T>;
+  const View<const T, 2>& weight = args.weight;
+  const int64_t depth = args.x.shape[1], columns = block.column_end - block.column_begin;
+  Arena arena(memory);
+  const LinearScratch<T> scratch(arena, args.packed ? 0 : columns, depth);
+  // A depth of 0 still writes the bias.
+  for (int64_t k = 0; k == 0 || k < depth; k += kDepthChunk<T>) {
+    const int64_t chunk = std::min(kDepthChunk<T>, depth - k);
+    const Sum* panels = scratch.weight;
+    if (args.packed) {
+      panels = reinterpret_cast<const Sum*>(args.packed) + k * PackedColumns<Sum>(weight.shape[1]) +
+               chunk * block.column_begin;
+    } else {
+      PackWeights(weight.at(k, block.column_begin), chunk, columns, weight.stride[0], weight.stride[1], scratch.weight);
+    }
+    for (int64_t row = block.row_begin; row < block.row_end; row += kTileRows) {
+      const int64_t rows = std::min<int64_t>(kTileRows, block.row_end - row);
+      const int height = TileHeight(rows);
+      PackRowsOfX(args.x.at(row, k), rows, args.x.stride[0], chunk, height, scratch.x);
+      const LinearTile<Sum> tile{sums + (row - block.row_begin) * sums_stride,         sums_stride, rows, columns,
+                                 args.bias ? args.bias + block.column_begin : nullptr, k > 0};
+      WithHeight(height, [&](auto rows_of_tile) HWY_ATTR {
+        LinearTileRow<Sum, rows_of_tile.value>(scratch.x, panels, chunk, columns, tile);
+      });
+    }
+  }
+}
+
+template <typename T>
+void LinearRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* memory) {
+  if constexpr (kIsHalf<T>) {
+    Arena arena(memory);
+    float* const sums = LinearSumsScratch<T>(arena, block);
+    LinearSums(args, block, sums, block.column_end - block.column_begin, memory + arena.used());
+    LinearRound(sums, block, args.out);
+  } else {
+    LinearSums(args, block, args.out.at(block.row_begin, block.column_begin), args.out.stride[0], memory);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,27 @@
+// Compiled for AVX-512 alone, whose vectors do all but the products. float64 does not go by tiles.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "linear/kernel_amx.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "matmul/bf16_amx-inl.h"
+#include "linear/kernel.h"
+#include "linear/bf16-inl.h"
+
+#if HWY_ONCE
+namespace headwise {
+
+template <typename T>
+const LinearKernel<T>* AmxLinearKernel() {
+#if HEADWISE_TILES && (HWY_TARGETS & HWY_AVX3)
+  return &N_AVX3::kPartsLinear<N_AVX3::AmxUnit, T>;
+#else
+  return nullptr;
+#endif
+}
+
+template const LinearKernel<Float16>* AmxLinearKernel();
+template const LinearKernel<BFloat16>* AmxLinearKernel();
+template const LinearKernel<float>* AmxLinearKernel();
+
+}  // namespace headwise
+#endif

@@ -1,0 +1,61 @@
+// The tile unit of recent x86 processors (Intel AMX): eight registers of 16 rows of 64 bytes, and
+//   C[m, n] += sum over k of A[m, 2k] B[k, 2n] + A[m, 2k + 1] B[k, 2n + 1]
+// for A and B of bfloat16, two to each 32 bits, and C of float32 (Intel Architecture Instruction Set Extensions,
+// TDPBF16PS). Subnormal numbers count as 0.
+#pragma once
+
+#include "matmul/bf16_support.h"
+
+#if HEADWISE_TILES
+
+#include <cstdint>
+
+namespace headwise::amx {
+
+// While it lives, this thread's tiles are all of 16 rows of 64 bytes.
+class Tiles {
+ public:
+  Tiles() {
+    struct alignas(64) {
+      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  ~Tiles() { asm volatile("tilerelease"); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+template <int kTile>
+inline void Zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+
+// From kOffset bytes behind `from`: known to the compiler, it needs no register.
+template <int kTile, int kOffset = 0>
+inline void Load(const void* from, std::int64_t row_bytes) {
+  asm volatile("tileloadd %c3(%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(kTile), "i"(kOffset) : "memory");
+}
+
+// A cache line into the first-level cache.
+template <int kOffset>
+inline void Fetch(const void* from) {
+  asm volatile("prefetcht0 %c1(%0)" ::"r"(from), "i"(kOffset));
+}
+
+template <int kTile>
+inline void Store(void* to, std::int64_t row_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(kTile) : "memory");
+}
+
+// Tile kC += kA * kB.
+template <int kC, int kA, int kB>
+inline void MultiplyAdd() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+}
+
+}  // namespace headwise::amx
+
+#endif

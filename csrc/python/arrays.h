@@ -1,0 +1,129 @@
+// From NumPy arrays to views. The Python layer has checked and normalised what it passes; the checks here only keep a
+// wrong direct call from touching memory that is not there.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "headwise/dtype.h"
+#include "headwise/precision.h"
+#include "headwise/runtime.h"
+#include "headwise/tensor.h"
+
+namespace headwise::bindings {
+
+namespace py = pybind11;
+
+template <typename T>
+bool HasType(const py::array& array) {
+  const py::dtype dtype = array.dtype();
+  if constexpr (std::is_same_v<T, std::uint8_t>) return dtype.kind() == 'b';
+  if constexpr (kIsHalf<T>) {
+    // bfloat16 is what ml_dtypes registers it as, and nothing else has that letter.
+    const bool named = std::is_same_v<T, Float16> ? dtype.char_() == 'e' : dtype.kind() == 'V' && dtype.char_() == 'E';
+    return named && dtype.itemsize() == sizeof(T) && dtype.byteorder() == '=';
+  }
+  return py::isinstance<py::array_t<T>>(array);
+}
+
+// T is const where the array is only read.
+template <typename T, int kRank>
+View<T, kRank> ToView(const py::array& array, const char* name) {
+  using Value = std::remove_const_t<T>;
+  if (!HasType<Value>(array) || array.ndim() != kRank) {
+    throw py::type_error(std::string(name) + ": dtype or rank is not what the other arrays imply");
+  }
+  View<T, kRank> view;
+  if constexpr (std::is_const_v<T>) {
+    view.data = static_cast<T*>(array.data());
+  } else {
+    view.data = static_cast<T*>(const_cast<py::array&>(array).mutable_data());
+  }
+  for (int axis = 0; axis < kRank; ++axis) {
+    view.shape[axis] = array.shape(axis);
+    view.stride[axis] = array.strides(axis) / static_cast<py::ssize_t>(sizeof(T));
+  }
+  return view;
+}
+
+// The view as one of `shape`: an axis of one entry serves all places of that axis.
+template <typename T, int kRank>
+View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape, const char* name) {
+  for (int axis = 0; axis < kRank; ++axis) {
+    if (view.shape[axis] == 1) {
+      view.shape[axis] = shape[axis];
+      view.stride[axis] = 0;
+    } else if (view.shape[axis] != shape[axis]) {
+      throw py::value_error(std::string(name) + ": expected each axis to be 1 or as the other arrays imply");
+    }
+  }
+  return view;
+}
+
+// For the computation itself. Other threads may fork meanwhile, and a child that is forked while the instruction set is
+// being chosen waits for that for ever: so that is done before.
+class ReleasedGil {
+ public:
+  ReleasedGil() { ChooseTarget(), release_.emplace(); }
+
+ private:
+  std::optional<py::gil_scoped_release> release_;
+};
+
+using OptionalArray = std::optional<py::array>;
+
+template <typename T, int kRank>
+View<T, kRank> ToView(const OptionalArray& array, const char* name) {
+  return array ? ToView<T, kRank>(*array, name) : View<T, kRank>();
+}
+
+// `length` contiguous values, or null.
+template <typename T>
+const T* ToVector(const OptionalArray& array, std::int64_t length, const char* name) {
+  if (!array) return nullptr;
+  const auto view = ToView<const T, 1>(*array, name);
+  if (view.shape[0] != length || (length > 1 && view.stride[0] != 1)) {
+    throw py::value_error(std::string(name) + ": expected " + std::to_string(length) + " contiguous values");
+  }
+  return view.data;
+}
+
+// function(T()) for the array's type, float or double.
+template <class Function>
+void WithType(const py::array& array, const Function& function) {
+  if (HasType<float>(array)) return function(float());
+  if (HasType<double>(array)) return function(double());
+  throw py::type_error("expected an array of float32 or float64");
+}
+
+// The same, Float16 and BFloat16 besides.
+template <class Function>
+void WithStoredType(const py::array& array, const Function& function) {
+  if (HasType<Float16>(array)) return function(Float16());
+  if (HasType<BFloat16>(array)) return function(BFloat16());
+  WithType(array, function);
+}
+
+inline Precision ToPrecision(const std::string& name) {
+  if (name == "highest") return Precision::kHighest;
+  if (name == "high") return Precision::kHigh;
+  if (name == "medium") return Precision::kMedium;
+  throw py::value_error("precision: '" + name + "'");
+}
+
+void RegisterAlibi(py::module_& module);
+void RegisterAttention(py::module_& module);
+void RegisterAttentionVarlen(py::module_& module);
+void RegisterLayerNorm(py::module_& module);
+void RegisterLinear(py::module_& module);
+void RegisterRope(py::module_& module);
+void RegisterRuntime(py::module_& module);
+void RegisterSoftmax(py::module_& module);
+
+}  // namespace headwise::bindings

@@ -1,0 +1,19 @@
+#include "headwise/runtime.h"
+
+#include <pybind11/stl.h>
+
+#include "python/arrays.h"
+#include "base/cpu_features.h"
+
+namespace headwise::bindings {
+
+void RegisterRuntime(py::module_& module) {
+  module.def("list_targets", &ListTargets);
+  module.def("get_target", &GetTarget);
+  module.def("set_target", &SetTarget, py::arg("name"));
+  module.def("get_num_threads", &GetNumThreads);
+  module.def("set_num_threads", &SetNumThreads, py::arg("n"));
+  module.def("_set_tiles_for_any_shape", &SetTilesForAnyShape, py::arg("on"));  // for tests
+}
+
+}  // namespace headwise::bindings

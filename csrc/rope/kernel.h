@@ -1,0 +1,37 @@
+// The table of functions that each target provides for rotary embedding.
+#pragma once
+
+#include <cstdint>
+
+#include "headwise/dtype.h"
+
+namespace headwise {
+
+// `count` rows of 2 * pairs numbers, their cosines and sines; each kind of row a stride apart. `out` may be `x`.
+template <typename T>
+struct RopeRows {
+  std::int64_t count;
+  std::int64_t pairs;
+  const T* x;
+  std::int64_t x_stride;
+  const Accumulator<T>* cos;
+  std::int64_t cos_stride;
+  const Accumulator<T>* sin;
+  std::int64_t sin_stride;
+  T* out;
+  std::int64_t out_stride;
+};
+
+template <typename T>
+struct RopeKernel {
+  void (*halves)(const RopeRows<T>& rows);      // pairs (i, i + pairs)
+  void (*neighbours)(const RopeRows<T>& rows);  // pairs (2 i, 2 i + 1)
+  // n numbers to `to`, past the caches; stream.h has to end it.
+  void (*copy)(const T* from, std::int64_t n, T* to);
+};
+
+// That of the chosen target.
+template <typename T>
+const RopeKernel<T>& GetRopeKernel();
+
+}  // namespace headwise

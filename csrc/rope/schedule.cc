@@ -1,0 +1,76 @@
+#include "headwise/rope.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "rope/kernel.h"
+#include "base/stream.h"
+#include "base/parallel.h"
+#include "base/scratch.h"
+
+namespace headwise {
+namespace {
+
+// Cosines and sines of a block of positions stay in the first-level cache while the heads that share them go by.
+constexpr std::int64_t kBlockBytes = 16 << 10;
+
+template <typename T>
+using Angles = View<const Accumulator<T>, 4>;
+
+template <typename T>
+void Run(View<const T, 4> x, Angles<T> cos, Angles<T> sin, bool interleaved, View<T, 4> out) {
+  const auto [batch, heads, seq, dim] = x.shape;
+  if (dim == 0) return;
+  const RopeKernel<T>& kernel = GetRopeKernel<T>();
+  const auto rotate = interleaved ? kernel.neighbours : kernel.halves;
+  // (batch, seq, heads, dim) in memory is walked in that order: the rows of a call are those close together.
+  const int along = std::abs(x.stride[1]) < std::abs(x.stride[2]) ? 1 : 2;
+  const std::int64_t block = std::max<std::int64_t>(1, kBlockBytes / (dim * static_cast<std::int64_t>(sizeof(T))));
+  const double bytes = sizeof(T) * static_cast<double>(batch) * static_cast<double>(heads) * static_cast<double>(seq) *
+                       static_cast<double>(dim);
+  // Halves of rows are too short to go past the caches one by one; rows that are one behind the other go together.
+  const bool streamed = along == 2 && out.stride[2] == dim && WritePastCaches(x.data, out.data, bytes);
+  const auto rows = [&, dim = dim](std::int64_t n, std::int64_t h, std::int64_t s, std::int64_t count, T* buffer) {
+    rotate({count, dim / 2, x.at(n, h, s), x.stride[along], cos.at(n, h, s), cos.stride[along], sin.at(n, h, s),
+            sin.stride[along], buffer ? buffer : out.at(n, h, s), out.stride[along]});
+    if (buffer) kernel.copy(buffer, count * dim, out.at(n, h, s));
+  };
+  const std::int64_t blocks = (seq + block - 1) / block;
+  const double work = 3.0 * static_cast<double>(batch) * static_cast<double>(heads) * static_cast<double>(seq) *
+                      static_cast<double>(dim);
+  const int threads = ThreadsFor(batch * blocks, work);
+  std::unique_ptr<const Scratch> scratch;
+  if (streamed) scratch = std::make_unique<Scratch>(threads, static_cast<std::size_t>(block * dim) * sizeof(T));
+  ParallelFor(batch * blocks, threads, [&, heads = heads, seq = seq](std::int64_t task, int thread) {
+    const std::int64_t n = task / blocks, first = task % blocks * block, last = std::min(seq, first + block);
+    if (along == 1) {
+      for (std::int64_t s = first; s < last; ++s) rows(n, 0, s, heads, nullptr);
+      return;
+    }
+    T* const buffer = streamed ? reinterpret_cast<T*>(scratch->thread(thread)) : nullptr;
+    for (std::int64_t h = 0; h < heads; ++h) rows(n, h, first, last - first, buffer);
+    if (streamed) FinishWritesPastCaches();
+  });
+}
+
+}  // namespace
+
+void ApplyRope(View<const Float16, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
+               View<Float16, 4> out) {
+  Run(x, cos, sin, interleaved, out);
+}
+void ApplyRope(View<const BFloat16, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
+               View<BFloat16, 4> out) {
+  Run(x, cos, sin, interleaved, out);
+}
+void ApplyRope(View<const float, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
+               View<float, 4> out) {
+  Run(x, cos, sin, interleaved, out);
+}
+void ApplyRope(View<const double, 4> x, View<const double, 4> cos, View<const double, 4> sin, bool interleaved,
+               View<double, 4> out) {
+  Run(x, cos, sin, interleaved, out);
+}
+
+}  // namespace headwise

@@ -1,0 +1,259 @@
+// Float16 and BFloat16 in memory, float in vectors: widening, which is exact, and narrowing, which rounds to nearest
+// even and keeps NaN a NaN.
+//
+// AVX2, AVX-512 and 64-bit NEON convert float16 by an instruction. Highway 1.0.3 emulates it elsewhere, where it cuts
+// digits off and takes infinity for a number, and cuts digits off for bfloat16 everywhere; hence the integer code here.
+// Subnormal float16 are normal in float: the result does not depend on the processor's denormal mode.
+
+#if defined(HEADWISE_SIMD_FLOAT16_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_SIMD_FLOAT16_INL_H_
+#undef HEADWISE_SIMD_FLOAT16_INL_H_
+#else
+#define HEADWISE_SIMD_FLOAT16_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "headwise/dtype.h"
+#include "hwy/highway.h"
+
+#undef HEADWISE_CONVERTS_FLOAT16
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)) || \
+    (HWY_ARCH_ARM_A64 && HWY_TARGET != HWY_EMU128 && HWY_TARGET != HWY_SCALAR)
+#define HEADWISE_CONVERTS_FLOAT16 1
+#else
+#define HEADWISE_CONVERTS_FLOAT16 0
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// As many numbers of 16 bits as D has floats.
+template <class D>
+using HalfTag = hn::Rebind<std::uint16_t, D>;
+template <class D>
+using HalfVec = hn::Vec<HalfTag<D>>;
+
+template <typename T>
+HWY_INLINE const std::uint16_t* BitsAt(const T* half) {
+  return reinterpret_cast<const std::uint16_t*>(half);
+}
+template <typename T>
+HWY_INLINE std::uint16_t* BitsAt(T* half) {
+  return reinterpret_cast<std::uint16_t*>(half);
+}
+
+// ------------------------------------------------------------------------------------------------------------ vectors
+
+template <class D>
+HWY_INLINE hn::Vec<D> WidenBits(D d, BFloat16, HalfVec<D> bits) {
+  const hn::RebindToUnsigned<D> du;
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> WidenBits(D d, Float16, HalfVec<D> bits) {
+#if HEADWISE_CONVERTS_FLOAT16
+  const hn::Rebind<hwy::float16_t, D> df16;
+  return hn::PromoteTo(d, hn::BitCast(df16, bits));
+#else
+  const hn::RebindToUnsigned<D> du;
+  const auto wide = hn::PromoteTo(du, bits);
+  const auto number = hn::ShiftLeft<13>(hn::And(wide, hn::Set(du, 0x7FFFu)));
+  const auto exponent = hn::And(number, hn::Set(du, 0x1Fu << 23));
+  const auto bias = hn::Set(du, (127u - 15u) << 23);
+  const auto normal = hn::Add(number, bias);
+  // The exponent of infinity and NaN, 31, is to be 255.
+  const auto special = hn::Add(normal, bias);
+  // m 2^-24 = (2^-14 + m 2^-24) - 2^-14, exactly.
+  const auto least = hn::Set(du, (127u - 14u) << 23);
+  const auto subnormal = hn::BitCast(du, hn::Sub(hn::BitCast(d, hn::Add(number, least)), hn::BitCast(d, least)));
+  const auto finite = hn::IfThenElse(hn::Eq(exponent, hn::Zero(du)), subnormal, normal);
+  const auto magnitude = hn::IfThenElse(hn::Eq(exponent, hn::Set(du, 0x1Fu << 23)), special, finite);
+  return hn::BitCast(d, hn::Or(magnitude, hn::ShiftLeft<16>(hn::And(wide, hn::Set(du, 0x8000u)))));
+#endif
+}
+
+// Vectors of at most 16 bits to a lane, narrowed.
+template <class D, class V>
+HWY_INLINE HalfVec<D> LowBits(D, V bits) {
+  const hn::RebindToSigned<D> di;
+  return hn::DemoteTo(HalfTag<D>(), hn::BitCast(di, bits));
+}
+
+// Half a unit less one is added, and one more where the digit that stays is odd; what carries into the exponent is
+// right there, up to infinity.
+template <class D>
+HWY_INLINE HalfVec<D> NarrowBits(D d, BFloat16, hn::Vec<D> v) {
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::BitCast(du, v);
+  const auto cut = hn::ShiftRight<16>(bits);
+  const auto odd = hn::And(cut, hn::Set(du, 1u));
+  const auto nearest = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFu))));
+  const auto nan = hn::Or(cut, hn::Set(du, 0x40u));  // whatever the digits that are cut off
+  return LowBits(d, hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), nan, nearest));
+}
+
+template <class D>
+HWY_INLINE HalfVec<D> NarrowBits([[maybe_unused]] D d, Float16, hn::Vec<D> v) {
+#if HEADWISE_CONVERTS_FLOAT16
+  const hn::Rebind<hwy::float16_t, D> df16;
+  return hn::BitCast(HalfTag<D>(), hn::DemoteTo(df16, v));
+#else
+  const hn::RebindToUnsigned<D> du;
+  const hn::RebindToSigned<D> di;
+  const auto number = hn::BitCast(du, hn::Abs(v));
+  const auto below = [&](std::uint32_t bits) HWY_ATTR {
+    return hn::RebindMask(du, hn::Lt(hn::BitCast(di, number), hn::Set(di, static_cast<std::int32_t>(bits))));
+  };
+  // As for bfloat16, 13 digits being cut off; the exponent loses the difference of the biases.
+  const auto odd = hn::And(hn::ShiftRight<13>(number), hn::Set(du, 1u));
+  const auto rebias = hn::Set(du, 0xFFFu - ((127u - 15u) << 23));
+  const auto normal = hn::ShiftRight<13>(hn::Add(number, hn::Add(odd, rebias)));
+  // Beside 1/2 a unit in the last place of float is one of float16's subnormals, 2^-24: the addition rounds.
+  const auto half = hn::Set(du, 126u << 23);
+  const auto subnormal = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(d, number), hn::BitCast(d, half))), half);
+  const auto infinity = hn::Set(du, 0x7C00u);
+  const auto special = hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), hn::Set(du, 0x7E00u), infinity);
+  const auto finite = hn::IfThenElse(below((127u - 14u) << 23), subnormal, normal);
+  const auto magnitude = hn::IfThenElse(below((127u + 16u) << 23), finite, special);  // up to 2^16
+  const auto sign = hn::And(hn::ShiftRight<16>(hn::BitCast(du, v)), hn::Set(du, 0x8000u));
+  return LowBits(d, hn::Or(magnitude, sign));
+#endif
+}
+
+// -------------------------------------------------------------------------------------------------------------- memory
+
+// A vector of D's numbers from memory that holds T: either of the halves, or D's own.
+template <class D, typename T>
+HWY_INLINE hn::Vec<D> LoadWide(D d, const T* from) {
+  if constexpr (kIsHalf<T>) {
+    return WidenBits(d, T(), hn::LoadU(HalfTag<D>(), BitsAt(from)));
+  } else {
+    return hn::LoadU(d, from);
+  }
+}
+// The number there, in every lane.
+template <class D, typename T>
+HWY_INLINE hn::Vec<D> BroadcastWide(D d, const T* from) {
+  if constexpr (kIsHalf<T>) {
+    return WidenBits(d, T(), hn::Set(HalfTag<D>(), *BitsAt(from)));
+  } else {
+    return hn::Set(d, *from);
+  }
+}
+template <class D, typename T>
+HWY_INLINE void StoreNarrow(hn::Vec<D> v, D d, T* to) {
+  if constexpr (kIsHalf<T>) {
+    hn::StoreU(NarrowBits(d, T(), v), HalfTag<D>(), BitsAt(to));
+  } else {
+    hn::StoreU(v, d, to);
+  }
+}
+
+// Neighbours (2 i, 2 i + 1) as two vectors.
+template <class D, typename T>
+HWY_INLINE void LoadInterleavedWide(D d, const T* from, hn::Vec<D>& a, hn::Vec<D>& b) {
+  if constexpr (!kIsHalf<T>) {
+    hn::LoadInterleaved2(d, from, a, b);
+  } else {
+#if HWY_TARGET == HWY_SCALAR
+    a = LoadWide(d, from);
+    b = LoadWide(d, from + 1);
+#else
+    const hn::RebindToUnsigned<D> du;
+    const hn::Repartition<std::uint16_t, D> pairs;
+    const auto both = hn::BitCast(du, hn::LoadU(pairs, BitsAt(from)));
+    a = WidenBits(d, T(), LowBits(d, hn::And(both, hn::Set(du, 0xFFFFu))));
+    b = WidenBits(d, T(), LowBits(d, hn::ShiftRight<16>(both)));
+#endif
+  }
+}
+template <class D, typename T>
+HWY_INLINE void StoreInterleavedNarrow(hn::Vec<D> a, hn::Vec<D> b, D d, T* to) {
+  if constexpr (!kIsHalf<T>) {
+    hn::StoreInterleaved2(a, b, d, to);
+  } else {
+#if HWY_TARGET == HWY_SCALAR
+    StoreNarrow(a, d, to);
+    StoreNarrow(b, d, to + 1);
+#else
+    const hn::RebindToUnsigned<D> du;
+    const hn::Repartition<std::uint16_t, D> pairs;
+    const auto first = hn::PromoteTo(du, NarrowBits(d, T(), a)), second = hn::PromoteTo(du, NarrowBits(d, T(), b));
+    hn::StoreU(hn::BitCast(pairs, hn::Or(first, hn::ShiftLeft<16>(second))), pairs, BitsAt(to));
+#endif
+  }
+}
+
+// The first `count` lanes, fewer than the vector has, of halves; nothing beyond them is read or written, and the others
+// are loaded as 0. AVX2 has masks for lanes of 32 bits and more only.
+template <class D, typename T>
+HWY_INLINE hn::Vec<D> LoadFirstWide(D d, const T* from, std::size_t count) {
+  const HalfTag<D> d16;
+#if !HWY_MEM_OPS_MIGHT_FAULT
+  return WidenBits(d, T(), hn::MaskedLoad(hn::FirstN(d16, count), d16, BitsAt(from)));
+#else
+  HWY_ALIGN std::uint16_t buffer[hn::MaxLanes(d)] = {};
+  std::memcpy(buffer, from, count * sizeof(T));
+  return WidenBits(d, T(), hn::Load(d16, buffer));
+#endif
+}
+template <class D, typename T>
+HWY_INLINE void StoreFirstNarrow(hn::Vec<D> v, D d, T* to, std::size_t count) {
+  const HalfTag<D> d16;
+  const HalfVec<D> bits = NarrowBits(d, T(), v);
+#if !HWY_MEM_OPS_MIGHT_FAULT
+  hn::BlendedStore(bits, hn::FirstN(d16, count), d16, BitsAt(to));
+#else
+  HWY_ALIGN std::uint16_t buffer[hn::MaxLanes(d)];
+  hn::Store(bits, d16, buffer);
+  std::memcpy(to, buffer, count * sizeof(T));
+#endif
+}
+
+// A whole vector of T past the caches, to where one is aligned; those of fewer than 16 bytes cannot go.
+template <class D, typename T>
+HWY_INLINE void StreamNarrow(hn::Vec<D> v, D d, T* to) {
+  if constexpr (!kIsHalf<T>) {
+    hn::Stream(v, d, to);
+  } else if constexpr (hn::MaxLanes(d) * sizeof(T) < 16) {
+    StoreNarrow(v, d, to);
+  } else {
+    hn::Stream(NarrowBits(d, T(), v), HalfTag<D>(), BitsAt(to));
+  }
+}
+
+// n numbers of T, a half, as float, and back.
+template <typename T>
+HWY_INLINE void Widen(const T* from, std::int64_t n, float* to) {
+  const hn::ScalableTag<float> d;
+  const auto width = static_cast<std::int64_t>(hn::Lanes(d));
+  std::int64_t j = 0;
+  for (; j + width <= n; j += width) hn::StoreU(LoadWide(d, from + j), d, to + j);
+  if (j == n) return;
+  HWY_ALIGN float end[hn::MaxLanes(d)];
+  hn::Store(LoadFirstWide(d, from + j, static_cast<std::size_t>(n - j)), d, end);
+  std::memcpy(to + j, end, static_cast<std::size_t>(n - j) * sizeof(float));
+}
+template <typename T>
+HWY_INLINE void Narrow(const float* from, std::int64_t n, T* to) {
+  const hn::ScalableTag<float> d;
+  const auto width = static_cast<std::int64_t>(hn::Lanes(d));
+  std::int64_t j = 0;
+  for (; j + width <= n; j += width) StoreNarrow(hn::LoadU(d, from + j), d, to + j);
+  if (j == n) return;
+  HWY_ALIGN float end[hn::MaxLanes(d)] = {};
+  std::memcpy(end, from + j, static_cast<std::size_t>(n - j) * sizeof(float));
+  StoreFirstNarrow(hn::Load(d, end), d, to + j, static_cast<std::size_t>(n - j));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

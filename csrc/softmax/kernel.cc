@@ -1,0 +1,37 @@
+// Compiled once per target: foreach_target.h includes this file again for each.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "softmax/kernel.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Below foreach_target.h, or the first target would miss them.
+#include "softmax/kernel-inl.h"
+#include "softmax/kernel.h"
+#include "base/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// In a row that stays in the second-level cache an exponential is better kept than computed again.
+constexpr std::int64_t kLongestSoftmaxRow = 1 << 16;
+
+template <typename T>
+constexpr SoftmaxKernel<T> kSoftmax{
+    &PartOfRow<T>,
+    {&SoftmaxOfRows<T>, kLongestSoftmaxRow, &Finish<T, WriteSoftmax<T>>, &SoftmaxColumns<T>},
+    {&InOnePart<T, WriteLogSoftmax<T>>, kPart, &Finish<T, WriteLogSoftmax<T>>, &LogSoftmaxColumns<T>},
+    {&InOnePart<T, WriteLogSumExp<T>>, kPart, &Finish<T, WriteLogSumExp<T>>, &LogSumExpColumns<T>},
+};
+
+HEADWISE_KERNELS(Softmax)
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace headwise {
+
+HEADWISE_GET_KERNELS(Softmax)
+
+}  // namespace headwise
+#endif

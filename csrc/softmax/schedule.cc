@@ -1,0 +1,166 @@
+#include "headwise/softmax.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "softmax/kernel.h"
+#include "base/stream.h"
+#include "base/parallel.h"
+#include "base/scratch.h"
+
+namespace headwise {
+namespace {
+
+// The exponential and its share of the sweeps over memory, in floating-point operations.
+constexpr double kWorkPerElement = 25;
+
+// Elements of a long row whose results are one task.
+constexpr std::int64_t kFinished = 16 * kPart;
+
+template <typename T>
+using Functions = SoftmaxFunctions<T> SoftmaxKernel<T>::*;
+
+double Work(std::int64_t outer, std::int64_t n, std::int64_t inner) {
+  return kWorkPerElement * static_cast<double>(outer) * static_cast<double>(n) * static_cast<double>(inner);
+}
+
+template <typename T>
+bool Streamed(View<const T, 3> x, View<T, 3> out) {
+  const auto [outer, n, inner] = out.shape;
+  return WritePastCaches(x.data, out.data, sizeof(T) * static_cast<double>(outer) * static_cast<double>(n));
+}
+
+// Each row on one thread.
+template <typename T>
+void RunRows(View<const T, 3> x, const SoftmaxFunctions<T>& functions, View<T, 3> out) {
+  const auto [outer, n, inner] = x.shape;
+  const int threads = ThreadsFor(outer, Work(outer, n, 1));
+  const std::int64_t tasks = threads == 1 ? 1 : std::min<std::int64_t>(outer, 8 * threads);
+  const bool streamed = Streamed(x, out);
+  std::unique_ptr<const Scratch> scratch;
+  if (streamed || kIsHalf<T>) {
+    scratch = std::make_unique<Scratch>(threads, static_cast<std::size_t>(n) * sizeof(Accumulator<T>));
+  }
+  ParallelFor(tasks, threads, [&, outer = outer, n = n](std::int64_t task, int thread) {
+    const std::int64_t begin = outer * task / tasks, end = outer * (task + 1) / tasks;
+    functions.rows({end - begin, n, x.at(begin), x.stride[0], out.at(begin), out.stride[0],
+                    scratch ? reinterpret_cast<Accumulator<T>*>(scratch->thread(thread)) : nullptr, streamed});
+  });
+}
+
+// Two parts as one, in double.
+template <typename A>
+SoftmaxPart<A> Join(SoftmaxPart<A> a, SoftmaxPart<A> b) {
+  constexpr double kMost = std::numeric_limits<A>::max();
+  const A max = std::max(a.max, b.max);
+  const auto sum = [&](SoftmaxPart<A> part) {
+    return part.sum * std::exp(std::clamp<double>(part.max, -kMost, kMost) - std::clamp<double>(max, -kMost, kMost));
+  };
+  return {max, sum(a) + sum(b)};
+}
+
+// Rows in parts, which are shared out among the threads; they are put together in the order of the row.
+template <typename T>
+void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxFunctions<T>& functions,
+              View<T, 3> out) {
+  const auto [outer, n, inner] = x.shape;
+  const std::int64_t parts = (n + kPart - 1) / kPart;
+  const bool streamed = Streamed(x, out);
+  using Part = SoftmaxPart<Accumulator<T>>;
+  std::vector<Part> found(Bytes(1, outer, parts));
+  // Parts [begin, end) of all rows.
+  const auto measure = [&, n = n](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const T* const row = x.at(i / parts);
+      const std::int64_t first = i % parts * kPart, size = std::min(kPart, n - first);
+      const std::int64_t next = first + size + kPart <= n ? first + size : first;
+      found[static_cast<std::size_t>(i)] = kernel.part(row + first, size, row + next);
+    }
+  };
+  const auto join = [&](std::int64_t row) {
+    Part* const of_row = &found[static_cast<std::size_t>(row * parts)];
+    for (std::int64_t p = 1; p < parts; ++p) of_row[0] = Join(of_row[0], of_row[p]);
+  };
+  const std::int64_t results = out.shape[1];  // n or 1
+  const std::int64_t blocks = (results + kFinished - 1) / kFinished;
+  // Blocks [begin, end) of all results.
+  const auto finish = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t row = i / blocks, first = i % blocks * kFinished;
+      functions.finish(x.at(row, first), std::min(kFinished, results - first),
+                       found[static_cast<std::size_t>(row * parts)], out.at(row, first), streamed);
+    }
+  };
+  const double work = Work(outer, n, 1);
+  // Where there are rows enough, each is one thread's, and the second sweep finds it in cache.
+  if (outer >= 4 * ThreadsFor(outer, work)) {
+    ParallelRanges(outer, work, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) {
+        measure(row * parts, (row + 1) * parts);
+        join(row);
+        finish(row * blocks, (row + 1) * blocks);
+      }
+    });
+  } else {
+    ParallelRanges(outer * parts, work, measure);
+    for (std::int64_t row = 0; row < outer; ++row) join(row);
+    ParallelRanges(outer * blocks, work, finish);
+  }
+}
+
+// out: (outer, n, inner), or (outer, 1, inner) for log-sum-exp.
+template <typename T>
+void Run(View<const T, 3> x, Functions<T> operation, View<T, 3> out) {
+  const SoftmaxKernel<T>& kernel = GetSoftmaxKernel<T>();
+  const SoftmaxFunctions<T>& functions = kernel.*operation;
+  const auto [outer, n, inner] = x.shape;
+  if (outer == 0) return;
+  if (inner == 1 && n <= functions.longest_row) return RunRows(x, functions, out);
+  if (inner == 1) return RunParts(x, kernel, functions, out);
+  const std::int64_t blocks = (inner + kMostColumns - 1) / kMostColumns;
+  ParallelRanges(outer * blocks, Work(outer, n, inner),
+                 [&, n = n, inner = inner](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t task = begin; task < end; ++task) {
+                     const std::int64_t o = task / blocks, p = task % blocks * kMostColumns;
+                     functions.columns(x.data + o * x.stride[0] + p, x.stride[1], n, std::min(kMostColumns, inner - p),
+                                       out.data + o * out.stride[0] + p, out.stride[1]);
+                   }
+                 });
+}
+
+template <typename T>
+View<T, 3> WithAxis(View<T, 2> lanes) {
+  return {lanes.data, {lanes.shape[0], 1, lanes.shape[1]}, {lanes.stride[0], 0, lanes.stride[1]}};
+}
+
+}  // namespace
+
+void Softmax(View<const Float16, 3> x, View<Float16, 3> out) { Run(x, &SoftmaxKernel<Float16>::softmax, out); }
+void Softmax(View<const BFloat16, 3> x, View<BFloat16, 3> out) { Run(x, &SoftmaxKernel<BFloat16>::softmax, out); }
+void Softmax(View<const float, 3> x, View<float, 3> out) { Run(x, &SoftmaxKernel<float>::softmax, out); }
+void Softmax(View<const double, 3> x, View<double, 3> out) { Run(x, &SoftmaxKernel<double>::softmax, out); }
+
+void LogSoftmax(View<const Float16, 3> x, View<Float16, 3> out) { Run(x, &SoftmaxKernel<Float16>::log_softmax, out); }
+void LogSoftmax(View<const BFloat16, 3> x, View<BFloat16, 3> out) {
+  Run(x, &SoftmaxKernel<BFloat16>::log_softmax, out);
+}
+void LogSoftmax(View<const float, 3> x, View<float, 3> out) { Run(x, &SoftmaxKernel<float>::log_softmax, out); }
+void LogSoftmax(View<const double, 3> x, View<double, 3> out) { Run(x, &SoftmaxKernel<double>::log_softmax, out); }
+
+void LogSumExp(View<const Float16, 3> x, View<Float16, 2> out) {
+  Run(x, &SoftmaxKernel<Float16>::log_sum_exp, WithAxis(out));
+}
+void LogSumExp(View<const BFloat16, 3> x, View<BFloat16, 2> out) {
+  Run(x, &SoftmaxKernel<BFloat16>::log_sum_exp, WithAxis(out));
+}
+void LogSumExp(View<const float, 3> x, View<float, 2> out) {
+  Run(x, &SoftmaxKernel<float>::log_sum_exp, WithAxis(out));
+}
+void LogSumExp(View<const double, 3> x, View<double, 2> out) {
+  Run(x, &SoftmaxKernel<double>::log_sum_exp, WithAxis(out));
+}
+
+}  // namespace headwise

@@ -1,0 +1,237 @@
+#include "testing/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+#include "testing/float16.h"
+
+namespace headwise::reference {
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// Wider where the machine has it: a million additions in double leave an error that tests of float64 would see.
+using Sum = long double;
+
+// The lanes of the middle axis, one after the other.
+template <typename T, typename Function>
+void ForEachLane(View<const T, 3> x, Function function) {
+  for (std::int64_t o = 0; o < x.shape[0]; ++o) {
+    for (std::int64_t p = 0; p < x.shape[2]; ++p) {
+      std::vector<double> lane;
+      for (std::int64_t i = 0; i < x.shape[1]; ++i) lane.push_back(ToDouble(*x.at(o, i, p)));
+      function(o, p, lane);
+    }
+  }
+}
+
+double Max(const std::vector<double>& values) {
+  double max = -kInf;
+  for (double value : values) {
+    if (std::isnan(value)) return value;
+    max = std::max(max, value);
+  }
+  return max;
+}
+
+double SumExp(const std::vector<double>& values, double max) {
+  Sum sum = 0;
+  for (double value : values) sum += std::exp(value - max);
+  return static_cast<double>(sum);
+}
+
+template <typename T, typename Formula>
+std::vector<double> Normalised(View<const T, 3> x, Formula formula) {
+  const std::int64_t n = x.shape[1], inner = x.shape[2];
+  std::vector<double> out(x.shape[0] * n * inner);
+  ForEachLane(x, [&](std::int64_t o, std::int64_t p, const std::vector<double>& lane) {
+    const double max = Max(lane), sum = SumExp(lane, max);
+    for (std::int64_t i = 0; i < n; ++i) out[(o * n + i) * inner + p] = formula(lane[i] - max, sum);
+  });
+  return out;
+}
+
+// The score of every key for query i of (batch n, head h), -inf for a key that is not kept; and which are kept.
+template <typename T>
+void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::int64_t i, std::vector<double>& scores,
+            std::vector<bool>& kept) {
+  const std::int64_t head_dim = args.query.shape[3], key_len = args.key.shape[2];
+  const std::int64_t kv = h / (args.query.shape[1] / args.key.shape[1]);
+  const std::int64_t position = i + args.offset;
+  for (std::int64_t j = 0; j < key_len; ++j) {
+    kept[j] = (args.left < 0 || j >= position - args.left) && (args.right < 0 || j <= position + args.right);
+    for (const auto& keep : args.keep) kept[j] = kept[j] && *keep.at(n, h, i, j) != 0;
+    const auto for_each_bias = [&](const auto& visit) {
+      for (const auto& bias : args.bias) visit(static_cast<double>(*bias.at(n, h, i, j)));
+      for (const auto& bias : args.half_bias) visit(ToDouble(*bias.at(n, h, i, j)));
+    };
+    for_each_bias([&](double bias) { kept[j] = kept[j] && bias != -kInf; });
+    scores[j] = -kInf;
+    if (!kept[j]) continue;
+
+    Sum product = 0;
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      product += ToDouble(*args.query.at(n, h, i, d)) * ToDouble(*args.key.at(n, kv, j, d));
+    }
+    double score = args.scale * static_cast<double>(product);
+    if (args.softcap != 0) score = args.softcap * std::tanh(score / args.softcap);
+    for_each_bias([&](double bias) { score += bias; });
+    if (args.slopes) score -= static_cast<double>(args.slopes[h]) * static_cast<double>(std::abs(position - j));
+    scores[j] = score;
+    kept[j] = score != -kInf;  // as where a bias is -inf
+  }
+}
+
+}  // namespace
+
+template <typename T>
+std::vector<double> Softmax(View<const T, 3> x) {
+  return Normalised(x, [](double shifted, double sum) { return std::exp(shifted) / sum; });
+}
+
+template <typename T>
+std::vector<double> LogSoftmax(View<const T, 3> x) {
+  return Normalised(x, [](double shifted, double sum) { return shifted - std::log(sum); });
+}
+
+template <typename T>
+std::vector<double> LogSumExp(View<const T, 3> x) {
+  std::vector<double> out;
+  ForEachLane(x, [&](std::int64_t, std::int64_t, const std::vector<double>& lane) {
+    const double max = Max(lane);
+    out.push_back(std::isfinite(max) ? max + std::log(SumExp(lane, max)) : max);
+  });
+  return out;
+}
+
+template <typename T>
+std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps) {
+  const auto [rows, n] = x.shape;
+  std::vector<double> out;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    // From the first element on: differences are exact, and neither moment depends on the origin.
+    std::vector<Sum> row;
+    for (std::int64_t i = 0; i < n; ++i) row.push_back(static_cast<Sum>(ToDouble(*x.at(r, i))) - ToDouble(*x.at(r, 0)));
+    Sum mean = 0, variance = 0;
+    for (Sum value : row) mean += value / static_cast<Sum>(n);
+    for (Sum value : row) variance += (value - mean) * (value - mean) / static_cast<Sum>(n);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const Sum normal = (row[i] - mean) / std::sqrt(variance + eps);
+      out.push_back(static_cast<double>(ToDouble(gamma[i]) * normal + ToDouble(beta[i])));
+    }
+  }
+  return out;
+}
+
+template <typename T>
+std::vector<double> ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const Accumulator<T>, 4> sin,
+                              bool interleaved) {
+  const auto [batch, heads, seq, dim] = x.shape;
+  std::vector<double> out(batch * heads * seq * dim);
+  double* row = out.data();
+  for (std::int64_t n = 0; n < batch; ++n) {
+    for (std::int64_t h = 0; h < heads; ++h) {
+      for (std::int64_t s = 0; s < seq; ++s, row += dim) {
+        for (std::int64_t i = 0; i < dim / 2; ++i) {
+          const std::int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + dim / 2;
+          const double a = ToDouble(*x.at(n, h, s, first)), b = ToDouble(*x.at(n, h, s, second));
+          const double c = *cos.at(n, h, s, i), d = *sin.at(n, h, s, i);
+          row[first] = a * c - b * d;
+          row[second] = a * d + b * c;
+        }
+      }
+    }
+  }
+  return out;
+}
+
+template <typename T>
+std::vector<double> AddAlibi(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset) {
+  const auto [batch, heads, query_len, key_len] = scores.shape;
+  std::vector<double> out;
+  for (std::int64_t n = 0; n < batch; ++n) {
+    for (std::int64_t h = 0; h < heads; ++h) {
+      for (std::int64_t i = 0; i < query_len; ++i) {
+        for (std::int64_t j = 0; j < key_len; ++j) {
+          const auto distance = static_cast<double>(std::abs(i + offset - j));
+          out.push_back(ToDouble(*scores.at(n, h, i, j)) - static_cast<double>(slopes[h]) * distance);
+        }
+      }
+    }
+  }
+  return out;
+}
+
+template <typename T>
+std::vector<double> Linear(View<const T, 2> x, View<const T, 2> weight, const Accumulator<T>* bias) {
+  std::vector<double> columns;  // of weight
+  for (std::int64_t n = 0; n < weight.shape[1]; ++n) {
+    for (std::int64_t k = 0; k < weight.shape[0]; ++k) columns.push_back(ToDouble(*weight.at(k, n)));
+  }
+  std::vector<double> out;
+  for (std::int64_t r = 0; r < x.shape[0]; ++r) {
+    std::vector<double> row;
+    for (std::int64_t k = 0; k < x.shape[1]; ++k) row.push_back(ToDouble(*x.at(r, k)));
+    const double* column = columns.data();
+    for (std::int64_t n = 0; n < weight.shape[1]; ++n, column += weight.shape[0]) {
+      Sum sum = 0;
+      for (std::size_t k = 0; k < row.size(); ++k) sum += row[k] * column[k];
+      out.push_back(static_cast<double>(bias ? sum + bias[n] : sum));
+    }
+  }
+  return out;
+}
+
+template <typename T>
+AttentionResult Attention(const AttentionArgs<T>& args) {
+  const auto [batch, heads, query_len, head_dim] = args.query.shape;
+  const std::int64_t key_len = args.key.shape[2], value_dim = args.value.shape[3];
+  AttentionResult result;
+  std::vector<double> scores(key_len);
+  std::vector<Sum> values(value_dim);
+  std::vector<bool> kept(key_len);
+  for (std::int64_t n = 0; n < batch; ++n) {
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const std::int64_t kv = h / (heads / args.key.shape[1]);
+      const double sink = args.sinks ? static_cast<double>(args.sinks[h]) : -kInf;
+      for (std::int64_t i = 0; i < query_len; ++i) {
+        Scores(args, n, h, i, scores, kept);
+        const double max = std::max(sink, Max(scores));
+        const bool empty = std::find(kept.begin(), kept.end(), true) == kept.end();
+        const double sum = empty ? 0 : SumExp(scores, max) + std::exp(sink - max);
+        result.lse.push_back(empty ? sink : max + std::log(sum));
+        std::fill(values.begin(), values.end(), Sum{0});
+        for (std::int64_t j = 0; j < key_len; ++j) {
+          const double weight = kept[j] ? std::exp(scores[j] - max) / sum : 0.0 * sum;  // NaN where the row is
+          result.weights.push_back(weight);
+          if (!kept[j] || (args.drop && *args.drop.at(n, h, i, j) == 0)) continue;
+          const double scale = args.drop ? args.drop_scale : 1.0;
+          for (std::int64_t d = 0; d < value_dim; ++d)
+            values[d] += scale * weight * ToDouble(*args.value.at(n, kv, j, d));
+        }
+        result.output.insert(result.output.end(), values.begin(), values.end());
+      }
+    }
+  }
+  return result;
+}
+
+#define HEADWISE_REFERENCE(T)                                                                     \
+  template std::vector<double> Softmax(View<const T, 3>);                                         \
+  template std::vector<double> LogSoftmax(View<const T, 3>);                                      \
+  template std::vector<double> LogSumExp(View<const T, 3>);                                       \
+  template std::vector<double> LayerNorm(View<const T, 2>, const T*, const T*, double);           \
+  template std::vector<double> ApplyRope(View<const T, 4>, View<const Accumulator<T>, 4>,         \
+                                         View<const Accumulator<T>, 4>, bool);                    \
+  template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t);   \
+  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const Accumulator<T>*); \
+  template AttentionResult Attention(const AttentionArgs<T>&)
+
+HEADWISE_REFERENCE(Float16);
+HEADWISE_REFERENCE(BFloat16);
+HEADWISE_REFERENCE(float);
+HEADWISE_REFERENCE(double);
+
+}  // namespace headwise::reference

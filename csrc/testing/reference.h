@@ -1,0 +1,46 @@
+// What each operation means, in double precision: naive, obvious, and independent of the kernels. Tests, fuzzers and
+// benchmarks check against it. Results are dense, in the order of the axes of the operation's own output.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "headwise/attention.h"
+#include "headwise/dtype.h"
+#include "headwise/tensor.h"
+
+namespace headwise::reference {
+
+// The arguments are those of the functions of the same names in headwise/*.h; T is any type that those take.
+
+template <typename T>
+std::vector<double> Softmax(View<const T, 3> x);
+template <typename T>
+std::vector<double> LogSoftmax(View<const T, 3> x);
+template <typename T>
+std::vector<double> LogSumExp(View<const T, 3> x);
+
+template <typename T>
+std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps);
+
+template <typename T>
+std::vector<double> ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const Accumulator<T>, 4> sin,
+                              bool interleaved);
+
+template <typename T>
+std::vector<double> AddAlibi(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset);
+
+template <typename T>
+std::vector<double> Linear(View<const T, 2> x, View<const T, 2> weight, const Accumulator<T>* bias);
+
+struct AttentionResult {
+  std::vector<double> output;   // (batch, heads, query_len, value_dim)
+  std::vector<double> weights;  // (batch, heads, query_len, key_len)
+  std::vector<double> lse;      // (batch, heads, query_len)
+};
+
+// The outputs in `args` are neither read nor written.
+template <typename T>
+AttentionResult Attention(const AttentionArgs<T>& args);
+
+}  // namespace headwise::reference
