@@ -69,10 +69,10 @@ class AttentionProblem {
     args_.key = key_.FillNormal(2).read();
     args_.value = value_.FillNormal(3).read();
     args_.output = output_.view();
-    args_.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
-    args_.precision = c.precision;
-    if (c.causal) args_.right = 0;
-    if (c.window > 0) args_.left = c.window - 1;
+    args_.spec.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
+    args_.spec.precision = c.precision;
+    if (c.causal) args_.spec.right = 0;
+    if (c.window > 0) args_.spec.left = c.window - 1;
     AddExtra(c);
     flops = 4 * static_cast<double>(c.heads) * KeptPairs(c) * static_cast<double>(c.head_dim);
     bytes = query_.bytes() + key_.bytes() + value_.bytes() + output_.bytes() + weights_.bytes() + bias_.bytes() +
@@ -82,13 +82,13 @@ class AttentionProblem {
   void Run() { Attention(args_); }
 
   double Error() const {
-    const double allowed = kIsHalf<T> ? kHalfError : kPrecisionError[static_cast<int>(args_.precision)];
+    const double allowed = kIsHalf<T> ? kHalfError : kPrecisionError[static_cast<int>(args_.spec.precision)];
     return 1 / allowed * LargestOnSample(args_.query.shape[2], [&](int64_t begin, int64_t size) {
              AttentionArgs<T> some = args_;
              some.query = Slice(some.query, 2, begin, size);
-             for (auto& keep : some.keep) keep = Slice(keep, 2, begin, size);
-             for (auto& bias : some.bias) bias = Slice(bias, 2, begin, size);
-             some.offset += begin;
+             for (auto& keep : some.spec.keep) keep = Slice(keep, 2, begin, size);
+             for (auto& bias : some.spec.bias) bias = Slice(bias, 2, begin, size);
+             some.spec.offset += begin;
              const reference::AttentionResult expected = reference::Attention(some);
              const double error = RelativeError(Slice(output_.view(), 2, begin, size), expected.output);
              if (!args_.weights) return error;
@@ -125,20 +125,20 @@ class AttentionProblem {
       case Extra::kMask: {  // keeps three of four
         std::mt19937_64 random(4);
         for (int64_t i = 0; i < c.query_len * c.key_len; ++i) mask_.data()[i] = random() % 4 != 0;
-        args_.keep.push_back({mask_.data(), scores, {0, 0, c.key_len, 1}});
+        args_.spec.keep.push_back({mask_.data(), scores, {0, 0, c.key_len, 1}});
         break;
       }
       case Extra::kBias:
-        args_.bias.push_back({bias_.FillNormal(4).data(), scores, {0, c.query_len * c.key_len, c.key_len, 1}});
+        args_.spec.bias.push_back({bias_.FillNormal(4).data(), scores, {0, c.query_len * c.key_len, c.key_len, 1}});
         break;
       case Extra::kPadding:
         for (int64_t n = 0; n < c.batch; ++n) std::fill_n(padding_.view().at(n), Length(c, n), std::uint8_t{1});
-        args_.keep.push_back({padding_.data(), scores, {c.key_len, 0, 0, 1}});
+        args_.spec.keep.push_back({padding_.data(), scores, {c.key_len, 0, 0, 1}});
         break;
       case Extra::kAlibi:
         for (int64_t h = 0; h < c.heads; ++h)
           slopes_.data()[h] = static_cast<Accumulator<T>>(std::pow(0.5, static_cast<double>(h + 1)));
-        args_.slopes = slopes_.data();
+        args_.spec.alibi_slopes = slopes_.data();
         break;
       case Extra::kWeights:
         args_.weights = weights_.view();

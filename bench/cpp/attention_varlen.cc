@@ -38,8 +38,8 @@ class VarlenProblem {
     all_.key = HeadsFirst(key_.FillNormal(2).read());
     all_.value = HeadsFirst(value_.FillNormal(3).read());
     all_.output = HeadsFirst(output_.view());
-    all_.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
-    if (c.causal) all_.right = 0;
+    all_.spec.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
+    if (c.causal) all_.spec.right = 0;
     for (int64_t s = 0, begin = 0; s < c.sequences; ++s) {
       const int64_t keys = lengths_[static_cast<std::size_t>(s)], queries = c.one_query ? 1 : keys;
       const auto sequence = [&](auto view, int64_t rows, int64_t packed) {
@@ -58,13 +58,13 @@ class VarlenProblem {
       bytes += 2 * static_cast<double>((c.heads * queries + c.kv_heads * keys) * c.head_dim) * sizeof(T);
     }
     if (c.padded) {
-      all_.keep.push_back(
+      all_.spec.keep.push_back(
           {padding_.data(), {c.sequences, c.heads, all_.query.shape[2], c.longest}, {c.longest, 0, 0, 1}});
     }
   }
 
   void Run() {
-    if (all_.keep.empty()) {
+    if (all_.spec.keep.empty()) {
       AttentionVarlen(sequences_);
     } else {
       Attention(all_);
@@ -78,7 +78,7 @@ class VarlenProblem {
       largest = std::max(largest, LargestOnSample(args.query.shape[2], [&](int64_t begin, int64_t size) {
                            AttentionArgs<T> some = args;
                            some.query = Slice(some.query, 2, begin, size);
-                           some.offset += begin;
+                           some.spec.offset += begin;
                            return RelativeError(Slice(args.output, 2, begin, size), reference::Attention(some).output);
                          }));
     }

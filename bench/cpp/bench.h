@@ -25,8 +25,8 @@
 #include "headwise/runtime.h"
 #include "headwise/tensor.h"
 #include "memory.h"
-#include "testing/float16.h"
 #include "roofline.h"
+#include "testing/float16.h"
 
 namespace headwise::bench {
 

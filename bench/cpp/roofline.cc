@@ -5,8 +5,8 @@
 // Below foreach_target.h, or the first target would miss them.
 #include <cstdint>
 
-#include "hwy/highway.h"
 #include "base/dispatch.h"
+#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise::bench {
@@ -55,10 +55,10 @@ HWY_AFTER_NAMESPACE();
 #include <utility>
 #include <vector>
 
+#include "base/parallel.h"
 #include "headwise/runtime.h"
 #include "memory.h"
 #include "roofline.h"
-#include "base/parallel.h"
 
 namespace headwise::bench {
 

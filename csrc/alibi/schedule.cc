@@ -1,8 +1,7 @@
-#include "headwise/alibi.h"
-
 #include "alibi/kernel.h"
-#include "base/stream.h"
 #include "base/parallel.h"
+#include "base/stream.h"
+#include "headwise/alibi.h"
 
 namespace headwise {
 namespace {

@@ -20,11 +20,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "attention/bf16-inl.h"
+#include "attention/interleaved_softmax-inl.h"
+#include "attention/kernel-inl.h"
 #include "hwy/highway.h"
 #include "matmul/bf16_amx-inl.h"
-#include "attention/kernel-inl.h"
-#include "attention/interleaved_softmax-inl.h"
-#include "attention/bf16-inl.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
@@ -85,7 +85,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
         weights_.AddSums(this->scratch_.sum + now.tile->first_row);
         for (int r = 0; r < now.tile->rows; ++r) {
           if (this->args_.weights) this->StoreWeights(now, r, begin, end);
-          if (this->args_.drop) this->TakeWeights(now, r, begin);
+          if (this->args_.spec.dropout_keep) this->TakeWeights(now, r, begin);
         }
       }
       behind = now, now = ahead;
@@ -116,7 +116,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
   }
 
   // Weights that are wanted, or that dropout changes, take the place of the scores.
-  bool InPlace() const { return this->args_.weights || this->args_.drop; }
+  bool InPlace() const { return this->args_.weights || this->args_.spec.dropout_keep; }
 
   void AdjustScores(const Stage& stage, int64_t begin) const {
     const auto& [tile, part, buffer] = stage;

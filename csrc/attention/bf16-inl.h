@@ -15,12 +15,12 @@
 #include <cmath>
 #include <cstdint>
 
-#include "hwy/highway.h"
 #include "attention/kernel-inl.h"
-#include "matmul/bf16_split-inl.h"
-#include "simd/rows-inl.h"
 #include "attention/modifiers-inl.h"
 #include "base/scratch.h"
+#include "hwy/highway.h"
+#include "matmul/bf16_split-inl.h"
+#include "simd/rows-inl.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
@@ -42,7 +42,7 @@ class PartsProducts {
   PartsProducts(Arena& arena, const AttentionArgs<S>& args, const AttentionBlock& block, int64_t padded_rows)
       : args_(args),
         block_(block),
-        scale_(static_cast<float>(args.scale)),
+        scale_(static_cast<float>(args.spec.scale)),
         scale_first_(!kIsHalf<S> || PowerOfTwo(scale_)),
         head_dim_(args.query.shape[3]),
         value_dim_(args.value.shape[3]),
@@ -184,7 +184,7 @@ class PartsProducts {
     }
     if (alibi) {
       for (int r = 0; r < tile.rows; ++r) {
-        AddAlibi(args_.slopes[tile.row[r].head], begin - tile.row[r].query - args_.offset, from, to,
+        AddAlibi(args_.spec.alibi_slopes[tile.row[r].head], begin - tile.row[r].query - args_.spec.offset, from, to,
                  scores + r * kStride);
       }
     }

@@ -12,13 +12,13 @@
 
 #include <algorithm>
 
-#include "hwy/highway.h"
 #include "attention/kernel-inl.h"
+#include "attention/modifiers-inl.h"
+#include "base/scratch.h"
+#include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "matmul/pack-inl.h"
 #include "simd/rows-inl.h"
-#include "attention/modifiers-inl.h"
-#include "base/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
@@ -126,8 +126,8 @@ class FmaTiles {
         query_(arena.Take<T>(padded_rows, head_dim_)),
         key_(arena.Take<T>(kKeys, head_dim_)),
         value_(arena.Take<T>(kKeys, value_width_)),
-        slopes_(args.slopes),
-        offset_(args.offset),
+        slopes_(args.spec.alibi_slopes),
+        offset_(args.spec.offset),
         lane_max_(arena.Take<T>(kRows * kLanes<T>)) {}
 
   // scores [kRows][kStride] of the packed block's keys [from, to), the first of which is `begin`; -inf in the rest of
@@ -243,7 +243,7 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
       PackPanel(rows, head_dim_, count, int64_t{1}, stride, tile.height, packed + r);
       r += count;
     }
-    ScaleRow(packed, head_dim_ * tile.height, static_cast<T>(args_.scale), packed);
+    ScaleRow(packed, head_dim_ * tile.height, static_cast<T>(args_.spec.scale), packed);
   }
 
   void PackKeys(int64_t begin, int64_t end) {

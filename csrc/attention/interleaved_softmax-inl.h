@@ -16,9 +16,9 @@
 #include <cstdint>
 #include <iterator>
 
+#include "attention/exp-inl.h"
 #include "hwy/highway.h"
 #include "matmul/bf16_amx-inl.h"
-#include "attention/exp-inl.h"
 #include "simd/rows-inl.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3

@@ -29,13 +29,13 @@
 
 #include <algorithm>
 
+#include "attention/kernel.h"
+#include "attention/modifiers-inl.h"
+#include "attention/softmax-inl.h"
+#include "base/scratch.h"
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-#include "attention/kernel.h"
-#include "attention/softmax-inl.h"
 #include "simd/rows-inl.h"
-#include "attention/modifiers-inl.h"
-#include "base/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
@@ -154,7 +154,7 @@ class AttentionRun {
     part.changes = changes_;
     if (changes_.keep) {
       bool all = true;
-      for (const auto& keep : args_.keep) {
+      for (const auto& keep : args_.spec.keep) {
         if (part.empty()) break;
         const KeptKeys kept = KeptByMask<T>(keep, batch_, tile.row, tile.rows, begin, part.from, part.to);
         part.from = kept.from, part.to = kept.to, all &= kept.all;
@@ -185,9 +185,9 @@ class AttentionRun {
         const Row& row = tile.row[r] = MakeRow(args_, kv_head_ * group_ + member, query_begin_ + query);
         if (row.low < row.high) tile.low = std::min(tile.low, row.low), tile.high = std::max(tile.high, row.high);
         tile.all_low = std::max(tile.all_low, row.low), tile.all_high = std::min(tile.all_high, row.high);
-        if (args_.sinks && args_.sinks[row.head] != kMinusInf<T>) {
-          scratch_.max[tile.first_row + r] = args_.sinks[row.head];
-          scratch_.sum[tile.first_row + r] = SinkTerm(args_.sinks[row.head]);
+        if (args_.spec.sinks && args_.spec.sinks[row.head] != kMinusInf<T>) {
+          scratch_.max[tile.first_row + r] = args_.spec.sinks[row.head];
+          scratch_.sum[tile.first_row + r] = SinkTerm(args_.spec.sinks[row.head]);
         }
         if (++query == queries_) query = 0, ++member;
       }
@@ -267,10 +267,10 @@ class AttentionRun {
   // Weights, which dropout still changes, on their way to the values.
   void TakeWeights(const Stage& stage, int r, int64_t begin) const {
     const Part& part = stage.part;
-    if (args_.drop) {
+    if (args_.spec.dropout_keep) {
       const Row& row = stage.tile->row[r];
-      DropWeights(args_.drop.at(batch_, row.head, row.query, begin), args_.drop.stride[3],
-                  static_cast<T>(args_.drop_scale), part.from, part.to, Scores(stage, r));
+      DropWeights(args_.spec.dropout_keep.at(batch_, row.head, row.query, begin), args_.spec.dropout_keep.stride[3],
+                  static_cast<T>(args_.spec.dropout_scale), part.from, part.to, Scores(stage, r));
     }
     products_.TakeWeights(r, part.from, part.to, Scores(stage, r), stage.buffer);
   }

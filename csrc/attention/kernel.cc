@@ -3,9 +3,9 @@
 #define HWY_TARGET_INCLUDE "attention/kernel.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
+#include "attention/fma-inl.h"
 #include "attention/kernel-inl.h"
 #include "attention/kernel.h"
-#include "attention/fma-inl.h"
 #include "base/cpu_features.h"
 #include "base/dispatch.h"
 
@@ -50,7 +50,7 @@ template <typename T>
 const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args) {
   if constexpr (!std::is_same_v<T, double>) {
     const BFloat16Unit unit = ChosenUnit();
-    const int parts = PartsOf<T>(args.precision);
+    const int parts = PartsOf<T>(args.spec.precision);
     if (unit == BFloat16Unit::kAmx && TilesPay(args, parts)) return *AmxAttentionKernel<T>();
     // Of more parts, three products or six take longer there than one of float32.
     if constexpr (!std::is_same_v<T, Float16>) {

@@ -7,8 +7,8 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 
 // Below foreach_target.h, or the first target would miss them.
-#include "attention/kernel.h"
 #include "attention/amx-inl.h"
+#include "attention/kernel.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
@@ -23,7 +23,7 @@ constexpr int kMostParts = std::is_same_v<S, float>     ? 3
 
 template <typename S>
 void AmxBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
-  switch (args.precision) {
+  switch (args.spec.precision) {
     case Precision::kHighest:
       return AmxAttentionBlock<S, kMostParts<S>>(args, block, scratch);
     case Precision::kHigh:

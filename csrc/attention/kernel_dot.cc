@@ -3,10 +3,10 @@
 #define HWY_TARGET_INCLUDE "attention/kernel_dot.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
+#include "attention/bf16-inl.h"
+#include "attention/interleaved_softmax-inl.h"
 #include "attention/kernel-inl.h"
 #include "attention/kernel.h"
-#include "attention/interleaved_softmax-inl.h"
-#include "attention/bf16-inl.h"
 #include "matmul/bf16_dot-inl.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
@@ -45,12 +45,12 @@ class DotAttentionRun final : public AttentionRun<DotProducts<S>> {
     const auto& [tile, part, buffer] = stage;
     const int64_t first = part.from / kChunk;
     weights_.Start(this->Scores(stage) + first * kChunk, this->products_.Weights(0, buffer), this->Shift(stage),
-                   tile->height, Chunks(part.to) - first, 0, this->args_.weights || this->args_.drop);
+                   tile->height, Chunks(part.to) - first, 0, this->args_.weights || this->args_.spec.dropout_keep);
     weights_.Finish();
     weights_.AddSums(this->scratch_.sum + tile->first_row);
     for (int r = 0; r < tile->rows; ++r) {
       if (this->args_.weights) this->StoreWeights(stage, r, begin, end);
-      if (this->args_.drop) Base::TakeWeights(stage, r, begin);
+      if (this->args_.spec.dropout_keep) Base::TakeWeights(stage, r, begin);
     }
   }
 

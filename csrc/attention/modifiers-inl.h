@@ -43,9 +43,9 @@ struct Row {
 
 template <typename T>
 Row MakeRow(const AttentionArgs<T>& args, int64_t head, int64_t query) {
-  const int64_t key_len = args.key.shape[2], position = query + args.offset;
-  const int64_t low = args.left < 0 ? 0 : std::clamp<int64_t>(position - args.left, 0, key_len);
-  const int64_t high = args.right < 0 ? key_len : std::clamp<int64_t>(position + args.right + 1, 0, key_len);
+  const int64_t key_len = args.key.shape[2], position = query + args.spec.offset;
+  const int64_t low = args.spec.left < 0 ? 0 : std::clamp<int64_t>(position - args.spec.left, 0, key_len);
+  const int64_t high = args.spec.right < 0 ? key_len : std::clamp<int64_t>(position + args.spec.right + 1, 0, key_len);
   return {head, query, low, std::max(low, high)};
 }
 
@@ -60,10 +60,10 @@ struct Changes {
 template <typename T>
 Changes ChangesOf(const AttentionArgs<T>& args) {
   Changes changes;
-  changes.softcap = args.softcap > 0;
-  changes.bias = !args.bias.empty() || !args.half_bias.empty();
-  changes.alibi = args.slopes != nullptr;
-  changes.keep = !args.keep.empty();
+  changes.softcap = args.spec.softcap > 0;
+  changes.bias = !args.spec.bias.empty() || !args.spec.half_bias.empty();
+  changes.alibi = args.spec.alibi_slopes != nullptr;
+  changes.keep = !args.spec.keep.empty();
   return changes;
 }
 
@@ -155,24 +155,25 @@ class ScoreRow {
   template <typename Stored>
   HWY_NOINLINE void Change(const AttentionArgs<Stored>& args, int64_t batch, const Row& row,
                            const Changes& changes) const {
-    if (changes.softcap) Softcap(args.softcap);
+    if (changes.softcap) Softcap(args.spec.softcap);
     const auto for_each_bias = [&](const auto& visit) HWY_ATTR {
-      for (const auto& bias : args.bias) visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+      for (const auto& bias : args.spec.bias) visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
       if constexpr (kIsHalf<Stored>) {
-        for (const auto& bias : args.half_bias) visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
+        for (const auto& bias : args.spec.half_bias)
+          visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
       }
     };
     if (changes.bias) {
       for_each_bias([this](const auto* bias, int64_t stride) HWY_ATTR { AddBias(bias, stride); });
     }
-    if (changes.alibi) AddAlibi(args.slopes[row.head], row.query + args.offset);
+    if (changes.alibi) AddAlibi(args.spec.alibi_slopes[row.head], row.query + args.spec.offset);
     // What has been added to -inf since may have made NaN of it.
-    const bool odd_slope = changes.alibi && !std::isfinite(args.slopes[row.head]);
-    if (args.bias.size() + args.half_bias.size() > 1 || (changes.bias && odd_slope)) {
+    const bool odd_slope = changes.alibi && !std::isfinite(args.spec.alibi_slopes[row.head]);
+    if (args.spec.bias.size() + args.spec.half_bias.size() > 1 || (changes.bias && odd_slope)) {
       for_each_bias([this](const auto* bias, int64_t stride) HWY_ATTR { Drop(bias, stride); });
     }
     if (changes.keep) {
-      for (const auto& keep : args.keep) Keep(keep.at(batch, row.head, row.query, key_begin_), keep.stride[3]);
+      for (const auto& keep : args.spec.keep) Keep(keep.at(batch, row.head, row.query, key_begin_), keep.stride[3]);
     }
     if (changes.limit) Limit(row.low, row.high);
     // What the last vector holds beyond the keys.

@@ -1,5 +1,3 @@
-#include "headwise/attention.h"
-
 #include <algorithm>
 #include <atomic>
 #include <new>
@@ -9,6 +7,7 @@
 #include "attention/kernel.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
+#include "headwise/attention.h"
 
 namespace headwise {
 namespace {

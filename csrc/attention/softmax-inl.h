@@ -11,12 +11,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "hwy/highway.h"
-#include "attention/kernel.h"
 #include "attention/exp-inl.h"
+#include "attention/kernel.h"
+#include "attention/modifiers-inl.h"
+#include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "simd/rows-inl.h"
-#include "attention/modifiers-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
@@ -32,7 +32,7 @@ template <typename T>
 KeyRange KeysOf(const AttentionArgs<T>& args, int64_t batch, int64_t query_begin, int64_t query_end) {
   int64_t begin = MakeRow(args, 0, query_begin).low;
   int64_t end = std::max(begin, MakeRow(args, 0, query_end - 1).high);
-  for (const auto& keep : args.keep) {
+  for (const auto& keep : args.spec.keep) {
     const bool shared = (keep.stride[1] == 0 || keep.shape[1] == 1) && (keep.stride[2] == 0 || keep.shape[2] == 1);
     if (!shared || keep.stride[3] == 0) continue;
     const std::uint8_t* kept = keep.at(batch);

@@ -9,10 +9,10 @@
 
 #include <type_traits>
 
+#include "base/cpu_features.h"
 #include "headwise/dtype.h"
 #include "hwy/highway.h"
 #include "hwy/targets.h"
-#include "base/cpu_features.h"
 
 namespace headwise {
 

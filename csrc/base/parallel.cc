@@ -5,9 +5,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "headwise/runtime.h"
 #include "base/openmp/processors.h"
 #include "base/openmp/spare_threads.h"
+#include "headwise/runtime.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -2,9 +2,9 @@
 #include <atomic>
 #include <stdexcept>
 
-#include "headwise/runtime.h"
 #include "base/cpu_features.h"
 #include "base/dispatch.h"
+#include "headwise/runtime.h"
 
 namespace headwise {
 namespace {

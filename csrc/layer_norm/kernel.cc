@@ -3,9 +3,9 @@
 #define HWY_TARGET_INCLUDE "layer_norm/kernel.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
+#include "base/dispatch.h"
 #include "layer_norm/kernel-inl.h"
 #include "layer_norm/kernel.h"
-#include "base/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {

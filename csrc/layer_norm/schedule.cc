@@ -1,10 +1,9 @@
-#include "headwise/layer_norm.h"
-
 #include <algorithm>
 
-#include "layer_norm/kernel.h"
-#include "base/stream.h"
 #include "base/parallel.h"
+#include "base/stream.h"
+#include "headwise/layer_norm.h"
+#include "layer_norm/kernel.h"
 
 namespace headwise {
 namespace {

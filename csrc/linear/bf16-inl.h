@@ -22,14 +22,14 @@
 #include <limits>
 #include <type_traits>
 
+#include "base/cpu_features.h"
+#include "base/scratch.h"
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "linear/kernel-inl.h"
 #include "linear/kernel.h"
-#include "matmul/pack-inl.h"
 #include "matmul/bf16_split-inl.h"
-#include "base/cpu_features.h"
-#include "base/scratch.h"
+#include "matmul/pack-inl.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();

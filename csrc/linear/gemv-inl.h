@@ -20,13 +20,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "base/scratch.h"
 #include "hwy/highway.h"
-#include "matmul/fma-inl.h"
-#include "simd/float16-inl.h"
 #include "linear/kernel-inl.h"
 #include "linear/kernel.h"
+#include "matmul/fma-inl.h"
+#include "simd/float16-inl.h"
 #include "simd/rows-inl.h"
-#include "base/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {

@@ -3,9 +3,9 @@
 #define HWY_TARGET_INCLUDE "linear/gemv.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
-#include "linear/kernel.h"
-#include "linear/gemv-inl.h"
 #include "base/dispatch.h"
+#include "linear/gemv-inl.h"
+#include "linear/kernel.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {

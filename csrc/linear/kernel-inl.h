@@ -15,13 +15,13 @@
 
 #include <algorithm>
 
-#include "hwy/highway.h"
-#include "matmul/fma-inl.h"
-#include "simd/float16-inl.h"
-#include "linear/kernel.h"
-#include "matmul/pack-inl.h"
-#include "simd/rows-inl.h"
 #include "base/scratch.h"
+#include "hwy/highway.h"
+#include "linear/kernel.h"
+#include "matmul/fma-inl.h"
+#include "matmul/pack-inl.h"
+#include "simd/float16-inl.h"
+#include "simd/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {

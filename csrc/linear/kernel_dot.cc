@@ -3,9 +3,9 @@
 #define HWY_TARGET_INCLUDE "linear/kernel_dot.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
-#include "matmul/bf16_dot-inl.h"
-#include "linear/kernel.h"
 #include "linear/bf16-inl.h"
+#include "linear/kernel.h"
+#include "matmul/bf16_dot-inl.h"
 
 #if HWY_ONCE
 namespace headwise {

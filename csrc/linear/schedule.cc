@@ -1,13 +1,12 @@
-#include "headwise/linear.h"
-
 #include <algorithm>
 #include <atomic>
 #include <memory>
 #include <utility>
 
-#include "linear/kernel.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
+#include "headwise/linear.h"
+#include "linear/kernel.h"
 
 namespace headwise {
 namespace {

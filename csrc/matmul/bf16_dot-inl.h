@@ -16,8 +16,8 @@
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-#include "matmul/fma-inl.h"
 #include "matmul/bf16_split-inl.h"
+#include "matmul/fma-inl.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();

@@ -24,10 +24,10 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "matmul/bf16_support.h"
 #include "matmul/fma-inl.h"
 #include "matmul/pack-inl.h"
 #include "simd/rows-inl.h"
-#include "matmul/bf16_support.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();

@@ -33,24 +33,24 @@ void RegisterAttention(py::module_& module) {
           args.output = ToView<T, 4>(output, "output");
           args.weights = ToView<T, 4>(weights, "weights");
           args.lse = ToView<A, 3>(lse, "lse");
-          for (const py::array& mask : keep) args.keep.push_back(ToScoreView<std::uint8_t>(mask, "keep", args));
+          for (const py::array& mask : keep) args.spec.keep.push_back(ToScoreView<std::uint8_t>(mask, "keep", args));
           for (const py::array& added : bias) {
             if (kIsHalf<T> && HasType<T>(added)) {
-              args.half_bias.push_back(ToScoreView<T>(added, "bias", args));
+              args.spec.half_bias.push_back(ToScoreView<T>(added, "bias", args));
             } else {
-              args.bias.push_back(ToScoreView<A>(added, "bias", args));
+              args.spec.bias.push_back(ToScoreView<A>(added, "bias", args));
             }
           }
-          if (drop) args.drop = ToScoreView<std::uint8_t>(*drop, "drop", args);
-          args.slopes = ToVector<A>(slopes, args.query.shape[1], "slopes");
-          args.sinks = ToVector<A>(sinks, args.query.shape[1], "sinks");
-          args.scale = scale;
-          args.softcap = softcap;
-          args.left = left;
-          args.right = right;
-          args.offset = offset;
-          args.drop_scale = drop_scale;
-          args.precision = ToPrecision(precision);
+          if (drop) args.spec.dropout_keep = ToScoreView<std::uint8_t>(*drop, "drop", args);
+          args.spec.alibi_slopes = ToVector<A>(slopes, args.query.shape[1], "slopes");
+          args.spec.sinks = ToVector<A>(sinks, args.query.shape[1], "sinks");
+          args.spec.scale = scale;
+          args.spec.softcap = softcap;
+          args.spec.left = left;
+          args.spec.right = right;
+          args.spec.offset = offset;
+          args.spec.dropout_scale = drop_scale;
+          args.spec.precision = ToPrecision(precision);
           const ReleasedGil release;
           Attention(args);
         });

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "python/arrays.h"
 #include "headwise/attention.h"
+#include "python/arrays.h"
 
 namespace headwise::bindings {
 namespace {
@@ -78,13 +78,13 @@ void RegisterAttentionVarlen(py::module_& module) {
           packed.output = WithBatch(ToView<T, 3>(output, "output"));
           packed.lse = WithBatch(ToView<A, 2>(lse, "lse"));
           CheckPacked(packed);
-          packed.slopes = ToVector<A>(slopes, packed.query.shape[1], "slopes");
-          packed.sinks = ToVector<A>(sinks, packed.query.shape[1], "sinks");
-          packed.scale = scale;
-          packed.softcap = softcap;
-          packed.left = left;
-          packed.right = right;
-          packed.precision = ToPrecision(precision);
+          packed.spec.alibi_slopes = ToVector<A>(slopes, packed.query.shape[1], "slopes");
+          packed.spec.sinks = ToVector<A>(sinks, packed.query.shape[1], "sinks");
+          packed.spec.scale = scale;
+          packed.spec.softcap = softcap;
+          packed.spec.left = left;
+          packed.spec.right = right;
+          packed.spec.precision = ToPrecision(precision);
 
           const std::int64_t count = query_starts.size();
           const Ranges queries(query_starts, query_lengths, count, packed.query.shape[2],
@@ -99,7 +99,7 @@ void RegisterAttentionVarlen(py::module_& module) {
             args.value = Rows(packed.value, keys.start[s], keys.length[s]);
             args.output = Rows(packed.output, queries.start[s], queries.length[s]);
             args.lse = Rows(packed.lse, queries.start[s], queries.length[s]);
-            args.offset = offset[s];
+            args.spec.offset = offset[s];
           }
           const ReleasedGil release;
           AttentionVarlen(sequences);

@@ -2,8 +2,8 @@
 
 #include <pybind11/stl.h>
 
-#include "python/arrays.h"
 #include "base/cpu_features.h"
+#include "python/arrays.h"
 
 namespace headwise::bindings {
 

@@ -1,13 +1,12 @@
-#include "headwise/rope.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 
-#include "rope/kernel.h"
-#include "base/stream.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
+#include "base/stream.h"
+#include "headwise/rope.h"
+#include "rope/kernel.h"
 
 namespace headwise {
 namespace {

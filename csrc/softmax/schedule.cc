@@ -1,15 +1,14 @@
-#include "headwise/softmax.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <vector>
 
-#include "softmax/kernel.h"
-#include "base/stream.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
+#include "base/stream.h"
+#include "headwise/softmax.h"
+#include "softmax/kernel.h"
 
 namespace headwise {
 namespace {

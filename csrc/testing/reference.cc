@@ -59,13 +59,14 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
             std::vector<bool>& kept) {
   const std::int64_t head_dim = args.query.shape[3], key_len = args.key.shape[2];
   const std::int64_t kv = h / (args.query.shape[1] / args.key.shape[1]);
-  const std::int64_t position = i + args.offset;
+  const std::int64_t position = i + args.spec.offset;
   for (std::int64_t j = 0; j < key_len; ++j) {
-    kept[j] = (args.left < 0 || j >= position - args.left) && (args.right < 0 || j <= position + args.right);
-    for (const auto& keep : args.keep) kept[j] = kept[j] && *keep.at(n, h, i, j) != 0;
+    kept[j] = (args.spec.left < 0 || j >= position - args.spec.left) &&
+              (args.spec.right < 0 || j <= position + args.spec.right);
+    for (const auto& keep : args.spec.keep) kept[j] = kept[j] && *keep.at(n, h, i, j) != 0;
     const auto for_each_bias = [&](const auto& visit) {
-      for (const auto& bias : args.bias) visit(static_cast<double>(*bias.at(n, h, i, j)));
-      for (const auto& bias : args.half_bias) visit(ToDouble(*bias.at(n, h, i, j)));
+      for (const auto& bias : args.spec.bias) visit(static_cast<double>(*bias.at(n, h, i, j)));
+      for (const auto& bias : args.spec.half_bias) visit(ToDouble(*bias.at(n, h, i, j)));
     };
     for_each_bias([&](double bias) { kept[j] = kept[j] && bias != -kInf; });
     scores[j] = -kInf;
@@ -75,10 +76,11 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
     for (std::int64_t d = 0; d < head_dim; ++d) {
       product += ToDouble(*args.query.at(n, h, i, d)) * ToDouble(*args.key.at(n, kv, j, d));
     }
-    double score = args.scale * static_cast<double>(product);
-    if (args.softcap != 0) score = args.softcap * std::tanh(score / args.softcap);
+    double score = args.spec.scale * static_cast<double>(product);
+    if (args.spec.softcap != 0) score = args.spec.softcap * std::tanh(score / args.spec.softcap);
     for_each_bias([&](double bias) { score += bias; });
-    if (args.slopes) score -= static_cast<double>(args.slopes[h]) * static_cast<double>(std::abs(position - j));
+    if (args.spec.alibi_slopes)
+      score -= static_cast<double>(args.spec.alibi_slopes[h]) * static_cast<double>(std::abs(position - j));
     scores[j] = score;
     kept[j] = score != -kInf;  // as where a bias is -inf
   }
@@ -195,7 +197,7 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
   for (std::int64_t n = 0; n < batch; ++n) {
     for (std::int64_t h = 0; h < heads; ++h) {
       const std::int64_t kv = h / (heads / args.key.shape[1]);
-      const double sink = args.sinks ? static_cast<double>(args.sinks[h]) : -kInf;
+      const double sink = args.spec.sinks ? static_cast<double>(args.spec.sinks[h]) : -kInf;
       for (std::int64_t i = 0; i < query_len; ++i) {
         Scores(args, n, h, i, scores, kept);
         const double max = std::max(sink, Max(scores));
@@ -206,8 +208,8 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
         for (std::int64_t j = 0; j < key_len; ++j) {
           const double weight = kept[j] ? std::exp(scores[j] - max) / sum : 0.0 * sum;  // NaN where the row is
           result.weights.push_back(weight);
-          if (!kept[j] || (args.drop && *args.drop.at(n, h, i, j) == 0)) continue;
-          const double scale = args.drop ? args.drop_scale : 1.0;
+          if (!kept[j] || (args.spec.dropout_keep && *args.spec.dropout_keep.at(n, h, i, j) == 0)) continue;
+          const double scale = args.spec.dropout_keep ? args.spec.dropout_scale : 1.0;
           for (std::int64_t d = 0; d < value_dim; ++d)
             values[d] += scale * weight * ToDouble(*args.value.at(n, kv, j, d));
         }

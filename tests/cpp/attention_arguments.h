@@ -7,8 +7,8 @@
 
 #include "headwise/attention.h"
 #include "headwise/runtime.h"
-#include "testing/reference.h"
 #include "tensor.h"
+#include "testing/reference.h"
 
 namespace headwise::testing {
 
@@ -42,7 +42,7 @@ class AttentionArguments {
     args.key = key.read();
     args.value = value.read();
     args.output = output.view();
-    args.scale = 1 / std::sqrt(static_cast<double>(shape.head_dim));
+    args.spec.scale = 1 / std::sqrt(static_cast<double>(shape.head_dim));
   }
 
   void WantWeights() { args.weights = weights.view(); }
@@ -50,7 +50,7 @@ class AttentionArguments {
 
   // Masks and biases: of full size along each axis, or one entry for all.
   void AddKeep(double probability, std::array<bool, 4> full = {true, true, true, true}) {
-    args.keep.push_back(Broadcast(bytes_.emplace_back(MakeKeep(probability, full))));
+    args.spec.keep.push_back(Broadcast(bytes_.emplace_back(MakeKeep(probability, full))));
   }
   // kept(head, query, key)
   template <class Function>
@@ -63,39 +63,39 @@ class AttentionArguments {
         }
       }
     }
-    args.keep.push_back(Broadcast(keep));
+    args.spec.keep.push_back(Broadcast(keep));
   }
   void AddDrop(double probability, std::array<bool, 4> full = {true, true, true, true}) {
-    args.drop = Broadcast(bytes_.emplace_back(MakeKeep(1 - probability, full)));
-    args.drop_scale = 1 / (1 - probability);
+    args.spec.dropout_keep = Broadcast(bytes_.emplace_back(MakeKeep(1 - probability, full)));
+    args.spec.dropout_scale = 1 / (1 - probability);
   }
   void AddBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
-    args.bias.push_back(Broadcast(AddBiasTo(biases_, deviation, dropped, full)));
+    args.spec.bias.push_back(Broadcast(AddBiasTo(biases_, deviation, dropped, full)));
   }
   // In T, where that is a half.
   void AddHalfBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
     if (!kIsHalf<T>) return AddBias(deviation, dropped, full);
-    args.half_bias.push_back(Broadcast(AddBiasTo(half_biases_, deviation, dropped, full)));
+    args.spec.half_bias.push_back(Broadcast(AddBiasTo(half_biases_, deviation, dropped, full)));
   }
   void AddSlopes(double deviation) {
     slopes_.emplace(std::array<std::int64_t, 1>{heads}, shape.guard);
-    args.slopes = FillNormal(*slopes_, random, deviation).data();
+    args.spec.alibi_slopes = FillNormal(*slopes_, random, deviation).data();
   }
   void AddSinks() {
     sinks_.emplace(std::array<std::int64_t, 1>{heads}, shape.guard);
-    args.sinks = FillNormal(*sinks_, random, 2).data();
+    args.spec.sinks = FillNormal(*sinks_, random, 2).data();
   }
 
   bool Kept(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j) const {
-    const std::int64_t position = i + args.offset;
-    if (args.left >= 0 && j < position - args.left) return false;
-    if (args.right >= 0 && j > position + args.right) return false;
-    for (const auto& keep : args.keep) {
+    const std::int64_t position = i + args.spec.offset;
+    if (args.spec.left >= 0 && j < position - args.spec.left) return false;
+    if (args.spec.right >= 0 && j > position + args.spec.right) return false;
+    for (const auto& keep : args.spec.keep) {
       if (*keep.at(n, h, i, j) == 0) return false;
     }
     const auto drops = [&](const auto& bias) { return reference::ToDouble(*bias.at(n, h, i, j)) == -kInf; };
-    return std::none_of(args.bias.begin(), args.bias.end(), drops) &&
-           std::none_of(args.half_bias.begin(), args.half_bias.end(), drops);
+    return std::none_of(args.spec.bias.begin(), args.spec.bias.end(), drops) &&
+           std::none_of(args.spec.half_bias.begin(), args.spec.half_bias.end(), drops);
   }
 
   // Plants NaN and Inf in every key and value that nobody keeps. Returns how many there are.
@@ -127,7 +127,7 @@ class AttentionArguments {
   }
 
   // All but the few rows of decoding go by them, if the target has them for such numbers.
-  bool OnTiles() const { return InParts<T>(args.precision) && shape.group * shape.query_len > 8; }
+  bool OnTiles() const { return InParts<T>(args.spec.precision) && shape.group * shape.query_len > 8; }
 
   // On tiles, weights meet values of BFloat16 as bfloat16, and of Float16 in two parts.
   double WeightRounding() const {
@@ -140,9 +140,9 @@ class AttentionArguments {
   // Of a weight: scores are rounded to units of the largest of their terms, which exp turns into relative errors.
   double Tolerance() const {
     const double product =
-        std::abs(args.scale) * MaxAbs(query) * MaxAbs(key) * std::sqrt(static_cast<double>(shape.head_dim));
+        std::abs(args.spec.scale) * MaxAbs(query) * MaxAbs(key) * std::sqrt(static_cast<double>(shape.head_dim));
     double others = MostOfBiases();
-    const auto distance = static_cast<double>(shape.query_len + shape.key_len + std::abs(args.offset));
+    const auto distance = static_cast<double>(shape.query_len + shape.key_len + std::abs(args.spec.offset));
     if (slopes_) others += MaxAbs(*slopes_) * distance;
     return (10 + others) * kEpsilon<T> + product * ProductEpsilon();
   }

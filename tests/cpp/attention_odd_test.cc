@@ -30,20 +30,20 @@ void CheckBiasesDrop(std::int64_t queries) {
       };
       test.WantLse();
       test.WantWeights();
-      test.args.bias = {first ? drops.read() : odds.read(), first ? odds.read() : drops.read()};
+      test.args.spec.bias = {first ? drops.read() : odds.read(), first ? odds.read() : drops.read()};
       check();
       if constexpr (kIsHalf<T>) {  // one of the two in T
         const Tensor<T, 4> half({1, 1, queries, 50});
         fill(half, first ? odd : -kInf);
-        test.args.bias = {first ? drops.read() : odds.read()};
-        test.args.half_bias = {half.read()};
+        test.args.spec.bias = {first ? drops.read() : odds.read()};
+        test.args.spec.half_bias = {half.read()};
         check();
       }
 
       AttentionCase<T> alone(shape, 22);
       alone.AddBias(1, 1);
       alone.AddSlopes(1);
-      *const_cast<Accumulator<T>*>(alone.args.slopes) = static_cast<Accumulator<T>>(-odd);
+      *const_cast<Accumulator<T>*>(alone.args.spec.alibi_slopes) = static_cast<Accumulator<T>>(-odd);
       alone.WantLse();
       alone.Check();
       for (const auto element : alone.lse.Values()) EXPECT_EQ(element, -kInf);
@@ -65,7 +65,7 @@ void CheckInfiniteSink(std::int64_t queries) {
   shape.group = 2, shape.query_len = queries, shape.key_len = 50;
   AttentionCase<T> test(shape, 23);
   test.AddSinks();
-  const_cast<Accumulator<T>*>(test.args.sinks)[1] = static_cast<Accumulator<T>>(kInf);
+  const_cast<Accumulator<T>*>(test.args.spec.sinks)[1] = static_cast<Accumulator<T>>(kInf);
   test.WantLse();
   test.WantWeights();
   test.Check();
@@ -86,7 +86,7 @@ void CheckRowOfNaN() {
   AttentionShape shape;
   shape.query_len = 300, shape.key_len = 300;
   AttentionCase<T> test(shape, 24);
-  test.args.right = 0;
+  test.args.spec.right = 0;
   for (std::int64_t i = 0; i < 300; i += 9) *test.query.view().at(0, 0, i, 0) = reference::Nearest<T>(kNaN);
   test.WantWeights();
   SetThreadsForAnyWork(true);

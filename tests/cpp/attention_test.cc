@@ -45,13 +45,13 @@ AttentionCase<T> RandomCase(std::uint64_t seed) {
     test.AddDrop(0.3, Chance(random, 0.8) ? std::array<bool, 4>{true, true, true, true} : full());
   if (Chance(random, 0.3)) test.AddSlopes(0.2);
   if (Chance(random, 0.3)) test.AddSinks();
-  if (Chance(random, 0.3)) test.args.softcap = Chance(random, 0.5) ? 1.5 : 30;
-  if (Chance(random, 0.3)) test.args.left = Integer(random, 0, 40);
-  if (Chance(random, 0.5)) test.args.right = Chance(random, 0.6) ? 0 : Integer(random, 0, 40);
+  if (Chance(random, 0.3)) test.args.spec.softcap = Chance(random, 0.5) ? 1.5 : 30;
+  if (Chance(random, 0.3)) test.args.spec.left = Integer(random, 0, 40);
+  if (Chance(random, 0.5)) test.args.spec.right = Chance(random, 0.6) ? 0 : Integer(random, 0, 40);
   if (Chance(random, 0.5)) {
-    test.args.offset = Chance(random, 0.6) ? shape.key_len - shape.query_len : Integer(random, -80, 700);
+    test.args.spec.offset = Chance(random, 0.6) ? shape.key_len - shape.query_len : Integer(random, -80, 700);
   }
-  if (Chance(random, 0.2)) test.args.scale = Chance(random, 0.5) ? 0 : -0.3;
+  if (Chance(random, 0.2)) test.args.spec.scale = Chance(random, 0.5) ? 0 : -0.3;
   return test;
 }
 
@@ -104,7 +104,7 @@ void CheckLengths() {
           test->WantLse();
           if (weights) test->WantWeights();
           test->Check();
-          test->args.right = 0;
+          test->args.spec.right = 0;
           test->Check();
         }
       }
@@ -163,13 +163,13 @@ void CheckNonFinite(std::int64_t queries, double odd) {
         AttentionShape shape;
         shape.query_len = queries, shape.key_len = 50;
         AttentionCase<T> test(shape, 4);
-        test.args.right = 0, test.args.offset = 50 - queries;
+        test.args.spec.right = 0, test.args.spec.offset = 50 - queries;
         test.WantLse();
         if (weights) test.WantWeights();
         *(in_key ? test.key : test.value).view().at(0, 0, where, 3) = reference::Nearest<T>(odd);
         test.Check();
-        test.args.left = 10;
-        test.args.softcap = 5;
+        test.args.spec.left = 10;
+        test.args.spec.softcap = 5;
         test.Check();
       }
     }
@@ -220,7 +220,7 @@ void CheckMaskPatterns(std::int64_t queries) {
       if (pattern == 5) test.AddKeepWhere([](std::int64_t, std::int64_t i, std::int64_t j) { return i + 300 < j; });
       EXPECT_EQ(test.Poison() > 0, pattern != 0 && !(pattern == 1 && queries > 4 * 17));
       test.Check();
-      test.args.right = 0, test.args.offset = 400;
+      test.args.spec.right = 0, test.args.spec.offset = 400;
       test.Check();
     }
   }
@@ -247,8 +247,8 @@ void CheckNothingKept() {
       if (sinks) test.AddSinks();
       if (how == 0) test.AddKeep(0);
       if (how == 1) test.AddBias(1, 1);
-      if (how == 2) test.args.left = 3, test.args.offset = 100;
-      if (how == 3) test.args.right = 0, test.args.offset = -5;
+      if (how == 2) test.args.spec.left = 3, test.args.spec.offset = 100;
+      if (how == 3) test.args.spec.right = 0, test.args.spec.offset = -5;
       EXPECT_GT(test.Poison(), 0);
       test.Check();
       test.args.weights = {};
@@ -274,7 +274,7 @@ void CheckLargeScores() {
     AttentionShape shape;
     shape.query_len = 20, shape.key_len = 300;
     AttentionCase<T> test(shape, 7);
-    test.args.scale = scale;
+    test.args.spec.scale = scale;
     test.WantLse();
     test.Check();
     test.WantWeights();
@@ -313,7 +313,7 @@ void Grow(const AttentionCase<T>& test, double step) {
     *test.query.view().at(0, 0, i, 0) = reference::Nearest<T>(i % 3 == 2 ? 2 : i % 2);
   }
   for (std::int64_t j = 0; j < test.shape.key_len; ++j) {
-    const double height = step / test.args.scale * static_cast<double>(j / 100);
+    const double height = step / test.args.spec.scale * static_cast<double>(j / 100);
     *test.key.view().at(0, 0, j, 0) = reference::Nearest<T>(height);
   }
 }
@@ -328,7 +328,7 @@ void CheckGrowingScores() {
     Grow(test, step);
     test.WantLse();
     test.Check();
-    test.args.right = 0, test.args.offset = 350;
+    test.args.spec.right = 0, test.args.spec.offset = 350;
     test.Check();
     test.WantWeights();
     test.Check();
@@ -407,7 +407,7 @@ TEST_P(AttentionTest, Precision) {
   EXPECT_LE(ErrorsOf(test).absolute, 5e-7);
   const std::vector<float> highest = test.output.Values();
   for (const auto& [precision, bound] : {std::pair{Precision::kHigh, 5e-6}, {Precision::kMedium, 2e-3}}) {
-    test.args.precision = precision;
+    test.args.spec.precision = precision;
     EXPECT_LE(ErrorsOf(test).absolute, bound);
     EXPECT_EQ(Identical(test.output.Values(), highest), !InParts<float>(precision));
   }
@@ -421,7 +421,7 @@ TEST_P(AttentionTest, Precision) {
   const std::vector<Float16> half_output = half.output.Values();
   const std::vector<BFloat16> upper_half_output = upper_half.output.Values();
   for (const Precision precision : {Precision::kHigh, Precision::kMedium}) {
-    half.args.precision = upper_half.args.precision = precision;
+    half.args.spec.precision = upper_half.args.spec.precision = precision;
     half.CheckWithin(0x1p-7);
     const bool same = precision == Precision::kHigh || !InParts<Float16>(precision);
     EXPECT_EQ(Identical(half.output.Values(), half_output), same);
@@ -531,7 +531,7 @@ void CheckThreads() {
       AttentionCase<T> test(shape, 12);
       test.WantLse();
       if (weights) test.WantWeights();
-      if (shape.query_len > 1) test.args.right = 0, test.args.offset = shape.key_len - shape.query_len;
+      if (shape.query_len > 1) test.args.spec.right = 0, test.args.spec.offset = shape.key_len - shape.query_len;
       SetNumThreads(1);
       if constexpr (kIsHalf<T>) {
         test.Run();
@@ -565,7 +565,7 @@ void CheckRowsAreIndependent(std::int64_t queries, std::int64_t part, double gro
   shape.query_len = queries, shape.key_len = 1300;
   AttentionCase<T> all(shape, 13);
   if (growth > 0) Grow(all, growth);
-  all.args.right = 0, all.args.offset = 1300 - queries;
+  all.args.spec.right = 0, all.args.spec.offset = 1300 - queries;
   all.Run();
   for (std::int64_t first = 0; first + part <= queries; first += part / 3 + 1) {
     SCOPED_TRACE(::testing::Message() << part << " of " << queries << " from " << first);
@@ -573,7 +573,7 @@ void CheckRowsAreIndependent(std::int64_t queries, std::int64_t part, double gro
     AttentionArgs<T> some = all.args;
     some.query.data = all.query.read().at(0, 0, first);
     some.query.shape[2] = part;
-    some.offset += first;
+    some.spec.offset += first;
     some.output = output.view();
     Attention(some);
     const T* rows = all.output.read().at(0, 0, first);

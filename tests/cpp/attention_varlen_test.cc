@@ -31,7 +31,7 @@ std::deque<AttentionCase<T>> Cases(Guard guard) {
   add(ShapeOf(150, 300, guard));
   add(ShapeOf(2, 0, guard)).AddSinks();
   add(ShapeOf(90, 0, guard));
-  add(ShapeOf(5, 5, guard)).args.right = 0;
+  add(ShapeOf(5, 5, guard)).args.spec.right = 0;
   AttentionShape other = ShapeOf(70, 200, guard);
   other.batch = 2, other.kv_heads = 1, other.group = 3, other.head_dim = 65;
   other.order = kSeqFirst, other.pad = 3;
@@ -41,7 +41,7 @@ std::deque<AttentionCase<T>> Cases(Guard guard) {
   everything.AddBias(1, 0.1, {false, true, false, true});
   everything.AddSlopes(0.1);
   everything.AddSinks();
-  everything.args.softcap = 5, everything.args.left = 150, everything.args.offset = 100;
+  everything.args.spec.softcap = 5, everything.args.spec.left = 150, everything.args.spec.offset = 100;
   add(ShapeOf(0, 0, guard));
   AttentionShape widths = ShapeOf(20, 30, guard);
   widths.value_dim = 0;
@@ -97,7 +97,7 @@ TEST_P(AttentionVarlenTest, ManyLengths) {
     for (std::int64_t s = 0; s < 40; ++s) {
       const std::int64_t length = s == 17 ? 700 : 3 * s;
       calls.push_back(cases.emplace_back(ShapeOf(decode ? 1 : length, length), 5).args);
-      if (!decode) calls.back().right = 0;
+      if (!decode) calls.back().spec.right = 0;
     }
     for (const int threads : {1, 3}) {
       SetNumThreads(threads);

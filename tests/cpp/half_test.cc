@@ -3,8 +3,8 @@
 #define HWY_TARGET_INCLUDE "half_test.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
-#include "simd/float16-inl.h"
 #include "base/dispatch.h"
+#include "simd/float16-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
@@ -20,8 +20,8 @@ void NarrowBFloat16(const float* from, std::int64_t n, BFloat16* to) { Narrow(fr
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include "testing/float16.h"
 #include "support.h"
+#include "testing/float16.h"
 
 namespace headwise {
 

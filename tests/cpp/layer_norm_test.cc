@@ -1,7 +1,7 @@
 #include "headwise/layer_norm.h"
 
-#include "testing/reference.h"
 #include "support.h"
+#include "testing/reference.h"
 
 namespace headwise::testing {
 namespace {

@@ -3,8 +3,8 @@
 #include <atomic>
 #include <thread>
 
-#include "testing/reference.h"
 #include "support.h"
+#include "testing/reference.h"
 
 namespace headwise::testing {
 namespace {

@@ -9,12 +9,12 @@
 #include <utility>
 
 #include "attention_case.h"
+#include "base/scratch.h"
 #include "headwise/alibi.h"
 #include "headwise/layer_norm.h"
 #include "headwise/linear.h"
 #include "headwise/rope.h"
 #include "headwise/softmax.h"
-#include "base/scratch.h"
 #include "support.h"
 
 namespace {

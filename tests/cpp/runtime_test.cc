@@ -7,15 +7,15 @@
 #include <stdexcept>
 #include <thread>
 
-#include "headwise/softmax.h"
 #include "alibi/kernel.h"
 #include "attention/kernel.h"
+#include "base/openmp/processors.h"
+#include "base/parallel.h"
+#include "base/scratch.h"
+#include "headwise/softmax.h"
 #include "layer_norm/kernel.h"
 #include "rope/kernel.h"
 #include "softmax/kernel.h"
-#include "base/parallel.h"
-#include "base/openmp/processors.h"
-#include "base/scratch.h"
 #include "support.h"
 
 #ifdef __linux__

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "headwise/runtime.h"
 #include "base/cpu_features.h"
+#include "headwise/runtime.h"
 #include "tensor.h"
 
 namespace headwise::testing {

@@ -10,9 +10,9 @@
 #include <map>
 #include <vector>
 
-#include "hwy/highway.h"
 #include "alibi/kernel.h"
 #include "attention/kernel.h"
+#include "hwy/highway.h"
 #include "layer_norm/kernel.h"
 #include "linear/kernel.h"
 #include "rope/kernel.h"

@@ -6,13 +6,13 @@
 #include <thread>
 
 #include "attention_case.h"
+#include "base/parallel.h"
 #include "headwise/alibi.h"
 #include "headwise/attention.h"
 #include "headwise/layer_norm.h"
 #include "headwise/linear.h"
 #include "headwise/rope.h"
 #include "headwise/softmax.h"
-#include "base/parallel.h"
 
 #ifdef _OPENMP
 #include <sys/wait.h>

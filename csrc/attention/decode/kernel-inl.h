@@ -17,14 +17,14 @@
 
 #include <algorithm>
 
-#include "hwy/highway.h"
 #include "attention/kernel.h"
+#include "attention/modifiers-inl.h"
 #include "attention/softmax-inl.h"
+#include "base/scratch.h"
+#include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "matmul/pack-inl.h"
 #include "simd/rows-inl.h"
-#include "attention/modifiers-inl.h"
-#include "base/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
@@ -145,7 +145,7 @@ class DecodeRun {
       const Row& row = scratch_.row[r] = MakeRow(args_, first_head + r / queries, r % queries);
       T* query = scratch_.query + r * scratch_.query_width;
       std::fill_n(query, scratch_.query_width, T{0});
-      ScaleRow(args_.query.at(chunk_.batch, row.head, row.query), head_dim_, static_cast<T>(args_.scale), query);
+      ScaleRow(args_.query.at(chunk_.batch, row.head, row.query), head_dim_, static_cast<T>(args_.spec.scale), query);
     }
   }
 
@@ -195,10 +195,10 @@ class DecodeRun {
   }
 
   void Drop(int64_t r, int64_t begin, int64_t keys) const {
-    if (!args_.drop) return;
+    if (!args_.spec.dropout_keep) return;
     const Row& row = scratch_.row[r];
-    DropWeights(args_.drop.at(chunk_.batch, row.head, row.query, begin), args_.drop.stride[3],
-                static_cast<T>(args_.drop_scale), 0, keys, ScoresOf(r));
+    DropWeights(args_.spec.dropout_keep.at(chunk_.batch, row.head, row.query, begin), args_.spec.dropout_keep.stride[3],
+                static_cast<T>(args_.spec.dropout_scale), 0, keys, ScoresOf(r));
   }
 
   template <int kRows>
@@ -295,7 +295,7 @@ void MergeChunks(const AttentionArgs<S>& args, int64_t batch, int64_t kv_head, i
   const KeyRange keys = KeysOf(args, batch, 0, queries);
   for (int64_t r = 0; r < total.rows; ++r) {
     const int64_t head = kv_head * group + r / queries, query = r % queries;
-    const T sink = args.sinks ? args.sinks[head] : kMinusInf<T>;
+    const T sink = args.spec.sinks ? args.spec.sinks[head] : kMinusInf<T>;
     T max = sink;
     for (int64_t c = 0; c < chunks; ++c) max = std::max(max, chunk(c).max[r]);
     const T shift = max == kMinusInf<T> ? T{0} : max;

@@ -3,8 +3,8 @@
 #define HWY_TARGET_INCLUDE "attention/decode/kernel.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
-#include "attention/kernel.h"
 #include "attention/decode/kernel-inl.h"
+#include "attention/kernel.h"
 #include "base/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -73,15 +73,15 @@ class AttentionInput : public AttentionArguments<T> {
       if (bytes.Bool()) Fill(*this->sinks_, bytes);
     }
     const double caps[] = {1.5, 30, 1e-3, 1e4};
-    if ((more >> 4 & 3) == 3) args.softcap = bytes.Pick(caps);
-    if ((more >> 6 & 3) == 3) args.left = bytes.Integer(0, 40);
+    if ((more >> 4 & 3) == 3) args.spec.softcap = bytes.Pick(caps);
+    if ((more >> 6 & 3) == 3) args.spec.left = bytes.Integer(0, 40);
     const int where = bytes.Byte();
-    if (where & 1) args.right = where & 2 ? 0 : bytes.Integer(0, 40);
-    if (where & 4) args.offset = where & 8 ? shape.key_len - shape.query_len : bytes.Integer(0, 800) - 100;
+    if (where & 1) args.spec.right = where & 2 ? 0 : bytes.Integer(0, 40);
+    if (where & 4) args.spec.offset = where & 8 ? shape.key_len - shape.query_len : bytes.Integer(0, 800) - 100;
     const double scales[] = {0, -0.3, 1, 100, 1e-6, 1e-30};
-    if ((where >> 4 & 3) == 3) args.scale = bytes.Pick(scales);
+    if ((where >> 4 & 3) == 3) args.spec.scale = bytes.Pick(scales);
     const Precision precisions[] = {Precision::kHighest, Precision::kHighest, Precision::kHigh, Precision::kMedium};
-    if (!std::is_same_v<T, double>) args.precision = bytes.Pick(precisions);
+    if (!std::is_same_v<T, double>) args.spec.precision = bytes.Pick(precisions);
     const bool poison = (where >> 6 & 3) != 0;
     // One after the other: each reads bytes.
     const bool query_twisted = Twist(args.query, bytes), key_twisted = Twist(args.key, bytes);
@@ -118,11 +118,12 @@ class AttentionInput : public AttentionArguments<T> {
          << shape.query_len << ", key_len " << shape.key_len << ", head_dim " << shape.head_dim << ", value_dim "
          << shape.value_dim << ", |query| " << MaxAbs(this->query) << ", |key| " << MaxAbs(this->key) << ", |value| "
          << MaxAbs(this->value) << ", weights " << static_cast<bool>(args.weights) << ", lse "
-         << static_cast<bool>(args.lse) << ", masks " << args.keep.size() << ", biases " << args.bias.size()
-         << ", of halves " << args.half_bias.size() << ", drop " << static_cast<bool>(args.drop) << ", slopes "
-         << (args.slopes != nullptr) << ", sinks " << (args.sinks != nullptr) << ", scale " << args.scale
-         << ", softcap " << args.softcap << ", left " << args.left << ", right " << args.right << ", offset "
-         << args.offset << ", precision " << static_cast<int>(args.precision);
+         << static_cast<bool>(args.lse) << ", masks " << args.spec.keep.size() << ", biases " << args.spec.bias.size()
+         << ", of halves " << args.spec.half_bias.size() << ", drop " << static_cast<bool>(args.spec.dropout_keep)
+         << ", slopes " << (args.spec.alibi_slopes != nullptr) << ", sinks " << (args.spec.sinks != nullptr)
+         << ", scale " << args.spec.scale << ", softcap " << args.spec.softcap << ", left " << args.spec.left
+         << ", right " << args.spec.right << ", offset " << args.spec.offset << ", precision "
+         << static_cast<int>(args.spec.precision);
     return text.str();
   }
 
@@ -138,7 +139,8 @@ class AttentionInput : public AttentionArguments<T> {
     ExpectClose("output", this->output, expected_.output, [&](std::size_t i) {
       if (unsure_rows_[i / width] || (!ambiguous_.empty() && ambiguous_[i])) return kNaN;
       // Whether a row of NaN is NaN still when dropout has dropped all of it is not promised.
-      return std::isnan(expected_.lse[i / width]) && args.drop && expected_.output[i] == 0 ? kNaN : of_values;
+      return std::isnan(expected_.lse[i / width]) && args.spec.dropout_keep && expected_.output[i] == 0 ? kNaN
+                                                                                                        : of_values;
     });
     if (args.lse) {
       ExpectClose("lse", this->lse, expected_.lse, [&](std::size_t i) { return unsure_rows_[i] ? kNaN : tolerance; });
@@ -154,9 +156,9 @@ class AttentionInput : public AttentionArguments<T> {
   double PartEpsilon() const {
     if (!this->OnTiles()) return 0;
     if (std::is_same_v<T, BFloat16>) return 0;
-    if (this->args.precision == Precision::kMedium) return 0x1p-6;
+    if (this->args.spec.precision == Precision::kMedium) return 0x1p-6;
     if (std::is_same_v<T, Float16>) return 0x1p-16;
-    return this->args.precision == Precision::kHigh ? 0x1p-14 : 0;
+    return this->args.spec.precision == Precision::kHigh ? 0x1p-14 : 0;
   }
   double ValueEpsilon() const {
     return std::max(this->WeightRounding(), std::is_same_v<T, BFloat16> ? 0.0 : PartEpsilon());
@@ -167,15 +169,15 @@ class AttentionInput : public AttentionArguments<T> {
   // Like Tolerance(), for any numbers: the worst instead of the usual case; infinite where something may overflow.
   double WeightTolerance() const {
     const auto& args = this->args;
-    const double width = static_cast<double>(this->shape.head_dim), scale = std::abs(args.scale);
+    const double width = static_cast<double>(this->shape.head_dim), scale = std::abs(args.spec.scale);
     const double queries = MaxAbs(this->query), keys = MaxAbs(this->key), product = queries * keys * width;
     double others = this->MostOfBiases();
     if (this->slopes_) {
       others += MaxAbs(*this->slopes_) *
-                static_cast<double>(this->shape.query_len + this->shape.key_len + std::abs(args.offset));
+                static_cast<double>(this->shape.query_len + this->shape.key_len + std::abs(args.spec.offset));
     }
     if (this->sinks_) others += MaxAbs(*this->sinks_);
-    others += args.softcap;  // an infinite product among the small ones comes out as that
+    others += args.spec.softcap;  // an infinite product among the small ones comes out as that
     constexpr double kMost = kGreatest<T> / 4;
     if (product * std::max(1.0, scale) > kMost || queries * scale > kMost || others > kMost) return kInf;
     const double lost = Tiny() * width * (keys * std::max(1.0, scale) + queries * scale + scale);
@@ -184,7 +186,7 @@ class AttentionInput : public AttentionArguments<T> {
   }
 
   double OutputMargin(double tolerance) const {
-    const double factor = this->args.drop ? std::max(1.0, std::abs(this->args.drop_scale)) : 1;
+    const double factor = this->args.spec.dropout_keep ? std::max(1.0, std::abs(this->args.spec.dropout_scale)) : 1;
     const double values = MaxAbs(this->value) * factor, keys = static_cast<double>(this->shape.key_len);
     // Sums are divided in the end: what they hold before is up to as large as all values together.
     if (values * (keys + 1) > kGreatest<T> / 4) return kNaN;
@@ -199,8 +201,8 @@ class AttentionInput : public AttentionArguments<T> {
     const auto [batch, heads, query_len, value_dim] = args.output.shape;
     const std::int64_t key_len = this->shape.key_len;
     unsure_rows_.assign(expected_.lse.size(), false);
-    for (std::size_t row = 0; args.sinks && row < unsure_rows_.size(); ++row) {
-      const Number sink = args.sinks[static_cast<std::int64_t>(row) / query_len % heads];
+    for (std::size_t row = 0; args.spec.sinks && row < unsure_rows_.size(); ++row) {
+      const Number sink = args.spec.sinks[static_cast<std::int64_t>(row) / query_len % heads];
       const auto weight = expected_.weights.begin() + static_cast<std::int64_t>(row) * key_len;
       unsure_rows_[row] = !(sink <= kGreatest<T>)&&std::count(weight, weight + key_len, 0.0) == key_len;
     }
@@ -247,7 +249,7 @@ class AttentionInput : public AttentionArguments<T> {
     const auto& args = this->args;
     for (std::int64_t d = 0; d < this->shape.head_dim; ++d) {
       if (!std::isinf(reference::ToDouble(*args.key.at(n, h / this->shape.group, j, d)))) continue;
-      const double number = std::abs(args.scale * reference::ToDouble(*args.query.at(n, h, i, d)));
+      const double number = std::abs(args.spec.scale * reference::ToDouble(*args.query.at(n, h, i, d)));
       if (number > 0 && number < kLeast<T>) return true;
     }
     return false;

@@ -16,9 +16,9 @@
 #include <string>
 #include <vector>
 
-#include "headwise/runtime.h"
 #include "base/cpu_features.h"
 #include "base/parallel.h"
+#include "headwise/runtime.h"
 #include "tensor.h"
 
 namespace headwise::testing {
