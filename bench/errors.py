@@ -20,7 +20,7 @@ from comparison import environment
 from error_rows import ROWS, Draw, Row, oracle
 
 import headwise as hw
-from headwise import _backend
+from headwise._runtime import backend as _backend
 
 Array = np.ndarray[Any, Any]
 Cell = tuple[str, str, str]  # dtype, name of the row, column

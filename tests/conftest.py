@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import headwise
-from headwise import _backend
+from headwise._runtime import backend as _backend
 
 SELECTION = ("HEADWISE_BACKEND", "HEADWISE_TARGET")
 ONCE = "single implementation"

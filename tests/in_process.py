@@ -14,7 +14,7 @@ PRELUDE = """
 import sys
 import numpy as np
 import headwise as hw
-from headwise import _backend
+from headwise._runtime import backend as _backend
 
 backend, _, target = sys.argv[1].partition("-")
 _backend.use(backend)

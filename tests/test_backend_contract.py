@@ -1,4 +1,4 @@
-"""What a backend is handed: arrays in the normal form that ``headwise._backend.Backend`` promises it, from any input.
+"""A backend is handed arrays in the normal form that ``Backend`` promises, from any input.
 
 The NumPy backend would take much more, and most processors read unaligned numbers without complaint, so results alone
 do not show it.
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from headwise import _backend
+from headwise._runtime import backend as _backend
 from support import LAYOUTS, dtype_named, normal
 
 pytestmark = pytest.mark.single_implementation

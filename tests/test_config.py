@@ -18,7 +18,8 @@ import pytest
 
 import headwise as hw
 from conftest import native_present
-from headwise import _backend, _threads
+from headwise._runtime import backend as _backend
+from headwise._runtime import threads as _threads
 from support import Array, normal
 
 VARIABLES = ("HEADWISE_BACKEND", "HEADWISE_TARGET", "HEADWISE_PRECISION", "HEADWISE_NUM_THREADS", "OMP_NUM_THREADS")

@@ -12,7 +12,7 @@ import pytest
 
 import headwise as hw
 from conftest import PROFILE
-from headwise import _backend
+from headwise._runtime import backend as _backend
 from in_process import in_process
 from memory_calls import CHEAP, ERRORS, INPUTS
 from support import dtype_named, normal

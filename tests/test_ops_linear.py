@@ -12,7 +12,7 @@ import pytest
 
 import headwise as hw
 import oracle
-from headwise import _backend
+from headwise._runtime import backend as _backend
 from support import LAYOUTS, assert_close, assert_rounded_once, dtype_named, normal
 
 TAILS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import headwise as hw
 import oracle
-from headwise import _backend
+from headwise._runtime import backend as _backend
 from support import LAYOUTS, assert_close, atol_in_parts, dtype_named, normal, read_only, spaced
 
 Array = np.ndarray

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from headwise import _arrays, _linear, _ops, _positions, _sdpa
-from headwise._arrays import plain
+from headwise import _ops
+from headwise._base.arrays import plain
+from headwise._ops import linear as _linear
+from headwise._ops import positions as _positions
+from headwise._ops.attention import dense as _sdpa
 from support import LAYOUTS, normal, read_only, unaligned
 
 

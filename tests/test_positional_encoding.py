@@ -15,7 +15,8 @@ import pytest
 
 import headwise as hw
 import oracle
-from headwise import _layer, positional_encoding
+from headwise import positional_encoding
+from headwise._base import layer as _layer
 
 BATCH, SEQ_LEN, D_MODEL = 32, 50, 512
 

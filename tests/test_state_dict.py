@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headwise as hw
-from headwise._state import FORMATS, read_state_dict, write_state_dict
+from headwise._nn.state_dict import FORMATS, read_state_dict, write_state_dict
 from support import dtype_named, normal
 
 pytestmark = pytest.mark.single_implementation

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import headwise
-from headwise import _backend
+from headwise._runtime import backend as _backend
 
 pytestmark = pytest.mark.single_implementation
 

@@ -45,7 +45,13 @@ from headwise.attention import (
 )
 from headwise.cache import KVCache
 from headwise.layers import CausalAttention, MultiHeadAttention
-from headwise.masks import CausalMask, PaddingMask, create_causal_mask, create_look_ahead_mask, create_padding_mask
+from headwise.masks import (
+    CausalMask,
+    PaddingMask,
+    create_causal_mask,
+    create_look_ahead_mask,
+    create_padding_mask,
+)
 from headwise.positional_encoding import (
     ALiBiPositionalBias,
     LearnedPositionalEmbedding,

@@ -7,14 +7,13 @@ can: :class:`PaddingMask` is always ``(batch, key_len)``, :class:`CausalMask` al
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-from ._arrays import as_array, check_dtype, check_real, check_room, check_size
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+from headwise._ops.attention.masks import (
+    CausalMask,
+    PaddingMask,
+    create_causal_mask,
+    create_look_ahead_mask,
+    create_padding_mask,
+)
 
 __all__ = [
     "CausalMask",
@@ -26,137 +25,5 @@ __all__ = [
     "padding_mask",
 ]
 
-
-class _Mask(np.ndarray[Any, np.dtype[Any]]):
-    """An array whose class says how its axes are read.
-
-    Slices, copies, ``astype`` and elementwise functions of a mask and scalars keep the class. Arithmetic with another
-    array does not: of ``padding & causal`` neither reading is known to hold, so the result is a plain array.
-    """
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        def plain(array: Any) -> Any:
-            return array.view(np.ndarray) if isinstance(array, _Mask) else array
-
-        out = kwargs.get("out")
-        if out is not None:
-            kwargs["out"] = tuple(plain(array) for array in out)
-        result = getattr(ufunc, method)(*(plain(x) for x in inputs), **kwargs)
-        if out is not None and result is not NotImplemented:
-            return out[0] if len(out) == 1 else result
-        same_reading = method == "__call__" and all(type(x) is type(self) or np.ndim(x) == 0 for x in inputs)
-        if same_reading and isinstance(result, np.ndarray) and result.shape == self.shape:
-            return result.view(type(self))
-        return result
-
-
-class PaddingMask(_Mask):
-    """A keep-mask over keys, ``(batch, key_len)``, as :func:`create_padding_mask` returns it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import headwise as hw
-    >>> kept = np.array([[1, 1], [1, 0]]).view(hw.PaddingMask)  # for two sequences
-    >>> hw.self_attention(np.ones((2, 2, 4)), 4, kept)[1][1]
-    array([[1., 0.],
-           [1., 0.]])
-    """
-
-
-class CausalMask(_Mask):
-    """A keep-mask over pairs, ``(query_len, key_len)``, as :func:`create_causal_mask` returns it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import headwise as hw
-    >>> kept = np.array([[1, 1], [1, 0]]).view(hw.CausalMask)
-    >>> hw.self_attention(np.ones((2, 2, 4)), 4, kept)[1][1]
-    array([[0.5, 0.5],
-           [1. , 0. ]])
-    """
-
-
-def create_padding_mask(seq: ArrayLike, pad_token: int = 0) -> PaddingMask:
-    """Mask the padding of a batch of token sequences.
-
-    Parameters
-    ----------
-    seq : array_like, (batch, seq_len) or (seq_len,)
-        Token ids.
-    pad_token : int
-        The id that stands for padding.
-
-    Returns
-    -------
-    PaddingMask
-        Integers of the shape of ``seq``: 1 for a token, 0 for padding. As ``mask=`` of an attention function it hides
-        the padded keys of each sequence from all of its queries.
-
-    Raises
-    ------
-    ValueError
-        If ``seq`` has neither one nor two dimensions.
-    TypeError
-        If ``seq`` or ``pad_token`` is not numeric.
-
-    Examples
-    --------
-    >>> import headwise as hw
-    >>> print(hw.create_padding_mask([[7, 3, 9, 0], [5, 0, 0, 0]]))
-    [[1 1 1 0]
-     [1 0 0 0]]
-    """
-    tokens = as_array(seq, "seq")
-    check_dtype(tokens.dtype, "seq")
-    if tokens.ndim not in (1, 2):
-        raise ValueError(f"seq: shape {tokens.shape}, expected (batch, seq_len) or (seq_len,)")
-    check_real(pad_token, "pad_token")
-    kept: PaddingMask = np.not_equal(tokens, pad_token).astype(np.int64).view(PaddingMask)
-    return kept
-
-
-def create_look_ahead_mask(size: int | None = None, *, seq_len: int | None = None) -> CausalMask:
-    """Mask the future: query ``i`` may attend to keys ``0 .. i``.
-
-    Attention functions take ``is_causal=True`` for the same effect without a ``size x size`` array.
-
-    Parameters
-    ----------
-    size : int
-        Length of the sequence.
-    seq_len : int
-        Another name of ``size``.
-
-    Returns
-    -------
-    CausalMask, (size, size)
-        Integers: 1 on and below the diagonal, 0 above.
-
-    Raises
-    ------
-    ValueError
-        If the length is not positive.
-    TypeError
-        If it is not an integer, or is given by both names or neither.
-
-    Examples
-    --------
-    >>> import headwise as hw
-    >>> print(hw.create_look_ahead_mask(3))
-    [[1 0 0]
-     [1 1 0]
-     [1 1 1]]
-    """
-    if (size is None) == (seq_len is None):
-        given = "neither" if size is None else "both"
-        raise TypeError(f"size: {given} of size and seq_len given, expected one of them")
-    n = check_size(seq_len, "seq_len") if size is None else check_size(size, "size")
-    check_room(n, n)
-    return np.tri(n, dtype=np.int64).view(CausalMask)
-
-
-create_causal_mask = create_look_ahead_mask
 causal_mask = create_causal_mask
 padding_mask = create_padding_mask

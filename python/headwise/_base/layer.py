@@ -1,0 +1,235 @@
+"""What the layers are made of: a callable base class, parameters, and tables over positions."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import numpy as np
+
+from headwise._base.arrays import FLOAT64, as_array, check_dtype, check_rng, check_room, compact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from headwise._base.arrays import Array
+
+    Rng = int | np.random.Generator | None
+
+T = TypeVar("T")  # an array; Any where it may be None
+
+# A table over positions grows while it stays below this; positions beyond are computed when they are asked for, so that
+# one stray position of 10^12 costs one row and not all the memory.
+_MAX_TABLE_BYTES = 64 << 20
+
+
+def as_positions(positions: ArrayLike) -> Array:
+    where = as_array(positions, "positions")
+    if where.size == 0:
+        return where.astype(np.intp)
+    if where.dtype.kind not in "iu":
+        raise TypeError(f"positions: dtype {where.dtype}, expected integers")
+    check_room(*where.shape)
+    return where
+
+
+class Layer(ABC):
+    """A layer is callable: ``layer(x)`` is ``layer.forward(x)``. Dropout acts only while ``training`` is true."""
+
+    training: bool = False
+
+    if not TYPE_CHECKING:  # for type checkers each layer says `__call__ = forward`, to have its types
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.forward(*args, **kwargs)
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def _cast(self, name: str, dtype: np.dtype[Any]) -> Array:
+        """The parameter ``name`` in ``dtype``; see :class:`Parameter`."""
+        slot: Slot = vars(self)[name]
+        return slot.cast(dtype)
+
+    def _has(self, name: str) -> bool:
+        """Whether the parameter ``name`` is not None."""
+        return vars(self)[name] is not None
+
+
+class Parameter(Generic[T]):
+    """An array attribute that users read, replace and change in place like any other, and that is cast only once.
+
+    A layer with float64 parameters computes in float32 when its input is float32. The cast is kept for the next call,
+    but only as long as nobody can have changed the numbers: reading the attribute from outside discards it, and none
+    is kept while anyone else holds a reference to the array or to the memory it views.
+    """
+
+    def __init__(self, *axes: str) -> None:
+        self._axes = axes  # names of the layer's attributes that hold the sizes
+        self._optional = False
+
+    @classmethod
+    def optional(cls, *axes: str) -> Parameter[T]:
+        """One that may be None."""
+        parameter = cls(*axes)
+        parameter._optional = True
+        return parameter
+
+    def shape(self, layer: Layer) -> tuple[int, ...]:
+        return tuple(getattr(layer, axis) for axis in self._axes)
+
+    def __set_name__(self, owner: type[Layer], name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, layer: None, owner: type[Layer]) -> Parameter[T]: ...
+
+    @overload
+    def __get__(self, layer: Layer, owner: type[Layer]) -> T: ...
+
+    def __get__(self, layer: Layer | None, owner: type[Layer]) -> Any:
+        if layer is None:
+            return self
+        slot: Slot | None = vars(layer)[self._name]
+        return None if slot is None else slot.open()
+
+    def __set__(self, layer: Layer, value: ArrayLike | None) -> None:
+        if value is None and self._optional:
+            vars(layer)[self._name] = None
+            return
+        array = as_array(value, self._name)
+        check_dtype(array.dtype, self._name)
+        if array.dtype.kind in "biu":
+            array = array.astype(FLOAT64)
+        shape = self.shape(layer)
+        if array.shape != shape:
+            axes = ", ".join(axis.lstrip("_") for axis in self._axes)
+            raise ValueError(f"{self._name}: shape {array.shape}, expected ({axes}) = {shape}")
+        vars(layer)[self._name] = Slot(array)
+
+
+def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
+    """The dtype to make parameters in: float64 unless asked otherwise."""
+    if dtype is None:
+        return FLOAT64
+    try:
+        made = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"dtype: {dtype!r}, expected float16, bfloat16, float32 or float64") from error
+    check_dtype(made, "dtype")
+    if made.kind in "biu":
+        raise TypeError(f"dtype: {made}, expected float16, bfloat16, float32 or float64")
+    return made
+
+
+def fresh_embeddings(rng: Rng, rows: int, d_model: int, dtype: DTypeLike | None) -> Array:
+    """Embeddings to train: normal with the standard deviation of BERT and GPT-2, small beside those of tokens."""
+    made = parameter_dtype(dtype)
+    check_room(rows, d_model)
+    return check_rng(rng).normal(0.0, 0.02, (rows, d_model)).astype(made, copy=False)
+
+
+class Slot:
+    """An array and its last cast, stamped with the version of the array it was made from.
+
+    ``version`` is another object after each time that someone may have changed the array.
+    """
+
+    __slots__ = ("_cast", "array", "version")
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self._cast: tuple[object, Array] | None = None
+        self.version = object()
+
+    def __reduce__(self) -> tuple[type[Slot], tuple[Array]]:
+        return Slot, (self.array,)  # copies and pickles leave the cast behind
+
+    def open(self) -> Array:
+        """The array, for someone who may change it. A cast that another thread is making now is void as well: it will
+        carry the version that was current when it began."""
+        self.version = object()
+        self._cast = None
+        return self.array
+
+    def cast(self, dtype: np.dtype[Any]) -> Array:
+        if self.array.dtype == dtype:
+            return self.array
+        version, kept = self.version, self._cast
+        if not self.is_private():
+            return self.array.astype(dtype)
+        if kept is None or kept[0] is not version or kept[1].dtype != dtype:
+            kept = self._cast = version, self.array.astype(dtype)
+        return kept[1]
+
+    def is_private(self) -> bool:
+        """Whether nobody else reaches the numbers, through the array or through the memory it is a view of."""
+        if sys.getrefcount(self.array) > _PRIVATE:
+            return False
+        if self.array.base is None:
+            return True
+        # A view of a view refers to the owner of the memory, so one step sees them all. Unpickled arrays view bytes.
+        return _owns_memory(self.array.base) and sys.getrefcount(self.array.base) <= _PRIVATE
+
+
+def _owns_memory(base: object) -> bool:
+    return isinstance(base, bytes) or (type(base) is np.ndarray and base.base is None)
+
+
+# What sys.getrefcount answers for an attribute nobody else refers to: whether its argument counts is the interpreter's.
+_probe = Slot(np.empty(0))
+_PRIVATE = sys.getrefcount(_probe.array)
+
+
+class PositionTable:
+    """Rows ``function(position)`` for the positions 0, 1, 2, …, read-only, in float64, and their last cast.
+
+    ``function`` maps float64 positions of any shape ``(…,)`` to rows ``(…, width)``.
+    """
+
+    def __init__(self, function: Callable[[Array], Array], length: int) -> None:
+        self._function = function
+        self.array: Array = self._rows(0, length)
+        self._cast = self.array
+
+    def first(self, length: int, dtype: np.dtype[Any]) -> Array:
+        """The rows of positions ``0 .. length - 1``: (length, width)."""
+        table = self._covering(length, dtype)
+        return self._rows(0, length).astype(dtype, copy=False) if table is None else table[:length]
+
+    def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
+        """The rows of any integer positions: (…, width)."""
+        own = compact(positions)  # a view of few numbers may have any shape
+        if own.size and own.min() >= 0:
+            table = self._covering(int(own.max()) + 1, dtype)
+            if table is not None:
+                return np.take(table, positions.astype(np.intp, copy=False), axis=0)
+        return self._function(positions.astype(np.float64)).astype(dtype, copy=False)
+
+    def _rows(self, start: int, stop: int) -> Array:
+        check_room(stop - start)
+        rows = self._function(np.arange(start, stop, dtype=np.float64))
+        rows.flags.writeable = False
+        return rows
+
+    def _covering(self, length: int, dtype: np.dtype[Any]) -> Array | None:
+        """A table in ``dtype`` with at least ``length`` rows, grown to that, at least twofold; None if it would be too
+        big. Threads may grow it at once: each goes on with what it made."""
+        table = self.array
+        if length > len(table):
+            row_bytes = table[:1].nbytes
+            if length * row_bytes > _MAX_TABLE_BYTES:
+                return None
+            grown = max(length, min(2 * len(table), _MAX_TABLE_BYTES // row_bytes))
+            table = np.concatenate([table, self._rows(len(table), grown)])
+            table.flags.writeable = False
+            self.array = table
+        if table.dtype == dtype:
+            return table
+        cast = self._cast
+        if cast.dtype != dtype or len(cast) < len(table):
+            cast = self._cast = table.astype(dtype)
+        return cast

@@ -1,0 +1,421 @@
+"""Scaled dot-product attention: its checks, and the way from the caller's arrays to a backend's normal form."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from headwise._base.arrays import (
+    FLOAT32,
+    allocate,
+    as_array,
+    check_flag,
+    check_out,
+    check_real,
+    check_rng,
+    conform,
+    deliver,
+    destination,
+    plain_or_half,
+    promote,
+)
+from headwise._ops.attention.spec import (
+    attention_masks,
+    check_shapes,
+    check_softcap,
+    check_window,
+    dropout_rate_of,
+    per_head,
+    query_offset,
+)
+from headwise._runtime import backend as _backend
+from headwise._runtime.precision import check_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+    from typing_extensions import Unpack
+
+    from headwise._base.arrays import Array
+    from headwise._ops.attention.options import CoreOptions
+
+# Entries of one block of dropout's random numbers: 16 MB of float32. A matter of the result, not only of memory: the
+# blocks decide the order of the draws, so they depend on shapes alone.
+_DROPOUT_BLOCK = 1 << 22
+
+
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
+    need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[CoreOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
+    need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[CoreOptions],
+) -> tuple[Array, None]: ...  # fmt: skip
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
+    need_weights: bool = True, return_lse: Literal[True], **options: Unpack[CoreOptions],
+) -> tuple[Array, Any, Array]: ...  # fmt: skip
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
+    need_weights: bool = True, return_lse: bool = False, **options: Unpack[CoreOptions],
+) -> tuple[Any, ...]: ...  # fmt: skip
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: ArrayLike | None = None,
+    dropout: float = 0.0,
+    *,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    causal_alignment: str = "upper_left",
+    scale: float | None = None,
+    window_size: int | tuple[int, int] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    key_padding_mask: ArrayLike | None = None,
+    need_weights: bool = True,
+    return_lse: bool = False,
+    precision: str | None = None,
+    rng: int | np.random.Generator | None = None,
+    out: Array | None = None,
+    dropout_rate: float | None = None,
+) -> tuple[Any, ...]:
+    """Weights of keys by their scaled dot products with queries, and the values averaged with them.
+
+    ``softmax(query @ key.T * scale) @ value``, equation (1) of [1]_. In between, in this order: scale, softcap, then
+    mask, bias and ALiBi, then the softmax, then dropout.
+
+    Parameters
+    ----------
+    query : array_like, (..., query_len, head_dim)
+        Four axes are (batch, heads, query_len, head_dim), three are (batch, query_len, head_dim).
+    key : array_like, (..., key_len, head_dim)
+        As many axes as `query`. With an axis of heads there may be fewer of them than query heads, which then are
+        a multiple of them: grouped-query attention, without the heads being expanded in memory.
+    value : array_like, (..., key_len, value_dim)
+        As many heads as `key`.
+    mask : array_like, optional
+        Bool or integer: a key is kept where it is not zero. Floating: added to the scores, unless it holds only 0.0
+        and 1.0, with at least one 1.0, which is a keep-mask. Broadcast against (..., query_len, key_len); two axes may
+        also be (batch, key_len), as ``create_padding_mask`` gives them.
+    dropout : float
+        The rate in [0, 1) at which weights are dropped, with those kept scaled by ``1 / (1 - dropout)``. The
+        weights returned are those before dropout.
+    bias : array_like, optional
+        Added to the scores; -inf drops a key. Broadcast as `mask`.
+    is_causal : bool
+        Query ``i`` sees keys up to ``i``; besides any mask.
+    causal_alignment : {"upper_left", "lower_right"}
+        Where query 0 stands among the keys: at key 0, or, as with a cache of keys, such that the last query meets the
+        last key. The window and ALiBi count from there too.
+    scale : float, optional
+        ``1 / sqrt(head_dim)`` if None.
+    window_size : int or (int, int), optional
+        ``(left, right)``: query ``i`` sees keys ``i - left`` to ``i + right``; -1 leaves a side open. One
+        number is both.
+    softcap : float, optional
+        Scores ``s`` become ``softcap * tanh(s / softcap)`` [2]_.
+    alibi_slopes : array_like, (heads,), optional
+        ``-slope * abs(i - j)`` is added to the scores [3]_; see :func:`alibi_slopes`.
+    sinks : array_like, (heads,), optional
+        A logit for each head that joins the denominator of the softmax and has no value [4]_.
+    key_padding_mask : array_like, (batch, key_len), optional
+        A key is kept where it is not zero.
+    need_weights : bool
+        If False, weights are None, and nothing of size query_len x key_len is built.
+    return_lse : bool
+        Also return the logarithm of the softmax's denominator.
+    precision : {"highest", "high", "medium"}, optional
+        How exactly products of float32 and float16 are computed, see :func:`set_precision`; None is what
+        :func:`get_precision` says.
+    rng : int or numpy.random.Generator, optional
+        Seed or source of dropout's randomness.
+    out : ndarray, optional
+        Where to write the output, of its shape and dtype, sharing no memory with an input.
+    dropout_rate : float, optional
+        Another name of `dropout`.
+
+    Returns
+    -------
+    output : ndarray, (..., query_len, value_dim)
+        In the dtype that `query`, `key` and `value` promote to. 0 for a query that sees no key.
+    weights : ndarray, (..., query_len, key_len), or None
+        Rows sum to 1; to 0 where no key is seen, to less than 1 with `sinks`.
+    lse : ndarray, (..., query_len)
+        Only with `return_lse`; float64 for float64 inputs, else float32; -inf where no key is seen.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, or a number is out of its range.
+    TypeError
+        If a dtype or the type of an argument is not one of those above.
+
+    Notes
+    -----
+    What stands in a dropped key or value, NaN included, reaches no result.
+
+    float16 and bfloat16 are computed in float32, without a copy of the arrays in it, and rounded once: the output is as
+    near to exact as in float32, and half a unit in the last place (2^-11 of it, or 2^-8). At sizes that are faster so,
+    weights meet bfloat16 values as bfloat16 on avx512_amx and avx512_bf16, up to about 2^-8 of the largest value more,
+    and float16 is multiplied in two parts on avx512_amx, up to 2^-14 more.
+
+    References
+    ----------
+    .. [1] A. Vaswani et al., "Attention Is All You Need", 2017.
+    .. [2] Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size", 2024, section 2.
+    .. [3] O. Press, N. A. Smith, M. Lewis, "Train Short, Test Long", 2021, section 3.
+    .. [4] G. Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    >>> output, weights = hw.scaled_dot_product_attention(x, x, x, is_causal=True)
+    >>> output.shape, weights.shape
+    ((2, 3, 4), (2, 3, 3))
+    >>> bool(np.allclose(weights.sum(axis=-1), 1)), float(weights[0, 0, 2])
+    (True, 0.0)
+    """
+    output, weights, lse = _attend(
+        query, key, value, mask, dropout, dropout_rate, bias, is_causal, causal_alignment, scale, window_size, softcap,
+        alibi_slopes, sinks, key_padding_mask, need_weights, return_lse, precision, rng, out,
+    )  # fmt: skip
+    return (output, weights, lse) if return_lse else (output, weights)
+
+
+@overload
+def flash_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, *,
+    return_lse: Literal[False] = False, **options: Unpack[CoreOptions],
+) -> Array: ...  # fmt: skip
+@overload
+def flash_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, *,
+    return_lse: Literal[True], **options: Unpack[CoreOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def flash_attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, *,
+    return_lse: bool = False, **options: Unpack[CoreOptions],
+) -> Any: ...  # fmt: skip
+def flash_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    causal_alignment: str = "upper_left",
+    scale: float | None = None,
+    window_size: int | tuple[int, int] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    key_padding_mask: ArrayLike | None = None,
+    return_lse: bool = False,
+    precision: str | None = None,
+    rng: int | np.random.Generator | None = None,
+    out: Array | None = None,
+    dropout_rate: float | None = None,
+) -> Any:
+    """Attention without the weights: the output of :func:`scaled_dot_product_attention` with ``need_weights=False``.
+
+    The softmax runs along with the products [1]_, so that memory grows with query_len + key_len, not with their
+    product.
+
+    Parameters
+    ----------
+    query, key, value, mask
+        As in :func:`scaled_dot_product_attention`, and so are all the keywords.
+    bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask
+        What is attended to, and how.
+    return_lse, precision, rng, out, dropout_rate
+        What comes back, how exactly and where.
+
+    Returns
+    -------
+    output : ndarray, (..., query_len, value_dim)
+    lse : ndarray, (..., query_len)
+        Only with `return_lse`: a pair is returned then.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :func:`scaled_dot_product_attention`.
+
+    Notes
+    -----
+    float16 and bfloat16 are computed as in :func:`scaled_dot_product_attention`.
+
+    References
+    ----------
+    .. [1] T. Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> q = np.random.default_rng(0).standard_normal((1, 8, 6, 16), dtype=np.float32)
+    >>> kv = np.random.default_rng(1).standard_normal((2, 1, 2, 6, 16), dtype=np.float32)  # 2 heads serve 8
+    >>> output = hw.flash_attention(q, *kv, is_causal=True)
+    >>> output.shape, output.dtype
+    ((1, 8, 6, 16), dtype('float32'))
+    >>> hw.flash_attention(*[x.astype(np.float16) for x in (q, *kv)]).dtype
+    dtype('float16')
+    """
+    output, _, lse = _attend(
+        query, key, value, mask, 0.0, dropout_rate, bias, is_causal, causal_alignment, scale, window_size, softcap,
+        alibi_slopes, sinks, key_padding_mask, False, return_lse, precision, rng, out,
+    )  # fmt: skip
+    return (output, lse) if return_lse else output
+
+
+# --- normal form ---
+
+
+def _attend(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: ArrayLike | None,
+    dropout: float,
+    dropout_rate: float | None,
+    bias: ArrayLike | None,
+    is_causal: bool,
+    causal_alignment: str,
+    scale: float | None,
+    window_size: int | tuple[int, int] | None,
+    softcap: float | None,
+    alibi_slopes: ArrayLike | None,
+    sinks: ArrayLike | None,
+    key_padding_mask: ArrayLike | None,
+    need_weights: bool,
+    return_lse: bool,
+    precision: str | None,
+    rng: int | np.random.Generator | None,
+    out: Array | None,
+) -> tuple[Array, Array | None, Array | None]:
+    """(output, weights, lse) of both public functions, whose arguments come by position: with this many, keywords would
+    cost as much as all their checks."""
+    q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
+    ready = plain_or_half(q, k, v)
+    if ready:
+        compute, dtype = FLOAT32 if q.itemsize == 2 else q.dtype, q.dtype
+    else:
+        compute, dtype = promote(("query", q), ("key", k), ("value", v))
+    stored = dtype if dtype.itemsize == 2 else compute  # halves stay what they are
+    scores = check_shapes(q.shape, k.shape, v.shape)
+    batch, heads, query_len, key_len = scores.four
+
+    offset = query_offset(causal_alignment, query_len, key_len)
+    left, right = check_window(window_size, query_len + key_len)
+    if check_flag(is_causal, "is_causal"):
+        right = 0
+    factor = scores.scale if scale is None else check_real(scale, "scale")
+    rate = dropout_rate_of(dropout, dropout_rate)
+    keep: Sequence[Array] = ()
+    biases: Sequence[Array] = ()
+    if mask is not None or bias is not None or key_padding_mask is not None:
+        keep, biases = attention_masks(mask, bias, key_padding_mask, scores, compute, stored)
+    slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
+    sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
+    cap = check_softcap(softcap)
+    precision = check_precision(precision)
+    generator = check_rng(rng) if rate > 0.0 or rng is not None else None
+    need_weights, return_lse = check_flag(need_weights, "need_weights"), check_flag(return_lse, "return_lse")
+
+    shape = scores.output
+    if out is not None:
+        given = (
+            ("mask", mask), ("bias", bias), ("key_padding_mask", key_padding_mask), ("alibi_slopes", alibi_slopes),
+            ("sinks", sinks),
+        )  # fmt: skip
+        others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
+        check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
+    result = destination(out, shape, stored)
+    weights = allocate(scores.four, stored) if need_weights else None
+    lse = allocate((batch, heads, query_len), compute) if return_lse else None
+
+    if not ready:
+        q, k, v = conform(q, stored, last=True), conform(k, stored, last=True), conform(v, stored, last=True)
+    output = result
+    if len(shape) != 4:
+        q, k, v, output = _with_heads(q), _with_heads(k), _with_heads(v), _with_heads(output)
+    if key_len == 0:
+        output.fill(0)
+        if lse is not None:
+            lse[...] = -np.inf if sink is None else sink[:, None]
+    elif output.size or (batch * heads * query_len > 0 and (weights is not None or lse is not None)):
+        if generator is None or rate == 0.0:
+            _backend.current().attention(
+                q, k, v, output, weights, lse, keep, biases, None, slopes, sink, factor, cap, left, right, offset, 1.0,
+                precision,
+            )  # fmt: skip
+        else:
+            options = (slopes, sink, factor, cap, left, right)
+            _run_with_dropout(q, k, v, output, weights, lse, keep, biases, options, offset, precision, rate, generator)
+
+    result = deliver(result, out, dtype)
+    if weights is not None:
+        weights = deliver(weights.reshape(scores.full), None, dtype)
+    return result, weights, None if lse is None else lse.reshape(shape[:-1])
+
+
+def _with_heads(a: Array) -> Array:
+    """(batch, heads, seq, dim) of an array of any other rank from 2."""
+    if a.ndim == 3:
+        return a[:, None]
+    if a.ndim == 2:
+        return a[None, None]
+    return a.reshape((math.prod(a.shape[:-3]), *a.shape[-3:]))
+
+
+def _run_with_dropout(
+    q: Array,
+    k: Array,
+    v: Array,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    keep: Sequence[Array],
+    bias: Sequence[Array],
+    options: tuple[Array | None, Array | None, float, float, int, int],
+    offset: int,
+    precision: str,
+    rate: float,
+    rng: np.random.Generator,
+) -> None:
+    """Attention block of query rows by block, so that the draws for only one block at a time are in memory."""
+    batch, heads, query_len, _ = q.shape
+    key_len = k.shape[2]
+    attention = _backend.current().attention
+    drop_scale = 1.0 / (1.0 - rate)
+    rows = min(query_len, max(1, _DROPOUT_BLOCK // (batch * heads * key_len)))
+    for start in range(0, query_len, rows):
+        r = slice(start, min(start + rows, query_len))
+        shape = (batch, heads, r.stop - start)
+        drop = rng.random((*shape, key_len), dtype=np.float32) >= rate
+        part_weights = None if weights is None else allocate((*shape, key_len), weights.dtype)
+        part_lse = None if lse is None else allocate(shape, lse.dtype)
+        part_keep, part_bias = ([m if m.shape[2] == 1 else m[:, :, r] for m in masks] for masks in (keep, bias))
+        attention(
+            q[:, :, r], k, v, output[:, :, r], part_weights, part_lse, part_keep, part_bias, drop,
+            *options, offset + start, drop_scale, precision,
+        )  # fmt: skip
+        if weights is not None and part_weights is not None:
+            weights[:, :, r] = part_weights
+        if lse is not None and part_lse is not None:
+            lse[:, :, r] = part_lse

@@ -1,0 +1,289 @@
+"""Encodings of one position each: sinusoidal and learned."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise._base.arrays import (
+    as_array,
+    check_dtype,
+    check_flag,
+    check_rate,
+    check_real,
+    check_rng,
+    check_room,
+    check_size,
+    deliver,
+    promote,
+)
+from headwise._base.layer import Layer, Parameter, PositionTable, as_positions, fresh_embeddings
+from headwise._ops import dropout as drop
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from headwise._base.arrays import Array
+    from headwise._base.layer import Rng
+
+__all__ = ["LearnedPositionalEmbedding", "SinusoidalPositionalEncoding", "sinusoid"]
+
+
+def sinusoid(positions: Array, d_model: int, n: float = 10000.0) -> Array:
+    """Sines of the positions in the even columns, cosines in the odd ones, (…, d_model), float64.
+
+    Columns ``2 k`` and ``2 k + 1`` turn by ``n ** (-2 k / d_model)`` a position ("Attention Is All You Need",
+    section 3.5); an odd ``d_model`` ends with a sine.
+    """
+    check_room(*positions.shape, d_model)
+    frequencies = n ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
+    angles = np.multiply.outer(positions, frequencies)
+    table = np.empty((*angles.shape[:-1], d_model))
+    table[..., 0::2] = np.sin(angles)
+    table[..., 1::2] = np.cos(angles[..., : d_model // 2])
+    return table
+
+
+class SinusoidalPositionalEncoding(Layer):
+    """Adds sines and cosines of the position, at wavelengths from 2 pi to 10000 * 2 pi.
+
+    Nothing is learned and any length can be encoded: the table starts with ``max_len`` positions and grows.
+
+    Parameters
+    ----------
+    d_model : int
+        Number of features, odd numbers included.
+    max_len : int
+        Number of positions to precompute.
+    dropout : float
+        Rate in [0, 1) of the dropout after the addition, in training only.
+    rng : int or numpy.random.Generator, optional
+        Draws the dropout.
+
+    Attributes
+    ----------
+    pe : ndarray, (max_len or more, d_model), float64, read-only
+        The encoding of each position.
+    training : bool
+        Whether dropout acts; False at first.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive or the rate is outside [0, 1).
+
+    References
+    ----------
+    Vaswani et al., "Attention Is All You Need" (2017), section 3.5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> encoding = hw.SinusoidalPositionalEncoding(d_model=4)
+    >>> encoding(np.zeros((1, 2, 4))).round(4)
+    array([[[0.    , 1.    , 0.    , 1.    ],
+            [0.8415, 0.5403, 0.01  , 1.    ]]])
+    """
+
+    d_model: int
+    max_len: int
+    dropout: float
+
+    def __init__(self, d_model: int, max_len: int = 5000, dropout: float = 0.1, *, rng: Rng = None) -> None:
+        self.d_model = check_size(d_model, "d_model")
+        self.max_len = check_size(max_len, "max_len")
+        self.dropout = check_rate(dropout, "dropout")
+        self._rng = check_rng(rng)
+        self._table = PositionTable(partial(sinusoid, d_model=self.d_model), self.max_len)
+
+    @property
+    def pe(self) -> Array:
+        return self._table.array
+
+    def forward(self, x: ArrayLike, *, training: bool | None = None, rng: Rng = None) -> Array:
+        """Add to each row of ``x`` the encoding of its position.
+
+        Parameters
+        ----------
+        x : array_like, (…, seq, d_model)
+            Embeddings.
+        training : bool, optional
+            Whether dropout acts in this call; the attribute ``training`` decides by default.
+        rng : int or numpy.random.Generator, optional
+            Draws this call's dropout.
+
+        Returns
+        -------
+        ndarray
+            Of the shape and floating dtype of ``x`` (float64 for integers); float16 and bfloat16 are added up in
+            float32 and rounded once.
+
+        Raises
+        ------
+        ValueError
+            If the last axis is not ``d_model`` wide.
+        """
+        rows, dtype, result_dtype = _embeddings(x, self.d_model)
+        acts = self.training if training is None else check_flag(training, "training")
+        generator = self._rng if rng is None else check_rng(rng)
+        encoded = rows + self._table.first(rows.shape[-2], dtype)
+        return deliver(drop(encoded, self.dropout, training=acts, rng=generator), None, result_dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def get_encoding(self, positions: ArrayLike) -> Array:
+        """The encoding of the given positions.
+
+        Parameters
+        ----------
+        positions : array_like of int, any shape
+            Negative ones and ones past ``max_len`` included.
+
+        Returns
+        -------
+        ndarray, (…, d_model), float64
+
+        Raises
+        ------
+        TypeError
+            If ``positions`` are not integers.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> hw.SinusoidalPositionalEncoding(d_model=4).get_encoding([0, 1]).round(4)
+        array([[0.    , 1.    , 0.    , 1.    ],
+               [0.8415, 0.5403, 0.01  , 1.    ]])
+        """
+        return self._table.at(as_positions(positions), np.dtype(np.float64))
+
+
+class LearnedPositionalEmbedding(Layer):
+    """Adds a trainable vector for each position, as in BERT and GPT-2.
+
+    Parameters
+    ----------
+    max_len : int
+        Number of positions; longer inputs are refused.
+    d_model : int
+        Number of features.
+    rng : int or numpy.random.Generator, optional
+        Draws the embeddings, normal with standard deviation 0.02.
+    dtype : dtype, optional
+        Of the embeddings; float64 by default.
+
+    Attributes
+    ----------
+    embeddings : ndarray, (max_len, d_model)
+        May be replaced or changed in place.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive.
+
+    References
+    ----------
+    Devlin et al., "BERT" (2018), section 3; Gehring et al., "Convolutional Sequence to Sequence Learning" (2017),
+    section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> learned = hw.LearnedPositionalEmbedding(max_len=3, d_model=2, rng=0)
+    >>> learned.embeddings = np.zeros((3, 2))
+    >>> learned.update_embeddings([[1.0, -1.0]], learning_rate=0.5)
+    >>> learned(np.ones((1, 2, 2)))
+    array([[[0.5, 1.5],
+            [1. , 1. ]]])
+    """
+
+    embeddings: Parameter[Array] = Parameter("max_len", "d_model")
+
+    max_len: int
+    d_model: int
+
+    def __init__(self, max_len: int, d_model: int, *, rng: Rng = None, dtype: DTypeLike | None = None) -> None:
+        self.max_len = check_size(max_len, "max_len")
+        self.d_model = check_size(d_model, "d_model")
+        self.embeddings = fresh_embeddings(rng, self.max_len, self.d_model, dtype)
+
+    def forward(self, x: ArrayLike) -> Array:
+        """Add to each row of ``x`` the embedding of its position.
+
+        Parameters
+        ----------
+        x : array_like, (…, seq, d_model)
+            Embeddings of tokens, ``seq`` at most ``max_len``.
+
+        Returns
+        -------
+        ndarray
+            Of the shape and floating dtype of ``x`` (float64 for integers); float16 and bfloat16 are added up in
+            float32 and rounded once.
+
+        Raises
+        ------
+        ValueError
+            If the sequence is longer than ``max_len`` or the last axis not ``d_model`` wide.
+        """
+        rows, dtype, result_dtype = _embeddings(x, self.d_model)
+        seq = rows.shape[-2]
+        self._check_length("x", rows.shape)
+        return deliver(rows + self._cast("embeddings", dtype)[:seq], None, result_dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def update_embeddings(self, gradients: ArrayLike, learning_rate: float = 0.001) -> None:
+        """Take a step of gradient descent, in place: ``embeddings -= learning_rate * gradients``.
+
+        Parameters
+        ----------
+        gradients : array_like, (max_len, d_model), (seq, d_model) or (batch, seq, d_model)
+            Of the loss by the embeddings, or by the output of :meth:`forward`, which is the same thing once summed
+            over the batch. Positions from ``seq`` on keep their embedding.
+        learning_rate : float
+            Size of the step.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit, the learning rate is not finite, or the embeddings are read-only.
+        """
+        step = as_array(gradients, "gradients")
+        check_dtype(step.dtype, "gradients")
+        if step.ndim not in (2, 3) or step.shape[-1] != self.d_model:
+            raise ValueError(
+                f"gradients: shape {step.shape}, expected (max_len, d_model) = ({self.max_len}, {self.d_model}), "
+                f"(seq, {self.d_model}) or (batch, seq, {self.d_model})"
+            )
+        self._check_length("gradients", step.shape)
+        rate = check_real(learning_rate, "learning_rate")
+        embeddings = self.embeddings
+        if not embeddings.flags.writeable:
+            raise ValueError("embeddings: a read-only array, expected one that can be updated in place")
+        wide = np.result_type(embeddings.dtype, np.float32)
+        total = step.astype(wide, copy=False) if step.ndim == 2 else step.sum(axis=0, dtype=wide)
+        rows = embeddings[: len(total)]
+        rows[...] = rows.astype(wide, copy=False) - rate * total
+
+    def _check_length(self, name: str, shape: tuple[int, ...]) -> None:
+        if shape[-2] > self.max_len:
+            raise ValueError(
+                f"{name}: shape {shape} is a sequence of {shape[-2]}, expected at most max_len = {self.max_len}"
+            )
+
+
+def _embeddings(x: ArrayLike, d_model: int) -> tuple[Array, np.dtype[Any], np.dtype[Any]]:
+    """``x`` in the dtype to compute in, that dtype, and the dtype to answer in."""
+    rows = as_array(x, "x")
+    dtype, result_dtype = promote(("x", rows))
+    if rows.ndim < 2 or rows.shape[-1] != d_model:
+        raise ValueError(f"x: shape {rows.shape}, expected (…, seq, d_model = {d_model})")
+    return rows.astype(dtype, copy=False), dtype, result_dtype

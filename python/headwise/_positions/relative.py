@@ -1,0 +1,205 @@
+"""Encodings of the distance between two positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from headwise._base.arrays import as_array, check_room, check_size, promote
+from headwise._base.layer import Layer, Parameter, fresh_embeddings
+from headwise._ops import add_alibi, alibi_slopes
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from headwise._base.arrays import Array
+    from headwise._base.layer import Rng
+
+__all__ = ["ALiBiPositionalBias", "RelativePositionalEncoding"]
+
+
+class RelativePositionalEncoding(Layer):
+    """A trainable vector for each distance between two positions, equal beyond a greatest distance.
+
+    Parameters
+    ----------
+    d_model : int
+        Number of features.
+    max_relative_position : int
+        The distance ``M`` beyond which distances are not told apart.
+    rng : int or numpy.random.Generator, optional
+        Draws the embeddings, normal with standard deviation 0.02.
+    dtype : dtype, optional
+        Of the embeddings; float64 by default.
+
+    Attributes
+    ----------
+    embeddings : ndarray, (2 M + 1, d_model)
+        Row ``M + t`` belongs to the distance ``t``. May be replaced or changed in place.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive.
+
+    References
+    ----------
+    Shaw, Uszkoreit & Vaswani, "Self-Attention with Relative Position Representations" (2018), section 3.2.
+
+    Examples
+    --------
+    >>> import headwise as hw
+    >>> relative = hw.RelativePositionalEncoding(d_model=1, max_relative_position=2)
+    >>> relative.embeddings = [[-2.0], [-1.0], [0.0], [1.0], [2.0]]
+    >>> relative(4)[..., 0]
+    array([[ 0.,  1.,  2.,  2.],
+           [-1.,  0.,  1.,  2.],
+           [-2., -1.,  0.,  1.],
+           [-2., -2., -1.,  0.]])
+    """
+
+    embeddings: Parameter[Array] = Parameter("_num_distances", "d_model")
+
+    d_model: int
+    max_relative_position: int
+
+    def __init__(
+        self, d_model: int, max_relative_position: int = 128, *, rng: Rng = None, dtype: DTypeLike | None = None
+    ) -> None:
+        self.d_model = check_size(d_model, "d_model")
+        self.max_relative_position = check_size(max_relative_position, "max_relative_position")
+        self._num_distances = 2 * self.max_relative_position + 1
+        self.embeddings = fresh_embeddings(rng, self._num_distances, self.d_model, dtype)
+
+    def forward(self, seq_len: int) -> Array:
+        """The embedding of the distance of every pair of positions.
+
+        Parameters
+        ----------
+        seq_len : int
+
+        Returns
+        -------
+        ndarray, (seq_len, seq_len, d_model), read-only
+            Entry ``[i, j]`` is the embedding of ``clip(j - i, -M, M)``. It is a strided view of a table of
+            ``2 seq_len - 1`` rows, whatever its shape suggests.
+
+        Raises
+        ------
+        ValueError
+            If ``seq_len`` is not positive.
+        TypeError
+            If it is not an integer.
+        """
+        length, greatest = check_size(seq_len, "seq_len"), self.max_relative_position
+        check_room(2 * length - 1, self.d_model)
+        distances = np.arange(1 - length, length).clip(-greatest, greatest)
+        return _by_distance(self.embeddings[distances + greatest], length).transpose(1, 2, 0)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class ALiBiPositionalBias(Layer):
+    """Adds to the scores of each head a penalty proportional to distance, ``-slope * abs(i - j)``.
+
+    Attention itself takes ``alibi_slopes=`` for the same effect without the array of scores.
+
+    Parameters
+    ----------
+    num_heads : int
+        Number of heads; a power of two or not.
+    max_len : int
+        The extent of ``bias``. Scores of any length are taken.
+
+    Attributes
+    ----------
+    slopes : ndarray, (num_heads,), float64
+        The geometric sequence of the paper's code.
+    bias : ndarray, (num_heads, max_len, max_len), float64, read-only
+        What is added, made when asked for: a strided view of ``num_heads x (2 max_len - 1)`` numbers.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive.
+
+    References
+    ----------
+    Press, Smith & Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation"
+    (2021), section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> alibi = hw.ALiBiPositionalBias(num_heads=8)
+    >>> alibi(np.zeros((1, 8, 3, 3)))[0, 0]  # the slope of the first of 8 heads is 1/2
+    array([[ 0. , -0.5, -1. ],
+           [-0.5,  0. , -0.5],
+           [-1. , -0.5,  0. ]])
+    """
+
+    num_heads: int
+    max_len: int
+    slopes: Array
+
+    def __init__(self, num_heads: int, max_len: int = 2048) -> None:
+        self.num_heads = check_size(num_heads, "num_heads")
+        self.max_len = check_size(max_len, "max_len")
+        self.slopes = alibi_slopes(self.num_heads)
+
+    @property
+    def bias(self) -> Array:
+        check_room(2 * self.max_len - 1, self.num_heads)
+        distances = np.abs(np.arange(1 - self.max_len, self.max_len))
+        return _by_distance(np.multiply.outer(-distances, self.slopes), self.max_len)
+
+    def forward(self, attention_scores: ArrayLike, seq_len: int | None = None, *, offset: int = 0) -> Array:
+        """Add the bias.
+
+        Parameters
+        ----------
+        attention_scores : array_like, (…, num_heads, query_len, key_len)
+            Scores before the softmax.
+        seq_len : int, optional
+            ``key_len``, which the scores tell already; it is checked against them.
+        offset : int
+            The position of the first query on the axis of the keys.
+
+        Returns
+        -------
+        ndarray
+            Of the shape and floating dtype of the scores (float64 for integers); float16 and bfloat16 are computed in
+            float32 and rounded once.
+
+        Raises
+        ------
+        ValueError
+            If the scores have another number of heads, or another length than ``seq_len``.
+        """
+        scores = as_array(attention_scores, "attention_scores")
+        promote(("attention_scores", scores))
+        if scores.ndim < 3 or scores.shape[-3] != self.num_heads:
+            raise ValueError(
+                f"attention_scores: shape {scores.shape}, expected (…, {self.num_heads}, query_len, key_len)"
+            )
+        if seq_len is not None and check_size(seq_len, "seq_len") != scores.shape[-1]:
+            raise ValueError(
+                f"seq_len: {seq_len}, expected {scores.shape[-1]}, the last axis of attention_scores {scores.shape}"
+            )
+        return add_alibi(scores, self.slopes, offset=offset)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def _by_distance(table: Array, length: int) -> Array:
+    """(width, length, length) with ``[:, i, j] = table[j - i + length - 1]``, a read-only view.
+
+    ``table`` (2 length - 1, width) holds the distances in ascending order. Window ``w`` of it begins with the distance
+    ``w - (length - 1)``, as row ``i = length - 1 - w`` of the result does.
+    """
+    return sliding_window_view(table, length, axis=0)[::-1].transpose(1, 0, 2)

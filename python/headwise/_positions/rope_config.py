@@ -1,0 +1,193 @@
+"""What a configuration says about rotary embedding: read, checked, and completed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise._base.arrays import FLOAT64, as_array, check_dtype, check_flag, check_real, check_size
+from headwise._positions.rope_scaling import FAMILIES, TRAINED, RotaryScaling
+
+if TYPE_CHECKING:
+    from headwise._base.arrays import Array
+
+_FORMER_NAMES = {"su": "longrope"}
+_ALWAYS = ("partial_rotary_factor", "rope_theta")
+
+
+def read_scaling(
+    scaling: object,
+    head_dim: int,
+    base: float,
+    max_position_embeddings: int | None = None,
+    rotary_dim: int | None = None,
+    *,
+    name: str = "dim",
+) -> RotaryScaling:
+    """What ``scaling`` says about heads of ``head_dim`` features, the argument called ``name``. ``rotary_dim`` says
+    how many of them are turned where ``scaling`` does not."""
+    rope_type, given = _parameters(scaling)
+    if max_position_embeddings is not None:
+        max_position_embeddings = check_size(max_position_embeddings, "max_position_embeddings")
+        if rope_type in ("yarn", "llama3"):
+            given.setdefault(TRAINED, max_position_embeddings)
+    checked = {key: _CHECKS[key](value, f"scaling[{key!r}]") for key, value in given.items()}
+    base = checked.pop("rope_theta", base)
+    dim = _turned(rope_type, head_dim, checked.get("partial_rotary_factor"), rotary_dim, name)
+    _complete(rope_type, checked, max_position_embeddings)
+    _check_together(rope_type, checked, dim, base)
+    trained = {"dynamic": max_position_embeddings, "longrope": checked.get(TRAINED)}.get(rope_type)
+    return RotaryScaling(rope_type, dim, base, trained, checked)
+
+
+def _parameters(scaling: object) -> tuple[str, dict[str, Any]]:
+    """The family's name, and the parameters that are not None, all of which it knows."""
+    if scaling is None:
+        return "default", {}
+    if not isinstance(scaling, Mapping):
+        raise TypeError(
+            f"scaling: {type(scaling).__name__}, expected None or a mapping such as a configuration's rope_parameters"
+        )
+    given = {key: value for key, value in scaling.items() if value is not None}
+    former = given.pop("type", "default")
+    rope_type = given.pop("rope_type", former)
+    if not isinstance(rope_type, str):
+        raise TypeError(f"scaling['rope_type']: {type(rope_type).__name__}, expected a string")
+    rope_type = _FORMER_NAMES.get(rope_type, rope_type)
+    if rope_type not in FAMILIES:
+        raise ValueError(f"scaling['rope_type']: {rope_type!r}, expected one of {', '.join(FAMILIES)}")
+    family = FAMILIES[rope_type]
+    known = (*family.required, *family.optional, *_ALWAYS)
+    unexpected = {key: value for key, value in given.items() if key not in known}
+    if unexpected:
+        keys = ", ".join(map(repr, unexpected))
+        if all(isinstance(value, Mapping) for value in unexpected.values()):
+            raise ValueError(f"scaling: a mapping for each of {keys}, expected that of one kind of layer")
+        raise ValueError(f"scaling: {keys}, expected for rope_type {rope_type!r} any of {', '.join(known)}")
+    return rope_type, given
+
+
+def _turned(rope_type: str, head_dim: int, fraction: float | None, rotary_dim: int | None, name: str) -> int:
+    """How many of the features formulas count, after all ways to say so are found to agree."""
+    if rope_type == "proportional":
+        if rotary_dim is not None:
+            raise ValueError(
+                f"rotary_dim: {rotary_dim}, expected None with rope_type 'proportional', which pairs all features"
+            )
+        fraction = None
+    if rotary_dim is not None:
+        rotary_dim = check_size(rotary_dim, "rotary_dim")
+        if rotary_dim % 2 or rotary_dim > head_dim:
+            raise ValueError(f"rotary_dim: {rotary_dim}, expected an even number up to {name} = {head_dim}")
+    if fraction is None:
+        if rotary_dim is None and head_dim % 2:
+            raise ValueError(f"{name}: {head_dim}, expected an even number, as features are rotated in pairs")
+        return head_dim if rotary_dim is None else rotary_dim
+    dim = int(head_dim * fraction)
+    turned = dim + dim % 2
+    if not 0 < turned <= head_dim:
+        raise ValueError(
+            f"scaling['partial_rotary_factor']: {fraction}, which turns {turned} of {head_dim} features, expected "
+            f"2 to {head_dim} of them"
+        )
+    if rotary_dim not in (None, turned):
+        raise ValueError(
+            f"rotary_dim: {rotary_dim}, expected the {turned} of scaling['partial_rotary_factor'], or None"
+        )
+    return dim
+
+
+def _complete(rope_type: str, given: dict[str, Any], max_position_embeddings: int | None) -> None:
+    """Derives the factor from lengths where transformers does, and finds out what is missing."""
+    derived = rope_type in ("yarn", "longrope")
+    if derived and "factor" not in given and TRAINED in given and max_position_embeddings is not None:
+        given["factor"] = max_position_embeddings / given[TRAINED]
+    missing = [key for key in FAMILIES[rope_type].required if key not in given]
+    if rope_type == "longrope" and "factor" not in given and "attention_factor" not in given:
+        missing.append("factor")
+    if missing:
+        instead = ", or max_position_embeddings to derive it from" if derived and missing == ["factor"] else ""
+        keys = ", ".join(map(repr, missing))
+        raise ValueError(f"scaling: no {keys}, which rope_type {rope_type!r} needs{instead}")
+    if rope_type == "dynamic" and max_position_embeddings is None:
+        raise ValueError("max_position_embeddings: None, expected the model's, beyond which 'dynamic' stretches")
+
+
+def _check_together(rope_type: str, given: dict[str, Any], dim: int, base: float) -> None:
+    """What parameters must be to each other."""
+    if rope_type == "yarn":
+        if base <= 1.0:
+            raise ValueError(f"base: {base}, expected more than 1 with rope_type 'yarn'")
+        if given["factor"] < 1.0:
+            raise ValueError(
+                f"scaling['{TRAINED}']: {given[TRAINED]}, expected at most max_position_embeddings, "
+                f"{given['factor']:.4g} times as much"
+            )
+        fast, slow = given.get("beta_fast", 32.0), given.get("beta_slow", 1.0)
+        if fast < slow:
+            raise ValueError(f"scaling['beta_fast']: {fast}, expected at least beta_slow, {slow}")
+    if rope_type == "llama3" and given["high_freq_factor"] <= given["low_freq_factor"]:
+        raise ValueError(
+            f"scaling['high_freq_factor']: {given['high_freq_factor']}, expected more than low_freq_factor, "
+            f"{given['low_freq_factor']}"
+        )
+    if rope_type == "longrope":
+        pairs = (dim + 1) // 2
+        for key in ("short_factor", "long_factor"):
+            if len(given[key]) != pairs:
+                raise ValueError(f"scaling['{key}']: {len(given[key])} numbers, expected {pairs}, one for each pair")
+        if given[TRAINED] < 2:
+            raise ValueError(f"scaling['{TRAINED}']: {given[TRAINED]}, expected at least 2")
+
+
+def check_positive(value: object, name: str) -> float:
+    number = check_real(value, name)
+    if number <= 0.0:
+        raise ValueError(f"{name}: {number}, expected a positive number")
+    return number
+
+
+def _at_least(value: object, name: str, least: float) -> float:
+    number = check_real(value, name)
+    if number < least:
+        raise ValueError(f"{name}: {number}, expected at least {least}")
+    return number
+
+
+def _fraction(value: object, name: str) -> float:
+    number = check_real(value, name)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{name}: {number}, expected a fraction in (0, 1]")
+    return number
+
+
+def _divisors(value: object, name: str) -> Array:
+    numbers = as_array(value, name)
+    check_dtype(numbers.dtype, name)
+    if numbers.ndim != 1:
+        raise ValueError(f"{name}: shape {numbers.shape}, expected a number for each pair")
+    numbers = numbers.astype(FLOAT64)
+    if not (np.isfinite(numbers) & (numbers > 0.0)).all():
+        raise ValueError(f"{name}: {numbers.min()} among others, expected positive numbers")
+    return numbers
+
+
+_CHECKS: dict[str, Callable[[object, str], Any]] = {
+    "factor": partial(_at_least, least=1.0),
+    "rope_theta": check_positive,
+    "partial_rotary_factor": _fraction,
+    TRAINED: check_size,
+    "attention_factor": check_positive,
+    "beta_fast": check_positive,
+    "beta_slow": check_positive,
+    "mscale": partial(_at_least, least=0.0),
+    "mscale_all_dim": partial(_at_least, least=0.0),
+    "truncate": check_flag,
+    "low_freq_factor": check_positive,
+    "high_freq_factor": check_positive,
+    "short_factor": _divisors,
+    "long_factor": _divisors,
+}

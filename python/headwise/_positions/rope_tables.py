@@ -1,0 +1,95 @@
+"""Cosines and sines by position, as layers look them up."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise._base import layer as _layer
+from headwise._base.arrays import FLOAT64
+from headwise._base.layer import PositionTable
+
+if TYPE_CHECKING:
+    from headwise._base.arrays import Array
+    from headwise._positions.rope_scaling import RotaryScaling
+
+
+class RotaryTable(PositionTable):
+    """Rows ``[cos | sin]`` of the angles ``position * inv_freq``, times the attention factor, (positions, 2 pairs).
+
+    A table that is not ``kept`` (its frequencies are those of one length of sequence) grows only for calls that ask for
+    most of it: the few rows of a step of decoding are computed instead. Those last computed are at hand for the next
+    call, which most often is the keys' after the queries', or another layer's.
+    """
+
+    def __init__(self, inv_freq: Array, attention_factor: float, length: int, kept: bool = True) -> None:
+        self.inv_freq = inv_freq
+        self.inv_freq.flags.writeable = False
+        self._kept = kept
+        self._made_of = inv_freq, attention_factor
+        self._last: tuple[tuple[int, int, np.dtype[Any]], Array] | None = None
+        super().__init__(partial(_cosines_and_sines, inv_freq, attention_factor), length)
+
+    def __reduce__(self) -> tuple[type[RotaryTable], tuple[Any, ...]]:
+        return RotaryTable, (*self._made_of, len(self.array), self._kept)  # read-only again, and no cast
+
+    def span(self, start: int, stop: int, dtype: np.dtype[Any]) -> Array:
+        """The rows of positions ``start .. stop - 1``."""
+        if start >= 0 and (self._kept or 2 * (stop - start) >= stop):
+            table = self._covering(stop, dtype)
+            if table is not None:
+                return table[start:stop]
+        asked, last = (start, stop, dtype), self._last
+        if last is None or last[0] != asked:
+            last = asked, self._rows(start, stop).astype(dtype, copy=False)
+            if last[1].nbytes <= _layer._MAX_TABLE_BYTES:
+                self._last = last
+        return last[1]
+
+    def between(self, low: int, high: int, positions: Array, dtype: np.dtype[Any]) -> Array:
+        """The rows of any integer ``positions``, which go from ``low`` to ``high``: (…, 2 pairs)."""
+        if low >= 0 and (self._kept or 2 * positions.size > high):
+            table = self._covering(high + 1, dtype)
+            if table is not None:
+                return table.take(positions.astype(np.intp, copy=False), axis=0)
+        return self._function(positions.astype(FLOAT64)).astype(dtype, copy=False)
+
+
+class RotaryTables:
+    """The table for each length of sequence. It is one in most families; of those whose frequencies depend on the
+    length, the table for trained lengths and the last of the others are kept."""
+
+    def __init__(self, scaling: RotaryScaling, length: int) -> None:
+        self._scaling = scaling
+        self._limit = scaling.trained_length
+        self.trained = self._make(None, length)
+        self._longer: tuple[int, RotaryTable] | None = None
+
+    def of(self, length: int) -> RotaryTable:
+        """The table for sequences of ``length``. Threads may ask for different ones at once: each goes on with what it
+        found or made."""
+        if self._limit is None or length <= self._limit:
+            return self.trained
+        regime, longer = self._scaling.regime(length), self._longer
+        if longer is None or longer[0] != regime:
+            longer = self._longer = regime, self._make(length, 1)
+        return longer[1]
+
+    def _make(self, length: int | None, rows: int) -> RotaryTable:
+        scaling = self._scaling
+        kept = length is None or scaling.regime(length) == scaling.regime(length + 1)
+        return RotaryTable(scaling.inv_freq(length), scaling.attention_factor, rows, kept)
+
+
+def _cosines_and_sines(inv_freq: Array, attention_factor: float, positions: Array) -> Array:
+    pairs = len(inv_freq)
+    rows = np.empty((*positions.shape, 2 * pairs))
+    cos, sin = rows[..., :pairs], rows[..., pairs:]
+    np.multiply.outer(positions, inv_freq, out=sin)
+    np.cos(sin, out=cos)
+    np.sin(sin, out=sin)
+    if attention_factor != 1.0:
+        rows *= attention_factor
+    return rows

@@ -1,0 +1,289 @@
+"""What a backend is, and which one runs.
+
+Two backends implement :class:`Backend`: the native extension ``headwise._core`` and the NumPy module
+``headwise._numpy``. Everything reaches them through ``headwise._ops``, which has checked and normalised the
+arguments, so a backend never sees a wrong shape, dtype or stride and both raise the same errors by construction.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from headwise._runtime.threads import default_count
+from headwise._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+class PackedLinear(Protocol):
+    """What :meth:`Backend.pack_linear` gives."""
+
+    def __call__(self, x: Array, out: Array) -> None:
+        """:meth:`Backend.linear` with the weights, bias and precision that were packed."""
+
+
+class Backend(Protocol):
+    """The operations, on normalised arguments.
+
+    All floating arrays of one call share one dtype, float32 or float64, native byte order, aligned, strides that are
+    multiples of the item size. Outputs are allocated by the caller and written in place; nothing is returned.
+    Only inputs may have strides of 0. ``bool`` arrays are one byte per entry, true = keep.
+
+    What operations read and write, ``x`` (or ``scores``), ``query``, ``key``, ``value``, ``weight`` (of the linear
+    map), ``gamma``, ``beta``, ``output``, ``weights`` and ``out``, may be float16 or bfloat16 (of ``ml_dtypes``)
+    instead, all of one call the same. All other arrays are float32 then, attention's ``lse`` among them, but for its
+    biases, each of which is either. Everything is computed in float32, and results are rounded once; a backend may
+    round attention's weights before they meet the values, to no fewer bits than these have. No array of halves is
+    copied to float32 as a whole.
+    """
+
+    def softmax(self, x: Array, out: Array) -> None:
+        """Softmax along axis 1. ``x, out``: (outer, n, inner); ``out`` C-contiguous, ``inner`` contiguous in ``x``
+        (or, for ``inner == 1``, axis 1 contiguous). ``out`` may be ``x`` itself."""
+
+    def log_softmax(self, x: Array, out: Array) -> None:
+        """Log-softmax along axis 1; as :meth:`softmax`."""
+
+    def logsumexp(self, x: Array, out: Array) -> None:
+        """``x``: (outer, n, inner); ``out``: (outer, inner), C-contiguous."""
+
+    def attention(
+        self,
+        query: Array,  # (batch, heads, query_len, head_dim), last axis contiguous, any other strides; may be halves
+        key: Array,  # (batch, kv_heads, key_len, head_dim), likewise, as the next two
+        value: Array,  # (batch, kv_heads, key_len, value_dim)
+        output: Array,  # (batch, heads, query_len, value_dim)
+        weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous, to be filled if given
+        lse: Array | None,  # (batch, heads, query_len), C-contiguous, to be filled if given; natural logarithm
+        keep: Sequence[Array],  # bool, each axis as that of weights or 1, last axis contiguous; all must hold
+        bias: Sequence[Array],  # floating, likewise, halves as query is or not; all are added
+        drop: Array | None,  # bool, likewise: weights applied to value are kept (and scaled) where true
+        slopes: Array | None,  # (heads,): minus slope * abs(i + offset - j) is added
+        sinks: Array | None,  # (heads,): a logit in the denominator
+        scale: float,
+        softcap: float,  # 0.0: none
+        left: int,  # key j is kept for query i when i + offset - left <= j; -1: open
+        right: int,  # ... and j <= i + offset + right; -1: open
+        offset: int,  # the position of query 0 on the axis of the keys
+        drop_scale: float,
+        precision: str,
+    ) -> None:
+        """Scale, softcap, then keep / bias / ALiBi, then softmax, then (dropped) weights times value. A row that keeps
+        nothing gives output 0, weights 0 and lse -inf (or the sink's logit). Without ``weights`` nothing of size
+        query_len x key_len is built. Whatever stands in a dropped key or value, NaN included, reaches nothing."""
+
+    def attention_varlen(
+        self,
+        query: Array,  # (heads, rows of queries, head_dim), last axis contiguous, any other strides; may be halves
+        key: Array,  # (kv_heads, rows of keys, head_dim), likewise, as the next two
+        value: Array,  # (kv_heads, rows of keys, value_dim)
+        output: Array,  # (heads, rows of queries, value_dim)
+        lse: Array | None,  # (heads, rows of queries), any strides, to be filled if given
+        query_starts: Array,  # (sequences,) of int64, contiguous, as the next four; each sequence has a range of
+        query_lengths: Array,  # the queries, which no other has any of,
+        key_starts: Array,  # and a range of the keys
+        key_lengths: Array,
+        offsets: Array,  # the positions of their queries 0 among their keys
+        slopes: Array | None,  # from here on as in attention, of each sequence
+        sinks: Array | None,
+        scale: float,
+        softcap: float,
+        left: int,
+        right: int,
+        precision: str,
+    ) -> None:
+        """:meth:`attention` of each sequence by itself, to the bit. Rows of ``output`` and ``lse`` that belong to no
+        sequence stay as they are."""
+
+    def apply_rope(self, x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) -> None:
+        """``x, out``: (batch, heads, seq, dim); ``cos, sin``: (batch, heads, seq, dim / 2), any of the first three
+        1 instead. Last axes contiguous. ``out`` may be ``x`` itself."""
+
+    def add_alibi(self, scores: Array, slopes: Array, offset: int, out: Array) -> None:
+        """``out[n, h, i, j] = scores[n, h, i, j] - slopes[h] * abs(i + offset - j)``; last axes contiguous; ``out``
+        may be ``scores`` itself."""
+
+    def linear(self, x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
+        """``x`` (rows, in) with last axis contiguous, ``weight`` (in, out) with either axis contiguous, ``bias``
+        (out,) contiguous, ``out`` (rows, out) C-contiguous."""
+
+    def pack_linear(self, weight: Array, bias: Array | None, precision: str) -> PackedLinear:
+        """As :meth:`linear`, for many calls. The arrays are kept, and stay as they are."""
+        ...
+
+    def layer_normalization(self, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
+        """Over the last axis of ``x`` (rows, n), last axis contiguous; ``out`` C-contiguous, may be ``x`` itself."""
+
+    def set_num_threads(self, n: int) -> None: ...
+
+    def get_num_threads(self) -> int: ...
+
+    def set_target(self, name: str) -> None:
+        """Force an instruction set; ValueError, naming what is available, for an unknown or unsupported one."""
+
+    def get_target(self) -> str: ...
+
+    def list_targets(self) -> list[str]:
+        """What this build and this processor have, best first."""
+        ...
+
+
+_CORE = "headwise._core"
+_FOLDER = os.path.dirname(os.path.dirname(__file__))  # of the package, where the core is
+_CHOICES = ("auto", "native", "numpy")
+
+# Debian's packages of the libraries that a core needs, as far as they are not part of its wheel.
+_PACKAGES = {"libgomp": "libgomp1", "libhwy": "libhwy1", "libstdc++": "libstdc++6"}
+
+_current: Backend
+_name: str
+_error: str | None = None
+
+
+def current() -> Backend:
+    """The backend that runs."""
+    return _current
+
+
+def name() -> str:
+    """``"native"`` or ``"numpy"``."""
+    return _name
+
+
+def error() -> str | None:
+    """Why a native core that is there could not be loaded, or None."""
+    return _error
+
+
+def core_is_installed() -> bool:
+    """Whether there is a native core, working or not."""
+    from importlib.util import find_spec  # not at the top: only this function needs what it brings along
+
+    return _name == "native" or _error is not None or find_spec(_CORE) is not None
+
+
+def remedy(error: str) -> str:
+    """What may help against an error of loading the native core."""
+    package = _PACKAGES.get(error.removeprefix("ImportError: ").partition(".so.")[0])
+    if package is None or "cannot open shared object file" not in error:
+        return "installing headwise again may help"
+    return f"a library is missing (on Debian and Ubuntu: apt-get install {package})"
+
+
+def use(choice: str) -> None:
+    """Switch this process to the backend ``"native"`` or ``"numpy"``, or to ``"auto"``, the first of them that loads.
+
+    ImportError, with the reason, if a native core that was asked for cannot be loaded; the backend is then what it was.
+    """
+    threads = _current.get_num_threads()
+    _select(choice)
+    _current.set_num_threads(threads)
+
+
+def set_target(name: str) -> None:
+    """Force an instruction set of the backend that runs. What is no name of one, in whatever characters, is a
+    ValueError that lists them."""
+    available = _current.list_targets()
+    if name not in available:
+        raise ValueError(
+            f"target: {name!r} is unknown or unsupported on this machine; available: {', '.join(available)}"
+        )
+    _current.set_target(name)
+
+
+def _select(choice: str, source: str = "backend") -> None:
+    global _current, _name, _error
+    if choice not in _CHOICES:
+        raise ValueError(f"{source}: {choice!r}, expected one of {', '.join(_CHOICES)}")
+    failure = None
+    if choice != "numpy":
+        try:
+            _current, _name, _error = _load_core(), "native", None
+            return
+        except Exception as broken:  # an extension that is there but does not fit here may raise anything
+            absent = isinstance(broken, ModuleNotFoundError) and broken.name == _CORE
+            failure = None if absent else f"{type(broken).__name__}: {broken}"
+            if choice == "native":
+                raise ImportError(f"{source}: 'native', but {_complaint(failure)}") from broken
+            if failure is not None:
+                message = f"headwise: {_complaint(failure)}. NumPy does the work; HEADWISE_BACKEND=numpy asks for that"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+    _current, _name, _error = cast(Backend, importlib.import_module("headwise._numpy")), "numpy", failure
+
+
+def _load_core() -> Backend:
+    """The native core, which has to be of this Python and of this version of headwise."""
+    _check_length()
+    try:
+        core = importlib.import_module(_CORE)
+    except ModuleNotFoundError as absent:
+        others = _cores_of_others() if absent.name == _CORE else []
+        if others:
+            raise ImportError(f"there is none for this Python, only {', '.join(others)}") from absent
+        raise
+    version = getattr(core, "__version__", "unknown")
+    if version != __version__:
+        raise ImportError(f"it is of version {version}, headwise of {__version__}")
+    return cast(Backend, core)
+
+
+def _check_length() -> None:
+    """ImportError if the core's file has lost its end. Linux loads it all the same, and SIGBUS ends the process."""
+    from importlib.machinery import EXTENSION_SUFFIXES
+
+    files = [os.path.join(_FOLDER, "_core" + suffix) for suffix in EXTENSION_SUFFIXES]
+    file = next(filter(os.path.isfile, files), None)
+    if file is None:
+        return
+    with open(file, "rb") as core:
+
+        def number(data: bytes, at: int, size: int) -> int:
+            return int.from_bytes(data[at : at + size], sys.byteorder)
+
+        head = core.read(64)
+        if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+            return  # not of 64 bits, or not for Linux: the loader judges
+        size, count = number(head, 54, 2), number(head, 56, 2)
+        core.seek(number(head, 32, 8))
+        table = core.read(size * count)
+        length = core.seek(0, os.SEEK_END)
+        # Where each segment starts in the file, and how long it is there.
+        ends = [number(table, i + 8, 8) + number(table, i + 32, 8) for i in range(0, len(table), max(size, 1))]
+        if len(table) < size * count or max(ends, default=0) > length:
+            raise ImportError(f"{file}: it is cut short, at {length} bytes")
+
+
+def _cores_of_others() -> list[str]:
+    """The file names of cores that another Python or system would find here."""
+    names = os.listdir(_FOLDER) if os.path.isdir(_FOLDER) else []
+    return sorted(name for name in names if name.startswith("_core.") and name.endswith((".so", ".pyd")))
+
+
+def _complaint(failure: str | None) -> str:
+    if failure is None:
+        return f"there is no native core ({_CORE}); without it, headwise.show_config() says what it takes to build one"
+    return f"the native core cannot be loaded ({failure}): {remedy(failure)}"
+
+
+def _start() -> None:
+    """Do as the environment says. A bad value is an error here, where it is noticed, not at the first call."""
+    _select(os.environ.get("HEADWISE_BACKEND", "").strip().lower() or "auto", "HEADWISE_BACKEND")
+    _current.set_num_threads(default_count())
+    target = os.environ.get("HEADWISE_TARGET", "").strip().lower()
+    if target:
+        try:
+            set_target(target)
+        except ValueError as unavailable:
+            raise ValueError(f"HEADWISE_TARGET: {unavailable}") from unavailable
+
+
+_start()
