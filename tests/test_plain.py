@@ -105,7 +105,7 @@ def test_what_is_plain(name: str) -> None:
     a = PLAIN[name]
     assert plain(a) and plain(a, a, np.empty(3, a.dtype))
     assert _arrays.promote(("x", a)) == (a.dtype, a.dtype)
-    assert a.size == 0 or _arrays.conform(a, a.dtype, last=True) is a
+    assert a.size == 0 or _arrays.cast_layout(a, a.dtype, last=True) is a
 
 
 @pytest.mark.single_implementation

@@ -65,7 +65,7 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
 def plain(*arrays: Array) -> bool:
     """Whether there is nothing to convert: all float32 or all float64, C-contiguous, aligned and writeable.
 
-    So it is in most calls, and small ones would spend longer on :func:`promote` and :func:`conform` than on the
+    So it is in most calls, and small ones would spend longer on :func:`promote` and :func:`cast_layout` than on the
     numbers. Both have nothing to do then: the dtype is that of the first array, to compute in and of the result.
     """
     dtype = arrays[0].dtype
@@ -134,7 +134,7 @@ def compact(a: Array) -> Array:
     return a[tuple(slice(0, 1) if stride == 0 and size > 1 else slice(None) for size, stride in axes)]
 
 
-def conform(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
+def cast_layout(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
     """``a`` in ``dtype``, native byte order, aligned and, if ``last``, with its last axis contiguous: itself where that
     is so, else a copy in which broadcast axes stay broadcast."""
     strided = last and a.ndim > 0 and a.shape[-1] > 1 and a.strides[-1] != a.itemsize
@@ -192,7 +192,7 @@ def check_room(*shape: int, dtype: np.dtype[Any] = FLOAT64) -> None:
         raise MemoryError(f"an array of shape {shape} and dtype {dtype} is too big")
 
 
-def destination(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], *, contiguous: bool = False) -> Array:
+def resolve_out(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], *, contiguous: bool = False) -> Array:
     """Where a backend computes a result of ``shape`` and ``dtype``: ``out``, checked, if it can write that, with four
     axes and the last one contiguous, or ``contiguous`` as a whole; else a new array."""
     if out is not None and type(out) is np.ndarray and out.dtype == dtype:
@@ -229,7 +229,7 @@ def check_out(
     return out
 
 
-def deliver(work: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
+def finalize(work: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
     """The finished ``work`` as the caller gets it: in ``dtype``, or in ``out``."""
     if out is None:
         if work.dtype == dtype:

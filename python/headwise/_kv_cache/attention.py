@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import allocate, check_flag, check_out, check_real, conform, deliver, destination, promote
+from headwise._base.arrays import (
+    allocate,
+    cast_layout,
+    check_flag,
+    check_out,
+    check_real,
+    finalize,
+    promote,
+    resolve_out,
+)
 from headwise._kv_cache.rows import equal, of
 from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.options import CacheOptions
@@ -100,8 +109,8 @@ def _attend_ragged(
             out, scores.output, dtype, ("query", query), ("the cache's keys", keys), ("its values", values), *others
         )
 
-    q = conform(query, dtype, last=True)
-    result = destination(out, scores.output, dtype)
+    q = cast_layout(query, dtype, last=True)
+    result = resolve_out(out, scores.output, dtype)
     weights = np.zeros(scores.four, dtype) if need_weights else None
     lse = np.full((batch, heads, new), -np.inf, compute) if return_lse else None
     options = (slopes, sink, factor, cap, left, 0)
@@ -111,7 +120,7 @@ def _attend_ragged(
         _one_by_one(q, keys, values, result, weights, lse, starts, seen, counts, masks, options, level)
     for entry, count in enumerate(counts):
         result[entry, :, count:] = 0
-    output = deliver(result, out, dtype)
+    output = finalize(result, out, dtype)
     return (output, weights) if lse is None else (output, weights, lse)
 
 

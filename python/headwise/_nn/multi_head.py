@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from headwise._base.arrays import allocate, as_array, check_out, check_room, check_size, deliver, promote
+from headwise._base.arrays import allocate, as_array, check_out, check_room, check_size, finalize, promote
 from headwise._ops.attention.dense import scaled_dot_product_attention
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ def multi_head(
         x = joined if batched else joined[0]
         rest = [None if a is None else a if batched else a[0] for a in (weights, *lse)]
         in_place = out if result_dtype == dtype else None
-        output = deliver(projections(x, "o", precision, in_place), out, result_dtype)
+        output = finalize(projections(x, "o", precision, in_place), out, result_dtype)
         if rest[0] is not None:
-            rest[0] = deliver(rest[0], None, result_dtype)
+            rest[0] = finalize(rest[0], None, result_dtype)
         return output, *rest
 
     if cache is None:

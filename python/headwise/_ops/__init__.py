@@ -16,17 +16,17 @@ import numpy as np
 from headwise._base.arrays import (
     allocate,
     as_array,
+    cast_layout,
     check_axis,
     check_flag,
     check_out,
     check_rate,
     check_real,
     check_rng,
-    conform,
-    deliver,
-    destination,
+    finalize,
     plain_or_half,
     promote,
+    resolve_out,
 )
 from headwise._ops.attention.dense import flash_attention, scaled_dot_product_attention
 from headwise._ops.attention.varlen import varlen_attention
@@ -193,11 +193,11 @@ def _normalize(kernel: Callable[[Array, Array], None], x: ArrayLike, axis: int, 
     shape = a.shape
     if out is not None:
         check_out(out, shape, dtype, ("x", a), inplace=a)
-    result = destination(out, shape, dtype, contiguous=True)
+    result = resolve_out(out, shape, dtype, contiguous=True)
     if result.size:
         lanes = _lanes(shape, axis)
         kernel(a.reshape(lanes) if ready else _as_lanes(a, lanes, dtype), result.reshape(lanes))
-    return deliver(result, out, dtype)
+    return finalize(result, out, dtype)
 
 
 @lru_cache(maxsize=256)
@@ -208,7 +208,7 @@ def _lanes(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
 
 def _as_lanes(a: Array, lanes: tuple[int, int, int], dtype: np.dtype[Any]) -> Array:
     _, n, inner = lanes
-    form = conform(a, dtype).reshape(lanes)
+    form = cast_layout(a, dtype).reshape(lanes)
     contiguous = form.strides[2] == form.itemsize if inner > 1 else n <= 1 or form.strides[1] == form.itemsize
     return form if contiguous else np.ascontiguousarray(form)
 
@@ -281,12 +281,12 @@ def layer_normalization(
         check_out(out, a.shape, dtype, ("x", a), ("gamma", g), ("beta", b), inplace=a)
     last = axis == a.ndim - 1
     moved = a if last else np.moveaxis(a, axis, -1)
-    result = destination(out if last else None, moved.shape, dtype, contiguous=True)
+    result = resolve_out(out if last else None, moved.shape, dtype, contiguous=True)
     if result.size:
         if not (ready and last):
-            moved, g, b = (conform(array, dtype, last=True) for array in (moved, g, b))
+            moved, g, b = (cast_layout(array, dtype, last=True) for array in (moved, g, b))
         _backend.current().layer_normalization(moved.reshape((-1, n)), g, b, epsilon, result.reshape((-1, n)))
-    return deliver(result if last else np.moveaxis(result, -1, axis), out, dtype)
+    return finalize(result if last else np.moveaxis(result, -1, axis), out, dtype)
 
 
 def dropout(x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.random.Generator | None = None) -> Array:
@@ -336,5 +336,5 @@ def dropout(x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.r
     kept = generator.random(a.shape, dtype=np.float32) >= rate
     result = np.zeros(a.shape, compute)
     with np.errstate(over="ignore"):
-        np.multiply(conform(a, compute), 1.0 / (1.0 - rate), out=result, where=kept)
-    return deliver(result, None, dtype)
+        np.multiply(cast_layout(a, compute), 1.0 / (1.0 - rate), out=result, where=kept)
+    return finalize(result, None, dtype)

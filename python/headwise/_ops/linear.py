@@ -8,13 +8,13 @@ import numpy as np
 
 from headwise._base.arrays import (
     as_array,
+    cast_layout,
     check_out,
-    conform,
-    deliver,
-    destination,
+    finalize,
     plain,
     plain_or_half,
     promote,
+    resolve_out,
 )
 from headwise._runtime import backend as _backend
 from headwise._runtime.precision import check_precision
@@ -91,18 +91,18 @@ def linear(
     shape = (*shape[:-1], columns)
     if out is not None:
         check_out(out, shape, dtype, *inputs)
-    result = destination(out, shape, dtype, contiguous=True)
+    result = resolve_out(out, shape, dtype, contiguous=True)
     if result.size:
         if inner == 0:
             result[...] = 0 if b is None else b
         else:
             if not ready:
-                a, w = conform(a, dtype, last=True), conform(w, dtype)
-                b = None if b is None else conform(b, compute, last=True)
+                a, w = cast_layout(a, dtype, last=True), cast_layout(w, dtype)
+                b = None if b is None else cast_layout(b, compute, last=True)
                 if w.itemsize not in w.strides:
                     w = np.ascontiguousarray(w)
             _backend.current().linear(a.reshape((-1, inner)), w, b, result.reshape((-1, columns)), precision)
-    return deliver(result, out, dtype)
+    return finalize(result, out, dtype)
 
 
 class PackedLinear:
@@ -165,8 +165,8 @@ class PackedLinear:
         self.dtype = dtype
         self._precision = precision
         # Copies, converted as `linear` converts, with the contiguous axis that it would have: the bits are the same.
-        self._weight = np.array(conform(w, dtype), order="K")
-        self._bias = None if b is None else np.array(conform(b, compute), order="C")
+        self._weight = np.array(cast_layout(w, dtype), order="K")
+        self._bias = None if b is None else np.array(cast_layout(b, compute), order="C")
         if self._weight.itemsize not in self._weight.strides:
             self._weight = np.ascontiguousarray(self._weight)
         self._packed: tuple[object, str, _backend.PackedLinear] | None = None
@@ -216,14 +216,14 @@ class PackedLinear:
         shape = (*shape[:-1], self.out_features)
         if out is not None:
             check_out(out, shape, dtype, ("x", a))
-        result = destination(out, shape, dtype, contiguous=True)
+        result = resolve_out(out, shape, dtype, contiguous=True)
         if result.size:
             if self.in_features == 0:
                 result[...] = 0 if self._bias is None else self._bias
             else:
-                a = a if ready else conform(a, dtype, last=True)
+                a = a if ready else cast_layout(a, dtype, last=True)
                 self._pack()(a.reshape((-1, self.in_features)), result.reshape((-1, self.out_features)))
-        return deliver(result, out, dtype)
+        return finalize(result, out, dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(in_features={self.in_features}, out_features={self.out_features}, {self.dtype})"

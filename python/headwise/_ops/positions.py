@@ -10,19 +10,19 @@ from headwise._base.arrays import (
     FLOAT64,
     allocate,
     as_array,
+    cast_layout,
     check_dtype,
     check_flag,
     check_int,
     check_out,
     check_room,
     check_size,
-    conform,
-    deliver,
-    destination,
+    finalize,
     fits,
     four_axes,
     plain,
     promote,
+    resolve_out,
 )
 from headwise._runtime import backend as _backend
 
@@ -93,12 +93,16 @@ def apply_rope(
             raise ValueError(f"{name}: shape {table.shape}, expected one that broadcasts to {half}")
     if out is not None:
         check_out(out, shape, dtype, ("x", a), ("cos", c), ("sin", s), inplace=a)
-    result = destination(out, shape, dtype)
+    result = resolve_out(out, shape, dtype)
     if result.size:
         if not ready:
-            a, c, s = conform(a, dtype, last=True), conform(c, compute, last=True), conform(s, compute, last=True)
+            a, c, s = (
+                cast_layout(a, dtype, last=True),
+                cast_layout(c, compute, last=True),
+                cast_layout(s, compute, last=True),
+            )
         rotate(a, c, s, interleaved, result)
-    return deliver(result, out, dtype)
+    return finalize(result, out, dtype)
 
 
 def rotate(a: Array, cos: Array, sin: Array, interleaved: bool, result: Array) -> None:
@@ -250,11 +254,11 @@ def add_alibi(
     shift = _check_offset(offset)
     if out is not None:
         check_out(out, a.shape, dtype, ("scores", a), ("slopes", steepness), inplace=a)
-    result = destination(out, a.shape, dtype)
+    result = resolve_out(out, a.shape, dtype)
     if result.size:
-        source, target = four_axes(conform(a, dtype, last=True), a.shape), four_axes(result, a.shape)
-        _backend.current().add_alibi(source, conform(steepness, compute, last=True), shift, target)
-    return deliver(result, out, dtype)
+        source, target = four_axes(cast_layout(a, dtype, last=True), a.shape), four_axes(result, a.shape)
+        _backend.current().add_alibi(source, cast_layout(steepness, compute, last=True), shift, target)
+    return finalize(result, out, dtype)
 
 
 def _check_offset(offset: object) -> int:

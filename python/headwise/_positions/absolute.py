@@ -16,7 +16,7 @@ from headwise._base.arrays import (
     check_rng,
     check_room,
     check_size,
-    deliver,
+    finalize,
     promote,
 )
 from headwise._base.layer import Layer, Parameter, PositionTable, as_positions, fresh_embeddings
@@ -130,7 +130,7 @@ class SinusoidalPositionalEncoding(Layer):
         acts = self.training if training is None else check_flag(training, "training")
         generator = self._rng if rng is None else check_rng(rng)
         encoded = rows + self._table.first(rows.shape[-2], dtype)
-        return deliver(drop(encoded, self.dropout, training=acts, rng=generator), None, result_dtype)
+        return finalize(drop(encoded, self.dropout, training=acts, rng=generator), None, result_dtype)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -235,7 +235,7 @@ class LearnedPositionalEmbedding(Layer):
         rows, dtype, result_dtype = _embeddings(x, self.d_model)
         seq = rows.shape[-2]
         self._check_length("x", rows.shape)
-        return deliver(rows + self._cast("embeddings", dtype)[:seq], None, result_dtype)
+        return finalize(rows + self._cast("embeddings", dtype)[:seq], None, result_dtype)
 
     if TYPE_CHECKING:
         __call__ = forward

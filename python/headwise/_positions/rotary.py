@@ -13,15 +13,15 @@ import numpy as np
 
 from headwise._base.arrays import (
     as_array,
+    cast_layout,
     check_flag,
     check_int,
     check_out,
     check_size,
     compact,
-    conform,
-    deliver,
-    destination,
+    finalize,
     promote,
+    resolve_out,
 )
 from headwise._base.layer import Layer, as_positions
 from headwise._ops.positions import rotate
@@ -299,10 +299,10 @@ class RotaryPositionalEmbedding(Layer):
         angles = self._angles(positions, offset, shape, compute)
         if out is not None:
             check_out(out, shape, dtype, ("x", rows), inplace=rows)
-        result = destination(out, shape, dtype)
+        result = resolve_out(out, shape, dtype)
         if result.size:
             self._turn(rows, angles, result)
-        return result if out is None else deliver(result, out, dtype)
+        return result if out is None else finalize(result, out, dtype)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -369,7 +369,7 @@ class RotaryPositionalEmbedding(Layer):
             if result is not rows:
                 result[..., width:] = rows[..., width:]
             rows, result = rows[..., :width], result[..., :width]
-        rotate(conform(rows, result.dtype, last=True), cos, sin, self.interleaved, result)
+        rotate(cast_layout(rows, result.dtype, last=True), cos, sin, self.interleaved, result)
 
     @staticmethod
     def _check_positions(positions: ArrayLike, shape: tuple[int, ...]) -> Array:

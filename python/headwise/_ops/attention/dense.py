@@ -11,15 +11,15 @@ from headwise._base.arrays import (
     FLOAT32,
     allocate,
     as_array,
+    cast_layout,
     check_flag,
     check_out,
     check_real,
     check_rng,
-    conform,
-    deliver,
-    destination,
+    finalize,
     plain_or_half,
     promote,
+    resolve_out,
 )
 from headwise._ops.attention.spec import (
     attention_masks,
@@ -345,12 +345,16 @@ def _attend(
         )  # fmt: skip
         others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
         check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
-    result = destination(out, shape, stored)
+    result = resolve_out(out, shape, stored)
     weights = allocate(scores.four, stored) if need_weights else None
     lse = allocate((batch, heads, query_len), compute) if return_lse else None
 
     if not ready:
-        q, k, v = conform(q, stored, last=True), conform(k, stored, last=True), conform(v, stored, last=True)
+        q, k, v = (
+            cast_layout(q, stored, last=True),
+            cast_layout(k, stored, last=True),
+            cast_layout(v, stored, last=True),
+        )
     output = result
     if len(shape) != 4:
         q, k, v, output = _with_heads(q), _with_heads(k), _with_heads(v), _with_heads(output)
@@ -368,9 +372,9 @@ def _attend(
             options = (slopes, sink, factor, cap, left, right)
             _run_with_dropout(q, k, v, output, weights, lse, keep, biases, options, offset, precision, rate, generator)
 
-    result = deliver(result, out, dtype)
+    result = finalize(result, out, dtype)
     if weights is not None:
-        weights = deliver(weights.reshape(scores.full), None, dtype)
+        weights = finalize(weights.reshape(scores.full), None, dtype)
     return result, weights, None if lse is None else lse.reshape(shape[:-1])
 
 

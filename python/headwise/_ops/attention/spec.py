@@ -14,12 +14,12 @@ import numpy as np
 
 from headwise._base.arrays import (
     as_array,
+    cast_layout,
     check_dtype,
     check_int,
     check_rate,
     check_real,
     compact,
-    conform,
     fits,
     four_axes,
     is_bfloat16,
@@ -129,7 +129,7 @@ def per_head(x: object, name: str, heads: int, dtype: np.dtype[Any]) -> Array:
     check_dtype(a.dtype, name)
     if a.shape != (heads,):
         raise ValueError(f"{name}: shape {a.shape}, expected one entry for each query head, ({heads},)")
-    return conform(a, dtype, last=True)
+    return cast_layout(a, dtype, last=True)
 
 
 # --- masks ---
@@ -241,7 +241,7 @@ def _cast(bias: Array, dtype: np.dtype[Any], stored: np.dtype[Any]) -> Array:
         return bias
     if is_bfloat16(bias.dtype):
         bias = bias.astype(np.float32)
-    cast = conform(bias, dtype)
+    cast = cast_layout(bias, dtype)
     if bias.dtype.kind == "f" and bias.dtype.itemsize > dtype.itemsize:
         overflown = np.isinf(cast) & np.isfinite(bias)
         if overflown.any():
@@ -253,7 +253,7 @@ def _spread(m: Array, scores: Scores, *, keep: bool = False) -> Array:
     """``m``, aligned, as (batch, heads, query_len, key_len), each of them 1 or of full size, the last contiguous."""
     if keep and m.dtype.kind != "b":
         m = np.not_equal(m, 0)
-    m = conform(compact(m), m.dtype, last=True)
+    m = cast_layout(compact(m), m.dtype, last=True)
     if m.ndim == 3 and not scores.has_heads:
         m = m[:, None]
     return four_axes(m, scores.full)

@@ -11,15 +11,15 @@ import numpy as np
 from headwise._base.arrays import (
     allocate,
     as_array,
+    cast_layout,
     check_flag,
     check_out,
     check_real,
     compact,
-    conform,
-    deliver,
-    destination,
+    finalize,
     plain,
     promote,
+    resolve_out,
 )
 from headwise._ops.attention.spec import check_softcap, check_window, per_head, query_offset
 from headwise._runtime import backend as _backend
@@ -174,16 +174,20 @@ def varlen_attention(
         )  # fmt: skip
         others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
         check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
-    result = destination(out, shape, stored)
+    result = resolve_out(out, shape, stored)
     lse = allocate((heads, len(q)), compute) if return_lse else None
     if not ready:
-        q, k, v = conform(q, stored, last=True), conform(k, stored, last=True), conform(v, stored, last=True)
+        q, k, v = (
+            cast_layout(q, stored, last=True),
+            cast_layout(k, stored, last=True),
+            cast_layout(v, stored, last=True),
+        )
     if result.size or lse is not None:
         _backend.current().attention_varlen(
             q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, starts_q, lengths_q,
             starts_k, lengths_k, offsets, slopes, sink, factor, cap, left, right, precision,
         )  # fmt: skip
-    result = deliver(result, out, dtype)
+    result = finalize(result, out, dtype)
     return result if lse is None else (result, lse)
 
 
@@ -227,7 +231,7 @@ def _check_starts(x: ArrayLike, name: str, total: int, rows_of: str) -> tuple[Ar
         raise ValueError(f"{name}: ends at {a[-1]}, expected {total}, the number of rows of {rows_of}")
     if a.dtype.kind == "u" and compact(a).max() > total:  # which uint64 can be without being an int64
         raise ValueError(f"{name}: reaches {a.max()}, expected numbers that do not decrease, up to {total}")
-    a = conform(a, INT64, last=True)
+    a = cast_layout(a, INT64, last=True)
     starts = a[:-1]
     lengths = a[1:] - starts
     if (lengths < 0).any():
