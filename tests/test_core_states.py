@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import headwise as hw
-from headwise import _backend, _config
+from headwise._runtime import backend as _backend
+from headwise._runtime import config as _config
 from test_config import PRINT_CONFIG, copy_package, error_with, needs_native, run
 
 pytestmark = [pytest.mark.single_implementation, needs_native]

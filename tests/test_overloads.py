@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import headwise
-from headwise import _options
+from headwise._ops.attention import options as _options
 
 pytestmark = [
     pytest.mark.single_implementation,

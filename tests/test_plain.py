@@ -10,7 +10,7 @@ import pytest
 
 import headwise as hw
 from headwise import _ops
-from headwise._base.arrays import plain
+from headwise._base.arrays import cast_layout, is_canonical, promote
 from headwise._ops import linear as _linear
 from headwise._ops import positions as _positions
 from headwise._ops.attention import dense as _sdpa
@@ -103,22 +103,22 @@ OTHERS: dict[str, np.ndarray] = {name: LAYOUTS[name](X) for name in LAYOUTS if n
 @pytest.mark.parametrize("name", PLAIN)
 def test_what_is_plain(name: str) -> None:
     a = PLAIN[name]
-    assert plain(a) and plain(a, a, np.empty(3, a.dtype))
-    assert _arrays.promote(("x", a)) == (a.dtype, a.dtype)
-    assert a.size == 0 or _arrays.cast_layout(a, a.dtype, last=True) is a
+    assert is_canonical(a) and is_canonical(a, a, np.empty(3, a.dtype))
+    assert promote(("x", a)) == (a.dtype, a.dtype)
+    assert a.size == 0 or cast_layout(a, a.dtype, last=True) is a
 
 
 @pytest.mark.single_implementation
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_plain(name: str) -> None:
     a = OTHERS[name]
-    assert not plain(a)
-    assert not plain(X, a) and not plain(a, X) and not plain(X, X, a)
+    assert not is_canonical(a)
+    assert not is_canonical(X, a) and not is_canonical(a, X) and not is_canonical(X, X, a)
 
 
 @pytest.mark.single_implementation
 def test_plain_arrays_of_two_dtypes_are_not_plain_together() -> None:
-    assert not plain(X, X.astype(np.float64)) and not plain(X.astype(np.float64), X)
+    assert not is_canonical(X, X.astype(np.float64)) and not is_canonical(X.astype(np.float64), X)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 3)])

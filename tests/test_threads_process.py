@@ -102,7 +102,7 @@ def test_a_timer_that_interrupts_all_the_while() -> None:
 # --- how many threads ---
 
 BY_DEFAULT = """
-from headwise import _threads
+from headwise._runtime import threads as _threads
 hw.set_num_threads(_threads.default_count())
 before = tasks()
 work()

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
-from headwise._base.arrays import FLOAT64, as_array, check_dtype, check_rng, check_room, compact
+from headwise._base.arrays import as_array, check_dtype, compact
+from headwise._base.outputs import check_room
+from headwise._base.scalars import check_rng
+from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import ArrayLike, DTypeLike
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
     Rng = int | np.random.Generator | None
 

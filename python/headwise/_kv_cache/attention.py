@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import (
-    allocate,
-    cast_layout,
-    check_flag,
-    check_out,
-    check_real,
-    finalize,
-    promote,
-    resolve_out,
-)
+from headwise._base.arrays import cast_layout, promote
+from headwise._base.outputs import allocate, check_out, finalize, resolve_out
+from headwise._base.scalars import check_flag, check_real
 from headwise._kv_cache.rows import equal, of
 from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.options import CacheOptions
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
     from headwise._kv_cache.rows import CacheRows
 
     Options = tuple[Array | None, Array | None, float, float, int, int]  # slopes, sinks, scale, softcap, left, right

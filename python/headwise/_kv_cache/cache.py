@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_flag, check_int, check_room, check_size
+from headwise._base.arrays import as_array
 from headwise._base.layer import parameter_dtype
+from headwise._base.outputs import check_room
+from headwise._base.scalars import check_flag, check_int, check_size
 from headwise._kv_cache.attention import attend_rows
 from headwise._kv_cache.rows import CacheRows, equal, of
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Unpack
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
     from headwise._ops.attention.options import AttendOptions, CacheOptions
 
 __all__ = ["KVCache"]

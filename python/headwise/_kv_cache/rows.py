@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import allocate
+from headwise._base.outputs import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 
 class CacheRows:

@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from headwise._base.arrays import (
-    as_array,
-    check_dtype,
-    check_int,
-    check_rate,
-    check_real,
-    check_rng,
-    check_room,
-    check_size,
-)
+from headwise._base.arrays import as_array, check_dtype
 from headwise._base.layer import fresh_embeddings
+from headwise._base.outputs import check_room
+from headwise._base.scalars import check_int, check_rate, check_real, check_rng, check_size
 from headwise._nn.layers import MultiHeadAttention
 from headwise._nn.multi_head import Heads, check_heads, check_sequences, glorot_uniform, multi_head
 from headwise._nn.projections import GivenProjections
@@ -32,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
-    from headwise._base.arrays import Array
     from headwise._base.layer import Rng
+    from headwise._base.typing import Array
     from headwise._ops.attention.options import AttentionOptions, FunctionOptions, MultiHeadOptions, Parameters
 
 __all__ = [

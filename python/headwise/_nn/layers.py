@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_flag, check_rate, check_real, check_rng, check_size, promote
+from headwise._base.arrays import as_array, promote
 from headwise._base.layer import Layer, Parameter, parameter_dtype
+from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
 from headwise._kv_cache.cache import KVCache
 from headwise._nn.multi_head import Heads, check_heads, check_sequences, glorot_uniform, multi_head, split_heads
 from headwise._nn.projections import LayerProjections, Packs
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Unpack
 
-    from headwise._base.arrays import Array
     from headwise._base.layer import Rng
+    from headwise._base.typing import Array
     from headwise._ops.attention.options import LayerOptions
 
 __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]

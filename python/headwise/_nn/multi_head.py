@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from headwise._base.arrays import allocate, as_array, check_out, check_room, check_size, finalize, promote
+from headwise._base.arrays import as_array, promote
+from headwise._base.outputs import allocate, check_out, check_room, finalize
+from headwise._base.scalars import check_size
 from headwise._ops.attention.dense import scaled_dot_product_attention
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
-    from headwise._base.arrays import Array
     from headwise._base.layer import Rng
+    from headwise._base.typing import Array
     from headwise._kv_cache.cache import KVCache
     from headwise._nn.projections import Projections
     from headwise._ops.attention.options import AttentionOptions, CacheOptions

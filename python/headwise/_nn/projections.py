@@ -14,8 +14,8 @@ from headwise._runtime.precision import check_precision
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headwise._base.arrays import Array
     from headwise._base.layer import Slot
+    from headwise._base.typing import Array
 
 # The letters of a layer's maps: "q" is ``x @ W_q + b_q``.
 Letters = str

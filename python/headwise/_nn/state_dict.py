@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_flag, is_bfloat16, promote
+from headwise._base.arrays import as_array, is_bfloat16, promote
+from headwise._base.scalars import check_flag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
     Shape = tuple[int, ...]
     Shapes = Mapping[str, Shape]

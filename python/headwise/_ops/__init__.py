@@ -13,21 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import (
-    allocate,
-    as_array,
-    cast_layout,
-    check_axis,
-    check_flag,
-    check_out,
-    check_rate,
-    check_real,
-    check_rng,
-    finalize,
-    plain_or_half,
-    promote,
-    resolve_out,
-)
+from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
+from headwise._base.outputs import allocate, check_out, finalize, resolve_out
+from headwise._base.scalars import check_axis, check_flag, check_rate, check_real, check_rng
 from headwise._ops.attention.dense import flash_attention, scaled_dot_product_attention
 from headwise._ops.attention.varlen import varlen_attention
 from headwise._ops.linear import PackedLinear, linear
@@ -41,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 __all__ = [
     "PackedLinear",
@@ -170,7 +158,7 @@ def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
     1000.693
     """
     a = as_array(x, "x")
-    ready = plain_or_half(a)
+    ready = is_canonical_or_16bit(a)
     dtype = a.dtype if ready else promote(("x", a))[1]
     axis = check_axis(axis, a)
     keepdims = check_flag(keepdims, "keepdims")
@@ -187,7 +175,7 @@ def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
 
 def _normalize(kernel: Callable[[Array, Array], None], x: ArrayLike, axis: int, out: Array | None) -> Array:
     a = as_array(x, "x")
-    ready = plain_or_half(a)
+    ready = is_canonical_or_16bit(a)
     dtype = a.dtype if ready else promote(("x", a))[1]
     axis = check_axis(axis, a)
     shape = a.shape
@@ -267,7 +255,7 @@ def layer_normalization(
     array([-1.,  1.])
     """
     a, g, b = as_array(x, "x"), as_array(gamma, "gamma"), as_array(beta, "beta")
-    ready = plain_or_half(a, g, b)
+    ready = is_canonical_or_16bit(a, g, b)
     dtype = a.dtype if ready else promote(("x", a), ("gamma", g), ("beta", b))[1]
     axis = check_axis(axis, a)
     n = a.shape[axis]

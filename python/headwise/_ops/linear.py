@@ -6,23 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import (
-    as_array,
-    cast_layout,
-    check_out,
-    finalize,
-    plain,
-    plain_or_half,
-    promote,
-    resolve_out,
-)
+from headwise._base.arrays import as_array, cast_layout, is_canonical, is_canonical_or_16bit, promote
+from headwise._base.outputs import check_out, finalize, resolve_out
 from headwise._runtime import backend as _backend
 from headwise._runtime.precision import check_precision
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from headwise._base.arrays import Array, Named
+    from headwise._base.typing import Array, Named
 
 
 def linear(
@@ -76,7 +68,7 @@ def linear(
     if bias is not None:
         b = as_array(bias, "bias")
         inputs.append(("bias", b))
-    ready = plain(a, w) if b is None else plain(a, w, b)
+    ready = is_canonical(a, w) if b is None else is_canonical(a, w, b)
     compute, dtype = (a.dtype, a.dtype) if ready else promote(*inputs)
     precision = check_precision(precision)
     shape, matrix = a.shape, w.shape
@@ -204,7 +196,7 @@ class PackedLinear:
         (4, 5, 2)
         """
         a = as_array(x, "x")
-        ready = a.dtype == self.dtype and plain_or_half(a)
+        ready = a.dtype == self.dtype and is_canonical_or_16bit(a)
         dtype = a.dtype if ready else promote(("x", a), ("weight", self._weight))[1]
         shape = a.shape
         if not shape:

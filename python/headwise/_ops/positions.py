@@ -6,30 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headwise._base.arrays import (
-    FLOAT64,
-    allocate,
-    as_array,
-    cast_layout,
-    check_dtype,
-    check_flag,
-    check_int,
-    check_out,
-    check_room,
-    check_size,
-    finalize,
-    fits,
-    four_axes,
-    plain,
-    promote,
-    resolve_out,
-)
+from headwise._base.arrays import as_array, cast_layout, check_dtype, fits, four_axes, is_canonical, promote
+from headwise._base.outputs import allocate, check_out, check_room, finalize, resolve_out
+from headwise._base.scalars import check_flag, check_int, check_size
+from headwise._base.typing import FLOAT64
 from headwise._runtime import backend as _backend
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 # A distance is exact in float64 up to here.
 _FARTHEST = 1 << 53
@@ -81,7 +67,7 @@ def apply_rope(
            [0., 1.]])
     """
     a, c, s = as_array(x, "x"), as_array(cos, "cos"), as_array(sin, "sin")
-    ready = plain(a, c, s)
+    ready = is_canonical(a, c, s)
     compute, dtype = (a.dtype, a.dtype) if ready else promote(("x", a), ("cos", c), ("sin", s))
     interleaved = check_flag(interleaved, "interleaved")
     shape = a.shape

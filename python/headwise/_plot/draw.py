@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
     from headwise._plot.input import Maps
 
 __all__ = ["colours", "head_grid", "heat_maps", "one_sided", "save", "table_map", "token_lines", "two_sided"]

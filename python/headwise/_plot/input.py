@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_int, check_real, promote
+from headwise._base.arrays import as_array, promote
+from headwise._base.scalars import check_int, check_real
 
 if TYPE_CHECKING:
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 FORMATS = (".png", ".svg")
 

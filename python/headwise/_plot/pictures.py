@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import check_real
+from headwise._base.scalars import check_real
 
 if TYPE_CHECKING:
     import os

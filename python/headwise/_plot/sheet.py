@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
     from headwise._plot.text import Lettering
 
 SMALL, LARGE, TITLE = 6.0, 8.0, 9.0  # sizes of fonts, in points

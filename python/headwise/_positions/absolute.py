@@ -7,26 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import (
-    as_array,
-    check_dtype,
-    check_flag,
-    check_rate,
-    check_real,
-    check_rng,
-    check_room,
-    check_size,
-    finalize,
-    promote,
-)
+from headwise._base.arrays import as_array, check_dtype, promote
 from headwise._base.layer import Layer, Parameter, PositionTable, as_positions, fresh_embeddings
+from headwise._base.outputs import check_room, finalize
+from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
 from headwise._ops import dropout as drop
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
-    from headwise._base.arrays import Array
     from headwise._base.layer import Rng
+    from headwise._base.typing import Array
 
 __all__ = ["LearnedPositionalEmbedding", "SinusoidalPositionalEncoding", "sinusoid"]
 

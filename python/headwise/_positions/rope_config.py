@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import FLOAT64, as_array, check_dtype, check_flag, check_real, check_size
+from headwise._base.arrays import as_array, check_dtype
+from headwise._base.scalars import check_flag, check_real, check_size
+from headwise._base.typing import FLOAT64
 from headwise._positions.rope_scaling import FAMILIES, TRAINED, RotaryScaling
 
 if TYPE_CHECKING:
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 _FORMER_NAMES = {"su": "longrope"}
 _ALWAYS = ("partial_rotary_factor", "rope_theta")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from headwise._base.arrays import FLOAT64, check_room
+from headwise._base.outputs import check_room
+from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 
 class RotaryScaling(NamedTuple):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base import layer as _layer
-from headwise._base.arrays import FLOAT64
 from headwise._base.layer import PositionTable
+from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
     from headwise._positions.rope_scaling import RotaryScaling
 
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_axis, check_size
+from headwise._base.arrays import as_array
+from headwise._base.scalars import check_axis, check_size
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 
 def permute_rope_weights(

@@ -11,19 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import (
-    as_array,
-    cast_layout,
-    check_flag,
-    check_int,
-    check_out,
-    check_size,
-    compact,
-    finalize,
-    promote,
-    resolve_out,
-)
+from headwise._base.arrays import as_array, cast_layout, compact, promote
 from headwise._base.layer import Layer, as_positions
+from headwise._base.outputs import check_out, finalize, resolve_out
+from headwise._base.scalars import check_flag, check_int, check_size
 from headwise._ops.positions import rotate
 from headwise._positions.rope_config import check_positive, read_scaling
 from headwise._positions.rope_tables import RotaryTables
@@ -32,7 +23,7 @@ from headwise._positions.rope_weights import permute_rope_weights
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 __all__ = ["RotaryPositionalEmbedding", "permute_rope_weights", "rope_frequencies", "rope_parameters"]
 

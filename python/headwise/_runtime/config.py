@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headwise._base.arrays import check_int
+from headwise._base.scalars import check_int
 from headwise._runtime import backend as _backend
 from headwise._runtime.precision import get_precision
 from headwise._version import __version__

@@ -7,20 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from headwise._base.arrays import (
-    FLOAT32,
-    allocate,
-    as_array,
-    cast_layout,
-    check_flag,
-    check_out,
-    check_real,
-    check_rng,
-    finalize,
-    plain_or_half,
-    promote,
-    resolve_out,
-)
+from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
+from headwise._base.outputs import allocate, check_out, finalize, resolve_out
+from headwise._base.scalars import check_flag, check_real, check_rng
+from headwise._base.typing import FLOAT32
 from headwise._ops.attention.spec import (
     attention_masks,
     check_shapes,
@@ -39,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
     from headwise._ops.attention.options import CoreOptions
 
 # Entries of one block of dropout's random numbers: 16 MB of float32. A matter of the result, not only of memory: the
@@ -311,7 +301,7 @@ def _attend(
     """(output, weights, lse) of both public functions, whose arguments come by position: with this many, keywords would
     cost as much as all their checks."""
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
-    ready = plain_or_half(q, k, v)
+    ready = is_canonical_or_16bit(q, k, v)
     if ready:
         compute, dtype = FLOAT32 if q.itemsize == 2 else q.dtype, q.dtype
     else:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_dtype, check_real, check_room, check_size
+from headwise._base.arrays import as_array, check_dtype
+from headwise._base.outputs import check_room
+from headwise._base.scalars import check_real, check_size
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from headwise._base.arrays import Array
-    from headwise._base.layer import Rng
+    from headwise._base.typing import Array, Rng
     from headwise._kv_cache.cache import KVCache
     from headwise._nn.layers import MultiHeadAttention
 

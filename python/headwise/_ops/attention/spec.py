@@ -12,22 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from headwise._base.arrays import (
-    as_array,
-    cast_layout,
-    check_dtype,
-    check_int,
-    check_rate,
-    check_real,
-    compact,
-    fits,
-    four_axes,
-    is_bfloat16,
-)
+from headwise._base.arrays import as_array, cast_layout, check_dtype, compact, fits, four_axes, is_bfloat16
+from headwise._base.scalars import check_int, check_rate, check_real
 from headwise._ops.attention.masks import CausalMask, PaddingMask
 
 if TYPE_CHECKING:
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
 
 
 class Scores(NamedTuple):

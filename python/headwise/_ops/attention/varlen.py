@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from headwise._base.arrays import (
-    allocate,
-    as_array,
-    cast_layout,
-    check_flag,
-    check_out,
-    check_real,
-    compact,
-    finalize,
-    plain,
-    promote,
-    resolve_out,
-)
+from headwise._base.arrays import as_array, cast_layout, compact, is_canonical, promote
+from headwise._base.outputs import allocate, check_out, finalize, resolve_out
+from headwise._base.scalars import check_flag, check_real
 from headwise._ops.attention.spec import check_softcap, check_window, per_head, query_offset
 from headwise._runtime import backend as _backend
 from headwise._runtime.precision import check_precision
@@ -29,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
-    from headwise._base.arrays import Array
+    from headwise._base.typing import Array
     from headwise._ops.attention.options import VarlenOptions
 
     Shape = tuple[int, ...]
@@ -143,7 +133,7 @@ def varlen_attention(
     True
     """
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
-    ready = plain(q, k, v)
+    ready = is_canonical(q, k, v)
     compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
     stored = dtype if dtype.itemsize == 2 else compute  # halves stay what they are
     shape, factor = _check_shapes(q.shape, k.shape, v.shape)
