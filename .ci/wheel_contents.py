@@ -17,7 +17,18 @@ from pathlib import Path
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
-LEFT_OUT = (".ci/", ".clang-format", ".github/", ".gitignore")  # sdist.exclude of pyproject.toml
+# sdist.exclude of pyproject.toml
+LEFT_OUT = (
+    ".ci/",
+    ".clang-format",
+    ".clang-tidy",
+    ".editorconfig",
+    ".github/",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    "CMakePresets.json",
+    "noxfile.py",
+)
 # Libraries that every manylinux system has.
 SYSTEM = {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libstdc++.so.6", "ld-linux-x86-64.so.2"}
 LICENSES = {"LICENSE", "csrc/licenses/highway.txt", "csrc/licenses/pybind11.txt"}

@@ -67,7 +67,7 @@ def warnings(facts: Environment) -> list[str]:
     if facts.target == "numpy":
         found.append("headwise's native core is not in use: this times its NumPy backend")
     if facts.missing:
-        found.append(f"not installed, so left out: {', '.join(facts.missing)} (pip install 'headwise[bench]')")
+        found.append(f"not installed, so left out: {', '.join(facts.missing)} (pip install --group bench)")
     # Set on machines where an old OpenBLAS fails; a new one chooses better by itself.
     if "OPENBLAS_CORETYPE" in os.environ:
         found.append("OPENBLAS_CORETYPE is set, which may slow NumPy down")
