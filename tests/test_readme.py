@@ -1,8 +1,10 @@
-"""The README's Python runs, each block with no more than the names that it takes as given."""
+"""The Python examples of the README and of docs/ run, the names in them exist, and relative links have a target."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,17 @@ import headwise as hw
 
 pytestmark = pytest.mark.single_implementation
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def python_blocks(file: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def a_model() -> dict[str, Any]:
-    """A checkpoint that has more than one layer, and embeddings of tokens."""
+    """A checkpoint with more than one layer, and embeddings of tokens."""
     prefixes = [f"model.layers.{i}.self_attn." for i in range(2)]
     made = [hw.MultiHeadAttention(512, 8, num_kv_heads=2, bias=True, rng=i) for i in range(2)]
     state = {}
@@ -33,15 +40,17 @@ def nothing() -> dict[str, Any]:
     return {}
 
 
+# The names that each block of the README presupposes.
 GIVEN: list[Callable[[], dict[str, Any]]] = [nothing, a_model]
+BLOCKS = python_blocks(README)
 
 
-def test_every_block_is_known() -> None:
+def test_every_block_of_the_readme_has_its_given_names() -> None:
     assert len(BLOCKS) == len(GIVEN)
 
 
 @pytest.mark.parametrize(("block", "given"), list(zip(BLOCKS, GIVEN, strict=False)), ids=["the start", "a layer"])
-def test_blocks_run(block: str, given: Callable[[], dict[str, Any]]) -> None:
+def test_blocks_of_the_readme_run(block: str, given: Callable[[], dict[str, Any]]) -> None:
     names = given()
     exec(compile(block, "README.md", "exec"), names)
     if given is nothing:
@@ -50,10 +59,25 @@ def test_blocks_run(block: str, given: Callable[[], dict[str, Any]]) -> None:
         assert names["output"].shape == (1, 1, 512) and len(names["cache"]) == 501
 
 
-def test_names_in_the_readme_are_there() -> None:
-    """After ``hw.`` or ``headwise.``, and by themselves in the table of what is there."""
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_blocks_of_a_guide_run_in_order(guide: Path) -> None:
+    names: dict[str, Any] = {}
+    for block in python_blocks(guide):
+        exec(compile(block, guide.name, "exec"), names)
+
+
+def test_names_in_the_documentation_exist() -> None:
+    """Names after ``hw.`` or ``headwise.`` everywhere, and all names in the README's table of contents."""
+    text = "\n".join(file.read_text(encoding="utf-8") for file in [README, *GUIDES])
     dotted = re.findall(r"(?<![\w/.-])(?:hw|headwise)\.([a-z_]\w*)(?!\.h)\b", text)
-    table = re.findall(r"`(\w+)`", text.split("## What is there")[1].split("\n\nfloat64")[0])
+    readme = README.read_text(encoding="utf-8")
+    table = re.findall(r"`(\w+)`", readme.split("## What is there")[1].split("\n\nfloat64")[0])
     assert len(dotted) > 10 and len(table) > 20
     assert [name for name in {*dotted, *table} if not hasattr(hw, name)] == []
+
+
+def test_relative_links_have_a_target() -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "check_links.py")], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
