@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 import headwise
+from headwise._kv_cache import options as _cache_options
+from headwise._nn import functional as _functional
+from headwise._nn import options as _layer_options
 from headwise._ops.attention import options as _options
 
 pytestmark = [
@@ -23,13 +26,13 @@ OPTIONS: dict[Callable[..., Any], Any] = {
     headwise.scaled_dot_product_attention: _options.CoreOptions,
     headwise.flash_attention: _options.CoreOptions,
     headwise.varlen_attention: _options.VarlenOptions,
-    headwise.multi_head_attention: _options.MultiHeadOptions,
-    headwise.multi_head_self_attention: _options.MultiHeadOptions,
+    headwise.multi_head_attention: _functional.MultiHeadOptions,
+    headwise.multi_head_self_attention: _functional.MultiHeadOptions,
     headwise.self_attention: _options.FunctionOptions,
     headwise.cross_attention: _options.FunctionOptions,
-    headwise.MultiHeadAttention.forward: _options.LayerOptions,
-    headwise.KVCache.attend: _options.AttendOptions,
-    headwise.KVCache.extend: _options.AttendOptions,
+    headwise.MultiHeadAttention.forward: _layer_options.LayerOptions,
+    headwise.KVCache.attend: _cache_options.AttendOptions,
+    headwise.KVCache.extend: _cache_options.AttendOptions,
 }
 
 
@@ -44,7 +47,8 @@ def test_overloads_take_what_the_function_takes(function: Callable[..., Any], op
     positional = [p for p in own.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     keywords = {p.name: p.annotation for p in own.values() if p.kind is p.KEYWORD_ONLY}
     if "options" in own:
-        keywords |= fields(getattr(_options, own["options"].annotation.removeprefix("Unpack[").removesuffix("]")))
+        name = own["options"].annotation.removeprefix("Unpack[").removesuffix("]")
+        keywords |= fields(getattr(_options, name, None) or getattr(_cache_options, name))
     expected = {name: written.replace("int | np.random.Generator | None", "Rng") for name, written in keywords.items()}
 
     overloads = typing.get_overloads(function)

@@ -24,7 +24,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.font_manager import FontProperties, findfont, get_font  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 
-from headwise import _plot_text, plot  # noqa: E402
+from headwise import plot  # noqa: E402
+from headwise._plot import text  # noqa: E402
 
 pytestmark = pytest.mark.single_implementation
 
@@ -211,8 +212,8 @@ def test_characters_without_a_glyph(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         set(get_font(findfont(FontProperties(family=name))).get_charmap()) for name in ("DejaVu Sans", "STIXGeneral")
     )
     missing = chr(min(code for code in more - has if chr(code).isprintable()))
-    for families, shown in (((), _plot_text._escape(missing)), (("No such font", "STIXGeneral"), missing)):
-        monkeypatch.setattr(_plot_text, "_FALLBACKS", families)
+    for families, shown in (((), text._escape(missing)), (("No such font", "STIXGeneral"), missing)):
+        monkeypatch.setattr(text, "_FALLBACKS", families)
         for draw in (plot.attention, plot.lines):
             figure = draw(weights(2, 2), [f"a{missing}", "b"], title=missing, path=tmp_path / "a.png")
             assert queries(panels(figure)[0]) == [f"a{shown}", "b"]

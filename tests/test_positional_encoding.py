@@ -16,7 +16,7 @@ import pytest
 import headwise as hw
 import oracle
 from headwise import positional_encoding
-from headwise._base import layer as _layer
+from headwise._positions.position_table import PositionTable
 
 BATCH, SEQ_LEN, D_MODEL = 32, 50, 512
 
@@ -433,7 +433,7 @@ class TestRotary:
         angles = oracle.rope_angles(positions, 64)
         np.testing.assert_allclose(rope(x, positions), oracle.rope(x, np.cos(angles), np.sin(angles)), atol=1e-6)
         assert len(rope.cos_cached) < 10**6
-        monkeypatch.setattr(_layer, "_MAX_TABLE_BYTES", 3000 * 64 * 4)
+        monkeypatch.setattr(PositionTable, "max_bytes", 3000 * 64 * 4)
         small = hw.RotaryPositionalEmbedding(64, max_len=2000)
         long = np.ones((1, 5000, 64))
         angles = oracle.rope_angles(np.arange(5000), 64)

@@ -14,7 +14,7 @@ import pytest
 
 import headwise as hw
 import oracle
-from headwise import _layer
+from headwise._positions.position_table import PositionTable
 from headwise.rope import rope_parameters
 from rope_scalings import DYNAMIC, PROPORTIONAL, SMALL, longrope
 from support import LAYOUTS, assert_close, dtype_named, normal
@@ -181,7 +181,7 @@ def test_a_far_step_costs_no_table() -> None:
         tracemalloc.stop()
         assert peak < 100_000
         assert len(rope.cos_cached) == 2048
-    assert _layer._MAX_TABLE_BYTES < 10**8
+    assert PositionTable.max_bytes < 10**8
 
 
 @pairing

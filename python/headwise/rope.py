@@ -6,12 +6,9 @@ equations 14 and 34. :func:`headwise.apply_rope` is the rotation itself, given t
 
 from __future__ import annotations
 
-from headwise._positions.rotary import (
-    RotaryPositionalEmbedding,
-    permute_rope_weights,
-    rope_frequencies,
-    rope_parameters,
-)
+from headwise._positions.rope_parameters import rope_frequencies, rope_parameters
+from headwise._positions.rope_weights import permute_rope_weights
+from headwise._positions.rotary import RotaryPositionalEmbedding
 
 __all__ = [
     "RotaryPositionalEmbedding",

@@ -1,4 +1,4 @@
-"""What the layers are made of: a callable base class, parameters, and tables over positions."""
+"""The base class of layers, and their parameters."""
 
 from __future__ import annotations
 
@@ -8,35 +8,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_dtype, compact
-from headwise._base.outputs import check_room
-from headwise._base.scalars import check_rng
+from headwise._base.arrays import as_array, check_dtype
 from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import ArrayLike, DTypeLike
 
     from headwise._base.typing import Array
 
-    Rng = int | np.random.Generator | None
-
 T = TypeVar("T")  # an array; Any where it may be None
-
-# A table over positions grows while it stays below this; positions beyond are computed when they are asked for, so that
-# one stray position of 10^12 costs one row and not all the memory.
-_MAX_TABLE_BYTES = 64 << 20
-
-
-def as_positions(positions: ArrayLike) -> Array:
-    where = as_array(positions, "positions")
-    if where.size == 0:
-        return where.astype(np.intp)
-    if where.dtype.kind not in "iu":
-        raise TypeError(f"positions: dtype {where.dtype}, expected integers")
-    check_room(*where.shape)
-    return where
 
 
 class Layer(ABC):
@@ -128,13 +108,6 @@ def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
     return made
 
 
-def fresh_embeddings(rng: Rng, rows: int, d_model: int, dtype: DTypeLike | None) -> Array:
-    """Embeddings to train: normal with the standard deviation of BERT and GPT-2, small beside those of tokens."""
-    made = parameter_dtype(dtype)
-    check_room(rows, d_model)
-    return check_rng(rng).normal(0.0, 0.02, (rows, d_model)).astype(made, copy=False)
-
-
 class Slot:
     """An array and its last cast, stamped with the version of the array it was made from.
 
@@ -185,54 +158,3 @@ def _owns_memory(base: object) -> bool:
 # What sys.getrefcount answers for an attribute nobody else refers to: whether its argument counts is the interpreter's.
 _probe = Slot(np.empty(0))
 _PRIVATE = sys.getrefcount(_probe.array)
-
-
-class PositionTable:
-    """Rows ``function(position)`` for the positions 0, 1, 2, …, read-only, in float64, and their last cast.
-
-    ``function`` maps float64 positions of any shape ``(…,)`` to rows ``(…, width)``.
-    """
-
-    def __init__(self, function: Callable[[Array], Array], length: int) -> None:
-        self._function = function
-        self.array: Array = self._rows(0, length)
-        self._cast = self.array
-
-    def first(self, length: int, dtype: np.dtype[Any]) -> Array:
-        """The rows of positions ``0 .. length - 1``: (length, width)."""
-        table = self._covering(length, dtype)
-        return self._rows(0, length).astype(dtype, copy=False) if table is None else table[:length]
-
-    def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
-        """The rows of any integer positions: (…, width)."""
-        own = compact(positions)  # a view of few numbers may have any shape
-        if own.size and own.min() >= 0:
-            table = self._covering(int(own.max()) + 1, dtype)
-            if table is not None:
-                return np.take(table, positions.astype(np.intp, copy=False), axis=0)
-        return self._function(positions.astype(np.float64)).astype(dtype, copy=False)
-
-    def _rows(self, start: int, stop: int) -> Array:
-        check_room(stop - start)
-        rows = self._function(np.arange(start, stop, dtype=np.float64))
-        rows.flags.writeable = False
-        return rows
-
-    def _covering(self, length: int, dtype: np.dtype[Any]) -> Array | None:
-        """A table in ``dtype`` with at least ``length`` rows, grown to that, at least twofold; None if it would be too
-        big. Threads may grow it at once: each goes on with what it made."""
-        table = self.array
-        if length > len(table):
-            row_bytes = table[:1].nbytes
-            if length * row_bytes > _MAX_TABLE_BYTES:
-                return None
-            grown = max(length, min(2 * len(table), _MAX_TABLE_BYTES // row_bytes))
-            table = np.concatenate([table, self._rows(len(table), grown)])
-            table.flags.writeable = False
-            self.array = table
-        if table.dtype == dtype:
-            return table
-        cast = self._cast
-        if cast.dtype != dtype or len(cast) < len(table):
-            cast = self._cast = table.astype(dtype)
-        return cast

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from headwise._base.typing import Array
-    from headwise._ops.attention.options import AttendOptions, CacheOptions
+    from headwise._kv_cache.options import AttendOptions, CacheOptions
 
 __all__ = ["KVCache"]
 

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Unpack
 
-    from headwise._base.layer import Rng
-    from headwise._base.typing import Array
-    from headwise._ops.attention.options import LayerOptions
+    from headwise._base.typing import Array, Rng
+    from headwise._nn.options import LayerOptions
 
 __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]
 

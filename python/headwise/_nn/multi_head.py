@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
-    from headwise._base.layer import Rng
-    from headwise._base.typing import Array
+    from headwise._base.typing import Array, Rng
     from headwise._kv_cache.cache import KVCache
+    from headwise._kv_cache.options import CacheOptions
     from headwise._nn.projections import Projections
-    from headwise._ops.attention.options import AttentionOptions, CacheOptions
+    from headwise._ops.attention.options import AttentionOptions
     from headwise._positions.rotary import RotaryPositionalEmbedding
 
 

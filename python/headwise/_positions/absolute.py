@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype, promote
-from headwise._base.layer import Layer, Parameter, PositionTable, as_positions, fresh_embeddings
+from headwise._base.layer import Layer, Parameter, parameter_dtype
 from headwise._base.outputs import check_room, finalize
 from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
 from headwise._ops import dropout as drop
+from headwise._positions.position_table import PositionTable, as_positions
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
-    from headwise._base.layer import Rng
-    from headwise._base.typing import Array
+    from headwise._base.typing import Array, Rng
 
-__all__ = ["LearnedPositionalEmbedding", "SinusoidalPositionalEncoding", "sinusoid"]
+__all__ = ["LearnedPositionalEmbedding", "SinusoidalPositionalEncoding", "fresh_embeddings", "sinusoid"]
 
 
 def sinusoid(positions: Array, d_model: int, n: float = 10000.0) -> Array:
@@ -35,6 +35,13 @@ def sinusoid(positions: Array, d_model: int, n: float = 10000.0) -> Array:
     table[..., 0::2] = np.sin(angles)
     table[..., 1::2] = np.cos(angles[..., : d_model // 2])
     return table
+
+
+def fresh_embeddings(rng: Rng, rows: int, d_model: int, dtype: DTypeLike | None) -> Array:
+    """Embeddings to train: normal with the standard deviation of BERT and GPT-2, small beside those of tokens."""
+    made = parameter_dtype(dtype)
+    check_room(rows, d_model)
+    return check_rng(rng).normal(0.0, 0.02, (rows, d_model)).astype(made, copy=False)
 
 
 class SinusoidalPositionalEncoding(Layer):

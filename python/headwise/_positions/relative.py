@@ -8,16 +8,16 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from headwise._base.arrays import as_array, promote
-from headwise._base.layer import Layer, Parameter, fresh_embeddings
+from headwise._base.layer import Layer, Parameter
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_size
 from headwise._ops import add_alibi, alibi_slopes
+from headwise._positions.absolute import fresh_embeddings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
-    from headwise._base.layer import Rng
-    from headwise._base.typing import Array
+    from headwise._base.typing import Array, Rng
 
 __all__ = ["ALiBiPositionalBias", "RelativePositionalEncoding"]
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base import layer as _layer
-from headwise._base.layer import PositionTable
 from headwise._base.typing import FLOAT64
+from headwise._positions.position_table import PositionTable
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
@@ -44,7 +43,7 @@ class RotaryTable(PositionTable):
         asked, last = (start, stop, dtype), self._last
         if last is None or last[0] != asked:
             last = asked, self._rows(start, stop).astype(dtype, copy=False)
-            if last[1].nbytes <= _layer._MAX_TABLE_BYTES:
+            if last[1].nbytes <= self.max_bytes:
                 self._last = last
         return last[1]
 

@@ -8,16 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import TypeAlias
-
     from numpy.typing import ArrayLike
 
     from headwise._base.typing import Array, Rng
-    from headwise._kv_cache.cache import KVCache
-    from headwise._nn.layers import MultiHeadAttention
-
-    Parameters: TypeAlias = "MultiHeadAttention | Mapping[str, ArrayLike]"
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -61,43 +54,8 @@ class CoreOptions(FunctionOptions, total=False):
     dropout_rate: float | None
 
 
-class MultiHeadOptions(FunctionOptions, total=False):
-    """Of :func:`headwise.multi_head_attention` and :func:`headwise.multi_head_self_attention`."""
-
-    params: Parameters | None
-
-
-class LayerOptions(FunctionOptions, total=False):
-    """Of :meth:`headwise.MultiHeadAttention.forward`."""
-
-    training: bool | None
-    cache: KVCache | None
-    lengths: ArrayLike | None
-    positions: ArrayLike | None
-
-
 class VarlenOptions(ScoreOptions, total=False):
     """Of :func:`headwise.varlen_attention`."""
 
     is_causal: bool
     causal_alignment: str
-
-
-class RowOptions(ScoreOptions, total=False):
-    """Of :meth:`headwise.KVCache.attend` and :meth:`headwise.KVCache.extend`, but for ``lengths``."""
-
-    mask: ArrayLike | None
-    bias: ArrayLike | None
-
-
-class CacheOptions(RowOptions, total=False):
-    """Likewise, with the two that decide what comes back."""
-
-    need_weights: bool
-    return_lse: bool
-
-
-class AttendOptions(RowOptions, total=False):
-    """Likewise, with ``lengths`` instead."""
-
-    lengths: ArrayLike | None

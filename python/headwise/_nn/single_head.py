@@ -1,0 +1,164 @@
+"""Attention without projections, as functions: of a sequence to itself and to another sequence.
+
+Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, section 3.2.1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from headwise._base.arrays import as_array
+from headwise._base.scalars import check_rate, check_size
+from headwise._ops.attention.dense import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from typing_extensions import Unpack
+
+    from headwise._base.typing import Array, Rng
+    from headwise._ops.attention.options import AttentionOptions, FunctionOptions
+
+__all__ = ["cross_attention", "self_attention"]
+
+
+@overload
+def self_attention(
+    x: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[FunctionOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def self_attention(
+    x: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[FunctionOptions],
+) -> tuple[Array, None]: ...  # fmt: skip
+@overload
+def self_attention(
+    x: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: Literal[True], **options: Unpack[FunctionOptions],
+) -> tuple[Array, Any, Array]: ...  # fmt: skip
+@overload
+def self_attention(
+    x: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: bool = False, **options: Unpack[FunctionOptions],
+) -> tuple[Any, ...]: ...  # fmt: skip
+def self_attention(
+    x: ArrayLike,
+    d_model: int,
+    mask: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    rng: Rng = None,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Any, ...]:
+    """Scaled dot-product attention of a sequence to itself, with nothing projected.
+
+    Parameters
+    ----------
+    x : array_like, (…, seq, d_model)
+        Query, key and value in one.
+    d_model : int
+        The width that ``x`` is checked against.
+    mask, dropout_rate, rng, **options
+        As for :func:`headwise.scaled_dot_product_attention`.
+
+    Returns
+    -------
+    output : ndarray, (…, seq, d_model)
+    weights : ndarray, (…, seq, seq), or None
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the width is not ``d_model``, or as :func:`headwise.scaled_dot_product_attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 64))
+    >>> output, weights = hw.self_attention(x, d_model=64)
+    >>> output.shape, weights.shape
+    ((2, 5, 64), (2, 5, 5))
+    """
+    rows = _of_width(x, "x", check_size(d_model, "d_model"))
+    rate = check_rate(dropout_rate, "dropout_rate")
+    return scaled_dot_product_attention(rows, rows, rows, mask, rate, rng=rng, **options)
+
+
+@overload
+def cross_attention(
+    query: ArrayLike, context: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[True] = True, return_lse: Literal[False] = False, **options: Unpack[FunctionOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
+@overload
+def cross_attention(
+    query: ArrayLike, context: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: Literal[False], return_lse: Literal[False] = False, **options: Unpack[FunctionOptions],
+) -> tuple[Array, None]: ...  # fmt: skip
+@overload
+def cross_attention(
+    query: ArrayLike, context: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: Literal[True], **options: Unpack[FunctionOptions],
+) -> tuple[Array, Any, Array]: ...  # fmt: skip
+@overload
+def cross_attention(
+    query: ArrayLike, context: ArrayLike, d_model: int, mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
+    need_weights: bool = True, return_lse: bool = False, **options: Unpack[FunctionOptions],
+) -> tuple[Any, ...]: ...  # fmt: skip
+def cross_attention(
+    query: ArrayLike,
+    context: ArrayLike,
+    d_model: int,
+    mask: ArrayLike | None = None,
+    dropout_rate: float = 0.0,
+    *,
+    rng: Rng = None,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Any, ...]:
+    """Scaled dot-product attention of one sequence to another, with nothing projected.
+
+    Parameters
+    ----------
+    query : array_like, (…, query_len, d_model)
+        What attends, such as a decoder's state.
+    context : array_like, (…, key_len, d_model)
+        What is attended to, as key and as value, such as an encoder's output.
+    d_model : int
+        The width that both are checked against.
+    mask, dropout_rate, rng, **options
+        As for :func:`headwise.scaled_dot_product_attention`.
+
+    Returns
+    -------
+    output : ndarray, (…, query_len, d_model)
+    weights : ndarray, (…, query_len, key_len), or None
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a width is not ``d_model``, or as :func:`headwise.scaled_dot_product_attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> rng = np.random.default_rng(0)
+    >>> decoder, encoder = rng.standard_normal((2, 3, 64)), rng.standard_normal((2, 7, 64))
+    >>> output, weights = hw.cross_attention(decoder, encoder, d_model=64)
+    >>> output.shape, weights.shape
+    ((2, 3, 64), (2, 3, 7))
+    """
+    width = check_size(d_model, "d_model")
+    rows, others = _of_width(query, "query", width), _of_width(context, "context", width)
+    if others.ndim != rows.ndim or others.shape[:-2] != rows.shape[:-2]:
+        expected = ", ".join(str(n) for n in (*rows.shape[:-2], "key_len", width))
+        raise ValueError(f"context: shape {others.shape}, expected ({expected}) beside query {rows.shape}")
+    rate = check_rate(dropout_rate, "dropout_rate")
+    return scaled_dot_product_attention(rows, others, others, mask, rate, rng=rng, **options)
+
+
+def _of_width(x: ArrayLike, name: str, d_model: int) -> Array:
+    array = as_array(x, name)
+    if array.ndim < 2 or array.shape[-1] != d_model:
+        raise ValueError(f"{name}: shape {array.shape}, expected (…, seq, d_model = {d_model})")
+    return array

@@ -1,0 +1,80 @@
+"""One map of attention weights with labels, as data for a drawing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headwise._base.arrays import as_array, check_dtype
+from headwise._base.scalars import check_int
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+__all__ = ["attention_score_visualization"]
+
+
+def attention_score_visualization(
+    attention_weights: ArrayLike, tokens: Sequence[str] | None = None, *, batch: int = 0, head: int = 0
+) -> dict[str, Any]:
+    """One map of attention weights with its labels and range, ready to draw.
+
+    Parameters
+    ----------
+    attention_weights : array_like, (query_len, key_len)
+        Or with axes before these: (batch,) or (batch, heads).
+    tokens : sequence of str, optional
+        A label for each key; the positions by default. Too few are padded with empty labels and too many are cut, and
+        the entry ``note`` says so.
+    batch, head : int
+        Which map of several to take.
+
+    Returns
+    -------
+    dict
+        ``weights`` (query_len, key_len), ``tokens`` (a list), ``shape`` (of ``weights``), ``max_attention`` and
+        ``min_attention`` (floats), and ``note`` (a str) where the labels were padded or cut.
+
+    Raises
+    ------
+    ValueError
+        If the shape has no map in it, or ``batch`` or ``head`` is none of its indices.
+
+    Examples
+    --------
+    >>> import headwise as hw
+    >>> view = hw.attention_score_visualization([[0.75, 0.25], [0.5, 0.5]], tokens=["so", "it", "goes"])
+    >>> view["tokens"], view["max_attention"], view["min_attention"]
+    (['so', 'it'], 0.75, 0.25)
+    >>> view["note"]
+    'tokens: 3 labels for 2 keys, the last 1 left out'
+    """
+    weights = as_array(attention_weights, "attention_weights")
+    check_dtype(weights.dtype, "attention_weights")
+    if weights.ndim not in (2, 3, 4) or weights.size == 0:
+        raise ValueError(
+            f"attention_weights: shape {weights.shape}, expected a map (query_len, key_len) that is not empty, "
+            "with (batch,) or (batch, heads) before it or not"
+        )
+    shape = weights.shape
+    for name, index, axes in (("batch", batch, weights.ndim - 2), ("head", head, weights.ndim - 3)):
+        number, count = check_int(index, name), weights.shape[0] if axes > 0 else 1
+        if not -count <= number < count:
+            raise ValueError(f"{name}: {number}, expected {-count} to {count - 1} for weights of shape {shape}")
+        if axes > 0:
+            weights = weights[number]
+    keys = weights.shape[1]
+    labels = [str(position) for position in range(keys)] if tokens is None else list(tokens)
+    view: dict[str, Any] = {
+        "weights": weights,
+        "tokens": (labels + [""] * (keys - len(labels)))[:keys],
+        "shape": weights.shape,
+        "max_attention": float(weights.max()),
+        "min_attention": float(weights.min()),
+    }
+    if len(labels) < keys:
+        view["note"] = f"tokens: {len(labels)} labels for {keys} keys, the last {keys - len(labels)} left empty"
+    elif len(labels) > keys:
+        view["note"] = f"tokens: {len(labels)} labels for {keys} keys, the last {len(labels) - keys} left out"
+    return view

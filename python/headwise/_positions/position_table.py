@@ -1,0 +1,83 @@
+"""Tables of rows by position, which grow with the positions that calls ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise._base.arrays import as_array, compact
+from headwise._base.outputs import check_room
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike
+
+    from headwise._base.typing import Array
+
+
+def as_positions(positions: ArrayLike) -> Array:
+    """``positions`` as an array of integers."""
+    where = as_array(positions, "positions")
+    if where.size == 0:
+        return where.astype(np.intp)
+    if where.dtype.kind not in "iu":
+        raise TypeError(f"positions: dtype {where.dtype}, expected integers")
+    check_room(*where.shape)
+    return where
+
+
+class PositionTable:
+    """Rows ``function(position)`` for the positions 0, 1, 2, …, read-only, in float64, and their last cast.
+
+    ``function`` maps float64 positions of any shape ``(…,)`` to rows ``(…, width)``.
+    """
+
+    # Maximum size of a float64 table, 64 MB. Rows of later positions are computed on demand, so that a single position
+    # of 10^12 costs one row instead of a table up to it.
+    max_bytes = 64 << 20
+
+    def __init__(self, function: Callable[[Array], Array], length: int) -> None:
+        self._function = function
+        self.array: Array = self._rows(0, length)
+        self._cast = self.array
+
+    def first(self, length: int, dtype: np.dtype[Any]) -> Array:
+        """The rows of positions ``0 .. length - 1``: (length, width)."""
+        table = self._covering(length, dtype)
+        return self._rows(0, length).astype(dtype, copy=False) if table is None else table[:length]
+
+    def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
+        """The rows of any integer positions: (…, width)."""
+        own = compact(positions)  # a view of few numbers may have any shape
+        if own.size and own.min() >= 0:
+            table = self._covering(int(own.max()) + 1, dtype)
+            if table is not None:
+                return np.take(table, positions.astype(np.intp, copy=False), axis=0)
+        return self._function(positions.astype(np.float64)).astype(dtype, copy=False)
+
+    def _rows(self, start: int, stop: int) -> Array:
+        check_room(stop - start)
+        rows = self._function(np.arange(start, stop, dtype=np.float64))
+        rows.flags.writeable = False
+        return rows
+
+    def _covering(self, length: int, dtype: np.dtype[Any]) -> Array | None:
+        """A table in ``dtype`` with at least ``length`` rows, grown to that, at least twofold; None if it would be too
+        big. Threads may grow it at once: each goes on with what it made."""
+        table = self.array
+        if length > len(table):
+            row_bytes = table[:1].nbytes
+            if length * row_bytes > self.max_bytes:
+                return None
+            grown = max(length, min(2 * len(table), self.max_bytes // row_bytes))
+            table = np.concatenate([table, self._rows(len(table), grown)])
+            table.flags.writeable = False
+            self.array = table
+        if table.dtype == dtype:
+            return table
+        cast = self._cast
+        if cast.dtype != dtype or len(cast) < len(table):
+            cast = self._cast = table.astype(dtype)
+        return cast
