@@ -30,7 +30,7 @@
 #include <algorithm>
 
 #include "attention/kernel.h"
-#include "attention/modifiers-inl.h"
+#include "attention/modifiers/score_modifiers-inl.h"
 #include "attention/softmax-inl.h"
 #include "base/scratch.h"
 #include "hwy/cache_control.h"

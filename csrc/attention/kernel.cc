@@ -1,29 +1,13 @@
-// Compiled once per target: foreach_target.h includes this file again for each.
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "attention/kernel.cc"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
-// Below foreach_target.h, or the first target would miss them.
-#include "attention/fma-inl.h"
-#include "attention/kernel-inl.h"
+// Which matmul backend computes a call: a matter of target, type, precision and shape.
 #include "attention/kernel.h"
+
+#include <type_traits>
+
 #include "base/cpu_features.h"
 #include "base/dispatch.h"
 
-HWY_BEFORE_NAMESPACE();
 namespace headwise {
-namespace HWY_NAMESPACE {
-
-template <typename T>
-constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<FmaProducts<T>>, &FmaAttentionBlock<T>};
-
-HEADWISE_KERNELS(Attention)
-
-}  // namespace HWY_NAMESPACE
-}  // namespace headwise
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace headwise {
+namespace {
 
 // Parts of bfloat16 that weights and values go by, at most.
 template <typename T>
@@ -44,7 +28,7 @@ bool TilesPay(const AttentionArgs<T>& args, int parts) {
   return rows >= least && args.key.shape[2] >= least && fills(args.query.shape[3]) && fills(args.value.shape[3]);
 }
 
-HEADWISE_EXPORT_KERNELS(Attention)
+}  // namespace
 
 template <typename T>
 const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args) {
@@ -57,7 +41,7 @@ const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args) {
       if (unit == BFloat16Unit::kDot && parts == 1 && TilesPay(args, parts)) return *DotAttentionKernel<T>();
     }
   }
-  return ChosenAttentionKernel<T>();
+  return FmaAttentionKernel<T>();
 }
 template const AttentionKernel<Float16>& GetAttentionKernel(const AttentionArgs<Float16>&);
 template const AttentionKernel<BFloat16>& GetAttentionKernel(const AttentionArgs<BFloat16>&);
@@ -65,4 +49,3 @@ template const AttentionKernel<float>& GetAttentionKernel(const AttentionArgs<fl
 template const AttentionKernel<double>& GetAttentionKernel(const AttentionArgs<double>&);
 
 }  // namespace headwise
-#endif

@@ -40,6 +40,10 @@ struct DecodeKernel {
                 std::byte* partials);
 };
 
+// By multiply-adds of the chosen target, every type.
+template <typename T>
+const AttentionKernel<T>& FmaAttentionKernel();
+
 // In parts of bfloat16, on tiles (all but double) or by vectors (float and BFloat16, one part); null where this build
 // has none. Few queries never go there: they wait for memory.
 template <typename T>

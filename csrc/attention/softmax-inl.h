@@ -13,7 +13,7 @@
 
 #include "attention/exp-inl.h"
 #include "attention/kernel.h"
-#include "attention/modifiers-inl.h"
+#include "attention/modifiers/score_modifiers-inl.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "simd/rows-inl.h"

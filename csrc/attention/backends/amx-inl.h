@@ -9,19 +9,19 @@
 // Per tile of 32 rows by 128 keys, at 64 features and three parts: 384 products of 16 cycles, and 5,500 vector
 // operations, one per cycle while tiles are multiplied, for these take one of two ports.
 
-#if defined(HEADWISE_ATTENTION_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef HEADWISE_ATTENTION_AMX_INL_H_
-#undef HEADWISE_ATTENTION_AMX_INL_H_
+#if defined(HEADWISE_ATTENTION_BACKENDS_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_BACKENDS_AMX_INL_H_
+#undef HEADWISE_ATTENTION_BACKENDS_AMX_INL_H_
 #else
-#define HEADWISE_ATTENTION_AMX_INL_H_
+#define HEADWISE_ATTENTION_BACKENDS_AMX_INL_H_
 #endif
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
-#include "attention/bf16-inl.h"
-#include "attention/interleaved_softmax-inl.h"
+#include "attention/backends/bf16-inl.h"
+#include "attention/backends/interleaved_softmax-inl.h"
 #include "attention/kernel-inl.h"
 #include "hwy/highway.h"
 #include "matmul/bf16_amx-inl.h"

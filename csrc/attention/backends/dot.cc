@@ -1,10 +1,10 @@
 // Compiled for AVX-512 alone, with products by AVX512_BF16: of bfloat16, and of float32 at "medium".
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "attention/kernel_dot.cc"
+#define HWY_TARGET_INCLUDE "attention/backends/dot.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
-#include "attention/bf16-inl.h"
-#include "attention/interleaved_softmax-inl.h"
+#include "attention/backends/bf16-inl.h"
+#include "attention/backends/interleaved_softmax-inl.h"
 #include "attention/kernel-inl.h"
 #include "attention/kernel.h"
 #include "matmul/bf16_dot-inl.h"

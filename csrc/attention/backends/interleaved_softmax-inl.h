@@ -5,11 +5,11 @@
 // wait for each other, then four that need them. A processor looks ahead only so far, less where its core is shared by
 // two threads, and the tile unit must not wait for it.
 
-#if defined(HEADWISE_ATTENTION_INTERLEAVED_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef HEADWISE_ATTENTION_INTERLEAVED_SOFTMAX_INL_H_
-#undef HEADWISE_ATTENTION_INTERLEAVED_SOFTMAX_INL_H_
+#if defined(HEADWISE_ATTENTION_BACKENDS_INTERLEAVED_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_BACKENDS_INTERLEAVED_SOFTMAX_INL_H_
+#undef HEADWISE_ATTENTION_BACKENDS_INTERLEAVED_SOFTMAX_INL_H_
 #else
-#define HEADWISE_ATTENTION_INTERLEAVED_SOFTMAX_INL_H_
+#define HEADWISE_ATTENTION_BACKENDS_INTERLEAVED_SOFTMAX_INL_H_
 #endif
 
 #include <algorithm>

@@ -4,11 +4,11 @@
 // 2^126 on, and blocks of values with any number that is not finite or from 2^110 on. Which these are does not depend
 // on the block of queries.
 
-#if defined(HEADWISE_ATTENTION_BF16_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef HEADWISE_ATTENTION_BF16_INL_H_
-#undef HEADWISE_ATTENTION_BF16_INL_H_
+#if defined(HEADWISE_ATTENTION_BACKENDS_BF16_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_BACKENDS_BF16_INL_H_
+#undef HEADWISE_ATTENTION_BACKENDS_BF16_INL_H_
 #else
-#define HEADWISE_ATTENTION_BF16_INL_H_
+#define HEADWISE_ATTENTION_BACKENDS_BF16_INL_H_
 #endif
 
 #include <algorithm>
@@ -16,7 +16,7 @@
 #include <cstdint>
 
 #include "attention/kernel-inl.h"
-#include "attention/modifiers-inl.h"
+#include "attention/modifiers/score_modifiers-inl.h"
 #include "base/scratch.h"
 #include "hwy/highway.h"
 #include "matmul/bf16_split-inl.h"

@@ -3,17 +3,17 @@
 // Queries, which carry the scale, become tiles [head_dim][height], a block's keys panels [head_dim][panel], its values
 // panels [keys][panel] (pack-inl.h).
 
-#if defined(HEADWISE_ATTENTION_FMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef HEADWISE_ATTENTION_FMA_INL_H_
-#undef HEADWISE_ATTENTION_FMA_INL_H_
+#if defined(HEADWISE_ATTENTION_BACKENDS_FMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_BACKENDS_FMA_INL_H_
+#undef HEADWISE_ATTENTION_BACKENDS_FMA_INL_H_
 #else
-#define HEADWISE_ATTENTION_FMA_INL_H_
+#define HEADWISE_ATTENTION_BACKENDS_FMA_INL_H_
 #endif
 
 #include <algorithm>
 
 #include "attention/kernel-inl.h"
-#include "attention/modifiers-inl.h"
+#include "attention/modifiers/score_modifiers-inl.h"
 #include "base/scratch.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"

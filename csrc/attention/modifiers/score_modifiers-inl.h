@@ -5,11 +5,11 @@
 // One short sweep per feature over at most a key block of one row, which stays in L1, where a tile needs any of it.
 // Called by attention-inl.h and decode-inl.h.
 
-#if defined(HEADWISE_ATTENTION_MODIFIERS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef HEADWISE_ATTENTION_MODIFIERS_INL_H_
-#undef HEADWISE_ATTENTION_MODIFIERS_INL_H_
+#if defined(HEADWISE_ATTENTION_MODIFIERS_SCORE_MODIFIERS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_MODIFIERS_SCORE_MODIFIERS_INL_H_
+#undef HEADWISE_ATTENTION_MODIFIERS_SCORE_MODIFIERS_INL_H_
 #else
-#define HEADWISE_ATTENTION_MODIFIERS_INL_H_
+#define HEADWISE_ATTENTION_MODIFIERS_SCORE_MODIFIERS_INL_H_
 #endif
 
 #include <algorithm>

@@ -1,13 +1,13 @@
 // Compiled for AVX-512 alone, whose vectors do all but the products. float64 does not go by tiles.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "attention/kernel_amx.cc"
+#define HWY_TARGET_INCLUDE "attention/backends/amx.cc"
 #include <algorithm>
 #include <type_traits>
 
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 
 // Below foreach_target.h, or the first target would miss them.
-#include "attention/amx-inl.h"
+#include "attention/backends/amx-inl.h"
 #include "attention/kernel.h"
 
 #if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
