@@ -32,7 +32,7 @@ LEVELS = ("baseline", "sse4", "avx2", "avx512")
 SETS = {"6N_SSE4": "sse4", "6N_AVX2": "avx2", "6N_AVX3": "avx512"}
 SPECIAL = {  # by the beginning of the mangled name
     r"_ZN8headwise3amx": "tiles",
-    r"_ZZ?N8headwise3HasENS_12BFloat16UnitE": "asked for",  # xgetbv, after CPUID has said that it is there
+    r"_ZZ?N8headwise11IsSupportedENS_13MatmulBackendE": "asked for",  # xgetbv, after CPUID has said that it is there
 }
 FUNCTION = re.compile(r"[0-9a-f]+ <(.+)>:$")
 OF_A_SET = re.compile(r"_ZZ*N?[KVR]*(?:8headwise|3hwy)(\d+N_(?:SSE4|AVX2|AVX3))")

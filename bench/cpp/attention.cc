@@ -82,7 +82,7 @@ class AttentionProblem {
   void Run() { Attention(args_); }
 
   double Error() const {
-    const double allowed = kIsHalf<T> ? kHalfError : kPrecisionError[static_cast<int>(args_.spec.precision)];
+    const double allowed = kIs16Bit<T> ? kHalfError : kPrecisionError[static_cast<int>(args_.spec.precision)];
     return 1 / allowed * LargestOnSample(args_.query.shape[2], [&](int64_t begin, int64_t size) {
              AttentionArgs<T> some = args_;
              some.query = Slice(some.query, 2, begin, size);

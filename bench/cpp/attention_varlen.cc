@@ -82,7 +82,7 @@ class VarlenProblem {
                            return RelativeError(Slice(args.output, 2, begin, size), reference::Attention(some).output);
                          }));
     }
-    return kIsHalf<T> ? largest / 2 : largest;  // tiles may round the weights of halves
+    return kIs16Bit<T> ? largest / 2 : largest;  // tiles may round the weights of halves
   }
 
   double flops = 0, bytes = 0;

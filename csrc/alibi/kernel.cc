@@ -14,7 +14,10 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr AlibiKernel<T> kAlibi{&AddAlibiRow<T>};
 
-HEADWISE_KERNELS(Alibi)
+const KernelSet<AlibiKernel>* AlibiKernels() {
+  static constexpr KernelSet<AlibiKernel> kernels{kAlibi<Float16>, kAlibi<BFloat16>, kAlibi<float>, kAlibi<double>};
+  return &kernels;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -23,7 +26,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HEADWISE_GET_KERNELS(Alibi)
+HWY_EXPORT(AlibiKernels);
+
+const KernelSet<AlibiKernel>& ChosenAlibiKernels() { return *HEADWISE_DISPATCH(AlibiKernels)(); }
 
 }  // namespace headwise
 #endif

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "base/kernel_set.h"
 #include "headwise/dtype.h"
 
 namespace headwise {
@@ -15,8 +16,7 @@ struct AlibiKernel {
               bool streamed);
 };
 
-// That of the chosen target.
-template <typename T>
-const AlibiKernel<T>& GetAlibiKernel();
+// For the current target.
+const KernelSet<AlibiKernel>& ChosenAlibiKernels();
 
 }  // namespace headwise

@@ -9,7 +9,7 @@ namespace {
 template <typename T>
 void Run(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset, View<T, 4> out) {
   const std::int64_t heads = scores.shape[1], query_len = scores.shape[2], key_len = scores.shape[3];
-  const AlibiKernel<T>& kernel = GetAlibiKernel<T>();
+  const AlibiKernel<T>& kernel = ChosenAlibiKernels().Of<T>();
   const std::int64_t rows = scores.shape[0] * heads * query_len;
   const bool streamed =
       WritePastCaches(scores.data, out.data, sizeof(T) * static_cast<double>(rows) * static_cast<double>(key_len));

@@ -60,16 +60,16 @@ struct AttentionScratch {
         padded_rows(tile_count * Products::kRows),
         value_width(Products::ValueWidth(args.value.shape[3])),
         blocks(args.weights && args.key.shape[2] > Products::kKeys ? (args.key.shape[2] - 1) / Products::kKeys + 1 : 0),
-        tiles(arena.Take<Tile<Products::kRows>>(tile_count)),
-        output(arena.Take<T>(padded_rows, value_width)),
-        max(arena.Take<T>(padded_rows)),
-        sum(arena.Take<T>(padded_rows)),
-        scores(arena.Take<T>(Products::kStages * Products::kRows * Products::kStride)),
-        shift(arena.Take<T>(Products::kStages * Products::kRows)),
-        rescale(arena.Take<T>(Products::kStages * Products::kRows)),
-        block_max(arena.Take<T>(padded_rows, blocks)),
-        strip_width(blocks > 0 && (kIsHalf<Stored> || args.key.shape[2] <= kMostStripKeys) ? args.key.shape[2] : 0),
-        strip(arena.Take<T>(padded_rows, strip_width)) {}
+        tiles(arena.Allocate<Tile<Products::kRows>>(tile_count)),
+        output(arena.Allocate<T>(padded_rows, value_width)),
+        max(arena.Allocate<T>(padded_rows)),
+        sum(arena.Allocate<T>(padded_rows)),
+        scores(arena.Allocate<T>(Products::kStages * Products::kRows * Products::kStride)),
+        shift(arena.Allocate<T>(Products::kStages * Products::kRows)),
+        rescale(arena.Allocate<T>(Products::kStages * Products::kRows)),
+        block_max(arena.Allocate<T>(padded_rows, blocks)),
+        strip_width(blocks > 0 && (kIs16Bit<Stored> || args.key.shape[2] <= kMostStripKeys) ? args.key.shape[2] : 0),
+        strip(arena.Allocate<T>(padded_rows, strip_width)) {}
 
   // Longer rows would leave L2 on the way; halves cannot wait in their own memory.
   static constexpr int64_t kMostStripKeys = 8192 / sizeof(T);

@@ -3,8 +3,7 @@
 
 #include <type_traits>
 
-#include "base/cpu_features.h"
-#include "base/dispatch.h"
+#include "base/targets.h"
 
 namespace headwise {
 namespace {
@@ -21,7 +20,7 @@ int PartsOf(Precision precision) {
 // the same.
 template <typename T>
 bool TilesPay(const AttentionArgs<T>& args, int parts) {
-  if (TilesForAnyShape()) return true;
+  if (Bf16ForAnyShape()) return true;
   const std::int64_t least = parts == 1 ? 32 : parts == 2 ? 64 : 128;
   const std::int64_t rows = args.query.shape[1] / args.key.shape[1] * args.query.shape[2];
   const auto fills = [](std::int64_t depth) { return depth >= 24 && 3 * depth >= 2 * ((depth + 31) / 32 * 32); };
@@ -33,15 +32,15 @@ bool TilesPay(const AttentionArgs<T>& args, int parts) {
 template <typename T>
 const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args) {
   if constexpr (!std::is_same_v<T, double>) {
-    const BFloat16Unit unit = ChosenUnit();
+    const MatmulBackend backend = ChosenMatmulBackend();
     const int parts = PartsOf<T>(args.spec.precision);
-    if (unit == BFloat16Unit::kAmx && TilesPay(args, parts)) return *AmxAttentionKernel<T>();
+    if (backend == MatmulBackend::kAmx && TilesPay(args, parts)) return *AmxAttentionKernel<T>();
     // Of more parts, three products or six take longer there than one of float32.
     if constexpr (!std::is_same_v<T, Float16>) {
-      if (unit == BFloat16Unit::kDot && parts == 1 && TilesPay(args, parts)) return *DotAttentionKernel<T>();
+      if (backend == MatmulBackend::kBf16Dot && parts == 1 && TilesPay(args, parts)) return *DotAttentionKernel<T>();
     }
   }
-  return FmaAttentionKernel<T>();
+  return ChosenAttentionKernels().Of<T>();
 }
 template const AttentionKernel<Float16>& GetAttentionKernel(const AttentionArgs<Float16>&);
 template const AttentionKernel<BFloat16>& GetAttentionKernel(const AttentionArgs<BFloat16>&);

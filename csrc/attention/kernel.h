@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/kernel_set.h"
 #include "headwise/attention.h"
 
 namespace headwise {
@@ -40,10 +41,6 @@ struct DecodeKernel {
                 std::byte* partials);
 };
 
-// By multiply-adds of the chosen target, every type.
-template <typename T>
-const AttentionKernel<T>& FmaAttentionKernel();
-
 // In parts of bfloat16, on tiles (all but double) or by vectors (float and BFloat16, one part); null where this build
 // has none. Few queries never go there: they wait for memory.
 template <typename T>
@@ -51,10 +48,12 @@ const AttentionKernel<T>* AmxAttentionKernel();
 template <typename T>
 const AttentionKernel<T>* DotAttentionKernel();
 
-// Those of the chosen target, and for these arguments.
+// For the current target and these arguments: the kernel of the target's matmul backend, or that of FMA.
 template <typename T>
 const AttentionKernel<T>& GetAttentionKernel(const AttentionArgs<T>& args);
-template <typename T>
-const DecodeKernel<T>& GetDecodeKernel();
+
+// For the current target, on FMA.
+const KernelSet<AttentionKernel>& ChosenAttentionKernels();
+const KernelSet<DecodeKernel>& ChosenDecodeKernels();
 
 }  // namespace headwise

@@ -63,7 +63,7 @@ class Plan {
     work_ = 2.0 * static_cast<double>(batch * heads) * static_cast<double>(query_len) * static_cast<double>(key_len) *
             static_cast<double>(head_dim + args.value.shape[3]);
     if (group_ * query_len <= kMostDecodeRows) {
-      decode_ = &GetDecodeKernel<T>();
+      decode_ = &ChosenDecodeKernels().Of<T>();
     } else {
       kernel_ = &GetAttentionKernel(args);
     }
@@ -109,7 +109,7 @@ class Plan {
     if (heads_ == 0) return 0;
     if (!decode_) return kernel_->scratch_bytes(*args_, size_ * group_);
     partial_bytes_ = decode_->partial_bytes(*args_, size_);
-    partials.Take<std::byte>(HeadBytes(), heads_);
+    partials.Allocate<std::byte>(HeadBytes(), heads_);
     return decode_->scratch_bytes(*args_);
   }
   std::int64_t first_task() const { return first_task_; }

@@ -7,10 +7,10 @@
 #include "testing/emulated_amx.h"
 #endif
 
-#if HEADWISE_TILES
+#if HEADWISE_BF16_KERNELS
 #include <cpuid.h>
 #endif
-#if HEADWISE_TILES && defined(__linux__)
+#if HEADWISE_BF16_KERNELS && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -18,7 +18,7 @@
 namespace headwise {
 namespace {
 
-#if HEADWISE_TILES
+#if HEADWISE_BF16_KERNELS
 constexpr unsigned kAvx512Bf16 = 1u << 5;  // CPUID 7, second leaf, EAX
 
 bool HasDot() {
@@ -32,7 +32,7 @@ bool HasDot() { return false; }
 #ifdef HEADWISE_EMULATE_AMX
 bool HasAmx() { return true; }
 bool RequestAmx() { return EmulateTiles(); }
-#elif HEADWISE_TILES && defined(__linux__)
+#elif HEADWISE_BF16_KERNELS && defined(__linux__)
 constexpr unsigned kOsxsave = 1u << 27;                    // CPUID 1, ECX
 constexpr unsigned kAmxBf16 = 1u << 22, kTile = 1u << 24;  // CPUID 7, EDX
 constexpr unsigned kTileState = 3u << 17;                  // XCR0: configuration and data
@@ -60,22 +60,30 @@ bool HasAmx() { return false; }
 bool RequestAmx() { return false; }
 #endif
 
-std::atomic<bool> tiles_for_any_shape{false};
+std::atomic<bool> bf16_for_any_shape{false};
 
 }  // namespace
 
-bool Has(BFloat16Unit unit) {
+bool IsSupported(MatmulBackend backend) {
   static const bool dot = HasDot(), amx = HasAmx();
-  return unit == BFloat16Unit::kNone || (unit == BFloat16Unit::kDot ? dot : amx);
+  switch (backend) {
+    case MatmulBackend::kFma:
+      return true;
+    case MatmulBackend::kBf16Dot:
+      return dot;
+    case MatmulBackend::kAmx:
+      return amx;
+  }
+  return false;
 }
 
-bool Request(BFloat16Unit unit) {
-  if (unit != BFloat16Unit::kAmx) return true;
+bool RequestPermission(MatmulBackend backend) {
+  if (backend != MatmulBackend::kAmx) return true;
   static const bool granted = RequestAmx();
   return granted;
 }
 
-bool TilesForAnyShape() { return tiles_for_any_shape.load(std::memory_order_relaxed); }
-void SetTilesForAnyShape(bool on) { tiles_for_any_shape.store(on); }
+bool Bf16ForAnyShape() { return bf16_for_any_shape.load(std::memory_order_relaxed); }
+void SetBf16ForAnyShape(bool on) { bf16_for_any_shape.store(on); }
 
 }  // namespace headwise

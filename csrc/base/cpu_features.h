@@ -1,22 +1,27 @@
-// What this processor multiplies bfloat16 with, and this process's right to it.
+// Detection of the bf16 instructions of x86 processors, and the permission that Linux asks for AMX.
 #pragma once
 
 namespace headwise {
 
-// Besides multiply-adds of float32: an instruction on vectors (matmul/bf16_dot-inl.h), or a unit of its own for tiles
-// (matmul/amx.h).
-enum class BFloat16Unit { kNone, kDot, kAmx };
+// The instructions that a matmul runs on. The choice is part of the target (base/targets.h); how many bf16 products
+// replace one of float32 is decided in matmul/bf16_policy.h.
+enum class MatmulBackend {
+  kFma,      // fused multiply-adds of float32 and float64 vectors; every target
+  kBf16Dot,  // AVX512_BF16: dot products of bf16 pairs in vector registers (matmul/bf16_dot-inl.h)
+  kAmx,      // AMX-BF16: products of bf16 tiles (matmul/amx.h)
+};
 
-// The processor has it, and the system saves its registers. Those of kDot are AVX-512's, which are not asked for here.
-bool Has(BFloat16Unit unit);
+// Whether the processor has the instructions and the operating system saves their registers. For kBf16Dot the registers
+// are those of AVX-512, which the target implies.
+bool IsSupported(MatmulBackend backend);
 
-// Asks the system for the use of it, before its first instruction on any thread; false if it refuses. Linux wants to be
-// asked for tiles (Documentation/arch/x86/xstate.rst). Not before somebody wants them: signal frames grow, for all the
-// process.
-bool Request(BFloat16Unit unit);
+// Asks the system for permission to use the backend; false if refused. Must precede the first instruction on any thread
+// of the process. Only AMX on Linux needs it (Documentation/arch/x86/xstate.rst). Called when a target is selected and
+// not earlier, because permission enlarges the signal frames of the whole process.
+bool RequestPermission(MatmulBackend backend);
 
-// For tests: tiles at shapes, too, where multiply-adds are faster and taken instead. Off at first.
-bool TilesForAnyShape();
-void SetTilesForAnyShape(bool on);
+// For tests: bf16 backends also for the small shapes at which FMA is faster. Initially off.
+bool Bf16ForAnyShape();
+void SetBf16ForAnyShape(bool on);
 
 }  // namespace headwise

@@ -48,7 +48,7 @@ class Arena {
 
   // Memory for the product of the counts.
   template <typename T, typename... Counts>
-  T* Take(Counts... counts) {
+  T* Allocate(Counts... counts) {
     const std::size_t begin = used_, bytes = Bytes(sizeof(T), counts...);
     used_ = Bytes(1, begin + (bytes + kCacheLine - 1) / kCacheLine * kCacheLine + kRedZone);
     if (!base_) return nullptr;

@@ -1,8 +1,12 @@
+#include "base/targets.h"
+
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
-#include "base/cpu_features.h"
 #include "base/dispatch.h"
 #include "headwise/runtime.h"
 
@@ -12,14 +16,14 @@ namespace {
 struct Target {
   std::int64_t bit;  // Highway's
   std::string name;
-  BFloat16Unit unit = BFloat16Unit::kNone;
+  MatmulBackend backend = MatmulBackend::kFma;
 };
 
 // Our names, best first within a processor family. Highway splits some sets further (AVX3_ZEN4, NEON_WITHOUT_AES, …);
 // csrc/CMakeLists.txt builds one of each.
 const Target kTargets[] = {
-    {HWY_AVX3, "avx512_amx", BFloat16Unit::kAmx},
-    {HWY_AVX3, "avx512_bf16", BFloat16Unit::kDot},
+    {HWY_AVX3, "avx512_amx", MatmulBackend::kAmx},
+    {HWY_AVX3, "avx512_bf16", MatmulBackend::kBf16Dot},
     {HWY_AVX3, "avx512"},
     {HWY_AVX2, "avx2"},
     {HWY_SSE4, "sse4"},
@@ -52,7 +56,7 @@ const std::vector<Target>& Available() {
     std::vector<Target> list;
     for (const Target& target : kTargets) {
       const bool listed = !list.empty() && list.back().name == target.name;  // one name for several of Highway's
-      if ((usable & target.bit) && Has(target.unit) && !listed) list.push_back(target);
+      if ((usable & target.bit) && IsSupported(target.backend) && !listed) list.push_back(target);
     }
     return list;
   }();
@@ -61,8 +65,8 @@ const std::vector<Target>& Available() {
 
 std::atomic<const Target*>& Chosen() {
   // The first that the system does not refuse.
-  static std::atomic<const Target*> chosen{
-      &*std::find_if(Available().begin(), Available().end(), [](const Target& t) { return Request(t.unit); })};
+  static std::atomic<const Target*> chosen{&*std::find_if(
+      Available().begin(), Available().end(), [](const Target& t) { return RequestPermission(t.backend); })};
   return chosen;
 }
 
@@ -77,9 +81,9 @@ hwy::ChosenTarget& ChosenTarget() {
   return *chosen;
 }
 
-BFloat16Unit ChosenUnit() { return Chosen().load(std::memory_order_relaxed)->unit; }
+MatmulBackend ChosenMatmulBackend() { return Chosen().load(std::memory_order_relaxed)->backend; }
 
-void ChooseTarget() { ChosenTarget(); }
+void EnsureTargetChosen() { ChosenTarget(); }
 
 std::vector<std::string> ListTargets() {
   std::vector<std::string> names;
@@ -93,7 +97,7 @@ void SetTarget(const std::string& name) {
   std::string list;
   for (const Target& target : Available()) {
     if (target.name == name) {
-      if (!Request(target.unit)) {
+      if (!RequestPermission(target.backend)) {
         throw std::invalid_argument("target: the system refuses '" + name + "', the use of tiles, to this process");
       }
       ChosenTarget().Update(target.bit);

@@ -14,7 +14,11 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr LayerNormKernel<T> kLayerNorm{&LayerNormRow<T>};
 
-HEADWISE_KERNELS(LayerNorm)
+const KernelSet<LayerNormKernel>* LayerNormKernels() {
+  static constexpr KernelSet<LayerNormKernel> kernels{kLayerNorm<Float16>, kLayerNorm<BFloat16>, kLayerNorm<float>,
+                                                      kLayerNorm<double>};
+  return &kernels;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -23,7 +27,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HEADWISE_GET_KERNELS(LayerNorm)
+HWY_EXPORT(LayerNormKernels);
+
+const KernelSet<LayerNormKernel>& ChosenLayerNormKernels() { return *HEADWISE_DISPATCH(LayerNormKernels)(); }
 
 }  // namespace headwise
 #endif

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "base/kernel_set.h"
 #include "headwise/dtype.h"
 
 namespace headwise {
@@ -15,8 +16,7 @@ struct LayerNormKernel {
               const T* next);
 };
 
-// That of the chosen target.
-template <typename T>
-const LayerNormKernel<T>& GetLayerNormKernel();
+// For the current target.
+const KernelSet<LayerNormKernel>& ChosenLayerNormKernels();
 
 }  // namespace headwise

@@ -13,7 +13,7 @@ constexpr std::int64_t kAhead = 2048;
 
 template <typename T>
 void Run(View<const T, 2> x, const T* gamma, const T* beta, double eps, View<T, 2> out) {
-  const LayerNormKernel<T>& kernel = GetLayerNormKernel<T>();
+  const LayerNormKernel<T>& kernel = ChosenLayerNormKernels().Of<T>();
   const auto [rows, n] = x.shape;
   const bool streamed =
       WritePastCaches(x.data, out.data, sizeof(T) * static_cast<double>(rows) * static_cast<double>(n));

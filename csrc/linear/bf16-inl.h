@@ -31,7 +31,7 @@
 #include "matmul/bf16_split-inl.h"
 #include "matmul/pack-inl.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
@@ -48,20 +48,20 @@ class PartsLinear {
       : args_(args),
         block_(block),
         depth_(args.x.shape[1]),
-        x_(arena.Take<std::uint32_t>(PieceSize())),
-        weight_(
-            arena.Take<std::uint32_t>(args.packed ? 0 : Sides(block.column_end - block.column_begin) * PieceSize())),
-        sums_(arena.Take<float>(Chunks(depth_) <= kPiece
-                                    ? 0
-                                    : Sides(block.row_end - block.row_begin) *
-                                          Sides(block.column_end - block.column_begin) * kSide * kSide)),
-        product_(arena.Take<float>(kSide * kSide)),
-        again_(arena.Take<float>(kSide * kSide)),
-        again_scratch_(arena.Take<std::byte>(static_cast<int64_t>(
+        x_(arena.Allocate<std::uint32_t>(PieceSize())),
+        weight_(arena.Allocate<std::uint32_t>(
+            args.packed ? 0 : Sides(block.column_end - block.column_begin) * PieceSize())),
+        sums_(arena.Allocate<float>(Chunks(depth_) <= kPiece
+                                        ? 0
+                                        : Sides(block.row_end - block.row_begin) *
+                                              Sides(block.column_end - block.column_begin) * kSide * kSide)),
+        product_(arena.Allocate<float>(kSide * kSide)),
+        again_(arena.Allocate<float>(kSide * kSide)),
+        again_scratch_(arena.Allocate<std::byte>(static_cast<int64_t>(
             LinearScratchBytes<T>({args.x, {}, nullptr, {}, {}, nullptr}, {0, kSide, 0, kSide})))) {}
 
   void Run() const {
-    [[maybe_unused]] const typename Unit::Claim claim;
+    [[maybe_unused]] const typename Unit::Scope scope;
     for (int64_t chunk = 0; chunk < Chunks(depth_); chunk += kPiece) {
       const int64_t chunks = std::min(kPiece, Chunks(depth_) - chunk);
       const std::uint32_t* weight = weight_;
@@ -146,7 +146,7 @@ class PartsLinear {
         }
         for (int64_t half = 0; half < 2; ++half) {
           const int64_t at = column + half * kLanes<float>;
-          StoreParts<kParts>(LoadNumbers(rows, at, columns), LoadNumbers(other, at, columns), tiles + half * kTileSize,
+          StoreSplit<kParts>(LoadNumbers(rows, at, columns), LoadNumbers(other, at, columns), tiles + half * kTileSize,
                              2 * kTileSize);
         }
       }
@@ -162,7 +162,7 @@ class PartsLinear {
         const int64_t k = (first + chunk) * kChunk;
         __builtin_prefetch(x + 2 * args_.x.stride[0] + k);
         __builtin_prefetch(x + 2 * args_.x.stride[0] + k + kLanes<float>);
-        StoreParts<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
+        StoreSplit<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
                            x_ + chunk * kChunkSize<kParts> + r * kTileSide, 2 * kTileSize);
       }
     }
@@ -232,7 +232,7 @@ class PartsLinear {
 template <class Unit, typename T, class Function>
 auto WithParts(Precision precision, const Function& function) {
   if (precision == Precision::kMedium || std::is_same_v<T, BFloat16>) return function(Int<1>());
-  if constexpr (Unit::kMostParts == 1) {
+  if constexpr (Unit::kMaxTerms == 1) {
     return function(Int<0>());
   } else {
     if (precision == Precision::kHigh) return function(Int<2>());
@@ -247,7 +247,7 @@ constexpr int64_t kFewRowsOfOnePart = 8;
 // not tell whether weights were packed. Without depth there is nothing to multiply, and it writes nothing.
 template <int kParts, typename T>
 bool TilesPay(const LinearArgs<T>& args) {
-  if (TilesForAnyShape()) return args.weight.shape[0] > 0;
+  if (Bf16ForAnyShape()) return args.weight.shape[0] > 0;
   constexpr int64_t kLeast = kParts == 3 ? 4 * kChunk : 2 * kChunk;
   constexpr int64_t kFewestRows = kParts == 1 ? kFewRowsOfOnePart + 1 : kSide;
   return args.out.shape[0] >= kFewestRows && args.weight.shape[0] >= kLeast && args.weight.shape[1] >= kLeast;

@@ -189,9 +189,9 @@ template <typename T>
 struct Scratch {
   using Sum = Accumulator<T>;
   Scratch(Arena& arena, const LinearArgs<T>& args, std::int64_t columns)
-      : x(arena.Take<Sum>(kIsHalf<T> ? args.x.shape[0] : 0, args.x.shape[1])),
-        out(arena.Take<Sum>(kIsHalf<T> ? args.x.shape[0] : 0, columns)),
-        chunk(arena.Take<Sum>(HasChunks(args) ? args.x.shape[0] : 0, columns)) {}
+      : x(arena.Allocate<Sum>(kIs16Bit<T> ? args.x.shape[0] : 0, args.x.shape[1])),
+        out(arena.Allocate<Sum>(kIs16Bit<T> ? args.x.shape[0] : 0, columns)),
+        chunk(arena.Allocate<Sum>(HasChunks(args) ? args.x.shape[0] : 0, columns)) {}
   Sum *x, *out, *chunk;
 };
 
@@ -240,7 +240,7 @@ void LinearFewRows(const LinearArgs<T>& args, std::int64_t begin, std::int64_t e
   in.weight = args.weight;
   in.weight.data = args.weight.at(0, begin);
   in.bias = args.bias ? args.bias + begin : nullptr;
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     for (std::int64_t r = 0; r < rows; ++r) Widen(args.x.at(r), depth, scratch.x + r * depth);
     in.x = {scratch.x, {rows, depth}, {depth, 1}};
     in.out = {scratch.out, {rows, columns}, {columns, 1}};
@@ -250,7 +250,7 @@ void LinearFewRows(const LinearArgs<T>& args, std::int64_t begin, std::int64_t e
   }
   in.chunk = few::HasChunks(args) ? View<Sum, 2>{scratch.chunk, {rows, columns}, {columns, 1}} : in.out;
   few::Run(in, columns);
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     for (std::int64_t r = 0; r < rows; ++r) Narrow(scratch.out + r * columns, columns, args.out.at(r, begin));
   }
 }

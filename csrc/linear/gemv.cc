@@ -14,7 +14,11 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr LinearFewKernel<T> kLinearFew{&LinearFewRowsScratchBytes<T>, &LinearFewRows<T>};
 
-HEADWISE_KERNELS(LinearFew)
+const KernelSet<LinearFewKernel>* LinearFewKernels() {
+  static constexpr KernelSet<LinearFewKernel> kernels{kLinearFew<Float16>, kLinearFew<BFloat16>, kLinearFew<float>,
+                                                      kLinearFew<double>};
+  return &kernels;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -23,7 +27,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HEADWISE_GET_KERNELS(LinearFew)
+HWY_EXPORT(LinearFewKernels);
+
+const KernelSet<LinearFewKernel>& ChosenLinearFewKernels() { return *HEADWISE_DISPATCH(LinearFewKernels)(); }
 
 }  // namespace headwise
 #endif

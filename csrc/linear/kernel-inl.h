@@ -35,8 +35,8 @@ template <typename T>
 struct LinearScratch {
   using Sum = Accumulator<T>;
   LinearScratch(Arena& arena, int64_t columns, int64_t depth)
-      : weight(arena.Take<Sum>(PackedColumns<Sum>(columns) * std::min(depth, kDepthChunk<T>))),
-        x(arena.Take<Sum>(kTileRows * std::min(depth, kDepthChunk<T>))) {}
+      : weight(arena.Allocate<Sum>(PackedColumns<Sum>(columns) * std::min(depth, kDepthChunk<T>))),
+        x(arena.Allocate<Sum>(kTileRows * std::min(depth, kDepthChunk<T>))) {}
   Sum* weight;
   Sum* x;
 };
@@ -44,8 +44,8 @@ struct LinearScratch {
 // The sums of a block, where they cannot wait in its output.
 template <typename T>
 Accumulator<T>* LinearSumsScratch(Arena& arena, const LinearBlock& block) {
-  if (!kIsHalf<T>) return nullptr;
-  return arena.Take<Accumulator<T>>((block.row_end - block.row_begin) * (block.column_end - block.column_begin));
+  if (!kIs16Bit<T>) return nullptr;
+  return arena.Allocate<Accumulator<T>>((block.row_end - block.row_begin) * (block.column_end - block.column_begin));
 }
 
 // Rounds the sums of a block.
@@ -82,7 +82,7 @@ void WidenColumns(const T* from, int64_t depth, int64_t columns, int64_t depth_s
 template <typename T>
 void PackWeights(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride,
                  Accumulator<T>* packed) {
-  if constexpr (!kIsHalf<T>) {
+  if constexpr (!kIs16Bit<T>) {
     PackPanels(b, depth, columns, depth_stride, column_stride, packed);
   } else {
     constexpr int64_t kStep = 64;
@@ -108,7 +108,7 @@ void PackWeights(const T* b, int64_t depth, int64_t columns, int64_t depth_strid
 // PackTile.
 template <typename T>
 void PackRowsOfX(const T* x, int64_t rows, int64_t row_stride, int64_t depth, int height, Accumulator<T>* packed) {
-  if constexpr (!kIsHalf<T>) {
+  if constexpr (!kIs16Bit<T>) {
     PackTile(x, rows, row_stride, depth, height, packed);
   } else {
     HWY_ALIGN float wide[kTileRows * kDepthChunk<T>];
@@ -226,7 +226,7 @@ void LinearSums(const LinearArgs<T>& args, const LinearBlock& block, Accumulator
 
 template <typename T>
 void LinearRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* memory) {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     Arena arena(memory);
     float* const sums = LinearSumsScratch<T>(arena, block);
     LinearSums(args, block, sums, block.column_end - block.column_begin, memory + arena.used());

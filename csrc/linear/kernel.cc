@@ -15,7 +15,11 @@ template <typename T>
 constexpr LinearKernel<T> kLinear{kTileRows,     &LinearFewRows<T>,     &LinearScratchBytes<T>,
                                   &LinearRun<T>, &LinearPackedBytes<T>, &LinearPack<T>};
 
-HEADWISE_KERNELS(Linear)
+const KernelSet<LinearKernel>* LinearKernels() {
+  static constexpr KernelSet<LinearKernel> kernels{kLinear<Float16>, kLinear<BFloat16>, kLinear<float>,
+                                                   kLinear<double>};
+  return &kernels;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -24,18 +28,20 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HEADWISE_EXPORT_KERNELS(Linear)
+HWY_EXPORT(LinearKernels);
+
+const KernelSet<LinearKernel>& ChosenLinearKernels() { return *HEADWISE_DISPATCH(LinearKernels)(); }
 
 template <typename T>
 const LinearKernel<T>& GetLinearKernel() {
   if constexpr (!std::is_same_v<T, double>) {
-    const BFloat16Unit unit = ChosenUnit();
-    if (unit == BFloat16Unit::kAmx) return *AmxLinearKernel<T>();
+    const MatmulBackend backend = ChosenMatmulBackend();
+    if (backend == MatmulBackend::kAmx) return *AmxLinearKernel<T>();
     if constexpr (!std::is_same_v<T, Float16>) {
-      if (unit == BFloat16Unit::kDot) return *DotLinearKernel<T>();
+      if (backend == MatmulBackend::kBf16Dot) return *DotLinearKernel<T>();
     }
   }
-  return ChosenLinearKernel<T>();
+  return ChosenLinearKernels().Of<T>();
 }
 template const LinearKernel<Float16>& GetLinearKernel();
 template const LinearKernel<BFloat16>& GetLinearKernel();

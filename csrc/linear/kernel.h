@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/kernel_set.h"
 #include "headwise/dtype.h"
 #include "headwise/precision.h"
 #include "headwise/tensor.h"
@@ -62,10 +63,12 @@ const LinearKernel<T>* AmxLinearKernel();
 template <typename T>
 const LinearKernel<T>* DotLinearKernel();
 
-// Those of the chosen target.
+// For the current target: the kernels of its matmul backend where it has one for T, else those of FMA.
 template <typename T>
 const LinearKernel<T>& GetLinearKernel();
-template <typename T>
-const LinearFewKernel<T>& GetLinearFewKernel();
+
+// For the current target.
+const KernelSet<LinearKernel>& ChosenLinearKernels();
+const KernelSet<LinearFewKernel>& ChosenLinearFewKernels();
 
 }  // namespace headwise

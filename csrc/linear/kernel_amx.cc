@@ -12,8 +12,8 @@ namespace headwise {
 
 template <typename T>
 const LinearKernel<T>* AmxLinearKernel() {
-#if HEADWISE_TILES && (HWY_TARGETS & HWY_AVX3)
-  return &N_AVX3::kPartsLinear<N_AVX3::AmxUnit, T>;
+#if HEADWISE_BF16_KERNELS && (HWY_TARGETS & HWY_AVX3)
+  return &N_AVX3::kPartsLinear<N_AVX3::AmxBackend, T>;
 #else
   return nullptr;
 #endif

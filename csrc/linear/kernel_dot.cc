@@ -12,8 +12,8 @@ namespace headwise {
 
 template <typename T>
 const LinearKernel<T>* DotLinearKernel() {
-#if HEADWISE_TILES && (HWY_TARGETS & HWY_AVX3)
-  return &N_AVX3::kPartsLinear<N_AVX3::DotUnit, T>;
+#if HEADWISE_BF16_KERNELS && (HWY_TARGETS & HWY_AVX3)
+  return &N_AVX3::kPartsLinear<N_AVX3::DotBackend, T>;
 #else
   return nullptr;
 #endif

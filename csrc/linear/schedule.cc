@@ -39,7 +39,7 @@ constexpr double kWorkPerWeight = 8;
 // Strips of columns, two per thread; rows of weights are read best in long pieces, from 1 KB on.
 template <typename T>
 void RunFewRows(const LinearArgs<T>& args) {
-  const LinearFewKernel<T>& kernel = GetLinearFewKernel<T>();
+  const LinearFewKernel<T>& kernel = ChosenLinearFewKernels().Of<T>();
   constexpr std::int64_t kShortest = 256, kLongest = 2048, kMultiple = 64;
   const std::int64_t columns = args.out.shape[1];
   const double work = kWorkPerWeight * static_cast<double>(columns) * static_cast<double>(args.x.shape[1]);

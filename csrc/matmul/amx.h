@@ -6,7 +6,7 @@
 
 #include "matmul/bf16_support.h"
 
-#if HEADWISE_TILES
+#if HEADWISE_BF16_KERNELS
 
 #include <cstdint>
 

@@ -16,7 +16,7 @@
 #include "matmul/amx.h"
 #include "matmul/bf16_split-inl.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
@@ -165,12 +165,12 @@ HWY_INLINE void StoreTiles(float* to, int64_t stride, bool lower) {
   }
 }
 
-struct AmxUnit {
-  static constexpr int kMostParts = 3;
+struct AmxBackend {
+  static constexpr int kMaxTerms = 3;
   static constexpr int kStages = 2;  // tiles of scores at once: the vector unit works on one meanwhile
   static constexpr bool kFinishes = false;
 
-  using Claim = amx::Tiles;
+  using Scope = amx::Tiles;
 
   // to[32, 32] = A B over `chunks` chunks of the depth; rows of `to` are `stride` apart. Without `lower` only the first
   // 16 rows.

@@ -19,17 +19,17 @@
 #include "matmul/bf16_split-inl.h"
 #include "matmul/fma-inl.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-struct DotUnit {
-  static constexpr int kMostParts = 1;  // of more, three products or six cost more than one in float32
+struct DotBackend {
+  static constexpr int kMaxTerms = 1;  // of more, three products or six cost more than one in float32
   static constexpr int kStages = 1;
   static constexpr bool kFinishes = true;  // a function may take the products while they are in registers
 
-  struct Claim {};  // vectors are anyone's
+  struct Scope {};  // vectors are anyone's
 
   using V = hn::Vec<Tag<float>>;
 

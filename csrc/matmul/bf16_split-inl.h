@@ -9,8 +9,8 @@
 // masks. Each part of a chunk is a tile of 16 rows of 16 words, and all products take 2 x 2 tiles at a time: 32 rows by
 // 32 columns.
 //
-// Who multiplies is a Unit: AmxUnit (amx_parts-inl.h) for up to three parts, DotUnit (dot_parts-inl.h) for one. Where a
-// number's parts are subnormal (below 2^-110 in the third) they count as 0.
+// Who multiplies is a Unit: AmxBackend (amx_parts-inl.h) for up to three parts, DotBackend (dot_parts-inl.h) for one.
+// Where a number's parts are subnormal (below 2^-110 in the third) they count as 0.
 //
 // Called by attention_parts-inl.h and linear_parts-inl.h.
 
@@ -29,7 +29,7 @@
 #include "matmul/pack-inl.h"
 #include "simd/rows-inl.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
@@ -50,7 +50,7 @@ constexpr int64_t Chunks(int64_t depth) { return (depth + kChunk - 1) / kChunk; 
 // kCut they are cut off, not rounded: of three parts that is as exact. The products left out are larger then, but as
 // often positive as negative if the other number's parts are rounded.
 template <int kParts, bool kCut = false, class V>
-HWY_INLINE void StoreParts(V x, V y, std::uint32_t* to, int64_t part_stride) {
+HWY_INLINE void StoreSplit(V x, V y, std::uint32_t* to, int64_t part_stride) {
   const Tag<float> d;
   const Tag<std::uint32_t> bits;
   const auto upper = hn::Set(bits, 0xFFFF0000u), half = hn::Set(bits, kCut ? 0u : 0x8000u);
@@ -93,7 +93,7 @@ HWY_INLINE void Reduce4(V v0, V v1, V v2, V v3, const Join& join, float* to) {
 
 // Numbers [at, at + 16) of a row of n; 0 beyond its end.
 template <typename T>
-HWY_INLINE hn::Vec<Tag<float>> LoadPart(const T* row, int64_t at, int64_t n) {
+HWY_INLINE hn::Vec<Tag<float>> LoadPadded(const T* row, int64_t at, int64_t n) {
   const Tag<float> d;
   if (at + kLanes<float> <= n) return LoadWide(d, row + at);
   return at < n ? FirstLanes{n - at}.Load(d, row + at) : hn::Zero(d);

@@ -3,7 +3,7 @@
 #pragma once
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define HEADWISE_TILES 1
+#define HEADWISE_BF16_KERNELS 1
 #else
-#define HEADWISE_TILES 0
+#define HEADWISE_BF16_KERNELS 0
 #endif

@@ -11,9 +11,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/targets.h"
 #include "headwise/dtype.h"
 #include "headwise/precision.h"
-#include "headwise/runtime.h"
 #include "headwise/tensor.h"
 
 namespace headwise::bindings {
@@ -24,7 +24,7 @@ template <typename T>
 bool HasType(const py::array& array) {
   const py::dtype dtype = array.dtype();
   if constexpr (std::is_same_v<T, std::uint8_t>) return dtype.kind() == 'b';
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     // bfloat16 is what ml_dtypes registers it as, and nothing else has that letter.
     const bool named = std::is_same_v<T, Float16> ? dtype.char_() == 'e' : dtype.kind() == 'V' && dtype.char_() == 'E';
     return named && dtype.itemsize() == sizeof(T) && dtype.byteorder() == '=';
@@ -66,11 +66,14 @@ View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape,
   return view;
 }
 
-// For the computation itself. Other threads may fork meanwhile, and a child that is forked while the instruction set is
-// being chosen waits for that for ever: so that is done before.
+// Releases the GIL for the computation. The target is selected first: selection holds a lock, and a child forked by
+// another thread meanwhile would wait for that lock forever.
 class ReleasedGil {
  public:
-  ReleasedGil() { ChooseTarget(), release_.emplace(); }
+  ReleasedGil() {
+    EnsureTargetChosen();
+    release_.emplace();
+  }
 
  private:
   std::optional<py::gil_scoped_release> release_;

@@ -35,7 +35,7 @@ void RegisterAttention(py::module_& module) {
           args.lse = ToView<A, 3>(lse, "lse");
           for (const py::array& mask : keep) args.spec.keep.push_back(ToScoreView<std::uint8_t>(mask, "keep", args));
           for (const py::array& added : bias) {
-            if (kIsHalf<T> && HasType<T>(added)) {
+            if (kIs16Bit<T> && HasType<T>(added)) {
               args.spec.half_bias.push_back(ToScoreView<T>(added, "bias", args));
             } else {
               args.spec.bias.push_back(ToScoreView<A>(added, "bias", args));

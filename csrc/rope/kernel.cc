@@ -14,7 +14,10 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr RopeKernel<T> kRope{&RotateHalves<T>, &RotateNeighbours<T>, &CopyPastCaches<T>};
 
-HEADWISE_KERNELS(Rope)
+const KernelSet<RopeKernel>* RopeKernels() {
+  static constexpr KernelSet<RopeKernel> kernels{kRope<Float16>, kRope<BFloat16>, kRope<float>, kRope<double>};
+  return &kernels;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -23,7 +26,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HEADWISE_GET_KERNELS(Rope)
+HWY_EXPORT(RopeKernels);
+
+const KernelSet<RopeKernel>& ChosenRopeKernels() { return *HEADWISE_DISPATCH(RopeKernels)(); }
 
 }  // namespace headwise
 #endif

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "base/kernel_set.h"
 #include "headwise/dtype.h"
 
 namespace headwise {
@@ -30,8 +31,7 @@ struct RopeKernel {
   void (*copy)(const T* from, std::int64_t n, T* to);
 };
 
-// That of the chosen target.
-template <typename T>
-const RopeKernel<T>& GetRopeKernel();
+// For the current target.
+const KernelSet<RopeKernel>& ChosenRopeKernels();
 
 }  // namespace headwise

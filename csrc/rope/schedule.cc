@@ -21,7 +21,7 @@ template <typename T>
 void Run(View<const T, 4> x, Angles<T> cos, Angles<T> sin, bool interleaved, View<T, 4> out) {
   const auto [batch, heads, seq, dim] = x.shape;
   if (dim == 0) return;
-  const RopeKernel<T>& kernel = GetRopeKernel<T>();
+  const RopeKernel<T>& kernel = ChosenRopeKernels().Of<T>();
   const auto rotate = interleaved ? kernel.neighbours : kernel.halves;
   // (batch, seq, heads, dim) in memory is walked in that order: the rows of a call are those close together.
   const int along = std::abs(x.stride[1]) < std::abs(x.stride[2]) ? 1 : 2;

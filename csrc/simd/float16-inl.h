@@ -131,7 +131,7 @@ HWY_INLINE HalfVec<D> NarrowBits([[maybe_unused]] D d, Float16, hn::Vec<D> v) {
 // A vector of D's numbers from memory that holds T: either of the halves, or D's own.
 template <class D, typename T>
 HWY_INLINE hn::Vec<D> LoadWide(D d, const T* from) {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     return WidenBits(d, T(), hn::LoadU(HalfTag<D>(), BitsAt(from)));
   } else {
     return hn::LoadU(d, from);
@@ -140,7 +140,7 @@ HWY_INLINE hn::Vec<D> LoadWide(D d, const T* from) {
 // The number there, in every lane.
 template <class D, typename T>
 HWY_INLINE hn::Vec<D> BroadcastWide(D d, const T* from) {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     return WidenBits(d, T(), hn::Set(HalfTag<D>(), *BitsAt(from)));
   } else {
     return hn::Set(d, *from);
@@ -148,7 +148,7 @@ HWY_INLINE hn::Vec<D> BroadcastWide(D d, const T* from) {
 }
 template <class D, typename T>
 HWY_INLINE void StoreNarrow(hn::Vec<D> v, D d, T* to) {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     hn::StoreU(NarrowBits(d, T(), v), HalfTag<D>(), BitsAt(to));
   } else {
     hn::StoreU(v, d, to);
@@ -158,7 +158,7 @@ HWY_INLINE void StoreNarrow(hn::Vec<D> v, D d, T* to) {
 // Neighbours (2 i, 2 i + 1) as two vectors.
 template <class D, typename T>
 HWY_INLINE void LoadInterleavedWide(D d, const T* from, hn::Vec<D>& a, hn::Vec<D>& b) {
-  if constexpr (!kIsHalf<T>) {
+  if constexpr (!kIs16Bit<T>) {
     hn::LoadInterleaved2(d, from, a, b);
   } else {
 #if HWY_TARGET == HWY_SCALAR
@@ -175,7 +175,7 @@ HWY_INLINE void LoadInterleavedWide(D d, const T* from, hn::Vec<D>& a, hn::Vec<D
 }
 template <class D, typename T>
 HWY_INLINE void StoreInterleavedNarrow(hn::Vec<D> a, hn::Vec<D> b, D d, T* to) {
-  if constexpr (!kIsHalf<T>) {
+  if constexpr (!kIs16Bit<T>) {
     hn::StoreInterleaved2(a, b, d, to);
   } else {
 #if HWY_TARGET == HWY_SCALAR
@@ -219,7 +219,7 @@ HWY_INLINE void StoreFirstNarrow(hn::Vec<D> v, D d, T* to, std::size_t count) {
 // A whole vector of T past the caches, to where one is aligned; those of fewer than 16 bytes cannot go.
 template <class D, typename T>
 HWY_INLINE void StreamNarrow(hn::Vec<D> v, D d, T* to) {
-  if constexpr (!kIsHalf<T>) {
+  if constexpr (!kIs16Bit<T>) {
     hn::Stream(v, d, to);
   } else if constexpr (hn::MaxLanes(d) * sizeof(T) < 16) {
     StoreNarrow(v, d, to);

@@ -48,7 +48,7 @@ struct FirstLanes {
 
   template <class D, typename T>
   HWY_INLINE hn::Vec<D> Load(D d, const T* from) const {
-    if constexpr (kIsHalf<T>) {
+    if constexpr (kIs16Bit<T>) {
       return LoadFirstWide(d, from, static_cast<std::size_t>(count));
     } else {
       return LoadOwn(d, from);
@@ -56,7 +56,7 @@ struct FirstLanes {
   }
   template <class D, typename T>
   HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
-    if constexpr (kIsHalf<T>) {
+    if constexpr (kIs16Bit<T>) {
       StoreFirstNarrow(v, d, to, static_cast<std::size_t>(count));
     } else {
       StoreOwn(v, d, to);
@@ -123,7 +123,7 @@ HWY_INLINE void ForEachVectorStreamed(D d, std::int64_t n, const T* to, Visit&& 
 // The greatest lane; may overlook NaN. Highway's own emulation of vectors (EMU128) never gives less than the lowest
 // finite number, and -inf is not that.
 template <class D, class V, class T = hn::TFromD<D>>
-HWY_INLINE T GreatestLane(D d, V v) {
+HWY_INLINE T MaxLane(D d, V v) {
 #if HWY_TARGET == HWY_EMU128
   HWY_ALIGN T lanes[hn::MaxLanes(d)];
   hn::Store(v, d, lanes);
@@ -151,7 +151,7 @@ HWY_INLINE hn::TFromD<D> MaxOfRow(D d, const T* x, std::int64_t n) {
   ForEachVector(d, n - j, [&](auto lanes, std::int64_t i) HWY_ATTR {
     max0 = hn::Max(max0, lanes.Or(d, lanes.Load(d, x + j + i), lowest));
   });
-  return GreatestLane(d, hn::Max(hn::Max(max0, max1), hn::Max(max2, max3)));
+  return MaxLane(d, hn::Max(hn::Max(max0, max1), hn::Max(max2, max3)));
 }
 
 // The sum of term(lanes, j) over the vectors of [0, n). Four accumulators hide the latency of the addition; every 64

@@ -67,7 +67,7 @@ HWY_INLINE void ForEachRow(const SoftmaxRows<T>& rows, Visit&& visit) {
 // Where the exponentials of a row are kept.
 template <typename T>
 HWY_INLINE Accumulator<T>* Terms(const SoftmaxRows<T>& rows, [[maybe_unused]] T* out) {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     return rows.terms;
   } else {
     return rows.streamed ? rows.terms : out;
@@ -157,7 +157,7 @@ template <typename T>
 HWY_INLINE void WriteLogSumExp(const T*, std::int64_t, SoftmaxPart<Accumulator<T>> whole, T* out, bool) {
   using A = Accumulator<T>;
   const auto result = static_cast<A>(whole.max + std::log(whole.sum * ExpTraits<A>::kUnscale));
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     Narrow(&result, 1, out);
   } else {
     *out = result;
@@ -304,7 +304,7 @@ void SoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int6
   };
   SumOfColumns(n, columns, sum, [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
     const auto result = term(tile, i, v);
-    if constexpr (!kIsHalf<T>) tile.Store(result, out + i * out_stride, v);
+    if constexpr (!kIs16Bit<T>) tile.Store(result, out + i * out_stride, v);
     return result;
   });
   ForEachVector(d, States<A>(columns), [&](auto, std::int64_t p) HWY_ATTR {
@@ -314,7 +314,7 @@ void SoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int6
     tile.ForEach([&](std::int64_t i, int v) HWY_ATTR {
       T* const row = out + i * out_stride;
       const auto factor = hn::Load(d, sum + tile.Column(v));
-      if constexpr (kIsHalf<T>) {
+      if constexpr (kIs16Bit<T>) {
         tile.Store(hn::Mul(term(tile, i, v), factor), row, v);
       } else {
         tile.Store(hn::Mul(tile.Load(row, v), factor), row, v);

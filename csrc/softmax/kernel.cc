@@ -22,7 +22,11 @@ constexpr SoftmaxKernel<T> kSoftmax{
     {&InOnePart<T, WriteLogSumExp<T>>, kPart, &Finish<T, WriteLogSumExp<T>>, &LogSumExpColumns<T>},
 };
 
-HEADWISE_KERNELS(Softmax)
+const KernelSet<SoftmaxKernel>* SoftmaxKernels() {
+  static constexpr KernelSet<SoftmaxKernel> kernels{kSoftmax<Float16>, kSoftmax<BFloat16>, kSoftmax<float>,
+                                                    kSoftmax<double>};
+  return &kernels;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -31,7 +35,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HEADWISE_GET_KERNELS(Softmax)
+HWY_EXPORT(SoftmaxKernels);
+
+const KernelSet<SoftmaxKernel>& ChosenSoftmaxKernels() { return *HEADWISE_DISPATCH(SoftmaxKernels)(); }
 
 }  // namespace headwise
 #endif

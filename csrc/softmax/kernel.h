@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "base/kernel_set.h"
 #include "headwise/dtype.h"
 
 namespace headwise {
@@ -57,8 +58,7 @@ struct SoftmaxKernel {
   SoftmaxFunctions<T> log_sum_exp;
 };
 
-// That of the chosen target.
-template <typename T>
-const SoftmaxKernel<T>& GetSoftmaxKernel();
+// For the current target.
+const KernelSet<SoftmaxKernel>& ChosenSoftmaxKernels();
 
 }  // namespace headwise

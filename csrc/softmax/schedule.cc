@@ -40,7 +40,7 @@ void RunRows(View<const T, 3> x, const SoftmaxFunctions<T>& functions, View<T, 3
   const std::int64_t tasks = threads == 1 ? 1 : std::min<std::int64_t>(outer, 8 * threads);
   const bool streamed = Streamed(x, out);
   std::unique_ptr<const Scratch> scratch;
-  if (streamed || kIsHalf<T>) {
+  if (streamed || kIs16Bit<T>) {
     scratch = std::make_unique<Scratch>(threads, static_cast<std::size_t>(n) * sizeof(Accumulator<T>));
   }
   ParallelFor(tasks, threads, [&, outer = outer, n = n](std::int64_t task, int thread) {
@@ -113,7 +113,7 @@ void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxF
 // out: (outer, n, inner), or (outer, 1, inner) for log-sum-exp.
 template <typename T>
 void Run(View<const T, 3> x, Functions<T> operation, View<T, 3> out) {
-  const SoftmaxKernel<T>& kernel = GetSoftmaxKernel<T>();
+  const SoftmaxKernel<T>& kernel = ChosenSoftmaxKernels().Of<T>();
   const SoftmaxFunctions<T>& functions = kernel.*operation;
   const auto [outer, n, inner] = x.shape;
   if (outer == 0) return;

@@ -39,7 +39,7 @@ double Decode(int bits) {
 
 template <typename T>
 double ToDouble(T number) {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     // All of them once: decoding anew took a third of the time of the tests of attention.
     static const std::vector<double> numbers = [] {
       std::vector<double> all;
@@ -55,7 +55,7 @@ double ToDouble(T number) {
 // The number of T nearest to x, the even one of two.
 template <typename T>
 T Nearest(double x) {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     using Format = HalfFormat<T>;
     constexpr std::int64_t kInfinity = 0x7FFF >> Format::kMantissaBits << Format::kMantissaBits;
     const int sign = std::signbit(x) ? 0x8000 : 0;

@@ -74,7 +74,7 @@ class AttentionArguments {
   }
   // In T, where that is a half.
   void AddHalfBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
-    if (!kIsHalf<T>) return AddBias(deviation, dropped, full);
+    if (!kIs16Bit<T>) return AddBias(deviation, dropped, full);
     args.spec.half_bias.push_back(Broadcast(AddBiasTo(half_biases_, deviation, dropped, full)));
   }
   void AddSlopes(double deviation) {

@@ -32,7 +32,7 @@ void CheckBiasesDrop(std::int64_t queries) {
       test.WantWeights();
       test.args.spec.bias = {first ? drops.read() : odds.read(), first ? odds.read() : drops.read()};
       check();
-      if constexpr (kIsHalf<T>) {  // one of the two in T
+      if constexpr (kIs16Bit<T>) {  // one of the two in T
         const Tensor<T, 4> half({1, 1, queries, 50});
         fill(half, first ? odd : -kInf);
         test.args.spec.bias = {first ? drops.read() : odds.read()};

@@ -40,7 +40,7 @@ AttentionCase<T> RandomCase(std::uint64_t seed) {
   for (std::int64_t biases = Chance(random, 0.4) ? Integer(random, 1, 2) : 0; biases > 0; --biases) {
     test.AddBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
   }
-  if (kIsHalf<T> && Chance(random, 0.3)) test.AddHalfBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
+  if (kIs16Bit<T> && Chance(random, 0.3)) test.AddHalfBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
   if (Chance(random, 0.3))
     test.AddDrop(0.3, Chance(random, 0.8) ? std::array<bool, 4>{true, true, true, true} : full());
   if (Chance(random, 0.3)) test.AddSlopes(0.2);
@@ -533,7 +533,7 @@ void CheckThreads() {
       if (weights) test.WantWeights();
       if (shape.query_len > 1) test.args.spec.right = 0, test.args.spec.offset = shape.key_len - shape.query_len;
       SetNumThreads(1);
-      if constexpr (kIsHalf<T>) {
+      if constexpr (kIs16Bit<T>) {
         test.Run();
       } else {
         test.Check();

@@ -52,7 +52,7 @@ TEST_P(LayerNormTest, EverySizeNothingOutOfBounds) {
 template <typename T>
 void CheckOffset() {
   Random random(1);
-  for (const double offset : {1e3, kIsHalf<T> ? -100 : -1e5, kIsHalf<T> ? 10 : 0.05 / kEpsilon<T>}) {
+  for (const double offset : {1e3, kIs16Bit<T> ? -100 : -1e5, kIs16Bit<T> ? 10 : 0.05 / kEpsilon<T>}) {
     for (const std::int64_t n : {5, 64, 768}) {
       const Case<T> test(2, n);
       FillNormal(test.x, random, 1, offset);

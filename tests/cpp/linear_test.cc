@@ -134,7 +134,7 @@ void CheckFewRows(std::int64_t most) {
   }
 }
 TEST_P(LinearTest, ARowHasTheSameBitsHoweverManyThereAre) {
-  SetTilesForAnyShape(false);
+  SetBf16ForAnyShape(false);
   CheckFewRows<Float16>(kTiles<Float16> - 1);
   CheckFewRows<Float16>(70);
   CheckFewRows<BFloat16>(kTiles<BFloat16> - 1);

@@ -170,7 +170,7 @@ template <typename T>
 void CheckElementwise() {
   using A = Accumulator<T>;
   // The row of halves as float, and who owns it; what the parts of a long row found; nothing for columns.
-  CheckSoftmax<T>({50, 800, 1}, kIsHalf<T> ? 2 : 0);
+  CheckSoftmax<T>({50, 800, 1}, kIs16Bit<T> ? 2 : 0);
   CheckSoftmax<T>({1, 70'000, 1}, 1);
   CheckSoftmax<T>({2, 40, 600}, 0);
 
@@ -305,7 +305,7 @@ void CheckSizes() {
   const View<const T, 2> deep{&one, {kHuge, 8}, {0, 1}}, wide{&one, {8, kHuge}, {1, 0}};
   EXPECT_THROW(PackedLinear<T>(deep, nullptr), std::bad_alloc);
   EXPECT_THROW(PackedLinear<T>(wide, nullptr), std::bad_alloc);
-  if (kIsHalf<T>) {  // few rows of which are widened as a whole
+  if (kIs16Bit<T>) {  // few rows of which are widened as a whole
     const View<const T, 2> x{&one, {8, kHuge}, {0, 1}};
     EXPECT_THROW(Linear(x, deep, nullptr, View<T, 2>{&one, {8, 8}, {0, 1}}), std::bad_alloc);
   }
@@ -335,12 +335,12 @@ HEADWISE_ON_EVERY_TARGET(Memory);
 TEST(ScratchMemory, CountsThatOverflow) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
   Arena arena(nullptr);
-  EXPECT_THROW(arena.Take<float>(std::int64_t{1} << 31, std::int64_t{1} << 31), std::bad_alloc);
-  EXPECT_THROW(arena.Take<float>(kMost), std::bad_alloc);
-  EXPECT_THROW(arena.Take<std::byte>(-1), std::bad_alloc);
+  EXPECT_THROW(arena.Allocate<float>(std::int64_t{1} << 31, std::int64_t{1} << 31), std::bad_alloc);
+  EXPECT_THROW(arena.Allocate<float>(kMost), std::bad_alloc);
+  EXPECT_THROW(arena.Allocate<std::byte>(-1), std::bad_alloc);
   EXPECT_EQ(arena.used(), 0u);
-  arena.Take<std::byte>(kMost / 2);
-  EXPECT_THROW(arena.Take<std::byte>(kMost / 2 + 100), std::bad_alloc);
+  arena.Allocate<std::byte>(kMost / 2);
+  EXPECT_THROW(arena.Allocate<std::byte>(kMost / 2 + 100), std::bad_alloc);
   EXPECT_THROW(Scratch(1, SIZE_MAX), std::bad_alloc);
   EXPECT_THROW(Scratch(1, SIZE_MAX / 2), std::bad_alloc);
   EXPECT_THROW(Scratch(1 << 30, std::size_t{1} << 40), std::bad_alloc);

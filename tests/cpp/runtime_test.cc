@@ -68,12 +68,10 @@ TEST(TargetsTest, EachRunsItsOwnCode) {
   const AttentionArgs<BFloat16> args = ArgsOf<BFloat16>(128);
   for (const std::string& target : ListTargets()) {
     SetTarget(target);
-    tables.insert({&GetSoftmaxKernel<float>(), &GetSoftmaxKernel<double>(), &GetAlibiKernel<float>(),
-                   &GetAlibiKernel<double>(), &GetLayerNormKernel<float>(), &GetLayerNormKernel<double>(),
-                   &GetRopeKernel<float>(), &GetRopeKernel<double>()});
+    tables.insert({&ChosenSoftmaxKernels(), &ChosenAlibiKernels(), &ChosenLayerNormKernels(), &ChosenRopeKernels()});
     attention.insert(GetAttentionKernel(args).block);
-    functions.insert(GetSoftmaxKernel<float>().softmax.rows);
-    more.insert(GetLayerNormKernel<double>().row);
+    functions.insert(ChosenSoftmaxKernels().float32.softmax.rows);
+    more.insert(ChosenLayerNormKernels().float64.row);
   }
   const std::vector<std::string> targets = ListTargets();
   const auto has = [&](const char* name) {
@@ -81,7 +79,7 @@ TEST(TargetsTest, EachRunsItsOwnCode) {
   };
   const std::size_t sets = targets.size() - has("avx512_amx") - has("avx512_bf16");
   EXPECT_EQ(attention.size(), targets.size());
-  EXPECT_EQ(tables.size(), 8 * sets);
+  EXPECT_EQ(tables.size(), 4 * sets);
   EXPECT_EQ(functions.size(), sets);
   EXPECT_EQ(more.size(), sets);
   SetTarget(ListTargets().front());
@@ -147,7 +145,7 @@ TEST(ThreadsTest, RangesMakeUpTheWhole) {
 // Pieces of scratch memory are neighbours in one piece of the heap: what is between them must be known, too.
 TEST(ScratchTest, PiecesDoNotOverlapAndStartOnCacheLines) {
   const auto take = [](Arena& arena) {
-    return std::array<char*, 3>{arena.Take<char>(3), arena.Take<char>(0), arena.Take<char>(64)};
+    return std::array<char*, 3>{arena.Allocate<char>(3), arena.Allocate<char>(0), arena.Allocate<char>(64)};
   };
   Arena measure(nullptr);
   take(measure);

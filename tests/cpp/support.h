@@ -35,10 +35,10 @@ class OnTarget : public ::testing::TestWithParam<std::string> {
   void SetUp() override {
     SetTarget(GetParam());
     ASSERT_EQ(GetTarget(), GetParam());
-    SetTilesForAnyShape(true);
+    SetBf16ForAnyShape(true);
   }
   void TearDown() override {
-    SetTilesForAnyShape(false);
+    SetBf16ForAnyShape(false);
     EXPECT_EQ(GetTarget(), GetParam());
     SetTarget(ListTargets().front());
     SetNumThreads(threads_);

@@ -37,25 +37,25 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// Of */kernel.cc.
-const AlibiKernel<BFloat16>* AlibiBF16();
-const AlibiKernel<float>* AlibiF32();
-const AttentionKernel<BFloat16>* AttentionBF16();
-const AttentionKernel<float>* AttentionF32();
-const AttentionKernel<double>* AttentionF64();
-const LayerNormKernel<BFloat16>* LayerNormBF16();
-const LayerNormKernel<float>* LayerNormF32();
-const LinearKernel<BFloat16>* LinearBF16();
-const LinearKernel<float>* LinearF32();
-const LinearKernel<double>* LinearF64();
-const RopeKernel<BFloat16>* RopeBF16();
-const RopeKernel<float>* RopeF32();
-const SoftmaxKernel<BFloat16>* SoftmaxBF16();
-const SoftmaxKernel<float>* SoftmaxF32();
+// Defined in */kernel.cc.
+const KernelSet<AlibiKernel>* AlibiKernels();
+const KernelSet<AttentionKernel>* AttentionKernels();
+const KernelSet<LayerNormKernel>* LayerNormKernels();
+const KernelSet<LinearKernel>* LinearKernels();
+const KernelSet<RopeKernel>* RopeKernels();
+const KernelSet<SoftmaxKernel>* SoftmaxKernels();
 
 testing::Tables OwnTables() {
-  return {AlibiF32(),  AttentionBF16(), AttentionF32(), AttentionF64(), LayerNormF32(),  LinearBF16(), LinearF32(),
-          LinearF64(), RopeF32(),       SoftmaxF32(),   AlibiBF16(),    LayerNormBF16(), RopeBF16(),   SoftmaxBF16()};
+  return {AlibiKernels(),
+          &AttentionKernels()->bfloat16,
+          &AttentionKernels()->float32,
+          &AttentionKernels()->float64,
+          LayerNormKernels(),
+          &LinearKernels()->bfloat16,
+          &LinearKernels()->float32,
+          &LinearKernels()->float64,
+          RopeKernels(),
+          SoftmaxKernels()};
 }
 
 [[maybe_unused]] const bool compiled = (testing::Compiled()[HWY_TARGET] = &OwnTables, true);
@@ -96,11 +96,10 @@ const void* Attention() {
 }
 
 Tables Chosen() {
-  return {&GetAlibiKernel<float>(),   Attention<BFloat16>(),        Attention<float>(),
-          Attention<double>(),        &GetLayerNormKernel<float>(), &GetLinearKernel<BFloat16>(),
-          &GetLinearKernel<float>(),  &GetLinearKernel<double>(),   &GetRopeKernel<float>(),
-          &GetSoftmaxKernel<float>(), &GetAlibiKernel<BFloat16>(),  &GetLayerNormKernel<BFloat16>(),
-          &GetRopeKernel<BFloat16>(), &GetSoftmaxKernel<BFloat16>()};
+  return {&ChosenAlibiKernels(),     Attention<BFloat16>(),      Attention<float>(),
+          Attention<double>(),       &ChosenLayerNormKernels(),  &GetLinearKernel<BFloat16>(),
+          &GetLinearKernel<float>(), &GetLinearKernel<double>(), &ChosenRopeKernels(),
+          &ChosenSoftmaxKernels()};
 }
 
 class TargetsTest : public OnTarget {};

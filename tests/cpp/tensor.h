@@ -229,7 +229,7 @@ constexpr double kEpsilon = static_cast<double>(std::numeric_limits<Accumulator<
 // The least positive and the greatest number of T.
 template <typename T>
 double Least() {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     return reference::ToDouble(T{1});
   } else {
     return static_cast<double>(std::numeric_limits<T>::denorm_min());
@@ -237,7 +237,7 @@ double Least() {
 }
 template <typename T>
 double Greatest() {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     constexpr int kMantissaBits = reference::HalfFormat<T>::kMantissaBits;
     return reference::ToDouble(T{static_cast<std::uint16_t>((0x7FFF >> kMantissaBits << kMantissaBits) - 1)});
   } else {
@@ -249,7 +249,7 @@ double Greatest() {
 // half is to be what a number as near as that is rounded to, once.
 template <typename T>
 bool IsNear(T got, double expected, double absolute, double relative) {
-  if constexpr (kIsHalf<T>) {
+  if constexpr (kIs16Bit<T>) {
     const double number = reference::ToDouble(got), margin = absolute + relative * std::abs(expected);
     if (std::isnan(expected)) return std::isnan(number);
     if (std::isinf(expected)) return number == expected;

@@ -26,13 +26,13 @@
 #include "hwy/highway.h"
 #include "matmul/bf16_amx-inl.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename S, int kParts>
-using AmxProducts = PartsProducts<S, kParts, AmxUnit>;
+using AmxProducts = PartsProducts<S, kParts, AmxBackend>;
 
 template <typename S, int kParts>
 class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
@@ -158,7 +158,7 @@ class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
 
 template <typename S, int kParts>
 void AmxAttentionBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
-  const AmxUnit::Claim tiles;
+  const AmxBackend::Scope tiles;
   AmxAttentionRun<S, kParts>(args, block, scratch).Run();
 }
 

@@ -10,31 +10,31 @@
 #include "attention/backends/amx-inl.h"
 #include "attention/kernel.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
 // Parts that numbers are split into; halves are exact in one or two.
 template <typename S>
-constexpr int kMostParts = std::is_same_v<S, float>     ? 3
-                           : std::is_same_v<S, Float16> ? 2
-                                                        : 1;
+constexpr int kMaxTerms = std::is_same_v<S, float>     ? 3
+                          : std::is_same_v<S, Float16> ? 2
+                                                       : 1;
 
 template <typename S>
 void AmxBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
   switch (args.spec.precision) {
     case Precision::kHighest:
-      return AmxAttentionBlock<S, kMostParts<S>>(args, block, scratch);
+      return AmxAttentionBlock<S, kMaxTerms<S>>(args, block, scratch);
     case Precision::kHigh:
-      return AmxAttentionBlock<S, std::min(2, kMostParts<S>)>(args, block, scratch);
+      return AmxAttentionBlock<S, std::min(2, kMaxTerms<S>)>(args, block, scratch);
     case Precision::kMedium:
       return AmxAttentionBlock<S, 1>(args, block, scratch);
   }
 }
 
 template <typename S>
-constexpr AttentionKernel<S> kAmxAttention{&AttentionScratchBytes<AmxProducts<S, kMostParts<S>>>, &AmxBlock<S>};
+constexpr AttentionKernel<S> kAmxAttention{&AttentionScratchBytes<AmxProducts<S, kMaxTerms<S>>>, &AmxBlock<S>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -46,7 +46,7 @@ namespace headwise {
 
 template <typename T>
 const AttentionKernel<T>* AmxAttentionKernel() {
-#if HEADWISE_TILES && (HWY_TARGETS & HWY_AVX3)
+#if HEADWISE_BF16_KERNELS && (HWY_TARGETS & HWY_AVX3)
   return &N_AVX3::kAmxAttention<T>;
 #else
   return nullptr;

@@ -22,7 +22,7 @@
 #include "matmul/bf16_split-inl.h"
 #include "simd/rows-inl.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
@@ -43,17 +43,17 @@ class PartsProducts {
       : args_(args),
         block_(block),
         scale_(static_cast<float>(args.spec.scale)),
-        scale_first_(!kIsHalf<S> || PowerOfTwo(scale_)),
+        scale_first_(!kIs16Bit<S> || PowerOfTwo(scale_)),
         head_dim_(args.query.shape[3]),
         value_dim_(args.value.shape[3]),
         value_width_(ValueWidth(value_dim_)),
-        query_(arena.Take<std::uint32_t>(padded_rows / kRows, Chunks(head_dim_), kChunkSize<kParts>)),
-        key_(arena.Take<std::uint32_t>(kKeys / kSide, Chunks(head_dim_), kChunkSize<kParts>)),
-        value_(arena.Take<std::uint32_t>(value_width_ / kSide, Chunks(kKeys), kChunkSize<kParts>)),
-        weights_(arena.Take<std::uint32_t>(kStages * kWeightsSize)),
-        product_(arena.Take<float>(kSide, Unit::kFinishes ? 0 : value_width_)),
-        lane_max_(arena.Take<float>(Unit::kFinishes ? kSide * kLanes<float> : 0)),
-        odd_rows_(arena.Take<std::uint32_t>(padded_rows / kRows)) {}
+        query_(arena.Allocate<std::uint32_t>(padded_rows / kRows, Chunks(head_dim_), kChunkSize<kParts>)),
+        key_(arena.Allocate<std::uint32_t>(kKeys / kSide, Chunks(head_dim_), kChunkSize<kParts>)),
+        value_(arena.Allocate<std::uint32_t>(value_width_ / kSide, Chunks(kKeys), kChunkSize<kParts>)),
+        weights_(arena.Allocate<std::uint32_t>(kStages * kWeightsSize)),
+        product_(arena.Allocate<float>(kSide, Unit::kFinishes ? 0 : value_width_)),
+        lane_max_(arena.Allocate<float>(Unit::kFinishes ? kSide * kLanes<float> : 0)),
+        odd_rows_(arena.Allocate<std::uint32_t>(padded_rows / kRows)) {}
 
   void PackQueries(const Tile<kRows>& tile) const {
     const Tag<float> d;
@@ -64,10 +64,10 @@ class PartsProducts {
     for (int r = 0; r < tile.rows; ++r) {
       const S* row = args_.query.at(block_.batch, tile.row[r].head, tile.row[r].query);
       for (int64_t k = 0; k < head_dim_; k += kChunk) {
-        const auto x = hn::Mul(LoadPart(row, k, head_dim_), scale);
-        const auto y = hn::Mul(LoadPart(row, k + kLanes<float>, head_dim_), scale);
+        const auto x = hn::Mul(LoadPadded(row, k, head_dim_), scale);
+        const auto y = hn::Mul(LoadPadded(row, k + kLanes<float>, head_dim_), scale);
         if (!Split(x, y)) odd |= 1u << r;
-        StoreParts<kParts>(x, y, packed + k / kChunk * kChunkSize<kParts> + r * kTileSide, 2 * kTileSize);
+        StoreSplit<kParts>(x, y, packed + k / kChunk * kChunkSize<kParts> + r * kTileSide, 2 * kTileSize);
       }
     }
     odd_rows_[tile.first_row / kRows] = odd;
@@ -85,9 +85,9 @@ class PartsProducts {
         if (count < kTileSide) std::fill_n(rows, kParts * kTileSize, 0u);
         for (int j = 0; j < count; ++j) {
           const S* row = args_.key.at(block_.batch, block_.kv_head, key + j);
-          const auto x = LoadPart(row, k, head_dim_), y = LoadPart(row, k + kLanes<float>, head_dim_);
+          const auto x = LoadPadded(row, k, head_dim_), y = LoadPadded(row, k + kLanes<float>, head_dim_);
           if (!Split(x, y)) odd |= 1u << j;
-          StoreParts<kParts>(x, y, rows + j * kTileSide, kTileSize);
+          StoreSplit<kParts>(x, y, rows + j * kTileSide, kTileSize);
         }
         std::uint32_t* tiles = key_ + (group * Chunks(head_dim_) + k / kChunk) * kChunkSize<kParts> + half * kTileSize;
         for (int part = 0; part < kParts; ++part) TransposeTile(rows + part * kTileSize, tiles + part * 2 * kTileSize);
@@ -113,7 +113,7 @@ class PartsProducts {
     for (int64_t key = block_begin; key < block_end; ++key) {
       const S* row = args_.value.at(block_.batch, block_.kv_head, key);
       for (int64_t i = 0; i < value_dim_; i += kLanes<float>) {
-        greatest = hn::Max(greatest, Magnitudes(LoadPart(row, i, value_dim_)));
+        greatest = hn::Max(greatest, Magnitudes(LoadPadded(row, i, value_dim_)));
       }
     }
     values_split_ = AllBelow(greatest, 0x1p110f);
@@ -125,9 +125,9 @@ class PartsProducts {
         for (int i = 0; i < kTileSide; ++i) {
           const auto at = [&](int64_t j) HWY_ATTR {
             if (j >= end) return hn::Zero(d);
-            return LoadPart(args_.value.at(block_.batch, block_.kv_head, j), column, value_dim_);
+            return LoadPadded(args_.value.at(block_.batch, block_.kv_head, j), column, value_dim_);
           };
-          StoreParts<kParts>(at(key + i), at(key + i + kTileSide), tiles + i * kTileSide, 2 * kTileSize);
+          StoreSplit<kParts>(at(key + i), at(key + i + kTileSide), tiles + i * kTileSide, 2 * kTileSize);
         }
       }
     }
@@ -219,7 +219,7 @@ class PartsProducts {
     const int64_t first = from / kChunk;
     std::uint32_t* row = Weights(r, buffer);
     for (int64_t j = first * kChunk; j < to; j += kChunk, row += kChunkSize<kParts>) {
-      StoreParts<kParts, kParts == 3>(LoadPart(weights, j, to), LoadPart(weights, j + kLanes<float>, to), row,
+      StoreSplit<kParts, kParts == 3>(LoadPadded(weights, j, to), LoadPadded(weights, j + kLanes<float>, to), row,
                                       2 * kTileSize);
     }
   }
@@ -271,7 +271,7 @@ class PartsProducts {
           const float weight = weights[r * kStride + j];
           if (weight == 0.0f) continue;
           const S* row = args_.value.at(block_.batch, block_.kv_head, begin_ + j);
-          sum = hn::MulAdd(hn::Set(d, weight), LoadPart(row, i, value_dim_), sum);
+          sum = hn::MulAdd(hn::Set(d, weight), LoadPadded(row, i, value_dim_), sum);
         }
         float* to_output = output + r * value_width_ + i;
         hn::Store(hn::MulAdd(hn::Load(d, to_output), hn::Set(d, rescale[r]), sum), d, to_output);
@@ -342,7 +342,7 @@ class PartsProducts {
     const auto scale = hn::Set(d, scale_);
     auto sum = hn::Zero(d);
     for (int64_t k = 0; k < head_dim_; k += kLanes<float>) {
-      sum = hn::MulAdd(hn::Mul(LoadPart(query, k, head_dim_), scale), LoadPart(key, k, head_dim_), sum);
+      sum = hn::MulAdd(hn::Mul(LoadPadded(query, k, head_dim_), scale), LoadPadded(key, k, head_dim_), sum);
     }
     return hn::GetLane(hn::SumOfLanes(d, sum));
   }

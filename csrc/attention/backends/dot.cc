@@ -9,13 +9,13 @@
 #include "attention/kernel.h"
 #include "matmul/bf16_dot-inl.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename S>
-using DotProducts = PartsProducts<S, 1, DotUnit>;
+using DotProducts = PartsProducts<S, 1, DotBackend>;
 
 // One tile of rows after the other.
 template <typename S>
@@ -75,7 +75,7 @@ namespace headwise {
 
 template <typename T>
 const AttentionKernel<T>* DotAttentionKernel() {
-#if HEADWISE_TILES && (HWY_TARGETS & HWY_AVX3)
+#if HEADWISE_BF16_KERNELS && (HWY_TARGETS & HWY_AVX3)
   return &N_AVX3::kDotAttention<T>;
 #else
   return nullptr;

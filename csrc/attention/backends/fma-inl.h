@@ -123,12 +123,12 @@ class FmaTiles {
       : head_dim_(args.query.shape[3]),
         value_dim_(args.value.shape[3]),
         value_width_(ValueWidth(value_dim_)),
-        query_(arena.Take<T>(padded_rows, head_dim_)),
-        key_(arena.Take<T>(kKeys, head_dim_)),
-        value_(arena.Take<T>(kKeys, value_width_)),
+        query_(arena.Allocate<T>(padded_rows, head_dim_)),
+        key_(arena.Allocate<T>(kKeys, head_dim_)),
+        value_(arena.Allocate<T>(kKeys, value_width_)),
         slopes_(args.spec.alibi_slopes),
         offset_(args.spec.offset),
-        lane_max_(arena.Take<T>(kRows * kLanes<T>)) {}
+        lane_max_(arena.Allocate<T>(kRows * kLanes<T>)) {}
 
   // scores [kRows][kStride] of the packed block's keys [from, to), the first of which is `begin`; -inf in the rest of
   // the last vector. greatest[r]: the row's largest, may overlook NaN.
@@ -146,7 +146,7 @@ class FmaTiles {
         }
       }
     });
-    for (int r = 0; r < kRows; ++r) greatest[r] = GreatestLane(d, hn::Load(d, lane_max_ + r * kLanes<T>));
+    for (int r = 0; r < kRows; ++r) greatest[r] = MaxLane(d, hn::Load(d, lane_max_ + r * kLanes<T>));
   }
 
   // Adds weights (the scores) times values of the packed block's keys [from, to) to rescale[r] * output[r].
@@ -230,7 +230,7 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
       : Base(arena, args, padded_rows),
         args_(args),
         block_(block),
-        wide_(kIsHalf<S> ? arena.Take<T>(Base::kKeys, std::max(head_dim_, value_dim_)) : nullptr) {}
+        wide_(kIs16Bit<S> ? arena.Allocate<T>(Base::kKeys, std::max(head_dim_, value_dim_)) : nullptr) {}
 
   void PackQueries(const Tile<kRows>& tile) const {
     T* packed = query_ + tile.first_row * head_dim_;
@@ -273,7 +273,7 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
 
   // Some rows of a head, with halves widened.
   Rows Wide(const View<const S, 4>& array, int64_t head, int64_t first, int64_t count) const {
-    if constexpr (kIsHalf<S>) {
+    if constexpr (kIs16Bit<S>) {
       const int64_t width = array.shape[3];
       for (int64_t i = 0; i < count; ++i) Widen(array.at(block_.batch, head, first + i), width, wide_ + i * width);
       return {wide_, width};

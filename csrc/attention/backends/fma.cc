@@ -16,7 +16,11 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr AttentionKernel<T> kAttention{&AttentionScratchBytes<FmaProducts<T>>, &FmaAttentionBlock<T>};
 
-HEADWISE_KERNELS(Attention)
+const KernelSet<AttentionKernel>* AttentionKernels() {
+  static constexpr KernelSet<AttentionKernel> kernels{kAttention<Float16>, kAttention<BFloat16>, kAttention<float>,
+                                                      kAttention<double>};
+  return &kernels;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -25,16 +29,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HEADWISE_EXPORT_KERNELS(Attention)
+HWY_EXPORT(AttentionKernels);
 
-template <typename T>
-const AttentionKernel<T>& FmaAttentionKernel() {
-  return ChosenAttentionKernel<T>();
-}
-template const AttentionKernel<Float16>& FmaAttentionKernel();
-template const AttentionKernel<BFloat16>& FmaAttentionKernel();
-template const AttentionKernel<float>& FmaAttentionKernel();
-template const AttentionKernel<double>& FmaAttentionKernel();
+const KernelSet<AttentionKernel>& ChosenAttentionKernels() { return *HEADWISE_DISPATCH(AttentionKernels)(); }
 
 }  // namespace headwise
 #endif

@@ -21,7 +21,7 @@
 #include "matmul/bf16_amx-inl.h"
 #include "simd/rows-inl.h"
 
-#if HEADWISE_TILES && HWY_TARGET == HWY_AVX3
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
@@ -205,7 +205,7 @@ class TileWeights {
     hn::Store(hn::Add(hn::Load(d, sum), hn::Add(state.vector[2 * kPair].p, state.vector[2 * kPair + 1].p)), d, sum);
   }
 
-  // As StoreParts<kParts, kParts == 3>, in steps; n is the part. Cutting off saves two operations of eight.
+  // As StoreSplit<kParts, kParts == 3>, in steps; n is the part. Cutting off saves two operations of eight.
   template <int kPart, int kVector>
   static HWY_INLINE void CutPart(State& state) {
     const Tag<float> d;

@@ -42,10 +42,10 @@ struct Partial {
       : rows(args.query.shape[1] / args.key.shape[1] * args.query.shape[2]),
         value_width(PackedColumns<T>(args.value.shape[3])),
         keys(args.weights ? chunk_keys : 0),
-        max(arena.Take<T>(rows)),
-        sum(arena.Take<T>(rows)),
-        output(arena.Take<T>(rows, value_width)),
-        scores(arena.Take<T>(rows, keys)) {}
+        max(arena.Allocate<T>(rows)),
+        sum(arena.Allocate<T>(rows)),
+        output(arena.Allocate<T>(rows, value_width)),
+        scores(arena.Allocate<T>(rows, keys)) {}
 
   int64_t rows, value_width, keys;
   T* max;     // [rows]
@@ -59,11 +59,11 @@ struct DecodeScratch {
   template <typename S>
   DecodeScratch(Arena& arena, const AttentionArgs<S>& args, int64_t rows)
       : query_width(PackedColumns<T>(args.query.shape[3])),
-        row(arena.Take<Row>(rows)),
-        query(arena.Take<T>(rows, query_width)),
-        scores(arena.Take<T>(rows, kKeyBlock<T>)),
-        shift(arena.Take<T>(rows)),
-        rescale(arena.Take<T>(rows)) {}
+        row(arena.Allocate<Row>(rows)),
+        query(arena.Allocate<T>(rows, query_width)),
+        scores(arena.Allocate<T>(rows, kKeyBlock<T>)),
+        shift(arena.Allocate<T>(rows)),
+        rescale(arena.Allocate<T>(rows)) {}
 
   int64_t query_width;
   Row* row;

@@ -14,7 +14,11 @@ namespace HWY_NAMESPACE {
 template <typename T>
 constexpr DecodeKernel<T> kDecode{&PartialBytes<T>, &DecodeScratchBytes<T>, &DecodeRunChunk<T>, &MergeChunks<T>};
 
-HEADWISE_KERNELS(Decode)
+const KernelSet<DecodeKernel>* DecodeKernels() {
+  static constexpr KernelSet<DecodeKernel> kernels{kDecode<Float16>, kDecode<BFloat16>, kDecode<float>,
+                                                   kDecode<double>};
+  return &kernels;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
@@ -23,7 +27,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HEADWISE_GET_KERNELS(Decode)
+HWY_EXPORT(DecodeKernels);
+
+const KernelSet<DecodeKernel>& ChosenDecodeKernels() { return *HEADWISE_DISPATCH(DecodeKernels)(); }
 
 }  // namespace headwise
 #endif

@@ -158,7 +158,7 @@ class ScoreRow {
     if (changes.softcap) Softcap(args.spec.softcap);
     const auto for_each_bias = [&](const auto& visit) HWY_ATTR {
       for (const auto& bias : args.spec.bias) visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
-      if constexpr (kIsHalf<Stored>) {
+      if constexpr (kIs16Bit<Stored>) {
         for (const auto& bias : args.spec.half_bias)
           visit(bias.at(batch, row.head, row.query, key_begin_), bias.stride[3]);
       }
@@ -185,7 +185,7 @@ class ScoreRow {
     const Tag<T> d;
     auto max = hn::Set(d, kMinusInf<T>);
     for (int64_t j = from_; j < to_; j += kLanes<T>) max = hn::Max(max, hn::LoadU(d, scores_ + j));
-    return GreatestLane(d, max);
+    return MaxLane(d, max);
   }
 
  private:

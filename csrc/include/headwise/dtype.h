@@ -17,10 +17,10 @@ struct BFloat16 {
 };
 
 template <typename T>
-constexpr bool kIsHalf = std::is_same_v<T, Float16> || std::is_same_v<T, BFloat16>;
+constexpr bool kIs16Bit = std::is_same_v<T, Float16> || std::is_same_v<T, BFloat16>;
 
 // What arrays of T are computed in: float for those of 16 bits, else T itself.
 template <typename T>
-using Accumulator = std::conditional_t<kIsHalf<T>, float, T>;
+using Accumulator = std::conditional_t<kIs16Bit<T>, float, T>;
 
 }  // namespace headwise

@@ -12,8 +12,6 @@ std::vector<std::string> ListTargets();
 std::string GetTarget();
 // Throws std::invalid_argument, naming what is available, for anything not in ListTargets().
 void SetTarget(const std::string& name);
-// The best, unless one is set or chosen. Every operation begins with it.
-void ChooseTarget();
 
 // Default: what OpenMP would use (OMP_NUM_THREADS, affinity); 1 in a build without OpenMP.
 int GetNumThreads();

@@ -55,7 +55,7 @@ class AttentionInput : public AttentionArguments<T> {
     for (int biases = options >> 4 & 3; biases > 1; --biases) {
       const std::array<bool, 4> whole = full();
       const double dropped = bytes.Bool() ? 0.3 : 0;
-      if (kIsHalf<T> && (axes & 16) != 0) {
+      if (kIs16Bit<T> && (axes & 16) != 0) {
         this->AddHalfBias(1, dropped, whole);
         if (bytes.Bool()) Fill(this->half_biases_.back(), bytes);
       } else {

@@ -59,7 +59,7 @@ inline std::function<std::string()>& Describe() {
 // An input that found something: libFuzzer writes it to a file, which the replayer takes, too.
 [[noreturn]] inline void Fail(const std::string& message) {
   std::fprintf(stderr, "%s, on %s with %d threads%s\n%s\n", message.c_str(), GetTarget().c_str(), GetNumThreads(),
-               TilesForAnyShape() ? ", tiles for any shape" : "", Describe()().c_str());
+               Bf16ForAnyShape() ? ", tiles for any shape" : "", Describe()().c_str());
   std::abort();
 }
 
@@ -174,11 +174,10 @@ Bits BitsOf(const Tensor<T, kRank>& tensor) {
 // On every instruction set, on one thread: run() fills tensors anew, compare() looks at them. On one of them, for a
 // parallel region is long to enter, several threads are to leave the same bits().
 template <typename Run, typename Compare, typename GetBits>
-void OnEveryTarget(Bytes& bytes, bool tiles_for_any_shape, const Run& run, const Compare& compare,
-                   const GetBits& bits) {
+void OnEveryTarget(Bytes& bytes, bool bf16_for_any_shape, const Run& run, const Compare& compare, const GetBits& bits) {
   static const std::vector<std::string> targets = ListTargets();
   const std::string& with_threads = targets[static_cast<std::size_t>(bytes.Byte()) % targets.size()];
-  SetTilesForAnyShape(tiles_for_any_shape);
+  SetBf16ForAnyShape(bf16_for_any_shape);
   for (const std::string& target : targets) {
     SetTarget(target);
     SetNumThreads(1);
