@@ -1,10 +1,10 @@
-"""Public docstrings: the parameters of the signature, in its order, what comes back, what is raised, an example.
-
-That the examples run is pytest's own part (``--doctest-modules``, ``--pyargs headwise``).
-"""
+"""Public docstrings have the parameters of the signature, in its order, the results, the errors, and an example that
+runs."""
 
 from __future__ import annotations
 
+import doctest
+import importlib.util
 import inspect
 import re
 import types
@@ -41,10 +41,20 @@ def public_names() -> dict[str, Any]:
     return dict(found.values())
 
 
+def own_bases(cls: type) -> list[type]:
+    """``cls`` and the classes of headwise that it inherits from, in the order in which attributes are looked up."""
+    return [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "headwise"]
+
+
 def public_methods(cls: type) -> Iterator[tuple[str, Any]]:
-    for name, thing in vars(cls).items():
-        if isinstance(thing, types.FunctionType) and (not name.startswith("_") or name == "__call__"):
-            yield name, thing
+    """The methods of ``cls``, inherited ones included."""
+    seen = set()
+    for base in own_bases(cls):
+        for name, thing in vars(base).items():
+            public = not name.startswith("_") or (name == "__call__" and base is cls)
+            if isinstance(thing, types.FunctionType) and public and name not in seen:
+                seen.add(name)
+                yield name, thing
 
 
 PUBLIC = public_names()
@@ -53,6 +63,7 @@ METHODS = {
     for name, thing in PUBLIC.items()
     if isinstance(thing, type)
     for method, function in public_methods(thing)
+    if all(function is not vars(base).get(method) for base in own_bases(thing)[1:] if base in PUBLIC.values())
 }
 
 
@@ -109,11 +120,26 @@ def test_methods(name: str) -> None:
 def test_attributes(name: str) -> None:
     """What a class declares is among its parameters or attributes."""
     cls = PUBLIC[name]
-    properties = {key for key, thing in vars(cls).items() if isinstance(thing, property)}
-    declared = {key for key in inspect.get_annotations(cls) if not key.startswith("_")}
+    bases = [
+        base for base in own_bases(cls) if base is cls or not (inspect.isabstract(base) or base in PUBLIC.values())
+    ]
+    properties = {key for base in bases for key, thing in vars(base).items() if isinstance(thing, property)}
+    declared = {key for base in bases for key in inspect.get_annotations(base) if not key.startswith("_")}
     text = sections(cls)
     known = described(text.get("Parameters", "")) + described(text.get("Attributes", ""))
     assert properties | declared <= set(known)
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *METHODS])
+def test_examples_run(name: str) -> None:
+    """``--doctest-modules`` does not find the methods of a class whose ``__module__`` is not the module it is in."""
+    if name.startswith("headwise.plot.") and importlib.util.find_spec("matplotlib") is None:
+        pytest.skip("pictures need the package matplotlib")
+    thing = PUBLIC[name] if name in PUBLIC else METHODS[name][1]
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder(recurse=False).find(thing, name, module=False, globs={}):
+        runner.run(example)
+    assert runner.summarize().failed == 0
 
 
 def test_there_is_something_to_look_at() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 from headwise._base.arrays import cast_layout, promote
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag, check_real
+from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
-from headwise._kv_cache.rows import equal, of
+from headwise._kv_cache.rows import equal
 from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.spec import attention_masks, check_shapes, check_softcap, check_window, per_head
 from headwise._runtime.backend import current

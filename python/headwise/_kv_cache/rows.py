@@ -1,62 +1,62 @@
-"""Where :class:`headwise.KVCache` keeps its rows: what is written where, and what is moved or dropped for it."""
+"""Storage of a :class:`headwise.KVCache`: where rows are written, and when a ring moves or drops them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headwise._base.outputs import allocate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from headwise._base.typing import Array
+    from headwise._kv_cache.checks import CacheShape
 
 
 class CacheRows:
-    """Keys and values (batch, kv_heads, room, dim), filled from the front, each sequence for itself.
+    """Keys and values (batch, kv_heads, slots, dim); each sequence fills its slots from the first on.
 
-    In memory they are (kv_heads, batch, room, dim), so that a head's rows of all sequences are one matrix too. Row
-    ``r`` of sequence ``i`` is of position ``shifts[i] + r``. Shifts are 0 without a ring. In a ring, rows move to the
-    front when the end is reached: once in ``spare`` positions or more, so that a position costs about 9 rows moved, or
-    fewer. No more is dropped than leaves what the next query sees, even after the latest ``spare`` have been taken
-    back.
+    The memory order is (kv_heads, batch, slots, dim), so that the rows of one head over all sequences also are one
+    matrix. Slot ``r`` of sequence ``i`` holds position ``offsets[i] + r``. Without a ring, offsets are 0 and there are
+    ``capacity`` slots.
+
+    A ring has ``2 * spare`` more slots. When a sequence reaches the last slot, its latest rows move to the first slots,
+    at most once per ``spare`` positions, so a position costs on average at most about 9 row copies. The rows kept are
+    all that the next query sees, also after up to ``spare`` of the latest positions have been removed.
     """
 
-    def __init__(
-        self, batch: int, kv_heads: int, capacity: int, head_dim: int, value_dim: int, dtype: np.dtype[Any], ring: bool
-    ) -> None:
+    def __init__(self, shape: CacheShape) -> None:
+        self._shape = shape
+        capacity, ring = shape.capacity, shape.ring
         self.reach = capacity - 1 if ring else -1  # how many positions before its own a query sees; -1: all
         self.spare = max(16, capacity // 8) if ring else 0
-        self.room = capacity + 2 * self.spare
-        rows = (kv_heads, batch, self.room)
-        self.keys = allocate((*rows, head_dim), dtype).swapaxes(0, 1)
-        self.values = allocate((*rows, value_dim), dtype).swapaxes(0, 1)
-        # Positions so far, and of each row 0. These lists are replaced, never changed.
-        self.lengths = [0] * batch
-        self.shifts = self.lengths
+        self.slots = capacity + 2 * self.spare
+        rows = (shape.num_kv_heads, shape.batch_size, self.slots)
+        self.keys = allocate((*rows, shape.head_dim), shape.dtype).swapaxes(0, 1)
+        self.values = allocate((*rows, shape.value_dim), shape.dtype).swapaxes(0, 1)
+        # The number of positions of each sequence, and the position in its slot 0. Both lists are replaced, never
+        # changed in place.
+        self.lengths = [0] * shape.batch_size
+        self.offsets = self.lengths
 
     def end(self, entry: int) -> int:
-        """How many rows there are."""
-        return self.lengths[entry] - self.shifts[entry]
+        """The number of rows stored of a sequence."""
+        return self.lengths[entry] - self.offsets[entry]
 
-    def can_take_back(self, counts: Sequence[int]) -> bool:
-        """Whether so many rows can be put, and cut again, with nothing lost that queries or callers may see."""
-        return self.reach < 0 or all(
-            count <= self.spare or self.end(entry) + count <= self.room for entry, count in enumerate(counts)
-        )
-
-    def put(self, key: Array, value: Array, counts: Sequence[int]) -> None:
-        """Write the first ``counts[i]`` rows of each sequence behind what is there; in a ring, of too many the last."""
+    def append(self, key: Array, value: Array, counts: Sequence[int]) -> None:
+        """Write the first ``counts[i]`` new rows of each sequence behind its stored rows. If a ring has fewer slots
+        than new rows, the latest of them are kept."""
         lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         if self.reach >= 0:
-            # What NumPy would copy while it writes is copied before rows move: there may be no memory for it.
+            # Make the copies that NumPy's assignment would make before any row moves: they may raise MemoryError.
             overlap = np.may_share_memory(key, self.keys) or np.may_share_memory(value, self.values)
             if overlap or not (key.dtype.isnative and value.dtype.isnative):
                 key, value = key.astype(self.keys.dtype), value.astype(self.values.dtype)
             self._make_room(counts)
-        ends = [length - shift for length, shift in zip(lengths, self.shifts, strict=True)]
+        ends = [length - offset for length, offset in zip(lengths, self.offsets, strict=True)]
         if equal(counts) and equal(ends):
             self._write(slice(None), ends[0], counts[0], key, value)
         else:
@@ -64,32 +64,55 @@ class CacheRows:
                 self._write(slice(entry, entry + 1), end, count, key, value)
         self.lengths = lengths
 
+    @contextmanager
+    def appended(self, key: Array, value: Array, counts: Sequence[int]) -> Iterator[CacheRows]:
+        """The rows with the new ones appended, for the block of a ``with`` statement. If the block raises, nothing has
+        been appended.
+
+        A ring that could not remove the new rows again without a loss appends them after the block, which reads a copy.
+        """
+        if not self._can_undo(counts):
+            new = key.shape[2]
+            longer = CacheRows(self._shape._replace(capacity=self.reach + new, ring=False))
+            longer.copy_visible(self)
+            longer.append(key, value, counts)
+            yield longer
+            self.append(key, value, counts)
+            return
+        before = self.lengths
+        self.append(key, value, counts)
+        try:
+            yield self
+        except BaseException:
+            self.truncate(before)
+            raise
+
     def spans(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Where the rows begin that the latest ``counts[i]`` positions of a sequence see, negative where they have been
-        dropped, and how many they are."""
+        """The first slot and the number of the rows that the queries of the latest ``counts[i]`` positions see. The
+        slot is negative if some of these rows have been dropped."""
         if self.reach < 0:
             return [0] * len(counts), self.lengths
         seen = [min(length, self.reach + count) for length, count in zip(self.lengths, counts, strict=True)]
         return [self.end(entry) - rows for entry, rows in enumerate(seen)], seen
 
-    def shortest(self, entry: int) -> int:
-        """The length, beside 0, down to which positions can be taken back."""
-        return self.shifts[entry] + self.reach if self.shifts[entry] else 0
+    def min_length(self, entry: int) -> int:
+        """The minimum length, apart from 0, to which a sequence can be truncated."""
+        return self.offsets[entry] + self.reach if self.offsets[entry] else 0
 
-    def cut(self, lengths: list[int]) -> None:
-        """Drop the latest positions, down to these lengths."""
+    def truncate(self, lengths: list[int]) -> None:
+        """Remove the latest positions of each sequence, down to these lengths."""
         self.lengths = lengths
-        if any(self.shifts):
-            self.shifts = [shift if length else 0 for length, shift in zip(lengths, self.shifts, strict=True)]
+        if any(self.offsets):
+            self.offsets = [offset if length else 0 for length, offset in zip(lengths, self.offsets, strict=True)]
 
     def reorder(self, sources: Sequence[int]) -> None:
-        """Sequence ``i`` becomes what ``sources[i]`` was."""
+        """Replace each sequence ``i`` by a copy of sequence ``sources[i]``."""
         to = [entry for entry, source in enumerate(sources) if entry != source]
         if not to:
             return
         take = [sources[entry] for entry in to]
         stop = max(self.end(source) for source in take)
-        # All the memory that it needs, before the first row is written.
+        # All memory is allocated before the first row is written.
         width = max(self.keys.shape[3], self.values.shape[3])
         taken = allocate((len(to), stop, width), self.keys.dtype)
         for rows in (self.keys, self.values):
@@ -99,22 +122,28 @@ class CacheRows:
                     copy[...] = head[source, :stop]
                 for copy, entry in zip(copies, to, strict=True):
                     head[entry, :stop] = copy
-        self.shifts = [self.shifts[source] for source in sources]
+        self.offsets = [self.offsets[source] for source in sources]
         self.lengths = [self.lengths[source] for source in sources]
 
-    def behind(self, other: CacheRows) -> None:
-        """Hold what the next queries see of ``other``, and let them see no more."""
-        starts, seen = other.spans([0] * len(other.lengths))
-        parts = [slice(start, start + count) for start, count in zip(starts, seen, strict=True)]
-        self.hold(seen, *([a[i, :, part] for i, part in enumerate(parts)] for a in (other.keys, other.values)))
-        self.reach = other.reach
-
-    def hold(self, lengths: list[int], keys: Sequence[Array], values: Sequence[Array]) -> None:
-        """Hold these rows (kv_heads, rows, dim), the latest of so many positions."""
+    def restore(self, lengths: list[int], keys: Sequence[Array], values: Sequence[Array]) -> None:
+        """Hold these rows (kv_heads, rows, dim): the latest of the ``lengths[i]`` positions of each sequence."""
         for entry, (key, value) in enumerate(zip(keys, values, strict=True)):
             self.keys[entry, :, : key.shape[1]], self.values[entry, :, : value.shape[1]] = key, value
         self.lengths = lengths
-        self.shifts = [length - key.shape[1] for length, key in zip(lengths, keys, strict=True)]
+        self.offsets = [length - key.shape[1] for length, key in zip(lengths, keys, strict=True)]
+
+    def _can_undo(self, counts: Sequence[int]) -> bool:
+        """Whether ``counts[i]`` rows can be appended and removed again without dropping a row that a query sees."""
+        return self.reach < 0 or all(
+            count <= self.spare or self.end(entry) + count <= self.slots for entry, count in enumerate(counts)
+        )
+
+    def copy_visible(self, ring: CacheRows) -> None:
+        """Hold the rows of ``ring`` that its next queries see, and limit queries to as many positions."""
+        starts, seen = ring.spans([0] * len(ring.lengths))
+        visible = [slice(start, start + count) for start, count in zip(starts, seen, strict=True)]
+        self.restore(seen, *([a[i, :, rows] for i, rows in enumerate(visible)] for a in (ring.keys, ring.values)))
+        self.reach = ring.reach
 
     def _write(self, entries: slice, end: int, count: int, key: Array, value: Array) -> None:
         rows = min(count, end)
@@ -122,36 +151,33 @@ class CacheRows:
         self.values[entries, :, end - rows : end] = value[entries, :, count - rows : count]
 
     def _make_room(self, counts: Sequence[int]) -> None:
-        ends = [length - shift for length, shift in zip(self.lengths, self.shifts, strict=True)]
-        if equal(self.lengths) and equal(counts):  # one view for all: sequences that had not kept step fall in
+        """Move the rows of a ring to the first slots where ``counts[i]`` more would not fit."""
+        ends = [length - offset for length, offset in zip(self.lengths, self.offsets, strict=True)]
+        if equal(self.lengths) and equal(counts):
+            # Keep equally many rows of each sequence: equal offsets make the stored rows one view.
             ends = [min(ends)] * len(ends)
-        shifts = []
+        offsets = []
         for entry, (rows, count) in enumerate(zip(ends, counts, strict=True)):
-            if count > self.room:  # the last of the new rows will fill it
-                shifts.append(self.lengths[entry] + count - self.room)
+            if count > self.slots:  # the latest new rows fill all slots
+                offsets.append(self.lengths[entry] + count - self.slots)
             else:
-                kept = rows if rows + count <= self.room else self.room - max(count, self.spare)
+                kept = rows if rows + count <= self.slots else self.slots - max(count, self.spare)
                 self._move(entry, kept)
-                shifts.append(self.lengths[entry] - kept)
-        self.shifts = shifts
+                offsets.append(self.lengths[entry] - kept)
+        self.offsets = offsets
 
     def _move(self, entry: int, count: int) -> None:
-        """The latest ``count`` rows to the front."""
+        """Move the latest ``count`` rows of a sequence to the first slots."""
         end = self.end(entry)
         if count == end:
             return
         for rows in (self.keys, self.values):
             for head in rows[entry]:
-                flat = head.reshape(-1).view(np.uint8)  # one axis: NumPy moves what overlaps without a copy
-                width = flat.size // self.room
+                flat = head.reshape(-1).view(np.uint8)  # NumPy copies between overlapping 1-D views without a buffer
+                width = flat.size // self.slots
                 flat[: count * width] = flat[(end - count) * width : end * width]
 
 
 def equal(numbers: Sequence[int]) -> bool:
-    """Whether they are all the same."""
+    """Whether all numbers are the same."""
     return numbers.count(numbers[0]) == len(numbers)
-
-
-def of(entry: int, batch: Sequence[object]) -> str:
-    """Which sequence an error is about, if there are several."""
-    return f" of sequence {entry}" if len(batch) > 1 else ""

@@ -14,6 +14,7 @@ import numpy as np
 from headwise._base.arrays import as_array, promote
 from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
+from headwise._kv_cache.cache import extending
 from headwise._ops.attention.dense import scaled_dot_product_attention
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def multi_head(
 
     if cache is None:
         return combine(*scaled_dot_product_attention(q, k, v, mask, dropout, rng=rng, **options)[1:])
-    with cache._extending(q, k, v, lengths, _cache_options(mask, options)) as answer:
+    with extending(cache, (q, k, v), lengths, _cache_options(mask, options)) as answer:
         return combine(*answer[1:] if isinstance(answer, tuple) else (None,))
 
 

@@ -217,7 +217,7 @@ def _select(choice: str, source: str = "backend") -> None:
             if failure is not None:
                 message = f"headwise: {_complaint(failure)}. NumPy does the work; HEADWISE_BACKEND=numpy asks for that"
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
-    _current, _name, _error = cast(Backend, importlib.import_module("headwise._numpy")), "numpy", failure
+    _current, _name, _error = cast("Backend", importlib.import_module("headwise._numpy")), "numpy", failure
 
 
 def _load_core() -> Backend:
@@ -233,7 +233,7 @@ def _load_core() -> Backend:
     version = getattr(core, "__version__", "unknown")
     if version != __version__:
         raise ImportError(f"it is of version {version}, headwise of {__version__}")
-    return cast(Backend, core)
+    return cast("Backend", core)
 
 
 def _check_length() -> None:

@@ -1,0 +1,271 @@
+"""The sequences that a :class:`headwise.KVCache` stores, without attention: their lengths, rows and positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise._base.outputs import check_room
+from headwise._base.scalars import check_int
+from headwise._kv_cache.checks import CacheShape, check_integers, of
+from headwise._kv_cache.rows import CacheRows, equal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+    from headwise._base.typing import Array
+
+
+class CachedSequences:
+    """The base class of :class:`headwise.KVCache`: all but the writing of rows and attention."""
+
+    batch_size: int
+    num_kv_heads: int
+    capacity: int
+    head_dim: int
+    value_dim: int
+    dtype: np.dtype[Any]
+    ring: bool
+
+    def __init__(self, shape: CacheShape) -> None:
+        for name, value in shape._asdict().items():
+            setattr(self, name, value)
+        self._shape = shape
+        self._rows = CacheRows(shape)
+
+    @property
+    def lengths(self) -> Array:
+        return np.array(self._rows.lengths, np.int64)
+
+    @property
+    def keys(self) -> Array:
+        return self._stored("keys")
+
+    @property
+    def values(self) -> Array:
+        return self._stored("values")
+
+    @property
+    def nbytes(self) -> int:
+        return self._rows.keys.nbytes + self._rows.values.nbytes
+
+    def entry(self, index: int) -> tuple[Array, Array]:
+        """The stored keys and values of one sequence.
+
+        Parameters
+        ----------
+        index : int
+            The index of the sequence in the batch, from 0.
+
+        Returns
+        -------
+        keys : ndarray, (kv_heads, stored, head_dim), read-only
+            A view; later calls may change its contents.
+        values : ndarray, (kv_heads, stored, value_dim), read-only
+            A view as well.
+
+        Raises
+        ------
+        ValueError
+            If there is no such sequence.
+        TypeError
+            If `index` is not an integer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> x = np.ones((2, 1, 3, 4), np.float32)
+        >>> cache = hw.KVCache(2, 1, capacity=8, head_dim=4)
+        >>> cache.append(x, x, lengths=[3, 1])
+        >>> [cache.entry(i)[0].shape for i in range(2)]
+        [(1, 3, 4), (1, 1, 4)]
+        """
+        i = check_int(index, "index", 0, self.batch_size - 1)
+        rows = self._kept(i)
+        return _read_only(self._rows.keys[i, :, rows]), _read_only(self._rows.values[i, :, rows])
+
+    def positions(self, new: int = 1) -> Array:
+        """The positions of the next rows, as rotary embedding takes them.
+
+        Parameters
+        ----------
+        new : int
+            The number of rows.
+
+        Returns
+        -------
+        ndarray of int64, (new,), or (batch, new) where lengths differ
+
+        Raises
+        ------
+        ValueError
+            If `new` is negative.
+        TypeError
+            If `new` is not an integer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> x = np.ones((2, 1, 3, 4), np.float32)
+        >>> cache = hw.KVCache(2, 1, capacity=8, head_dim=4)
+        >>> cache.append(x, x)
+        >>> cache.positions(2)
+        array([3, 4])
+        >>> cache.truncate([3, 1])
+        >>> cache.positions(2)
+        array([[3, 4],
+               [1, 2]])
+        """
+        count = check_int(new, "new", 0)
+        check_room(count)
+        steps = np.arange(count, dtype=np.int64)
+        return steps + len(self) if equal(self._rows.lengths) else self.lengths[:, np.newaxis] + steps
+
+    def truncate(self, length: ArrayLike) -> None:
+        """Remove the latest positions, such as rejected tokens of speculative decoding.
+
+        Parameters
+        ----------
+        length : int or array_like of int, (batch,)
+            The number of positions to keep, of all sequences or of each.
+
+        Raises
+        ------
+        ValueError
+            If a sequence is shorter than that, or if a ring has dropped keys that the next query would see. A ring can
+            be truncated to 0, and to lengths at most 16, or an eighth of the capacity if that is more, below the
+            maximum length that the sequence has had.
+        TypeError
+            If `length` does not consist of integers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> x = np.ones((2, 1, 5, 4), np.float32)
+        >>> cache = hw.KVCache(2, 1, capacity=8, head_dim=4)
+        >>> cache.append(x, x)
+        >>> cache.truncate([5, 3])
+        >>> cache.lengths
+        array([5, 3])
+        """
+        rows = self._rows
+        lengths = check_integers(length, "length", self.batch_size, scalar=True)
+        for i, (kept, now) in enumerate(zip(lengths, rows.lengths, strict=True)):
+            if not 0 <= kept <= now:
+                raise ValueError(f"length: {kept}, expected 0 to the length {now}{of(i, lengths)}")
+            if 0 < kept < rows.min_length(i):
+                raise ValueError(
+                    f"length: {kept}, but the ring has dropped keys that the next query would see, expected 0 or at "
+                    f"least {rows.min_length(i)}{of(i, lengths)}"
+                )
+        rows.truncate(lengths)
+
+    def reset(self) -> None:
+        """Remove all positions; the memory stays allocated.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> cache = hw.KVCache(1, 1, capacity=8, head_dim=4)
+        >>> cache.append(np.ones((1, 1, 5, 4), np.float32), np.ones((1, 1, 5, 4), np.float32))
+        >>> cache.reset()
+        >>> len(cache)
+        0
+        """
+        self._rows.truncate([0] * self.batch_size)
+
+    def reorder(self, indices: ArrayLike) -> None:
+        """Select sequences of the batch, as beam search does when it drops some beams and continues others twice.
+
+        Parameters
+        ----------
+        indices : array_like of int, (batch,)
+            Sequence ``i`` becomes a copy of the former sequence ``indices[i]``. Only sequences that change are copied.
+
+        Raises
+        ------
+        ValueError
+            If the shape or an index does not fit.
+        TypeError
+            If `indices` are not integers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> x = np.ones((2, 1, 3, 4), np.float32)
+        >>> cache = hw.KVCache(2, 1, capacity=8, head_dim=4)
+        >>> cache.append(x, x, lengths=[3, 1])
+        >>> cache.reorder([1, 1])
+        >>> cache.lengths
+        array([1, 1])
+        """
+        sources = check_integers(indices, "indices", self.batch_size)
+        for source in sources:
+            if not 0 <= source < self.batch_size:
+                raise ValueError(f"indices: {source}, expected 0 to {self.batch_size - 1}")
+        self._rows.reorder(sources)
+
+    def __len__(self) -> int:
+        return max(self._rows.lengths)
+
+    def __bool__(self) -> bool:
+        return True  # `if cache:` asks whether there is a cache, which may be empty
+
+    def __repr__(self) -> str:
+        shortest, longest = min(self._rows.lengths), max(self._rows.lengths)
+        facts = [f"{name}={getattr(self, name)}" for name in ("batch_size", "num_kv_heads", "capacity", "head_dim")]
+        facts += [f"value_dim={self.value_dim}"] if self.value_dim != self.head_dim else []
+        facts += [str(self.dtype), *(["ring"] if self.ring else [])]
+        facts += [f"length={longest}" if shortest == longest else f"lengths={shortest}..{longest}"]
+        return f"{type(self).__name__}({', '.join(facts)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        rows = self._rows
+        stored = [slice(0, rows.end(i)) for i in range(self.batch_size)]
+        state = {name: value for name, value in vars(self).items() if name != "_shape"}
+        return state | {
+            "_rows": (
+                rows.lengths,
+                [rows.keys[i, :, part] for i, part in enumerate(stored)],
+                [rows.values[i, :, part] for i, part in enumerate(stored)],
+            )
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._shape = CacheShape(*(state[name] for name in CacheShape._fields))
+        self._rows = CacheRows(self._shape)
+        self._rows.restore(*state["_rows"])
+
+    def _kept(self, entry: int) -> slice:
+        """The slots of the rows that :attr:`keys` and :attr:`values` show of a sequence."""
+        end = self._rows.end(entry)
+        return slice(max(0, end - self.capacity), end)
+
+    def _stored(self, name: str) -> Array:
+        rows = self._rows
+        if not equal(rows.lengths):
+            raise ValueError(
+                f"{name}: the lengths differ, {_listed(rows.lengths)}; expected entry(i) to be used instead"
+            )
+        array: Array = getattr(rows, name)
+        if equal(rows.offsets):
+            return _read_only(array[:, :, self._kept(0)])
+        return _read_only(np.stack([array[i, :, self._kept(i)] for i in range(self.batch_size)]))
+
+
+def _listed(lengths: Sequence[int]) -> str:
+    return ", ".join(map(str, lengths[:8])) + (", ..." if len(lengths) > 8 else "")
+
+
+def _read_only(view: Array) -> Array:
+    view.flags.writeable = False
+    return view
