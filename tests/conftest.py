@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The examples in the docstrings of headwise.plot draw, and Matplotlib is not needed for anything else."""
     if importlib.util.find_spec("matplotlib") is None:
         for item in items:
-            if isinstance(item, pytest.DoctestItem) and item.name.startswith("headwise.plot."):
+            if isinstance(item, pytest.DoctestItem) and item.name.startswith("headwise._plot."):
                 item.add_marker(pytest.mark.skip(reason="pictures need the package matplotlib"))
 
 

@@ -4,8 +4,10 @@ runs."""
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.util
 import inspect
+import pickle
 import re
 import types
 from collections.abc import Iterator
@@ -128,6 +130,15 @@ def test_attributes(name: str) -> None:
     text = sections(cls)
     known = described(text.get("Parameters", "")) + described(text.get("Attributes", ""))
     assert properties | declared <= set(known)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_module_is_public(name: str) -> None:
+    """repr, pydoc and pickle name the module that users import from, where the object is found."""
+    thing = PUBLIC[name]
+    assert "._" not in thing.__module__
+    assert getattr(importlib.import_module(thing.__module__), thing.__name__) is thing
+    assert pickle.loads(pickle.dumps(thing)) is thing
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, *METHODS])

@@ -8,7 +8,9 @@
 ((2, 5, 64), (2, 8, 5, 5))
 """
 
-from headwise import attention, cache, layers, masks, normalization, plot, positional_encoding, rope
+import sys
+
+from headwise import attention, cache, layers, masks, normalization, plot, positional_encoding, relative, rope
 from headwise._ops import (
     PackedLinear,
     add_alibi,
@@ -116,3 +118,17 @@ __all__ = [
     "softmax",
     "varlen_attention",
 ]
+
+
+def _name_public_modules() -> None:
+    """Set the ``__module__`` of everything public, which private packages define, to the public module it is imported
+    from: the first of these that exports it. repr, pydoc and pickle show or store that name."""
+    homes = (cache, layers, masks, normalization, plot, relative, rope, attention, positional_encoding)
+    for module in (*homes, sys.modules[__name__]):
+        for name in module.__all__:
+            exported = getattr(module, name)
+            if getattr(exported, "__module__", "").startswith("headwise._"):
+                exported.__module__ = module.__name__
+
+
+_name_public_modules()

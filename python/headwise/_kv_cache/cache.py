@@ -336,4 +336,4 @@ def extending(
 
     If its block raises, nothing has been appended. A layer projects the output inside the block.
     """
-    return cache._extending(rows, lengths, options)  # noqa: SLF001 (the class's own module; not for users)
+    return cache._extending(rows, lengths, options)

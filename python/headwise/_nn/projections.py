@@ -81,7 +81,7 @@ class Packs(dict[Letters, _Kept]):
 class LayerProjections:
     """Of a layer's parameters ``W_*`` and ``b_*``, which users may replace or change at any time.
 
-    Parameters that nobody else can reach (:class:`headwise._layer.Slot`) and that were the same at the last call are
+    Parameters that nobody else can reach (:class:`headwise._base.layer.Slot`) and that were the same at the last call are
     packed and kept until somebody reads or replaces one of them. Others are joined anew at each call, which costs a
     copy of them: about 2 % of a product with 1,000 rows.
     """

@@ -99,7 +99,7 @@ def read_state_dict(
     Examples
     --------
     >>> import numpy as np
-    >>> from headwise._state import read_state_dict
+    >>> from headwise._nn.state_dict import read_state_dict
     >>> state = {f"self_attn.{name}_proj.weight": np.ones((4, 6), np.float32) for name in "qkv"}
     >>> state["self_attn.o_proj.weight"] = np.ones((6, 4), np.float32)
     >>> shapes = {"W_q": (6, 4), "W_k": (6, 4), "W_v": (6, 4), "W_o": (4, 6)}
@@ -180,7 +180,7 @@ def write_state_dict(
     Examples
     --------
     >>> import numpy as np
-    >>> from headwise._state import write_state_dict
+    >>> from headwise._nn.state_dict import write_state_dict
     >>> parameters = {name: np.eye(4) for name in ("W_q", "W_k", "W_v", "W_o")}
     >>> {name: array.shape for name, array in write_state_dict(parameters, format="torch", prefix="attn.").items()}
     {'attn.in_proj_weight': (12, 4), 'attn.out_proj.weight': (4, 4)}
