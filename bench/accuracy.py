@@ -1,4 +1,4 @@
-"""How exact headwise and others are: errors against the formulas in float64 on the same numbers, as a Markdown table.
+"""Errors of headwise and other libraries against the formulas in float64 on the same inputs, as a Markdown table.
 
 python bench/accuracy.py
 python bench/accuracy.py --attention 1,8,4096,64 --seeds 1 --peers torch,openvino
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
-# Queries whose scores are in memory at a time.
+# Queries per block of scores in memory.
 _BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Row:
-    """Who computes, and from what."""
+    """A row of the table: a library with a dtype, a precision and, for headwise, a target."""
 
     peer: Peer
     dtype: DType
@@ -57,12 +57,12 @@ class Row:
 
 @dataclass
 class Error:
-    largest: float = 0.0
+    max: float = 0.0
     squares: float = 0.0
     count: int = 0
 
     def add(self, error: Array) -> None:
-        self.largest = float(np.maximum(self.largest, np.abs(error).max()))  # NaN stays
+        self.max = float(np.maximum(self.max, np.abs(error).max()))  # np.maximum propagates NaN
         self.squares += float(np.square(error).sum())
         self.count += error.size
 
@@ -74,34 +74,37 @@ class Error:
 def main() -> None:
     args = make_parser().parse_args()
     threads = environment.available_processors()
-    (ours, *peers), missing = load([name for name in args.peers if name != "copyto"], threads)
-    facts = environment.describe([ours, *peers], missing, threads)
+    (own, *peers), missing = load([name for name in args.peers if name != "copyto"], threads)
+    facts = environment.describe([own, *peers], missing, threads)
     dtypes = [dtype for dtype in DTYPES if dtype != "bfloat16" or environment.has_bfloat16()]
     cases = {
         f"attention {_commas(args.attention)}": Attention(shape=args.attention),
         "causal": Attention(shape=args.attention, causal=True),
         f"linear {_commas(args.linear)}": Linear(shape=args.linear),
     }
-    rows = [*our_rows(ours, dtypes), *(Row(peer, dtype) for peer in peers for dtype in dtypes if dtype in peer.dtypes)]
+    rows = [
+        *headwise_rows(own, dtypes),
+        *(Row(peer, dtype) for peer in peers for dtype in dtypes if dtype in peer.dtypes),
+    ]
     errors = measure(rows, list(cases.values()), args.seeds)
 
     versions = ", ".join(f"{label} {version}" for label, version in facts.versions.items())
     print(f"{facts.cpu}; {facts.system}; {versions}.\n")
-    print("| largest error · root mean square |", " | ".join(cases), "|")
+    print("| max error · root mean square |", " | ".join(cases), "|")
     print("| --- |", " | ".join("---:" for _ in cases), "|")
     for row in rows:
         found = (errors.get((row, case)) for case in cases.values())
-        print(f"| {row.name} |", " | ".join(f"{e.largest:.1e} · {e.rms:.1e}" if e else "" for e in found), "|")
+        print(f"| {row.name} |", " | ".join(f"{e.max:.1e} · {e.rms:.1e}" if e else "" for e in found), "|")
 
 
-def our_rows(peer: Peer, dtypes: list[DType]) -> Iterator[Row]:
-    """The best instruction set that multiplies float32 as it is, and those that do it in parts, at every precision."""
+def headwise_rows(peer: Peer, dtypes: list[DType]) -> Iterator[Row]:
+    """The best target that uses FMA for float32, and the targets that use a bf16 split, at every precision."""
     targets = headwise.list_targets()
-    in_parts = [target for target in targets if target.endswith(("_amx", "_bf16"))]
-    whole = next(target for target in targets if target not in in_parts)
-    for target in (whole, *in_parts):
+    split = [target for target in targets if target.endswith(("_amx", "_bf16"))]
+    fma = next(target for target in targets if target not in split)
+    for target in (fma, *split):
         for dtype in dtypes:
-            levels = get_args(Precision) if dtype == "float32" and target != whole else ("highest",)
+            levels = get_args(Precision) if dtype == "float32" and target != fma else ("highest",)
             yield from (Row(peer, dtype, level, target) for level in levels)
 
 
@@ -155,8 +158,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--linear", type=sizes(3), default=(1024, 1024, 1024), metavar="SHAPE", help="rows,in_features,out_features"
     )
-    parser.add_argument("--seeds", type=positive, default=3, help="how often other numbers (%(default)s)")
-    parser.add_argument("--peers", type=parse_peers, default=["torch"], help="as of compare.py; default: torch")
+    parser.add_argument("--seeds", type=positive, default=3, help="number of random inputs (%(default)s)")
+    parser.add_argument("--peers", type=parse_peers, default=["torch"], help="as in compare.py; default: torch")
     return parser
 
 

@@ -1,11 +1,11 @@
-"""Hashes the results of some hundreds of calls, to show that a change alters no bit of them.
+"""Hashes the results of several hundred calls, to show that a change alters no bit of them.
 
     python bench/bits.py > before.txt           # with the package as it was
     python bench/bits.py --compare before.txt   # with the package as it is
 
-Every operation runs on the NumPy backend and on each instruction set of the machine, with one thread and with two. The
-inputs are the same at every run. Results of the NumPy backend also depend on NumPy and its BLAS, so both runs have to
-use the same ones.
+Every operation runs on each instruction set of the machine, or on the NumPy backend with HEADWISE_BACKEND=numpy, with
+one thread and with two. The inputs are the same in every run. Results of the NumPy backend also depend on NumPy and
+its BLAS, so both runs have to use the same versions on the same machine.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def bfloat16() -> list[np.dtype[Any]]:
 
 
 def draw(dtype: np.dtype[Any], *shape: int, seed: int = 0) -> Array:
-    """Numbers of variance 1."""
+    """Normally distributed numbers of variance 1."""
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
 
@@ -98,7 +98,7 @@ SHAPES = [
 
 
 def keywords(shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, dict[str, Any]]:
-    """Options of attention by name."""
+    """Options of attention, by the name in the key of the hash."""
     batch, heads, _, queries, keys, _, _ = shape
     rng = np.random.default_rng(7)
     mask = rng.random((queries, keys)) < 0.7
@@ -219,7 +219,7 @@ def layer_calls(dtype: np.dtype[Any]) -> Iterator[tuple[str, Call]]:
 
 
 def decode(layer: hw.MultiHeadAttention, x: Array, *, ring: bool) -> list[Array]:
-    """A prompt, two tokens and a chunk."""
+    """Outputs of a prompt, two single tokens, and the rest of the sequence."""
     cache = layer.make_cache(2, capacity=12 if ring else 32, ring=ring, dtype=x.dtype)
     steps = [x[:, :9], x[:, 9:10], x[:, 10:11], x[:, 11:]]
     return [layer(step, cache=cache, need_weights=False)[0] for step in steps]

@@ -1,4 +1,4 @@
-"""What a step of decoding costs through `headwise.KVCache`, and with arrays that are concatenated, as a Markdown table.
+"""Time of a decoding step with `headwise.KVCache`, and with concatenated arrays, as a Markdown table.
 
 python bench/cache.py
 python bench/cache.py --lengths 1024,8192 --heads 32 --kv-heads 32 --head-dim 128 --dtype float16 --threads 1
@@ -21,7 +21,7 @@ import headwise
 Array = np.ndarray[Any, Any]
 
 _ROUNDS = 15
-_SAMPLE = 2e-3  # seconds: a sample is one call, or as many as take this long
+_SAMPLE = 2e-3  # seconds; a sample consists of as many calls as take this long together
 
 
 def main() -> None:
@@ -30,18 +30,19 @@ def main() -> None:
         headwise.set_num_threads(args.threads)
     facts = environment.describe([], [], headwise.get_num_threads())
     print(f"{facts.cpu}; {facts.system}; headwise {headwise.__version__}, {facts.target}, {facts.threads} threads.")
-    print(f"{args.heads} heads over {args.kv_heads} of {args.head_dim}, {args.dtype}; microseconds for one token.\n")
+    shape = f"{args.heads} heads, {args.kv_heads} key/value heads, head_dim {args.head_dim}"
+    print(f"{shape}, {args.dtype}; microseconds per token.\n")
     for warning in environment.warnings(facts):
         print(warning)
     print("| tokens before | append | append to a ring | extend | extend of a ring | np.concatenate and attention |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     for length in args.lengths:
-        times = race(contenders(args, length))
+        times = time_rounds(steps(args, length))
         print(f"| {length} |", " | ".join(f"{seconds * 1e6:.1f}" for seconds in times), "|")
 
 
-def contenders(args: argparse.Namespace, length: int) -> list[Callable[[], object]]:
-    """Steps that all begin with ``length`` tokens; the ring is full, and drops one for each that comes."""
+def steps(args: argparse.Namespace, length: int) -> list[Callable[[], object]]:
+    """One call per column, each beginning with ``length`` tokens; the ring is full and discards a token per call."""
     rng = np.random.default_rng(0)
 
     def normal(heads: int, rows: int) -> Array:
@@ -78,9 +79,9 @@ def contenders(args: argparse.Namespace, length: int) -> list[Callable[[], objec
     return [append, append_to_ring, extend, extend_ring, concatenate]
 
 
-def race(calls: list[Callable[[], object]]) -> list[float]:
-    """Medians of seconds a call; all take turns, so that a machine that slows down slows all of them."""
-    counts = [max(1, round(_SAMPLE / measure(call, 1))) for call in calls]  # the first call is of warming up, too
+def time_rounds(calls: list[Callable[[], object]]) -> list[float]:
+    """Median seconds per call. Rounds are interleaved, so that a machine that slows down affects all calls."""
+    counts = [max(1, round(_SAMPLE / measure(call, 1))) for call in calls]  # the first measurement includes warming up
     counts = [max(1, round(_SAMPLE / measure(call, count))) for call, count in zip(calls, counts, strict=True)]
     rounds = [[measure(call, count) for call, count in zip(calls, counts, strict=True)] for _ in range(_ROUNDS)]
     return [statistics.median(samples) for samples in zip(*rounds, strict=True)]
@@ -95,12 +96,12 @@ def measure(call: Callable[[], object], count: int) -> float:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=sizes, default=[512, 4096, 32768], help="tokens that are there before")
-    parser.add_argument("--heads", type=positive, default=32, help="of queries (%(default)s)")
-    parser.add_argument("--kv-heads", type=positive, default=8, help="of keys and values (%(default)s)")
+    parser.add_argument("--lengths", type=sizes, default=[512, 4096, 32768], help="tokens in the cache before the step")
+    parser.add_argument("--heads", type=positive, default=32, help="query heads (%(default)s)")
+    parser.add_argument("--kv-heads", type=positive, default=8, help="key and value heads (%(default)s)")
     parser.add_argument("--head-dim", type=positive, default=64, help="%(default)s")
     parser.add_argument("--dtype", choices=("float32", "float64", "float16"), default="float32", help="%(default)s")
-    parser.add_argument("--threads", type=positive, help="by default as many as headwise takes by itself")
+    parser.add_argument("--threads", type=positive, help="default: the number that headwise chooses")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Times headwise against other libraries, in turn in one process, and says how many times as long they take.
+"""Times headwise and other libraries in interleaved rounds in one process, and prints their slowdown.
 
 python bench/compare.py --quick
 python bench/compare.py --json results.json --chart results.png
@@ -14,7 +14,7 @@ from comparison import environment
 from comparison.cases import SECTIONS, Case
 from comparison.peers import LABELS, load
 
-# Each round times every contender once.
+# Each round times every library once.
 ROUNDS, QUICK_ROUNDS = 21, 5
 
 
@@ -29,18 +29,18 @@ def main() -> int:
         return 0
 
     environment.limit_threads(args.threads)
-    # Not before: NumPy and its like count their threads when they are imported.
-    from comparison import race, report
+    # Imported here, because NumPy and other libraries read the number of threads when they are imported.
+    from comparison import report, timing
 
-    if args.chart:  # better to fail now than at the end
+    if args.chart:  # fail before the measurements if matplotlib is missing
         try:
             from comparison import chart
         except ModuleNotFoundError as error:
             parser.error(f"--chart: {error}")
 
-    contenders, missing = load(args.peers, args.threads)
+    libraries, missing = load(args.peers, args.threads)
     if not environment.has_bfloat16():
-        missing.append("ml_dtypes, and with it bfloat16")
+        missing.append("ml_dtypes (needed for bfloat16)")
     if args.target:
         import headwise
 
@@ -48,25 +48,25 @@ def main() -> int:
             headwise.set_target(args.target)
         except ValueError as error:
             parser.error(f"--target: {error}")
-    facts = environment.describe(contenders, missing, args.threads)
+    facts = environment.describe(libraries, missing, args.threads)
     for warning in environment.warnings(facts):
         print(f"warning: {warning}", file=sys.stderr)
 
     rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
-    results, complaints = race.run(sections, contenders, rounds)
+    results, failures = timing.run(sections, libraries, rounds)
 
     print(report.markdown(facts, results))
     if args.json:
         report.write_json(args.json, facts, results)
     if args.chart:
         chart.draw(args.chart, facts, results)
-    for complaint in complaints:
-        print(f"error: {complaint}", file=sys.stderr)
-    return 1 if complaints else 0
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def select(substring: str, quick: bool) -> dict[str, list[Case]]:
-    """The cases asked for that can run here, by section, without empty sections."""
+    """The selected cases that can run on this machine, by section, without empty sections."""
     bfloat16 = environment.has_bfloat16()
 
     def wanted(case: Case) -> bool:
@@ -78,20 +78,22 @@ def select(substring: str, quick: bool) -> dict[str, list[Case]]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a handful of cases, in less than a minute")
+    parser.add_argument("--quick", action="store_true", help="a small selection of cases, in less than a minute")
     parser.add_argument("--cases", default="", metavar="SUBSTRING", help="only cases with this in their names")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
-    parser.add_argument("--peers", type=parse_peers, default=list(LABELS), help=f"of {','.join(LABELS)}; default: all")
+    parser.add_argument(
+        "--peers", type=parse_peers, default=list(LABELS), help=f"some of {','.join(LABELS)}; default: all"
+    )
     parser.add_argument("--target", help="headwise's instruction set: avx512, avx2, …; default: the best")
     parser.add_argument(
         "--threads",
         type=positive,
         default=environment.available_processors(),
-        help="for everybody; default: the processors that this process may use (%(default)s)",
+        help="number of threads of each library; default: the processors that this process may use (%(default)s)",
     )
     parser.add_argument("--rounds", type=positive, help=f"default: {ROUNDS}, or {QUICK_ROUNDS} with --quick")
-    parser.add_argument("--json", metavar="FILE", help="write every sample there")
-    parser.add_argument("--chart", metavar="FILE.png", help="draw the ratios there")
+    parser.add_argument("--json", metavar="FILE", help="write every sample to this file")
+    parser.add_argument("--chart", metavar="FILE.png", help="draw a chart of the ratios into this file")
     return parser
 
 
@@ -111,5 +113,5 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notices
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides messages of XLA
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Times the decoder of examples/generate.py, SmolLM2-135M in float32, on headwise, NumPy, and transformers' own.
+"""Times SmolLM2-135M in float32 on headwise and NumPy (examples/generate.py) and in transformers.
 
 python bench/decoder.py --quick
 """
@@ -19,15 +19,15 @@ from comparison.progress import ProgressBar
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-PROMPT = 512  # tokens that are read at once
-STEPS = 8  # tokens that follow one by one
-ROUNDS, QUICK_ROUNDS = 15, 3  # each contender reads and follows once in each
-# Between logits, which reach 30.
+PROMPT = 512  # tokens of the prompt, in one call
+STEPS = 8  # tokens after the prompt, one per call
+ROUNDS, QUICK_ROUNDS = 15, 3  # each decoder runs the prompt and the steps once per round
+# Max difference between logits, which reach 30.
 TOLERANCE = 1e-3
 
 
-class Contender:
-    """`read` takes the prompt and `step` a token behind what was read; both return the logits after the last token."""
+class TimedDecoder:
+    """A decoder with its samples. `read` takes the prompt and `step` the next token; both return the last logits."""
 
     label: str
     version: str
@@ -37,7 +37,9 @@ class Contender:
         self.stepping: list[float] = []  # seconds for a token
 
 
-class OwnLoop(Contender):
+class GenerateDecoder(TimedDecoder):
+    """The decoder of examples/generate.py, or a subclass of it."""
+
     def __init__(self, label: str, decoder: Any) -> None:
         super().__init__()
         self.label, self.version = label, import_module(label.lower()).__version__
@@ -52,7 +54,9 @@ class OwnLoop(Contender):
         return self._decoder.forward([token], self._cache, last=True)[0]
 
 
-class Transformers(Contender):
+class Transformers(TimedDecoder):
+    """The LlamaForCausalLM of transformers, eager on PyTorch."""
+
     label = "transformers"
 
     def __init__(self, decoder: Any, threads: int) -> None:
@@ -84,59 +88,59 @@ class Transformers(Contender):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds, in less than a minute")
-    parser.add_argument("--threads", type=int, default=environment.available_processors(), help="for everybody")
+    parser.add_argument("--threads", type=int, default=environment.available_processors(), help="of each decoder")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}, or {QUICK_ROUNDS} with --quick")
     args = parser.parse_args()
     environment.limit_threads(args.threads)
-    # Not before: NumPy and its like count their threads when they are imported.
+    # Imported here, because NumPy and other libraries read the number of threads when they are imported.
     from comparison import report
 
-    contenders, missing = make_contenders(args.threads)
-    facts = environment.describe(contenders, missing, args.threads)
+    decoders, missing = make_decoders(args.threads)
+    facts = environment.describe(decoders, missing, args.threads)
     for warning in environment.warnings(facts):
         print(f"warning: {warning}", file=sys.stderr)
-    complaints = race(contenders, args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS))
-    print("\n".join([*report.heading(facts), *table(contenders)]))
-    for complaint in complaints:
-        print(f"error: {complaint}", file=sys.stderr)
-    return 1 if complaints else 0
+    failures = time_rounds(decoders, args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS))
+    print("\n".join([*report.heading(facts), *table(decoders)]))
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
-def make_contenders(threads: int) -> tuple[list[Any], list[str]]:
-    """headwise, NumPy and, if it is installed, transformers; the labels of those that are not."""
+def make_decoders(threads: int) -> tuple[list[Any], list[str]]:
+    """Decoders on headwise, NumPy and, if it is installed, transformers; the labels of the missing ones."""
     from comparison.numpy_decoder import NumPyDecoder
     from generate import Decoder
 
     decoder = Decoder()
-    contenders = [OwnLoop("headwise", decoder), OwnLoop("NumPy", NumPyDecoder())]
+    decoders = [GenerateDecoder("headwise", decoder), GenerateDecoder("NumPy", NumPyDecoder())]
     try:
-        return [*contenders, Transformers(decoder, threads)], []
+        return [*decoders, Transformers(decoder, threads)], []
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise
-        return contenders, [Transformers.label]
+        return decoders, [Transformers.label]
 
 
-def race(contenders: list[Any], rounds: int) -> list[str]:
-    """Takes the times, in turn, after a round that compares; returns what was wrong there."""
+def time_rounds(decoders: list[Any], rounds: int) -> list[str]:
+    """Compare the logits, then time the decoders in interleaved rounds. Returns a description of each wrong result."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     prompt, following = (rng.integers(1000, 40_000, count).tolist() for count in (PROMPT, STEPS))
-    answers = [np.array([c.read(prompt), *map(c.step, following)]) for c in contenders]
-    bar = ProgressBar(rounds * len(contenders))
+    answers = [np.array([c.read(prompt), *map(c.step, following)]) for c in decoders]
+    bar = ProgressBar(rounds * len(decoders))
     gc.collect()
     gc.disable()
     for _ in range(rounds):
-        for contender in contenders:
-            bar.name = contender.label
-            time.sleep(0.05)  # the threads of whoever was before spin for a while
-            contender.reading.append(seconds(contender.read, prompt))
-            contender.stepping += [seconds(contender.step, token) for token in following]
+        for decoder in decoders:
+            bar.name = decoder.label
+            time.sleep(0.05)  # the threads of the previous library spin for a while
+            decoder.reading.append(seconds(decoder.read, prompt))
+            decoder.stepping += [seconds(decoder.step, token) for token in following]
             bar.advance()
     gc.enable()
     bar.close()
-    errors = {c.label: float(np.abs(a - answers[0]).max()) for c, a in zip(contenders, answers, strict=True)}
+    errors = {c.label: float(np.abs(a - answers[0]).max()) for c, a in zip(decoders, answers, strict=True)}
     return [f"{label}'s logits differ from headwise's by {e:.1e}" for label, e in errors.items() if not e <= TOLERANCE]
 
 
@@ -146,17 +150,17 @@ def seconds(call: Any, argument: Any) -> float:
     return time.perf_counter() - start
 
 
-def table(contenders: list[Any]) -> list[str]:
+def table(decoders: list[Any]) -> list[str]:
     from comparison.report import duration, row
 
-    lines = [row("", "tokens/s", *(c.label for c in contenders)), row("---", *["---:"] * (1 + len(contenders)))]
+    lines = [row("", "tokens/s", *(c.label for c in decoders)), row("---", *["---:"] * (1 + len(decoders)))]
     for name, tokens, samples in (
-        (f"a prompt of {PROMPT} tokens", PROMPT, [c.reading for c in contenders]),
-        (f"a token after {PROMPT}", 1, [c.stepping for c in contenders]),
+        (f"a prompt of {PROMPT} tokens", PROMPT, [c.reading for c in decoders]),
+        (f"a token after {PROMPT}", 1, [c.stepping for c in decoders]),
     ):
-        ours, *theirs = map(statistics.median, samples)
-        peers = [f"{duration(median)} · **{median / ours:.2f}**" for median in theirs]
-        lines.append(row(name, f"{tokens / ours:,.0f}", duration(ours), *peers))
+        own, *others = map(statistics.median, samples)
+        peers = [f"{duration(median)} · **{median / own:.2f}**" for median in others]
+        lines.append(row(name, f"{tokens / own:,.0f}", duration(own), *peers))
     return lines
 
 

@@ -1,18 +1,20 @@
-"""Whether headwise, PyTorch and NumPy's BLAS, each with a pool of threads, starve each other in one process: medians of
-milliseconds for a call, as a Markdown table.
+"""Whether the thread pools of headwise, PyTorch and NumPy's BLAS slow each other down in one process: median
+milliseconds per call, as a Markdown table.
 
 python bench/pools.py
 python bench/pools.py --seconds 5 --threads 4
 
-headwise and PyTorch compute the same attention, NumPy a product of matrices. "alone": one call after another of the
-same library. "rested": after a pause of 40 ms each, in which its threads fall asleep. "in turn": one call of each
-library in every round, so that the threads of the one before may still be spinning. "beside …": two threads of Python,
-one for each library, without a pause; two that share the processors fairly take about twice as long as alone. "least":
-of the work that two of them did meanwhile, in time of calls alone, the share of who did less, beside whichever left it
-the smallest: 50 % is fair, near 0 % is starved.
+headwise and PyTorch compute the same attention, NumPy a matrix product. The columns:
 
-The last line names the libraries of OpenMP and BLAS that the process has loaded. PyTorch and a headwise that was
-built here share that which was loaded first (``--torch-first``); one from a wheel has its own.
+alone     calls of one library, one after another
+rested    a pause of 40 ms before each call, in which the threads of the library fall asleep
+in turn   one call of each library per round: the threads of the previous library may still be spinning
+beside …  two Python threads, one per library, without pauses. A fair share of the processors doubles the time
+share     two libraries run beside each other, and each one's work is counted as calls times its time alone. This is the
+          smaller share of the work of the two, for the worst partner: 50 % is fair, near 0 % means starvation
+
+The last line lists the OpenMP and BLAS libraries that the process has loaded. PyTorch and a headwise built from source
+share the OpenMP library that was loaded first (``--torch-first``); headwise from a wheel has its own.
 """
 
 from __future__ import annotations
@@ -54,21 +56,21 @@ def main() -> None:
     rested = {name: statistics.median(take(call, args.seconds, pause=0.04)) for name, call in calls.items()}
     rounds = take_turns(calls, args.seconds)
     beside: dict[tuple[str, str], float] = {}
-    least: dict[str, list[float]] = {name: [] for name in calls}
+    shares: dict[str, list[float]] = {name: [] for name in calls}
     for pair in itertools.combinations(calls, 2):
         samples = at_once([calls[name] for name in pair], args.seconds)
         done = [len(times) * alone[name] for name, times in zip(pair, samples, strict=True)]
         for one, other, times in zip(pair, pair[::-1], samples, strict=True):
             beside[one, other] = statistics.median(times)
-            least[one].append(min(done) / sum(done))
-    print("| | alone | rested | in turn |", " | ".join(f"beside {name}" for name in calls), "| least |")
+            shares[one].append(min(done) / sum(done))
+    print("| | alone | rested | in turn |", " | ".join(f"beside {name}" for name in calls), "| share |")
     print("| --- |", " | ".join(["---:"] * (len(calls) + 4)), "|")
     for name in calls:
         others = [f"{beside[name, other] * 1e3:.2f}" if other != name else "" for other in calls]
         medians = (alone[name], rested[name], statistics.median(rounds[name]))
         numbers = [*(f"{seconds * 1e3:.2f}" for seconds in medians), *others]
-        print(f"| {name} |", " | ".join(numbers), f"| {min(least[name], default=0.5):.0%} |")
-    print(f"\nOpenMP and BLAS: {', '.join(loaded()) or 'not known'}")
+        print(f"| {name} |", " | ".join(numbers), f"| {min(shares[name], default=0.5):.0%} |")
+    print(f"\nOpenMP and BLAS: {', '.join(loaded()) or 'unknown'}")
 
 
 def make_calls(threads: int) -> dict[str, Call]:
@@ -82,13 +84,13 @@ def make_calls(threads: int) -> dict[str, Call]:
         tensors = [torch.from_numpy(array) for array in (query, key, value)]
         calls["torch"] = lambda: torch.nn.functional.scaled_dot_product_attention(*tensors)
     else:
-        print("PyTorch is not installed, and is left out.")
+        print("PyTorch is not installed and is left out.")
     calls["numpy"] = lambda: matrix @ matrix
     return calls
 
 
 def take(call: Call, seconds: float, pause: float = 0) -> list[float]:
-    """Seconds of each of the calls, at least three, that are made in so many."""
+    """Seconds of each call, for calls that take this many seconds together; at least three calls."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
@@ -128,7 +130,7 @@ def at_once(calls: list[Call], seconds: float) -> list[list[float]]:
 
 
 def loaded() -> list[str]:
-    """Files of OpenMP's and BLAS's libraries in this process, where the system tells."""
+    """Paths of the OpenMP and BLAS libraries in this process; empty where the system does not list them."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -139,8 +141,10 @@ def loaded() -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2, help="for each measurement (%(default)s)")
-    parser.add_argument("--threads", type=positive, help="of each; by default as many as headwise takes by itself")
+    parser.add_argument("--seconds", type=float, default=2, help="seconds of each measurement (%(default)s)")
+    parser.add_argument(
+        "--threads", type=positive, help="threads of each library; default: the number that headwise chooses"
+    )
     parser.add_argument("--torch-first", action="store_true", help="import PyTorch before headwise")
     return parser
 

@@ -1,1 +1,1 @@
-"""The parts of ``compare.py``: what is timed, by whom, how, and how it is shown."""
+"""The parts of ``compare.py``: cases and their data, libraries, timing, reports and charts."""

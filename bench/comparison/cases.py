@@ -1,4 +1,4 @@
-"""What is timed: a line of data for each case."""
+"""The cases: one line of data for each."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def _commas(shape: Shape) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The method of a peer that runs it is called ``operation``."""
+    """A case of one operation. A peer runs it with its method named ``operation``."""
 
     operation: ClassVar[str]
     shape: Shape
     dtype: DType = "float32"
-    precision: Precision = "highest"  # how exactly float32 products have to be computed
-    quick: bool = False  # with --quick too
+    precision: Precision = "highest"  # required of products of float32
+    quick: bool = False  # runs with --quick, too
 
     @property
     def options(self) -> str:
@@ -37,7 +37,7 @@ class Case:
 
     @property
     def flops(self) -> float | None:
-        """Floating-point operations of the matrix products; None where memory is what counts."""
+        """Floating-point operations of the matrix products; None for operations bound by memory."""
         return None
 
 
@@ -49,9 +49,9 @@ class Attention(Case):
     key_len: int = 0  # 0: query_len
     kv_heads: int = 0  # 0: heads
     causal: bool = False
-    window: int = 0  # keys that a query sees, itself included; 0: all
+    window: int = 0  # keys that a query attends to, its own position included; 0: all
     extra: Literal["", "boolean mask", "bias", "key padding", "ALiBi"] = ""
-    weights: bool = False  # wanted besides the output
+    weights: bool = False  # returned besides the output
 
     @property
     def options(self) -> str:
@@ -71,19 +71,19 @@ class Attention(Case):
 
     @property
     def lengths(self) -> list[int]:
-        """Keys that are not padding, for each batch entry: all, a half, a quarter, …"""
+        """Number of keys that are not padding, for each batch entry: all, a half, a quarter, …"""
         batch = self.shape[0]
         return [self.keys >> n if self.extra == "key padding" else self.keys for n in range(batch)]
 
     @property
     def score_bytes(self) -> int:
-        """Memory of a matrix of all scores, for who makes one."""
+        """Bytes of an array of all scores."""
         batch, heads, query_len, _ = self.shape
         return batch * heads * query_len * self.keys * (8 if self.dtype == "float64" else 4)
 
     @property
     def flops(self) -> float:
-        """Counts the pairs that causality, window and padding keep; entries of masks all count."""
+        """Counts the pairs that causality, window and padding keep. A boolean mask does not reduce the count."""
         _, heads, query_len, head_dim = self.shape
         pairs = 0
         for length in self.lengths:
@@ -96,7 +96,7 @@ class Attention(Case):
 
 @dataclass(frozen=True, kw_only=True)
 class Varlen(Case):
-    """Packed sequences; ``shape`` is (sequences, heads, longest, head_dim)."""
+    """Packed sequences; ``shape`` is (sequences, heads, max_length, head_dim)."""
 
     operation: ClassVar[str] = "varlen"
     causal: bool = False
@@ -107,7 +107,7 @@ class Varlen(Case):
 
     @property
     def lengths(self) -> list[int]:
-        """Evenly from 1/32 of the longest to the longest, mixed up."""
+        """Evenly spaced from 1/32 of the maximum to the maximum, in a mixed order."""
         sequences, _, longest, _ = self.shape
         steps = [1 + n * (32 - 1) / (sequences - 1) for n in range(sequences)]
         return [round(longest * steps[n * 7 % sequences] / 32) for n in range(sequences)]
@@ -121,7 +121,7 @@ class Varlen(Case):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiHead(Case):
-    """A layer with biases on itself; ``shape`` is (batch, seq, d_model)."""
+    """Self-attention of a layer with biases; ``shape`` is (batch, seq, d_model)."""
 
     operation: ClassVar[str] = "multi_head"
     heads: int = 8
@@ -139,9 +139,9 @@ class MultiHead(Case):
 
 @dataclass(frozen=True, kw_only=True)
 class Elementwise(Case):
-    """Something of the size of its input."""
+    """An operation whose result has the shape of its input."""
 
-    out: bool = False  # into an existing array
+    out: bool = False  # writes into an existing array
 
     @property
     def options(self) -> str:
@@ -195,7 +195,7 @@ def _dense_and_causal(*shape: int, quick: bool = False) -> list[Case]:
 
 _MASKED = (4, 8, 1024, 64)
 _LARGE = (4, 8, 1024, 1024)  # 134 MB of float32
-_HALF: tuple[DType, ...] = ("bfloat16", "float16")
+_DTYPES_16_BIT: tuple[DType, ...] = ("bfloat16", "float16")
 _PRECISIONS: tuple[Precision, ...] = ("highest", "high", "medium")
 
 SECTIONS: dict[str, list[Case]] = {
@@ -266,7 +266,7 @@ SECTIONS: dict[str, list[Case]] = {
     "Element by element, 16 bits": [
         kind(shape=shape, dtype=dtype)
         for kind, shape in ((Softmax, _LARGE), (Rope, (4, 32, 1024, 128)), (LayerNorm, (32768, 1024)))
-        for dtype in _HALF
+        for dtype in _DTYPES_16_BIT
     ],
     "Linear": [
         Linear(shape=(1600, 512, 512)),

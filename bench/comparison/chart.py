@@ -1,4 +1,4 @@
-"""Results as a picture: for each case, how many times as long as headwise each peer takes."""
+"""A chart of results: the slowdown of each peer relative to headwise, for each case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .environment import Environment
-    from .race import Result
+    from .timing import Result
 
 _COLOURS = {
     "NumPy": "#9aa5b1",
@@ -56,7 +56,7 @@ def draw(path: str, facts: Environment, results: list[Result]) -> None:
 
 
 def _lay_out(results: list[Result]) -> list[tuple[float, Result]]:
-    """Each case with the height of its first bar, in bars from the top."""
+    """Each case with the position of its first bar, in bars from the top."""
     rows, top, section = [], 0.0, None
     for result in results:
         if result.ratios:
@@ -70,12 +70,12 @@ def _lay_out(results: list[Result]) -> list[tuple[float, Result]]:
 def _draw_case(axes: Axes, top: float, result: Result) -> None:
     ratios = result.ratios
     middle = top + len(ratios) / 2
-    ours = duration(result.seconds["headwise"])
+    own = duration(result.seconds["headwise"])
     _text(axes, middle, result.case.name, color=_INK, size=8.5, ha="right", inset=-0.85)
-    _text(axes, middle, ours, color=_PALE, size=8, ha="right", inset=-0.15)
+    _text(axes, middle, own, color=_PALE, size=8, ha="right", inset=-0.15)
     for n, (label, ratio) in enumerate(ratios.items()):
         y = top + n + 0.5
-        # From the line at 1: to the right, what headwise gains, to the left, what it loses.
+        # Bars start at 1: to the right where headwise is faster, to the left where it is slower.
         axes.barh(y, math.log2(ratio), height=0.86, color=_COLOURS[label], label=label, zorder=3)
         right = ratio >= 1
         axes.annotate(
@@ -91,7 +91,7 @@ def _draw_case(axes: Axes, top: float, result: Result) -> None:
 
 
 def _text(axes: Axes, y: float, text: str, *, inset: float, **style: object) -> None:
-    """Text at the height of a bar, `inset` inches from the left edge of them all."""
+    """Text at the height of a bar, `inset` inches from the left edge of the bars."""
     axes.annotate(
         text, (0, y), xycoords=axes.get_yaxis_transform(), xytext=(72 * inset, 0), textcoords="offset points",
         va="center", annotation_clip=False, **style,
@@ -115,8 +115,8 @@ def _draw_scale(axes: Axes, results: list[Result]) -> None:
 
 
 def _draw_header(figure: plt.Figure, axes: Axes, facts: Environment, results: list[Result], height: float) -> None:
-    figure.text(0.02, 1 - 0.28 / height, "How many times as long as headwise", size=14, weight="bold", color=_INK)
-    figure.text(0.02, 1 - 0.52 / height, "Right of 1x: headwise is faster. Its own time stands beside each case. "
+    figure.text(0.02, 1 - 0.28 / height, "Slowdown relative to headwise", size=14, weight="bold", color=_INK)
+    figure.text(0.02, 1 - 0.52 / height, "Right of 1x: headwise is faster. Beside each case: the time of headwise. "
                 "Logarithmic scale.", size=8.5, color=_PALE)  # fmt: skip
     machine = f"{facts.cpu}, {facts.target}, {threads(facts)}; {versions(facts)}"
     figure.text(0.02, 0.16 / height, machine, size=7, color=_PALE)

@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 
 def make_data(case: Case, seed: int = 0) -> SimpleNamespace:
-    """The arrays of a case; the same on every call."""
+    """The arrays of a case: the same values for the same seed."""
     rng = np.random.default_rng(seed)
     dtype = _dtype(case.dtype)
     drawn = np.float64 if case.dtype == "float64" else np.float32
@@ -55,15 +55,15 @@ def make_data(case: Case, seed: int = 0) -> SimpleNamespace:
 
 def _dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
-        import ml_dtypes  # which NumPy has it from; not everybody has the package
+        import ml_dtypes  # defines bfloat16 for NumPy; an optional package
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
 
 
 def _dense_mask(case: Attention, slopes: Array, rng: np.random.Generator, normal: Callable[..., Array]) -> Array | None:
-    """What a library takes that knows only masks: bool where a pair is kept, or numbers to add. Plain causality is not
-    in it."""
+    """The mask for libraries without an argument for the option: booleans (true keeps a pair) or numbers to add. Plain
+    causality is not included: every library has an argument for it."""
     _, heads, query_len, _ = case.shape
     queries, keys = np.arange(query_len)[:, None], np.arange(case.keys)
     if case.window:

@@ -1,4 +1,4 @@
-"""The machine and the libraries that the times belong to."""
+"""The machine and the versions of the libraries that were timed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Environment:
     system: str
     target: str
     threads: int
-    load: float  # runnable processes in the last minute before the start
+    load: float  # average number of runnable processes in the minute before the start
     versions: dict[str, str]
     missing: list[str]  # labels of peers that are not installed
 
@@ -32,7 +32,7 @@ def available_processors() -> int:
 
 
 def limit_threads(threads: int) -> None:
-    """Give every library of the process the same number of threads, however it finds out how many it may have."""
+    """Give every library of this process the same number of threads: by the processor affinity and the environment."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "HEADWISE_NUM_THREADS", "NPROC"):
@@ -40,15 +40,15 @@ def limit_threads(threads: int) -> None:
 
 
 def has_bfloat16() -> bool:
-    """NumPy has it from this package."""
+    """Whether ``ml_dtypes``, which defines bfloat16 for NumPy, is installed."""
     return find_spec("ml_dtypes") is not None
 
 
-def describe(contenders: list[Peer], missing: list[str], threads: int) -> Environment:
+def describe(libraries: list[Peer], missing: list[str], threads: int) -> Environment:
     import headwise
 
     config = headwise.config()
-    versions = {peer.label: peer.version for peer in contenders if peer.version}
+    versions = {peer.label: peer.version for peer in libraries if peer.version}
     return Environment(
         cpu=_cpu_model(),
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -63,12 +63,12 @@ def describe(contenders: list[Peer], missing: list[str], threads: int) -> Enviro
 def warnings(facts: Environment) -> list[str]:
     found = []
     if facts.load > 0.3 * (os.cpu_count() or 1):
-        found.append(f"the machine is busy (load {facts.load}); do not trust the times, and the ratios only roughly")
+        found.append(f"the machine is busy (load {facts.load}): times are not reliable, and ratios are approximate")
     if facts.target == "numpy":
-        found.append("headwise's native core is not in use: this times its NumPy backend")
+        found.append("headwise's native core is not in use: the NumPy backend is timed")
     if facts.missing:
         found.append(f"not installed, so left out: {', '.join(facts.missing)} (pip install --group bench)")
-    # Set on machines where an old OpenBLAS fails; a new one chooses better by itself.
+    # Set on machines where an old OpenBLAS fails; a newer one selects a faster kernel itself.
     if "OPENBLAS_CORETYPE" in os.environ:
         found.append("OPENBLAS_CORETYPE is set, which may slow NumPy down")
     return found

@@ -1,4 +1,4 @@
-"""The decoder of examples/generate.py as ``transformers`` has it, with the same weights."""
+"""The decoder of examples/generate.py as a model of ``transformers``, with the same weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what these two deprecate is theirs
+    warnings.simplefilter("ignore")  # deprecation warnings of the two packages
     import torch
     import transformers
 
@@ -27,7 +27,7 @@ _NAMES = {
 
 
 def make_model(decoder: Any) -> Any:
-    """A LlamaForCausalLM, ready to compute."""
+    """A LlamaForCausalLM in evaluation mode."""
     metadata = decoder.weights.metadata
     config = transformers.LlamaConfig(
         vocab_size=metadata["llama.vocab_size"],
@@ -45,12 +45,14 @@ def make_model(decoder: Any) -> Any:
     state = {"model.embed_tokens.weight": read("token_embd.weight"), "model.norm.weight": read("output_norm.weight")}
     heads = {"attn_q": decoder.num_heads, "attn_k": decoder.num_kv_heads}
     for i in range(len(decoder.layers)):
-        for name, theirs in _NAMES.items():
+        for name, renamed in _NAMES.items():
             weight = read(f"blk.{i}.{name}.weight")
-            state[f"model.layers.{i}.{theirs}.weight"] = _halves(weight, heads[name]) if name in heads else weight
+            state[f"model.layers.{i}.{renamed}.weight"] = (
+                _to_half_pairing(weight, heads[name]) if name in heads else weight
+            )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.device("meta"):  # no weights drawn only to be replaced
+        with torch.device("meta"):  # allocates and initialises no weights
             model = transformers.LlamaForCausalLM(config)
         missing = model.load_state_dict(
             {name: torch.from_numpy(a) for name, a in state.items()}, strict=False, assign=True
@@ -62,6 +64,6 @@ def make_model(decoder: Any) -> Any:
     return model.eval()
 
 
-def _halves(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of heads whose features rotate in neighbouring pairs, ordered for pairs ``(k, k + head_dim / 2)``."""
+def _to_half_pairing(weight: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows for RoPE pairs ``(2 k, 2 k + 1)``, reordered for the pairs ``(k, k + head_dim / 2)`` of ``transformers``."""
     return weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)

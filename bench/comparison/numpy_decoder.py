@@ -1,4 +1,4 @@
-"""The decoder of examples/generate.py on NumPy alone: BLAS multiplies, the rest is formulas over whole arrays."""
+"""The decoder of examples/generate.py on NumPy alone: matrix products by BLAS, vectorised formulas for the rest."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Cache:
         self._keys[:, :, begin:end], self._values[:, :, begin:end] = key, value
         self._length = end
         keys, values = self._keys[:, :, None, :end], self._values[:, :, None, :end]
-        groups = query.reshape(batch, keys.shape[1], -1, rows, head_dim)  # of the heads that share keys
+        groups = query.reshape(batch, keys.shape[1], -1, rows, head_dim)  # query heads by the key head that they share
         scores = groups @ keys.swapaxes(-1, -2) / np.sqrt(np.float32(head_dim))
         if rows > 1:
             scores += np.triu(np.full((rows, end), -np.inf, np.float32), end - rows + 1)

@@ -4,7 +4,7 @@ import sys
 
 
 class ProgressBar:
-    """On stderr, where that is a terminal."""
+    """A progress bar on stderr, if stderr is a terminal."""
 
     def __init__(self, total: int) -> None:
         self.name = ""

@@ -11,7 +11,7 @@ from .peers import LABELS
 
 if TYPE_CHECKING:
     from .environment import Environment
-    from .race import Result
+    from .timing import Result
 
 
 def markdown(facts: Environment, results: list[Result]) -> str:
@@ -32,14 +32,14 @@ def markdown(facts: Environment, results: list[Result]) -> str:
 
 
 def heading(facts: Environment) -> list[str]:
-    """What stands above a table of times."""
+    """The lines above a table of times."""
     return [
         f"{facts.cpu}; {facts.system}; load {facts.load} before the start.",
         "",
-        f"{versions(facts)}. headwise on {facts.target}; {threads(facts)} for everybody.",
+        f"{versions(facts)}. headwise on {facts.target}; {threads(facts)} for each library.",
         *([f"Not installed: {', '.join(facts.missing)}."] if facts.missing else []),
         "",
-        "Medians. Behind each peer's time: how many times as long as headwise it takes.",
+        "Medians. Behind the time of each peer: its slowdown relative to headwise.",
         "",
     ]
 
@@ -65,7 +65,7 @@ def write_json(path: str, facts: Environment, results: list[Result]) -> None:
 
 
 def peer_labels(results: list[Result]) -> list[str]:
-    """Those that have a time."""
+    """The labels of the peers that have a time in any result."""
     return [label for label in LABELS.values() if any(label in result.samples for result in results)]
 
 
@@ -78,7 +78,7 @@ def threads(facts: Environment) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits, with the unit that they are read best in."""
+    """Three digits, in s, ms or µs."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The contenders: one module for each library, which turns a case into a call without arguments."""
+"""The libraries: one module for each, which turns a case into a call without arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Call, Peer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What --peers takes, and what tables call them.
+# Names for --peers, and labels in tables.
 LABELS = {
     "numpy": "NumPy",
     "torch": "PyTorch",
@@ -19,22 +19,22 @@ LABELS = {
     "jax": "JAX",
     "copyto": "np.copyto",
 }
-_MODULES = {"copyto": "numpy"}  # where not of the name of the peer
+_MODULES = {"copyto": "numpy"}  # where the module has another name than the peer
 
 __all__ = ["LABELS", "Call", "Peer", "load"]
 
 
 def load(names: Iterable[str], threads: int) -> tuple[list[Peer], list[str]]:
-    """headwise and the peers named that are installed; the labels of those that are not."""
-    contenders, missing = [_make("headwise", threads)], []
+    """headwise and those of the named peers that are installed; the labels of the peers that are not."""
+    libraries, missing = [_make("headwise", threads)], []
     for name in names:
         try:
-            contenders.append(_make(name, threads))
+            libraries.append(_make(name, threads))
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "headwise":
                 raise
             missing.append(LABELS[name])
-    return contenders, missing
+    return libraries, missing
 
 
 def _make(name: str, threads: int) -> Peer:

@@ -12,12 +12,16 @@ Call = Callable[[], Any]
 
 
 class Peer:
-    """A contender. It has a method for each ``Case.operation`` that it knows, which takes a case and its data, turns
-    the data into what the library likes best, and returns a call that only computes, or None if it cannot."""
+    """A library that is timed.
+
+    It has a method for each ``Case.operation`` that it supports. The method takes a case and its data, converts the
+    data to the layout that is fastest for the library, and returns a call that only computes, or None if the library
+    does not support the case.
+    """
 
     label: str
     version: str = ""
-    same_result: bool = True  # False for what is no more than a bound
+    same_result: bool = True  # False for a bound, such as a copy
     dtypes: tuple[str, ...] = ("float32", "float64")
 
     def __init__(self, threads: int) -> None:
@@ -29,5 +33,5 @@ class Peer:
         return call
 
     def arrays(self, case: Case, result: Any) -> list[Any]:
-        """What a result consists of, in headwise's layout, as ``np.asarray`` takes it."""
+        """The arrays of a result, in the layout of headwise, accepted by ``np.asarray``."""
         return list(result) if isinstance(result, tuple) else [result]

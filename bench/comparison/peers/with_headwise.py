@@ -48,7 +48,7 @@ class Headwise(Peer):
     def multi_head(self, case: MultiHead, data: SimpleNamespace) -> Call:
         layer = hw.MultiHeadAttention(case.shape[-1], case.heads, bias=True)
         for letter, weight, bias in zip("qkvo", data.weights, data.biases, strict=True):
-            setattr(layer, "W_" + letter, weight.copy())  # nobody else's
+            setattr(layer, "W_" + letter, weight.copy())  # a copy, so that the layer may pack it
             setattr(layer, "b_" + letter, bias.copy())
         if case.weights:
             return partial(layer, data.x)

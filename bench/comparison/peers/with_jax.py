@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Jax(Peer):
-    """Compiled for the shapes of the case. Results in fresh memory."""
+    """Functions compiled for the shapes of the case. Results are newly allocated."""
 
     label = "JAX"
     version = jax.__version__
@@ -36,7 +36,10 @@ class Jax(Peer):
                 return weights @ value, weights
 
             return _call(with_weights, data.query, data.key, data.value)
-        if case.dtype in ("float64", "float16"):  # computed in float32; not on processors
+        if case.dtype in (
+            "float64",
+            "float16",
+        ):  # float64 would be computed in float32; float16 is not supported on CPUs
             return None
         options = {}
         if case.extra == "key padding":
@@ -49,13 +52,13 @@ class Jax(Peer):
         def attention(query: Any, key: Any, value: Any, options: dict[str, Any]) -> Any:
             return jax.nn.dot_product_attention(query, key, value, is_causal=causal, **options)
 
-        # It takes and gives (batch, seq_len, heads, head_dim); `arrays` turns the result back.
+        # Its axes are (batch, seq_len, heads, head_dim); `arrays` reorders those of the result.
         inputs = (a.swapaxes(1, 2) for a in (data.query, data.key, data.value))
         return _call(attention, *inputs, options)
 
     def arrays(self, case: Case, result: Any) -> list[Any]:
         found = super().arrays(case, result)
-        # dot_product_attention gives no weights.
+        # A single array is the output of dot_product_attention, which returns no weights.
         return [found[0].swapaxes(1, 2)] if case.operation == "attention" and len(found) == 1 else found
 
     def softmax(self, case: Softmax, data: SimpleNamespace) -> Call | None:

@@ -1,4 +1,4 @@
-"""The formulas, as one writes them down: vectorised, without needless temporaries, without tricks."""
+"""The formulas in vectorised NumPy, without unnecessary temporaries."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class NumPy(Peer):
 
 
 class CopyTo(Peer):
-    """The least that an operation can take which reads one array and writes another."""
+    """A lower bound for operations that read one array and write another: a copy."""
 
     label = "np.copyto"
     same_result = False
@@ -109,7 +109,7 @@ class CopyTo(Peer):
     def softmax(self, case: Elementwise, data: SimpleNamespace) -> Call | None:
         if data.out is None:
             return None
-        out = np.zeros_like(data.x)  # not the array that the results are compared in
+        out = np.zeros_like(data.x)  # not `data.out`, which holds a result to compare
         return lambda: np.copyto(out, data.x)
 
     log_softmax = rope = layer_norm = softmax

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class OnnxRuntime(Peer):
-    """A graph of one operator, or of the few that make up an operation. Results in fresh memory."""
+    """A graph of one operator, or of the few operators that make up an operation. Results are newly allocated."""
 
     label = "ONNX Runtime"
     version = onnxruntime.__version__
@@ -41,7 +41,7 @@ class OnnxRuntime(Peer):
             return self._call(nodes, inputs, ["output", "weights"])
         if data.mask is not None:
             _, _, query_len, _ = case.shape
-            inputs["mask"] = np.ascontiguousarray(  # the operator repeats a mask over heads, not over queries
+            inputs["mask"] = np.ascontiguousarray(  # the operator broadcasts a mask over heads, not over queries
                 np.broadcast_to(data.mask, (*data.mask.shape[:-2], query_len, case.keys))
             )
         causal = int(case.causal and data.mask is None)
@@ -81,7 +81,7 @@ class OnnxRuntime(Peer):
         nodes: list[Any],
         inputs: dict[str, Any],
         outputs: list[str] | None = None,
-        constants: tuple[str, ...] = (),  # inputs that the session may pack once
+        constants: tuple[str, ...] = (),  # inputs that the session may pack
     ) -> Call:
         outputs = outputs or ["output"]
         types = {name: helper.np_dtype_to_tensor_dtype(a.dtype) for name, a in inputs.items()}

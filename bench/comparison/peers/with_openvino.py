@@ -19,8 +19,11 @@ _HINTS = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 
 
 class OpenVINO(Peer):
-    """In a case's own type inside too: its default for float32 on some processors is bfloat16, which it may have where
-    "medium" is enough. Results in memory that it keeps."""
+    """A compiled model of one operation. Results are written to memory that OpenVINO reuses.
+
+    The internal precision is the dtype of the case. On some processors the default for float32 is bfloat16, which is
+    permitted here at "medium" only.
+    """
 
     label = "OpenVINO"
     version = openvino.__version__.partition("-")[0]
@@ -38,11 +41,11 @@ class OpenVINO(Peer):
         return super().prepare(case, data)
 
     def arrays(self, case: Case, result: Any) -> list[Any]:
-        found = super().arrays(case, result)  # bfloat16 comes as if it were float16
+        found = super().arrays(case, result)  # bfloat16 results have the dtype float16
         return [a.view(case.dtype) for a in found] if case.dtype == "bfloat16" else found
 
     def attention(self, case: Attention, data: SimpleNamespace) -> Call | None:
-        # Grouped heads are not in this operator.
+        # The operator does not support grouped-query heads.
         if case.kv_heads or case.weights or case.score_bytes > 1 << 30:
             return None
         inputs = [data.query, data.key, data.value]
@@ -90,7 +93,7 @@ class OpenVINO(Peer):
 
 
 def _tensor(a: Any) -> openvino.Tensor:
-    """Over the memory of an array; OpenVINO takes bfloat16 as the bits of any other type."""
+    """A tensor over the memory of an array; bfloat16 is passed as uint16."""
     if a.dtype.name == "bfloat16":
         return openvino.Tensor(a.view(np.uint16), a.shape, openvino.Type.bf16)
     return openvino.Tensor(a, shared_memory=True)

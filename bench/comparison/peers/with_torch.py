@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PyTorch(Peer):
-    """Eager, without gradients."""
+    """Eager mode, without gradients."""
 
     label = "PyTorch"
     version = torch.__version__
@@ -26,12 +26,12 @@ class PyTorch(Peer):
         torch.set_grad_enabled(False)
 
     def prepare(self, case: Case, data: SimpleNamespace) -> Call | None:
-        torch.set_float32_matmul_precision(case.precision)  # "medium": products of bfloat16
+        torch.set_float32_matmul_precision(case.precision)  # "medium" permits bfloat16 products
         return super().prepare(case, data)
 
     def attention(self, case: Attention, data: SimpleNamespace) -> Call:
         query, key, value = (tensor(a) for a in (data.query, data.key, data.value))
-        if case.weights:  # F.scaled_dot_product_attention does not return them
+        if case.weights:  # F.scaled_dot_product_attention does not return weights
 
             def with_weights() -> Any:
                 weights = torch.softmax(query @ key.mT * case.shape[-1] ** -0.5, -1)
@@ -44,7 +44,7 @@ class PyTorch(Peer):
         return lambda: F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=grouped)
 
     def varlen(self, case: Varlen, data: SimpleNamespace) -> Call:
-        """Padded, with a mask; what packs the output again is not timed."""
+        """Padded, with a mask. Packing the output again is not timed."""
         sequences, heads, longest, head_dim = case.shape
         self._kept = kept = tensor(data.kept)
         padded = torch.zeros(3, sequences, longest, heads, head_dim, dtype=tensor(data.packed[0]).dtype)
@@ -56,7 +56,7 @@ class PyTorch(Peer):
         return lambda: F.scaled_dot_product_attention(query, key, value, mask)
 
     def multi_head(self, case: MultiHead, data: SimpleNamespace) -> Call:
-        """The weights of each head, which is less work than their average, its default."""
+        """Returns the weights of each head, which is less work than the default, their average."""
         x, layer = tensor(data.x), torch.nn.MultiheadAttention(case.shape[-1], case.heads, batch_first=True).eval()
         layer.in_proj_weight.copy_(torch.cat([tensor(weight).T for weight in data.weights[:3]]))
         layer.in_proj_bias.copy_(torch.cat([tensor(bias) for bias in data.biases[:3]]))
@@ -69,7 +69,7 @@ class PyTorch(Peer):
     def arrays(self, case: Case, result: Any) -> list[Any]:
         if case.operation == "varlen":
             result = result.transpose(1, 2)[self._kept]
-        # And NumPy not PyTorch's.
+        # NumPy has no dtype for PyTorch's bfloat16.
         return [a.float() if a.dtype == torch.bfloat16 else a for a in super().arrays(case, result)]
 
     def softmax(self, case: Softmax, data: SimpleNamespace) -> Call:
@@ -81,7 +81,7 @@ class PyTorch(Peer):
         return lambda: torch.log_softmax(x, case.axis, out=out)
 
     def rope(self, case: Rope, data: SimpleNamespace) -> Call | None:
-        """As in the models of ``transformers``."""
+        """The formula of the models in ``transformers``."""
         if case.out:
             return None
         x = tensor(data.x)
@@ -105,7 +105,7 @@ class PyTorch(Peer):
 
 
 def tensor(a: Any) -> torch.Tensor:
-    """Over the memory of an array; PyTorch does not know NumPy's bfloat16."""
+    """A tensor over the memory of an array; bfloat16 is passed as uint16."""
     if a.dtype.name == "bfloat16":
         return torch.from_numpy(a.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(a)

@@ -1,4 +1,4 @@
-"""Who is how fast: for each case agreement first, then everybody in turn."""
+"""Timing of one case after another: results are compared first, then all libraries are timed in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from .cases import Case
     from .peers import Call, Peer
 
-# After a call, the threads of most libraries spin for more work, OpenBLAS's for 2**26 cycles, and are in the way of
-# whoever is next.
+# Seconds. After a call, the threads of most libraries spin while they wait for more work (those of OpenBLAS for 2**26
+# cycles) and would slow down the next library.
 _PAUSE = 0.04
-# A sample is as many calls as take so long together.
+# Seconds. A sample consists of as many calls as take this long together.
 _SAMPLE = 0.005
-# A contender that would need longer than this for one case sits out rounds, evenly.
+# Seconds. A library that would need longer than this for one case skips rounds, evenly.
 _BUDGET = 6.0
 
-# Of the largest entry. Wide enough for other orders of summation, not for less precision inside than was asked for.
+# Relative to the largest entry. Wide enough for another order of summation, not for a lower internal precision.
 _TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "high": 2e-4, "medium": 2e-2, "float16": 4e-3, "bfloat16": 2e-2}
 
 
@@ -34,7 +34,7 @@ _TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "high": 2e-4, "medium": 2e-2, "
 class Result:
     section: str
     case: Case
-    samples: dict[str, list[float]]  # seconds per call, by label of the contender
+    samples: dict[str, list[float]]  # seconds per call, by label of the library
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -42,40 +42,40 @@ class Result:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """How many times as long as headwise the others take."""
+        """Slowdown of each peer: its time divided by that of headwise."""
         seconds = self.seconds
-        ours = seconds.pop("headwise")
-        return {label: theirs / ours for label, theirs in seconds.items()}
+        own = seconds.pop("headwise")
+        return {label: time / own for label, time in seconds.items()}
 
     @property
     def gflops(self) -> float | None:
         return None if self.case.flops is None else self.case.flops / self.seconds["headwise"] / 1e9
 
 
-def run(sections: dict[str, list[Case]], contenders: list[Peer], rounds: int) -> tuple[list[Result], list[str]]:
-    """The times of every case, and whose results were wrong: who errs in a case is left out of it.
+def run(sections: dict[str, list[Case]], libraries: list[Peer], rounds: int) -> tuple[list[Result], list[str]]:
+    """Time every case, and describe the wrong results. A library with a wrong result is left out of that case.
 
-    The first contender is headwise.
+    The first library is headwise.
     """
-    results, complaints = [], []
+    results, failures = [], []
     bar = ProgressBar(sum(map(len, sections.values())) * rounds)
     for section, cases in sections.items():
         for case in cases:
             bar.name = case.name
             data = make_data(case)
-            calls = {peer: call for peer in contenders if (call := peer.prepare(case, data)) is not None}
+            calls = {peer: call for peer in libraries if (call := peer.prepare(case, data)) is not None}
             for peer, how in _disagreements(case, calls).items():
-                complaints.append(f"{case.name}: {peer.label} {how}")
+                failures.append(f"{case.name}: {peer.label} {how}")
                 del calls[peer]
-            results.append(Result(section, case, _race(calls, rounds, bar)))
+            results.append(Result(section, case, _time_rounds(calls, rounds, bar)))
     bar.close()
-    return results, complaints
+    return results, failures
 
 
 def _disagreements(case: Case, calls: dict[Peer, Call]) -> dict[Peer, str]:
-    """What is wrong with results, compared with the first contender's."""
+    """The libraries whose results differ from those of the first one, with a description of the difference."""
     (first, first_call), *others = calls.items()
-    # A copy: everybody has the same array for `out`.
+    # Copies, because all libraries write to the same array `out`.
     expected = [a.copy() for a in _numbers(first.arrays(case, first_call()))]
     tolerance = _TOLERANCE[case.dtype if case.precision == "highest" else case.precision]
     wrong = {}
@@ -87,19 +87,19 @@ def _disagreements(case: Case, calls: dict[Peer, Call]) -> dict[Peer, str]:
                 wrong[peer] = f"has shape {a.shape}, expected {b.shape}"
                 break
             error = float(np.abs(a - b).max() / np.abs(b).max())
-            if not error <= tolerance:  # NaN is wrong too
+            if not error <= tolerance:  # also true for NaN
                 wrong[peer] = f"differs from headwise by {error:.1e} of the largest entry"
                 break
     return wrong
 
 
 def _numbers(arrays: list[Any]) -> list[Any]:
-    """As arrays that can be subtracted without further rounding."""
+    """As arrays whose differences need no further rounding: 16-bit types become float32."""
     return [a.astype(np.float32) if a.itemsize == 2 else a for a in map(np.asarray, arrays)]
 
 
-def _race(calls: dict[Peer, Call], rounds: int, bar: ProgressBar) -> dict[str, list[float]]:
-    """Samples by label: one of each contender in each round."""
+def _time_rounds(calls: dict[Peer, Call], rounds: int, bar: ProgressBar) -> dict[str, list[float]]:
+    """Samples by label: one of each library in each round."""
     runners = {peer.label: _Runner(call, rounds) for peer, call in calls.items()}
     samples: dict[str, list[float]] = {label: [] for label in runners}
     gc.collect()
@@ -116,6 +116,8 @@ def _race(calls: dict[Peer, Call], rounds: int, bar: ProgressBar) -> dict[str, l
 
 
 class _Runner:
+    """Takes samples of one call."""
+
     def __init__(self, call: Call, rounds: int) -> None:
         self._call, self._calls = call, 1
         self.sample()
@@ -128,7 +130,7 @@ class _Runner:
         call = self._call
         time.sleep(_PAUSE)
         if self._calls > 1:
-            call()  # wakes its threads and fills the caches
+            call()  # untimed: wakes the threads and fills the caches
         start = time.perf_counter()
         for _ in range(self._calls):
             call()
