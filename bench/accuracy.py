@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,6 +22,7 @@ from comparison.peers import load
 import headwise
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import SimpleNamespace
 
     from comparison.peers import Peer
@@ -167,7 +167,8 @@ def sizes(rank: int) -> Callable[[str], tuple[int, ...]]:
     def shape(text: str) -> tuple[int, ...]:
         found = tuple(map(positive, text.split(",")))
         if len(found) != rank:
-            raise argparse.ArgumentTypeError(f"{text}: expected {rank} numbers")
+            message = f"{text}: expected {rank} numbers"
+            raise argparse.ArgumentTypeError(message)
         return found
 
     return shape

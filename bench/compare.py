@@ -101,14 +101,16 @@ def parse_peers(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     unknown = [name for name in names if name not in LABELS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(LABELS)}")
+        message = f"{', '.join(unknown)}: expected some of {', '.join(LABELS)}"
+        raise argparse.ArgumentTypeError(message)
     return names
 
 
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+        message = f"{number}: expected at least 1"
+        raise argparse.ArgumentTypeError(message)
     return number
 
 

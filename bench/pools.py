@@ -1,5 +1,6 @@
-"""Whether the thread pools of headwise, PyTorch and NumPy's BLAS slow each other down in one process: median
-milliseconds per call, as a Markdown table.
+"""Shows how the thread pools of headwise, PyTorch and NumPy's BLAS slow each other down in one process.
+
+The result is a Markdown table of median milliseconds per call.
 
 python bench/pools.py
 python bench/pools.py --seconds 5 --threads 4

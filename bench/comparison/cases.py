@@ -71,7 +71,7 @@ class Attention(Case):
 
     @property
     def lengths(self) -> list[int]:
-        """Number of keys that are not padding, for each batch entry: all, a half, a quarter, …"""
+        """Number of keys that are not padding, for each batch entry: all, a half, a quarter and so on."""
         batch = self.shape[0]
         return [self.keys >> n if self.extra == "key padding" else self.keys for n in range(batch)]
 

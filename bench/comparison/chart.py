@@ -11,13 +11,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from .report import duration, peer_labels, threads, versions
+from comparison.report import duration, peer_labels, threads, versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .environment import Environment
-    from .timing import Result
+    from comparison.environment import Environment
+    from comparison.timing import Result
 
 _COLOURS = {
     "NumPy": "#9aa5b1",
@@ -50,7 +50,7 @@ def draw(path: str, facts: Environment, results: list[Result]) -> None:
         _draw_case(axes, top, result)
     axes.set_ylim(depth, 0)
     _draw_scale(axes, results)
-    _draw_header(figure, axes, facts, results, height)
+    _draw_header(figure, facts, results, height)
     figure.savefig(path, dpi=150, facecolor="white")
     plt.close(figure)
 
@@ -114,7 +114,7 @@ def _draw_scale(axes: Axes, results: list[Result]) -> None:
         spine.set_visible(False)
 
 
-def _draw_header(figure: plt.Figure, axes: Axes, facts: Environment, results: list[Result], height: float) -> None:
+def _draw_header(figure: plt.Figure, facts: Environment, results: list[Result], height: float) -> None:
     figure.text(0.02, 1 - 0.28 / height, "Slowdown relative to headwise", size=14, weight="bold", color=_INK)
     figure.text(0.02, 1 - 0.52 / height, "Right of 1x: headwise is faster. Beside each case: the time of headwise. "
                 "Logarithmic scale.", size=8.5, color=_PALE)  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cases import Attention, Case, Elementwise, LayerNorm, Linear, MultiHead, Rope, Varlen
+from comparison.cases import Attention, Case, Elementwise, LayerNorm, Linear, MultiHead, Rope, Varlen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Array = np.ndarray[Any, Any]
 
@@ -62,8 +64,10 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def _dense_mask(case: Attention, slopes: Array, rng: np.random.Generator, normal: Callable[..., Array]) -> Array | None:
-    """The mask for libraries without an argument for the option: booleans (true keeps a pair) or numbers to add. Plain
-    causality is not included: every library has an argument for it."""
+    """Make the mask for libraries without an argument for the option: booleans (true keeps a pair) or numbers to add.
+
+    Plain causality is not included: every library has an argument for it.
+    """
     _, heads, query_len, _ = case.shape
     queries, keys = np.arange(query_len)[:, None], np.arange(case.keys)
     if case.window:

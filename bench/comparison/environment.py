@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .peers import Peer
+    from comparison.peers import Peer
 
 
 @dataclass(frozen=True)

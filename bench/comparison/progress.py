@@ -1,3 +1,5 @@
+"""A progress bar."""
+
 from __future__ import annotations
 
 import sys

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .peers import LABELS
+from comparison.peers import LABELS
 
 if TYPE_CHECKING:
-    from .environment import Environment
-    from .timing import Result
+    from comparison.environment import Environment
+    from comparison.timing import Result
 
 
 def markdown(facts: Environment, results: list[Result]) -> str:
@@ -60,8 +61,7 @@ def write_json(path: str, facts: Environment, results: list[Result]) -> None:
             for result in results
         ],
     }
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1)
+    Path(path).write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def peer_labels(results: list[Result]) -> list[str]:

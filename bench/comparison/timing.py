@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .data import make_data
-from .progress import ProgressBar
+from comparison.data import make_data
+from comparison.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from .cases import Case
-    from .peers import Call, Peer
+    from comparison.cases import Case
+    from comparison.peers import Call, Peer
 
 # Seconds. After a call, the threads of most libraries spin while they wait for more work (those of OpenBLAS for 2**26
 # cycles) and would slow down the next library.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .base import Call, Peer
+from comparison.peers.base import Call, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,7 @@ __all__ = ["LABELS", "Call", "Peer", "load"]
 
 
 def load(names: Iterable[str], threads: int) -> tuple[list[Peer], list[str]]:
-    """headwise and those of the named peers that are installed; the labels of the peers that are not."""
+    """Make headwise and those of the named peers that are installed. Returns them and the labels of the missing peers."""
     libraries, missing = [_make("headwise", threads)], []
     for name in names:
         try:

@@ -1,3 +1,5 @@
+"""The base class of the libraries that are timed."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -6,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Case
+    from comparison.cases import Case
 
 Call = Callable[[], Any]
 

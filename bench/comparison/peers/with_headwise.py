@@ -1,16 +1,17 @@
+"""The operations of headwise."""
+
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import headwise as hw
-
-from .base import Call, Peer
+from comparison.peers.base import Call, Peer
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, Case, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
+    from comparison.cases import Attention, Case, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
 
 
 class Headwise(Peer):

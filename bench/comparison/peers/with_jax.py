@@ -1,3 +1,5 @@
+"""The operations of JAX."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -5,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from .base import Call, Peer
+from comparison.peers.base import Call, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import SimpleNamespace
 
-    from ..cases import Attention, Case, LayerNorm, Linear, Rope, Softmax
+    from comparison.cases import Attention, Case, LayerNorm, Linear, Rope, Softmax
 
 
 class Jax(Peer):

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Call, Peer
+from comparison.peers.base import Call, Peer
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, Elementwise, LayerNorm, Linear, MultiHead, Rope, Softmax
+    from comparison.cases import Attention, Elementwise, LayerNorm, Linear, MultiHead, Rope, Softmax
 
     Array = np.ndarray[Any, Any]
 

@@ -1,3 +1,5 @@
+"""The operations of ONNX Runtime."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -6,12 +8,12 @@ import numpy as np
 import onnxruntime
 from onnx import helper
 
-from .base import Call, Peer
+from comparison.peers.base import Call, Peer
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, LayerNorm, Linear, Rope, Softmax
+    from comparison.cases import Attention, LayerNorm, Linear, Rope, Softmax
 
 
 class OnnxRuntime(Peer):

@@ -1,3 +1,5 @@
+"""The operations of OpenVINO."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -6,13 +8,13 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from .base import Call, Peer
+from comparison.peers.base import Call, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import SimpleNamespace
 
-    from ..cases import Attention, Case, LayerNorm, Linear, Softmax
+    from comparison.cases import Attention, Case, LayerNorm, Linear, Softmax
 
 
 _HINTS = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}

@@ -1,3 +1,5 @@
+"""The operations of PyTorch."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -6,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .base import Call, Peer
+from comparison.peers.base import Call, Peer
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from ..cases import Attention, Case, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
+    from comparison.cases import Attention, Case, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
 
 
 class PyTorch(Peer):
