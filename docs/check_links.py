@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_IGNORED = {".venv", "build", "dist"}
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} +(.+?)\s*$", re.MULTILINE)
@@ -26,12 +27,12 @@ def main() -> int:
 
 
 def markdown_files() -> list[Path]:
-    """The Markdown files that git tracks, or all of them where this is no git repository."""
+    """The Markdown files of the git repository, or of the folder if it is not a git repository."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     try:
         names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
-        return sorted(ROOT.rglob("*.md"))
+        return sorted(file for file in ROOT.rglob("*.md") if not _IGNORED & {*file.relative_to(ROOT).parts})
     return [ROOT / name for name in names if (ROOT / name).exists()]
 
 

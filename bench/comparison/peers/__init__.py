@@ -25,7 +25,7 @@ __all__ = ["LABELS", "Call", "Peer", "load"]
 
 
 def load(names: Iterable[str], threads: int) -> tuple[list[Peer], list[str]]:
-    """Make headwise and those of the named peers that are installed. Returns them and the labels of the missing peers."""
+    """Make headwise and those of the named peers that are installed; also return the labels of the missing peers."""
     libraries, missing = [_make("headwise", threads)], []
     for name in names:
         try:
