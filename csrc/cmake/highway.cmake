@@ -25,7 +25,7 @@ get_target_property(includes hwy INTERFACE_INCLUDE_DIRECTORIES)
 set_target_properties(hwy PROPERTIES INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${includes}")  # not our warnings
 if(NOT MSVC)
   # Its messages have file names in them: the same wherever it is built.
-  target_compile_options(hwy PUBLIC -ffile-prefix-map=${highway_SOURCE_DIR}=highway)
+  target_compile_options(hwy PUBLIC $<BUILD_INTERFACE:-ffile-prefix-map=${highway_SOURCE_DIR}=highway>)
 endif()
 if(NOT TARGET hwy::hwy)
   add_library(hwy::hwy ALIAS hwy)

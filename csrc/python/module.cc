@@ -1,5 +1,6 @@
 #include <new>
 
+#include "headwise/version.h"
 #include "python/arrays.h"
 
 // py::mod_gil_not_used() is not declared, so a free-threaded interpreter takes the GIL back when it imports this. What
