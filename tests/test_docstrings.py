@@ -26,6 +26,7 @@ from headwise import (
     positional_encoding,
     rope,
 )
+from headwise._base.layer import Layer
 
 pytestmark = pytest.mark.single_implementation
 
@@ -120,11 +121,11 @@ def test_methods(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, thing in PUBLIC.items() if isinstance(thing, type)])
 def test_attributes(name: str) -> None:
-    """What a class declares is among its parameters or attributes."""
+    """What a class or its private bases declare is among its parameters or attributes."""
     cls = PUBLIC[name]
-    bases = [
-        base for base in own_bases(cls) if base is cls or not (inspect.isabstract(base) or base in PUBLIC.values())
-    ]
+    bases = [base for base in own_bases(cls) if base is cls or base not in (Layer, *PUBLIC.values())]
+    if "__init__" not in vars(cls):
+        bases = [cls]  # its attributes are described where its parameters are
     properties = {key for base in bases for key, thing in vars(base).items() if isinstance(thing, property)}
     declared = {key for base in bases for key in inspect.get_annotations(base) if not key.startswith("_")}
     text = sections(cls)

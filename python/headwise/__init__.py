@@ -8,9 +8,10 @@
 ((2, 5, 64), (2, 8, 5, 5))
 """
 
-import sys
+from importlib import import_module as _import_module
 
 from headwise import attention, cache, layers, masks, normalization, plot, positional_encoding, relative, rope
+from headwise._base.public_modules import name_public_modules as _name_public_modules
 from headwise._ops import (
     PackedLinear,
     add_alibi,
@@ -119,16 +120,15 @@ __all__ = [
     "varlen_attention",
 ]
 
-
-def _name_public_modules() -> None:
-    """Set the ``__module__`` of everything public, which private packages define, to the public module it is imported
-    from: the first of these that exports it. repr, pydoc and pickle show or store that name."""
-    homes = (cache, layers, masks, normalization, plot, relative, rope, attention, positional_encoding)
-    for module in (*homes, sys.modules[__name__]):
-        for name in module.__all__:
-            exported = getattr(module, name)
-            if getattr(exported, "__module__", "").startswith("headwise._"):
-                exported.__module__ = module.__name__
-
-
-_name_public_modules()
+_name_public_modules(
+    cache,
+    layers,
+    masks,
+    normalization,
+    plot,
+    relative,
+    rope,
+    attention,
+    positional_encoding,
+    _import_module(__name__),
+)

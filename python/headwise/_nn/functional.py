@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from headwise._base.arrays import as_array
 from headwise._base.scalars import check_rate, check_rng
-from headwise._nn.layers import MultiHeadAttention
-from headwise._nn.multi_head import Heads, check_heads, check_sequences, glorot_uniform, multi_head
+from headwise._nn.layers import MultiHeadAttention, attend
+from headwise._nn.multi_head import Block, Call, Heads, check_heads, check_sequences, glorot_uniform, multi_head
 from headwise._nn.projections import GivenProjections
 from headwise._ops.attention.options import FunctionOptions
 
@@ -129,22 +129,22 @@ def multi_head_attention(
     ((2, 5, 64), (2, 8, 5, 5))
     """
     width, heads = check_heads(d_model, num_heads)
-    q, k, v = check_sequences(query, key, value)
+    inputs = check_sequences(query, key, value)
     rate, generator = check_rate(dropout_rate, "dropout_rate"), check_rng(rng)
+    call = Call(mask, rate, generator)
     if isinstance(params, MultiHeadAttention):
         if (params.num_heads, params.d_model) != (heads, width):
             raise ValueError(
                 f"params: a layer with num_heads = {params.num_heads} and d_model = {params.d_model}, "
                 f"expected {heads} and {width}"
             )
-        return params._attend(q, k, v, mask, rate, generator, **options)
+        return attend(params, inputs, call, options)
     if params is None:
-        rows = zip(("W_q", "W_k", "W_v", "W_o"), (q.shape[-1], k.shape[-1], v.shape[-1], width), strict=True)
+        rows = zip(("W_q", "W_k", "W_v", "W_o"), (*(x.shape[-1] for x in inputs), width), strict=True)
         given = GivenProjections({name: glorot_uniform(generator, n, width) for name, n in rows})
     else:
         given = GivenProjections.of(params, width)
-    shape = Heads(given.widths, width, heads, heads)
-    return multi_head(q, k, v, given, shape, mask, rate, generator, **options)
+    return multi_head(inputs, Block(Heads(given.widths, width, heads, heads), given), call, options)
 
 
 @overload

@@ -1,5 +1,6 @@
-"""The computation of multi-head attention, without state: :class:`headwise.MultiHeadAttention` and the functions of
-:mod:`headwise.attention` give it their projections.
+"""The computation of multi-head attention, without state.
+
+The layers and the functions of :mod:`headwise.attention` provide its projections.
 
 Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, section 3.2.2.
 """
@@ -19,7 +20,6 @@ from headwise._ops.attention.dense import scaled_dot_product_attention
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from typing_extensions import Unpack
 
     from headwise._base.typing import Array, Rng
     from headwise._kv_cache.cache import KVCache
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Heads(NamedTuple):
-    """The shape of a multi-head computation."""
+    """The sizes of multi-head attention."""
 
     widths: tuple[int, int, int]  # of query, key and value
     d_model: int
@@ -38,17 +38,46 @@ class Heads(NamedTuple):
     num_kv_heads: int
 
 
+class Block(NamedTuple):
+    """The parameters of multi-head attention."""
+
+    heads: Heads
+    projections: Projections
+    rope: RotaryPositionalEmbedding | None = None
+
+
+class Inputs(NamedTuple):
+    """What attends, and to what: all (batch, seq, width) or all (seq, width)."""
+
+    query: Array
+    key: Array
+    value: Array
+
+
+class Call(NamedTuple):
+    """The arguments of one call, besides its inputs and the keywords of scaled dot-product attention."""
+
+    mask: ArrayLike | None
+    dropout: float
+    rng: Rng
+    positions: ArrayLike | None = None
+    cache: KVCache | None = None
+    lengths: ArrayLike | None = None
+
+
 def check_heads(d_model: object, num_heads: object) -> tuple[int, int]:
-    """``d_model`` and ``num_heads`` if the heads share the width evenly."""
+    """``d_model`` and ``num_heads``, checked: the heads divide the width evenly."""
     width, heads = check_size(d_model, "d_model"), check_size(num_heads, "num_heads")
     if width % heads:
         raise ValueError(f"d_model: {width}, expected a number divisible by num_heads = {heads}")
     return width, heads
 
 
-def check_sequences(query: ArrayLike, key: ArrayLike | None, value: ArrayLike | None) -> tuple[Array, Array, Array]:
-    """The three as arrays of one rank, (batch, seq, width) or (seq, width); ``key`` defaults to ``query``, ``value`` to
-    ``key``, and what is the same object stays so."""
+def check_sequences(query: ArrayLike, key: ArrayLike | None, value: ArrayLike | None) -> Inputs:
+    """The three as arrays of one rank, (batch, seq, width) or (seq, width).
+
+    ``key`` defaults to ``query`` and ``value`` to ``key``. Arguments that are one object give one array.
+    """
     q = as_array(query, "query")
     k = q if key is None or key is query else as_array(key, "key")
     v = k if value is None or value is key else q if value is query else as_array(value, "value")
@@ -60,12 +89,12 @@ def check_sequences(query: ArrayLike, key: ArrayLike | None, value: ArrayLike | 
             raise ValueError(f"{name}: shape {array.shape}, expected ({lead}seq, width) beside query {q.shape}")
     if v.shape[-2] != k.shape[-2]:
         raise ValueError(f"value: shape {v.shape} does not match key {k.shape}: {v.shape[-2]} rows for {k.shape[-2]}")
-    return q, k, v
+    return Inputs(q, k, v)
 
 
 def glorot_uniform(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010), equation 16:
-    uniform over plus and minus ``sqrt(6 / (rows + columns))``."""
+    """Initial weights (rows, columns), uniform in ±``sqrt(6 / (rows + columns))``: Glorot & Bengio, "Understanding the
+    difficulty of training deep feedforward neural networks" (2010), equation 16."""
     check_room(rows, columns)
     limit = math.sqrt(6.0 / (rows + columns))
     return rng.uniform(-limit, limit, (rows, columns))
@@ -76,99 +105,88 @@ def split_heads(x: Array, num_heads: int) -> Array:
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).swapaxes(-3, -2)
 
 
-def multi_head(
-    query: Array,
-    key: Array,
-    value: Array,
-    projections: Projections,
-    heads: Heads,
-    mask: ArrayLike | None,
-    dropout: float,
-    rng: Rng,
-    *,
-    rope: RotaryPositionalEmbedding | None = None,
-    positions: ArrayLike | None = None,
-    cache: KVCache | None = None,
-    lengths: ArrayLike | None = None,
-    **options: Unpack[AttentionOptions],
-) -> tuple[Any, ...]:
+def multi_head(inputs: Inputs, block: Block, call: Call, options: AttentionOptions) -> tuple[Any, ...]:
     """``Concat(head_1, …, head_h) W_o`` with ``head_i = Attention(Q W_q_i, K W_k_i, V W_v_i)`` (section 3.2.2).
 
-    ``query``, ``key`` and ``value`` come from :func:`check_sequences`. Of inputs that are the same array one product
-    gives all projections. They are read as heads, and the heads written side by side, through strided views: nothing is
-    transposed in memory.
+    Projections of the same array are one product. Strided views address the heads of the projected rows and of the
+    concatenated output, so nothing is transposed in memory.
     """
-    inputs = {"query": query, "key": key, "value": value}
-    dtype, result_dtype = promote(*inputs.items())
-    for (name, x), width in zip(inputs.items(), heads.widths, strict=True):
-        if x.shape[-1] != width:
-            raise ValueError(f"{name}: shape {x.shape}, expected a last axis of {width}")
+    query, key, value = inputs
+    dtype, result_dtype = promote(("query", query), ("key", key), ("value", value))
+    _check_call(inputs, block, call, options, result_dtype)
     out, precision = options.get("out"), options.get("precision")
-    if out is not None:
-        check_out(out, (*query.shape[:-1], heads.d_model), result_dtype)
-    if positions is not None and rope is None:
-        raise ValueError("positions: given without rope, which alone looks at them")
-    if cache is not None:
-        _check_for_cache(query, key, value, dropout, options)
-    elif lengths is not None:
-        raise ValueError("lengths: given without a cache, expected key_padding_mask= to say which keys are padding")
-
     batched = query.ndim == 3
-    batch, query_len, key_len = len(query) if batched else 1, query.shape[-2], key.shape[-2]
-    scores = (batch, query_len, key_len if cache is None else None)
-    mask, options["bias"] = _over_heads(mask, "mask", scores), _over_heads(options.get("bias"), "bias", scores)
-    padding = options.get("key_padding_mask")
-    if not batched and padding is not None:
-        kept = as_array(padding, "key_padding_mask")
-        options["key_padding_mask"] = kept[np.newaxis] if kept.ndim == 1 else kept
+    batch, query_len = len(query) if batched else 1, query.shape[-2]
 
-    if rope is not None and positions is None:
-        if cache is not None:
-            positions = cache.positions(query_len)
-        elif options.get("causal_alignment") == "lower_right":
-            positions = np.arange(key_len - query_len, key_len)
-    q, k, v = _project(query, key, value, projections, heads, dtype, precision, rope, positions)
+    mask, passed = _over_heads(inputs, call, options)
+    q, k, v = _project(inputs, block, dtype, precision, _rope_positions(inputs, block, call, options))
     joined = allocate((batch, query_len, q.shape[1] * v.shape[3]), dtype)
-    options["out"] = split_heads(joined, heads.num_heads)
+    passed["out"] = split_heads(joined, block.heads.num_heads)
 
-    def combine(weights: Array | None, *lse: Array | None) -> tuple[Any, ...]:
+    def project_output(weights: Array | None, *lse: Array | None) -> tuple[Any, ...]:
         x = joined if batched else joined[0]
         rest = [None if a is None else a if batched else a[0] for a in (weights, *lse)]
         in_place = out if result_dtype == dtype else None
-        output = finalize(projections(x, "o", precision, in_place), out, result_dtype)
+        output = finalize(block.projections(x, "o", precision, in_place), out, result_dtype)
         if rest[0] is not None:
             rest[0] = finalize(rest[0], None, result_dtype)
         return output, *rest
 
-    if cache is None:
-        return combine(*scaled_dot_product_attention(q, k, v, mask, dropout, rng=rng, **options)[1:])
-    with extending(cache, (q, k, v), lengths, _cache_options(mask, options)) as answer:
-        return combine(*answer[1:] if isinstance(answer, tuple) else (None,))
+    if call.cache is None:
+        return project_output(*scaled_dot_product_attention(q, k, v, mask, call.dropout, rng=call.rng, **passed)[1:])
+    with extending(call.cache, (q, k, v), call.lengths, _cache_options(mask, passed)) as answer:
+        return project_output(*answer[1:] if isinstance(answer, tuple) else (None,))
+
+
+def _check_call(
+    inputs: Inputs, block: Block, call: Call, options: AttentionOptions, result_dtype: np.dtype[Any]
+) -> None:
+    for (name, x), width in zip(inputs._asdict().items(), block.heads.widths, strict=True):
+        if x.shape[-1] != width:
+            raise ValueError(f"{name}: shape {x.shape}, expected a last axis of {width}")
+    if options.get("out") is not None:
+        check_out(options["out"], (*inputs.query.shape[:-1], block.heads.d_model), result_dtype)
+    if call.positions is not None and block.rope is None:
+        raise ValueError("positions: given without rope, which alone reads them")
+    if call.cache is None:
+        if call.lengths is not None:
+            raise ValueError("lengths: given without a cache, expected key_padding_mask= to say which keys are padding")
+        return
+    if not inputs.query is inputs.key is inputs.value:
+        raise ValueError("cache: given with a key or value, expected self-attention of the query alone")
+    if call.dropout > 0.0:
+        raise ValueError("cache: given in training with dropout, expected training=False or dropout 0")
+    if options.get("key_padding_mask") is not None:
+        raise ValueError("key_padding_mask: given with a cache, expected lengths= to say which rows are padding")
+
+
+def _rope_positions(inputs: Inputs, block: Block, call: Call, options: AttentionOptions) -> ArrayLike | None:
+    """The positions of the queries for rotary embedding; None counts from 0."""
+    if block.rope is None or call.positions is not None:
+        return call.positions
+    query_len, key_len = inputs.query.shape[-2], inputs.key.shape[-2]
+    if call.cache is not None:
+        return call.cache.positions(query_len)
+    return np.arange(key_len - query_len, key_len) if options.get("causal_alignment") == "lower_right" else None
 
 
 def _project(
-    query: Array,
-    key: Array,
-    value: Array,
-    projections: Projections,
-    heads: Heads,
-    dtype: np.dtype[Any],
-    precision: str | None,
-    rope: RotaryPositionalEmbedding | None,
-    positions: ArrayLike | None,
+    inputs: Inputs, block: Block, dtype: np.dtype[Any], precision: str | None, positions: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
-    """The heads of the three, (batch, heads or kv_heads, seq, d_k), queries and keys turned."""
-    inputs = {"q": query, "k": key, "v": value}
+    """The heads of query, key and value, (batch, heads or kv_heads, seq, d_k), with queries and keys rotated."""
+    query, key, value = inputs
+    rope, heads = block.rope, block.heads
+    by_letter = {"q": query, "k": key, "v": value}
     counts = {"q": heads.num_heads, "k": heads.num_kv_heads, "v": heads.num_kv_heads}
-    letters = ["qkv"] if query is key is value else ["q", "kv"] if key is value else ["q", "k", "v"]
+    groups = ["qkv"] if query is key is value else ["q", "kv"] if key is value else ["q", "k", "v"]
     found: dict[str, Array] = {}
-    for group in letters:
-        x = inputs[group[0]].astype(dtype, copy=False)
-        product = projections(x if x.ndim == 3 else x[np.newaxis], group, precision)
+    for group in groups:
+        x = by_letter[group[0]].astype(dtype, copy=False)
+        product = block.projections(x if x.ndim == 3 else x[np.newaxis], group, precision)
         together = split_heads(product, sum(counts[c] for c in group))
         if rope is not None and group != "v":
-            turned = together[:, : sum(counts[c] for c in group if c != "v")]
-            rope.forward(turned, positions if "q" in group else None, out=turned)
+            rotated = together[:, : sum(counts[c] for c in group if c != "v")]
+            rope.forward(rotated, positions if "q" in group else None, out=rotated)
         first = 0
         for c in group:
             found[c] = together[:, first : first + counts[c]]
@@ -176,26 +194,23 @@ def _project(
     return found["q"], found["k"], found["v"]
 
 
-def _check_for_cache(query: Array, key: Array, value: Array, dropout: float, options: AttentionOptions) -> None:
-    if not query is key is value:
-        raise ValueError("cache: given with a key or value, expected self-attention of the query alone")
-    if dropout > 0.0:
-        raise ValueError("cache: given in training with dropout, expected training=False or dropout 0")
-    if options.get("key_padding_mask") is not None:
-        raise ValueError("key_padding_mask: given with a cache, expected lengths= to say which rows are padding")
+def _over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[ArrayLike | None, AttentionOptions]:
+    """The mask, and a copy of the options, with masks (batch, query_len, key_len) made to apply to every head."""
+    query, passed = inputs.query, options.copy()
+    batched = query.ndim == 3
+    scores = (len(query) if batched else 1, query.shape[-2], inputs.key.shape[-2] if call.cache is None else None)
+    mask = _with_head_axis(call.mask, "mask", scores)
+    passed["bias"] = _with_head_axis(options.get("bias"), "bias", scores)
+    padding = options.get("key_padding_mask")
+    if not batched and padding is not None:
+        keep = as_array(padding, "key_padding_mask")
+        passed["key_padding_mask"] = keep[np.newaxis] if keep.ndim == 1 else keep
+    return mask, passed
 
 
-def _cache_options(mask: ArrayLike | None, options: AttentionOptions) -> CacheOptions:
-    """The options of :func:`headwise.scaled_dot_product_attention` as a cache takes them."""
-    passed: dict[str, Any] = {"need_weights": True, "mask": mask, **options}
-    for name in ("is_causal", "causal_alignment", "key_padding_mask"):  # as the cache has it
-        passed.pop(name, None)
-    return cast("CacheOptions", passed)
-
-
-def _over_heads(mask: ArrayLike | None, name: str, shape: tuple[int, int, int | None]) -> ArrayLike | None:
-    """A mask (batch, query_len, key_len) as one for all heads; other ranks are left as they are. None in ``shape``
-    stands for any size."""
+def _with_head_axis(mask: ArrayLike | None, name: str, shape: tuple[int, int, int | None]) -> ArrayLike | None:
+    """A mask (batch, query_len, key_len) as (batch, 1, query_len, key_len); masks of other ranks are returned as they
+    are. None in ``shape`` stands for any size."""
     if mask is None:
         return None
     array = mask if isinstance(mask, np.ndarray) else as_array(mask, name)
@@ -203,5 +218,14 @@ def _over_heads(mask: ArrayLike | None, name: str, shape: tuple[int, int, int | 
         return array
     if any(full is not None and size not in (1, full) for size, full in zip(array.shape, shape, strict=True)):
         raise ValueError(f"{name}: shape {array.shape}, expected (batch, query_len, key_len) = {shape}")
-    over_heads: Array = array[:, np.newaxis]
-    return over_heads
+    with_heads: Array = array[:, np.newaxis]
+    return with_heads
+
+
+def _cache_options(mask: ArrayLike | None, options: AttentionOptions) -> CacheOptions:
+    """The keywords of :func:`headwise.scaled_dot_product_attention` as a cache takes them: it is always causal, and its
+    ``lengths`` say which rows are padding."""
+    passed: dict[str, Any] = {"need_weights": True, "mask": mask, **options}
+    for name in ("is_causal", "causal_alignment", "key_padding_mask"):
+        passed.pop(name, None)
+    return cast("CacheOptions", passed)
