@@ -59,7 +59,16 @@ FEW = IMPLEMENTATIONS[: 1 + ("numpy" in IMPLEMENTATIONS)]  # NumPy and the best 
 
 #: Computes as avx512 does but for bfloat16 and "medium": where it is not the best, only modules with these run on it.
 DOTS = "native-avx512_bf16"
-WITH_BFLOAT16 = ("halves", "halves_attention", "ops_linear", "ops_varlen", "cache", "config", "rulings", "threads")
+WITH_BFLOAT16 = (
+    "cache.test_cache",
+    "contract.test_16bit",
+    "contract.test_rulings",
+    "ops.test_attention_16bit",
+    "ops.test_linear",
+    "ops.test_varlen",
+    "runtime.test_config",
+    "threads.test_threads",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,7 +91,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     few = metafunc.definition.get_closest_marker("above_operations") is not None and PROFILE != "long"
     names = FEW if few else IMPLEMENTATIONS
-    if PROFILE != "long" and DOTS not in FEW and metafunc.module.__name__.removeprefix("test_") not in WITH_BFLOAT16:
+    if PROFILE != "long" and DOTS not in FEW and metafunc.module.__name__ not in WITH_BFLOAT16:
         names = [name for name in names if name != DOTS]
     metafunc.parametrize("implementation", names, indirect=True)
 

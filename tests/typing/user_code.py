@@ -1,5 +1,5 @@
-"""What users write, with the types that they may count on. Type checkers read it, and tests/test_typing.py runs it and
-holds the values against the same types."""
+"""Typical code of users, with the types that they may count on. Type checkers read it, and
+tests/interface/test_typing.py runs it and compares the types of the values with the declared ones."""
 
 from __future__ import annotations
 

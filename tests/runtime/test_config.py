@@ -71,9 +71,10 @@ def broken_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copy_package(folder: Path) -> None:
     source = Path(hw.__file__).parent
-    (folder / "headwise").mkdir()
-    for file in source.glob("*.py"):
-        (folder / "headwise" / file.name).write_bytes(file.read_bytes())
+    for file in source.rglob("*.py"):
+        copy = folder / "headwise" / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
 
 
 # --- HEADWISE_BACKEND ---

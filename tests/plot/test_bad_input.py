@@ -102,7 +102,3 @@ def test_bad_colour_maps() -> None:
         plot.attention([[1.0]], cmap="no such map")
     with pytest.raises(TypeError, match=r"^cmap: int, expected"):
         plot.encoding([[1.0]], cmap=3)  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = pytest.mark.single_implementation
 
-USER_CODE = Path(__file__).with_name("typing") / "user_code.py"
+USER_CODE = Path(__file__).parents[1] / "typing" / "user_code.py"
 
 
 def is_a(value: Any, declared: Any) -> bool:

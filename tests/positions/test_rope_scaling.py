@@ -10,7 +10,7 @@ import pytest
 
 import headwise as hw
 from headwise.rope import rope_frequencies, rope_parameters
-from rope_scalings import DEEPSEEK, DYNAMIC, LINEAR, LLAMA3, PROPORTIONAL, SMALL, YARN, longrope
+from positions.rope_scalings import DEEPSEEK, DYNAMIC, LINEAR, LLAMA3, PROPORTIONAL, SMALL, YARN, longrope
 from support import normal
 
 once = pytest.mark.single_implementation

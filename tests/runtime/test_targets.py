@@ -1,6 +1,6 @@
 """Which instruction set runs: HEADWISE_TARGET, alone and together with HEADWISE_BACKEND, and set_target.
 
-That a name leads to the code compiled for it is shown by ``cpp/targets_test.cc``.
+That a name leads to the code compiled for it is shown by ``tests/cpp/targets_test.cc``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import headwise as hw
-from test_config import PRINT_CONFIG, config_with, copy_package, error_with, needs_native, once, run
+from runtime.test_config import PRINT_CONFIG, config_with, copy_package, error_with, needs_native, once, run
 
 ALL = ("avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4", "sse2", "neon", "scalar", "numpy")
 

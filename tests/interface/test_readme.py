@@ -16,7 +16,7 @@ import headwise as hw
 
 pytestmark = pytest.mark.single_implementation
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 

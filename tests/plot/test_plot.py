@@ -436,7 +436,3 @@ def test_figures_show_themselves_and_can_be_kept(tmp_path: Path) -> None:
     assert figure._repr_png_().startswith(b"\x89PNG")
     figure.savefig(tmp_path / "a.pdf")
     assert len(panels(pickle.loads(pickle.dumps(figure)))) == 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

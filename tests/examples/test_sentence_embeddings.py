@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "sentence_embeddings.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "sentence_embeddings.py"
 SENTENCES = [
     "Hello.",
     "The cat sleeps on the warm windowsill.",
@@ -132,7 +132,3 @@ def test_what_is_missing_is_said() -> None:
     assert run.returncode == 1
     assert "pip install 'headwise[examples]'" in run.stderr
     assert "Traceback" not in run.stderr
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

@@ -33,7 +33,7 @@ def failing_malloc(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 CODE = f"""
 import ctypes, sys
-from memory_calls import INPUTS, SUBJECTS, bits
+from memory.memory_calls import INPUTS, SUBJECTS, bits
 
 malloc = ctypes.CDLL(None)
 malloc.fail_allocation.argtypes = ctypes.c_long, ctypes.c_size_t

@@ -16,7 +16,7 @@ import headwise as hw
 import oracle
 from headwise._positions.position_table import PositionTable
 from headwise.rope import rope_parameters
-from rope_scalings import DYNAMIC, PROPORTIONAL, SMALL, longrope
+from positions.rope_scalings import DYNAMIC, PROPORTIONAL, SMALL, longrope
 from support import LAYOUTS, assert_close, dtype_named, normal
 
 pytestmark = pytest.mark.above_operations
