@@ -342,7 +342,7 @@ class TestRoundTrips:
         parameters = draw(shapes, dtype)
         for form in FORMATS:
             if form not in forms:
-                with pytest.raises(ValueError, match=f"^format: '{form}', but which has no (grouped|sinks)"):
+                with pytest.raises(ValueError, match=f"^format: '{form}' has no (grouped|sinks)"):
                     write_state_dict(parameters, format=form, prefix=prefix)
                 continue
             state = write_state_dict(parameters, format=form, prefix=prefix)
@@ -513,20 +513,20 @@ class TestRefusals:
     @pytest.mark.parametrize("form", ["torch", "bert"])
     @pytest.mark.parametrize("keywords", [{"kv_heads": 2}, {"sinks": True}], ids=["grouped", "sinks"])
     def test_what_a_format_cannot_say(self, form: str, keywords: dict[str, Any]) -> None:
-        why = "which has no grouped key and value heads" if "kv_heads" in keywords else "which has no sinks"
+        why = "has no grouped key and value heads" if "kv_heads" in keywords else "has no sinks"
         parameters = draw(layer_shapes(**keywords))
-        with pytest.raises(ValueError, match=f"^format: '{form}', but {why}"):
+        with pytest.raises(ValueError, match=f"^format: '{form}' {why}"):
             write_state_dict(parameters, format=form)
         state = write_state_dict(draw(layer_shapes()), format=form)
-        assert f"in the format '{form}', {why}" in message(state, layer_shapes(**keywords))
+        assert f"the format '{form}' {why}" in message(state, layer_shapes(**keywords))
 
     def test_some_biases_or_odd_widths_in_torch(self) -> None:
         parameters = draw(layer_shapes(bias=True))
         del parameters["b_o"]
-        with pytest.raises(ValueError, match=r"^format: 'torch', but .*all biases or none.*b_q, b_k, b_v$"):
+        with pytest.raises(ValueError, match=r"^format: 'torch' has all biases or none.*b_q, b_k, b_v$"):
             write_state_dict(parameters, format="torch")
         parameters = draw({"W_q": (16, 24), "W_k": (16, 24), "W_v": (16, 24), "W_o": (24, 16)})
-        with pytest.raises(ValueError, match=r"^format: 'torch', but .*W_q \(16, 24\)$"):
+        with pytest.raises(ValueError, match=r"^format: 'torch' has heads .*W_q \(16, 24\)$"):
             write_state_dict(parameters, format="torch")
         for form in ("headwise", "llama", "bert"):
             shapes = {name: array.shape for name, array in parameters.items()}
@@ -537,7 +537,7 @@ class TestRefusals:
         assert said.startswith("state: no names of a known format under the prefix 'a.', only a.q.weight; expected ")
         for form, name in zip(FORMATS, ("W_q", "in_proj_weight", "q_proj.weight", "self.query.weight"), strict=True):
             assert re.search(rf"{form!r} \([^)]*{re.escape(name)}", said)
-        assert "in it, none at all; expected" in message({}, layer_shapes())
+        assert "a known format, no names at all; expected" in message({}, layer_shapes())
         assert "only sinks; expected" in message({"sinks": np.ones(4)}, layer_shapes(sinks=True))
         many = {f"x{index}": None for index in range(300)}
         assert message(many, layer_shapes()).count("x1") < 10
@@ -547,7 +547,7 @@ class TestRefusals:
     def test_the_right_prefix_is_said(self, form: str) -> None:
         state = write_state_dict(draw(layer_shapes()), format=form, prefix="a.b.")
         for prefix in ("", "a.", "a.b", "b.", "A.b."):
-            assert "known ones have the prefix 'a.b.'; expected" in message(state, layer_shapes(), prefix=prefix)
+            assert "known names have the prefix 'a.b.'; expected" in message(state, layer_shapes(), prefix=prefix)
 
     def test_two_formats(self) -> None:
         parameters = draw(layer_shapes())
@@ -555,7 +555,7 @@ class TestRefusals:
         said = message(state, layer_shapes())
         assert said == (
             "state: names of the formats 'headwise' (W_q, W_k, W_v, W_o) and "
-            "'llama' (q_proj.weight, k_proj.weight, v_proj.weight, o_proj.weight), expected names of one"
+            "'llama' (q_proj.weight, k_proj.weight, v_proj.weight, o_proj.weight), expected names of one format"
         )
         bert = write_state_dict(parameters, format="bert")
         both = bert | write_state_dict(parameters, format="bert", prefix="attention.")
