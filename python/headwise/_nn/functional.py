@@ -73,39 +73,44 @@ def multi_head_attention(
     rng: Rng = None,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Any, ...]:
-    """Project to ``num_heads`` heads, attend in each, and project the joined heads.
+    """Multi-head attention with projections that are given or drawn.
+
+    Projects query, key and value to ``num_heads`` heads, attends in each head, and projects the concatenated heads
+    [1]_.
 
     Parameters
     ----------
     query : array_like, (batch, query_len, query_width) or (query_len, query_width)
-        Its width may differ from ``d_model``, to which it is projected; so may those of ``key`` and ``value``.
-    key : array_like, (batch, key_len, key_width)
-    value : array_like, (batch, key_len, value_width)
+        The widths of ``query``, ``key`` and ``value`` may differ from ``d_model``, to which they are projected.
+    key : array_like, (batch, key_len, key_width) or (key_len, key_width)
+    value : array_like, (batch, key_len, value_width) or (key_len, value_width)
     num_heads : int
         Number of heads, a divisor of ``d_model``.
     d_model : int
         Width of all heads together, and of the output.
     mask : array_like, optional
-        As for :meth:`headwise.MultiHeadAttention.forward`.
+        ``(query_len, key_len)``, ``(batch, query_len, key_len)`` or ``(batch, heads, query_len, key_len)``, or
+        ``(batch, key_len)`` from :func:`headwise.create_padding_mask`; see :meth:`headwise.MultiHeadAttention.forward`.
     dropout_rate : float
-        Rate in [0, 1) at which attention weights are dropped.
+        Rate in [0, 1) of the dropout of attention weights.
     params : MultiHeadAttention or mapping, optional
-        The projections ``W_q``, ``W_k``, ``W_v`` (width, d_model) and ``W_o`` (d_model, d_model), applied as ``x @ W``.
-        A layer also brings its biases, heads, positions, causality and defaults. By default they are drawn uniformly as
-        by Glorot & Bengio (2010).
+        The projections ``W_q`` (query_width, d_model), ``W_k`` (key_width, d_model), ``W_v`` (value_width, d_model) and
+        ``W_o`` (d_model, d_model), applied as ``x @ W``. A layer also provides its biases, key and value heads,
+        positions, causality and default keywords. By default they are drawn uniformly as in Glorot & Bengio (2010).
     rng : int or numpy.random.Generator, optional
-        Draws the projections and the dropout: the same seed gives the same result.
+        Draws the projections and the dropout; a seed makes the call reproducible.
     **options
-        The other keywords of :func:`headwise.scaled_dot_product_attention`.
+        The other keywords of :func:`headwise.scaled_dot_product_attention`, as for
+        :meth:`headwise.MultiHeadAttention.forward`.
 
     Returns
     -------
-    output : ndarray, (batch, query_len, d_model)
-        Of the rank of ``query`` and of the floating dtype of the inputs; float16 and bfloat16 are computed in float32,
-        projections included, and rounded once.
-    weights : ndarray, (batch, num_heads, query_len, key_len), or None
+    output : ndarray, (batch, query_len, d_model) or (query_len, d_model)
+        Of the floating dtype of the inputs; float16 and bfloat16 are computed in float32, projections included, and
+        rounded once.
+    weights : ndarray, (batch, num_heads, query_len, key_len) or (num_heads, query_len, key_len), or None
         Before dropout; None with ``need_weights=False``.
-    lse : ndarray, (batch, num_heads, query_len)
+    lse : ndarray, (batch, num_heads, query_len) or (num_heads, query_len)
         Only with ``return_lse=True``.
 
     Raises
@@ -117,7 +122,7 @@ def multi_head_attention(
 
     References
     ----------
-    Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.
+    .. [1] A. Vaswani et al., "Attention Is All You Need", 2017, section 3.2.2.
 
     Examples
     --------
@@ -178,19 +183,36 @@ def multi_head_self_attention(
     rng: Rng = None,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Any, ...]:
-    """:func:`multi_head_attention` of a sequence to itself.
+    """Multi-head attention of a sequence to itself: :func:`multi_head_attention` with one input.
 
     Parameters
     ----------
     x : array_like, (batch, seq, width) or (seq, width)
-        Query, key and value in one.
-    num_heads, d_model, mask, dropout_rate, params, rng, **options
-        As for :func:`multi_head_attention`.
+        Query, key and value.
+    num_heads : int
+        Number of heads, a divisor of ``d_model``.
+    d_model : int
+        Width of all heads together, and of the output.
+    mask : array_like, optional
+        ``(seq, seq)``, ``(batch, seq, seq)`` or ``(batch, heads, seq, seq)``, or ``(batch, seq)`` from
+        :func:`headwise.create_padding_mask`; see :meth:`headwise.MultiHeadAttention.forward`.
+    dropout_rate : float
+        Rate in [0, 1) of the dropout of attention weights.
+    params : MultiHeadAttention or mapping, optional
+        The projections ``W_q``, ``W_k``, ``W_v`` (width, d_model) and ``W_o`` (d_model, d_model), as for
+        :func:`multi_head_attention`; drawn by default.
+    rng : int or numpy.random.Generator, optional
+        Draws the projections and the dropout; a seed makes the call reproducible.
+    **options
+        The other keywords of :func:`headwise.scaled_dot_product_attention`, as for :func:`multi_head_attention`.
 
     Returns
     -------
-    output : ndarray, (batch, seq, d_model)
-    weights : ndarray, (batch, num_heads, seq, seq), or None
+    output : ndarray, (batch, seq, d_model) or (seq, d_model)
+    weights : ndarray, (batch, num_heads, seq, seq) or (num_heads, seq, seq), or None
+        Before dropout; None with ``need_weights=False``.
+    lse : ndarray, (batch, num_heads, seq) or (num_heads, seq)
+        Only with ``return_lse=True``.
 
     Raises
     ------

@@ -50,26 +50,36 @@ def self_attention(
     rng: Rng = None,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Any, ...]:
-    """Scaled dot-product attention of a sequence to itself, with nothing projected.
+    """Scaled dot-product attention of a sequence to itself, without projections.
 
     Parameters
     ----------
     x : array_like, (…, seq, d_model)
-        Query, key and value in one.
+        Query, key and value.
     d_model : int
-        The width that ``x`` is checked against.
-    mask, dropout_rate, rng, **options
-        As for :func:`headwise.scaled_dot_product_attention`.
+        Expected width of ``x``.
+    mask : array_like, optional
+        Broadcast against (…, seq, seq), or (batch, seq) from :func:`headwise.create_padding_mask`; see
+        :func:`headwise.scaled_dot_product_attention`.
+    dropout_rate : float
+        Rate in [0, 1) of the dropout of attention weights.
+    rng : int or numpy.random.Generator, optional
+        Draws the dropout.
+    **options
+        The other keywords of :func:`headwise.scaled_dot_product_attention`.
 
     Returns
     -------
     output : ndarray, (…, seq, d_model)
     weights : ndarray, (…, seq, seq), or None
+        Before dropout; None with ``need_weights=False``.
+    lse : ndarray, (…, seq)
+        Only with ``return_lse=True``.
 
     Raises
     ------
     ValueError, TypeError
-        If the width is not ``d_model``, or as :func:`headwise.scaled_dot_product_attention`.
+        If the width is not ``d_model``, and as :func:`headwise.scaled_dot_product_attention`.
 
     Examples
     --------
@@ -115,28 +125,38 @@ def cross_attention(
     rng: Rng = None,
     **options: Unpack[AttentionOptions],
 ) -> tuple[Any, ...]:
-    """Scaled dot-product attention of one sequence to another, with nothing projected.
+    """Scaled dot-product attention of one sequence to another, without projections.
 
     Parameters
     ----------
     query : array_like, (…, query_len, d_model)
-        What attends, such as a decoder's state.
+        The sequence that attends, such as the state of a decoder.
     context : array_like, (…, key_len, d_model)
-        What is attended to, as key and as value, such as an encoder's output.
+        Key and value, such as the output of an encoder.
     d_model : int
-        The width that both are checked against.
-    mask, dropout_rate, rng, **options
-        As for :func:`headwise.scaled_dot_product_attention`.
+        Expected width of both.
+    mask : array_like, optional
+        Broadcast against (…, query_len, key_len), or (batch, key_len) from :func:`headwise.create_padding_mask`; see
+        :func:`headwise.scaled_dot_product_attention`.
+    dropout_rate : float
+        Rate in [0, 1) of the dropout of attention weights.
+    rng : int or numpy.random.Generator, optional
+        Draws the dropout.
+    **options
+        The other keywords of :func:`headwise.scaled_dot_product_attention`.
 
     Returns
     -------
     output : ndarray, (…, query_len, d_model)
     weights : ndarray, (…, query_len, key_len), or None
+        Before dropout; None with ``need_weights=False``.
+    lse : ndarray, (…, query_len)
+        Only with ``return_lse=True``.
 
     Raises
     ------
     ValueError, TypeError
-        If a width is not ``d_model``, or as :func:`headwise.scaled_dot_product_attention`.
+        If a width is not ``d_model``, and as :func:`headwise.scaled_dot_product_attention`.
 
     Examples
     --------
@@ -149,12 +169,12 @@ def cross_attention(
     ((2, 3, 64), (2, 3, 7))
     """
     width = check_size(d_model, "d_model")
-    rows, others = _of_width(query, "query", width), _of_width(context, "context", width)
-    if others.ndim != rows.ndim or others.shape[:-2] != rows.shape[:-2]:
+    rows, keys = _of_width(query, "query", width), _of_width(context, "context", width)
+    if keys.ndim != rows.ndim or keys.shape[:-2] != rows.shape[:-2]:
         expected = ", ".join(str(n) for n in (*rows.shape[:-2], "key_len", width))
-        raise ValueError(f"context: shape {others.shape}, expected ({expected}) beside query {rows.shape}")
+        raise ValueError(f"context: shape {keys.shape}, expected ({expected}) beside query {rows.shape}")
     rate = check_rate(dropout_rate, "dropout_rate")
-    return scaled_dot_product_attention(rows, others, others, mask, rate, rng=rng, **options)
+    return scaled_dot_product_attention(rows, keys, keys, mask, rate, rng=rng, **options)
 
 
 def _of_width(x: ArrayLike, name: str, d_model: int) -> Array:

@@ -18,28 +18,31 @@ __all__ = ["attention_score_visualization"]
 def attention_score_visualization(
     attention_weights: ArrayLike, tokens: Sequence[str] | None = None, *, batch: int = 0, head: int = 0
 ) -> dict[str, Any]:
-    """One map of attention weights with its labels and range, ready to draw.
+    """One map of attention weights with its labels and range, as data for a drawing.
 
     Parameters
     ----------
     attention_weights : array_like, (query_len, key_len)
-        Or with axes before these: (batch,) or (batch, heads).
+        Or (batch, query_len, key_len) or (batch, heads, query_len, key_len), of which ``batch`` and ``head`` select one
+        map.
     tokens : sequence of str, optional
-        A label for each key; the positions by default. Too few are padded with empty labels and too many are cut, and
-        the entry ``note`` says so.
+        A label for each key; the positions by default. If there are too few, empty labels are added; if there are too
+        many, the last ones are left out. The entry ``note`` then says so.
     batch, head : int
-        Which map of several to take.
+        The indices of the map to select.
 
     Returns
     -------
     dict
-        ``weights`` (query_len, key_len), ``tokens`` (a list), ``shape`` (of ``weights``), ``max_attention`` and
-        ``min_attention`` (floats), and ``note`` (a str) where the labels were padded or cut.
+        ``weights`` (query_len, key_len), ``tokens`` (a list of key_len str), ``shape`` (of ``weights``),
+        ``max_attention`` and ``min_attention`` (floats), and ``note`` (a str) if labels were added or left out.
 
     Raises
     ------
     ValueError
-        If the shape has no map in it, or ``batch`` or ``head`` is none of its indices.
+        If the shape is not one of those above, or an index is out of its range.
+    TypeError
+        If a dtype or the type of an index is wrong.
 
     Examples
     --------
@@ -54,8 +57,8 @@ def attention_score_visualization(
     check_dtype(weights.dtype, "attention_weights")
     if weights.ndim not in (2, 3, 4) or weights.size == 0:
         raise ValueError(
-            f"attention_weights: shape {weights.shape}, expected a map (query_len, key_len) that is not empty, "
-            "with (batch,) or (batch, heads) before it or not"
+            f"attention_weights: shape {weights.shape}, expected (query_len, key_len), (batch, query_len, key_len) or "
+            "(batch, heads, query_len, key_len), not empty"
         )
     shape = weights.shape
     for name, index, axes in (("batch", batch, weights.ndim - 2), ("head", head, weights.ndim - 3)):

@@ -20,30 +20,32 @@ __all__ = ["learned_positional_encoding", "positional_encoding"]
 
 
 def positional_encoding(seq_len: int, d_model: int, n: float = 10000) -> Array:
-    """The sinusoidal encoding of the positions ``0 .. seq_len - 1``.
+    """The sinusoidal encoding of the positions ``0 .. seq_len - 1`` [1]_.
 
     Parameters
     ----------
     seq_len : int
         Number of positions.
     d_model : int
-        Number of features, odd numbers included.
+        Number of features; it may be odd.
     n : float
-        Ratio of the longest wavelength to the shortest, about.
+        Base of the frequencies: approximately the ratio of the maximum to the minimum wavelength.
 
     Returns
     -------
     ndarray, (seq_len, d_model), float64
-        ``sin(p * n ** (-2 k / d_model))`` in column ``2 k`` of row ``p``, the cosine in column ``2 k + 1``.
+        Row ``p`` has ``sin(p * n ** (-2 k / d_model))`` in column ``2 k`` and its cosine in column ``2 k + 1``.
 
     Raises
     ------
     ValueError
         If a size or ``n`` is not positive.
+    TypeError
+        If a size is not an integer, or ``n`` is not a real number.
 
     References
     ----------
-    Vaswani et al., "Attention Is All You Need" (2017), section 3.5.
+    .. [1] A. Vaswani et al., "Attention Is All You Need", 2017, section 3.5.
 
     Examples
     --------
@@ -62,14 +64,16 @@ def positional_encoding(seq_len: int, d_model: int, n: float = 10000) -> Array:
 
 
 def learned_positional_encoding(seq_len: int, d_model: int, *, rng: Rng = None) -> Array:
-    """Embeddings of positions to train: normal with standard deviation 0.02, as BERT and GPT-2 begin.
+    """Initial values of trainable position embeddings: normal with standard deviation 0.02, as in BERT and GPT-2.
 
     Parameters
     ----------
-    seq_len, d_model : int
-        Number of positions and of features.
+    seq_len : int
+        Number of positions.
+    d_model : int
+        Number of features.
     rng : int or numpy.random.Generator, optional
-        Draws them.
+        Draws the embeddings.
 
     Returns
     -------
@@ -79,10 +83,12 @@ def learned_positional_encoding(seq_len: int, d_model: int, *, rng: Rng = None) 
     ------
     ValueError
         If a size is not positive.
+    TypeError
+        If a size is not an integer.
 
     See Also
     --------
-    headwise.LearnedPositionalEmbedding : a layer that adds and updates them.
+    headwise.LearnedPositionalEmbedding : a layer that adds and updates such embeddings.
 
     Examples
     --------
