@@ -194,7 +194,7 @@ def test_the_work_is_shared_out() -> None:
     """A child that has not been parallel starts threads for it; without them, same bits would prove nothing."""
     serial = run("""
         hw.set_num_threads(1)
-        import test_threads
+        from threads import test_threads
         hw.set_num_threads(4)
         def starts_none(name):
             before = tasks()
