@@ -9,7 +9,7 @@ headwise and PyTorch compute the same attention, NumPy a matrix product. The col
 
 alone     calls of one library, one after another
 rested    a pause of 40 ms before each call, in which the threads of the library fall asleep
-in turn   one call of each library per round: the threads of the previous library may still be spinning
+rounds    one call of each library per round: the threads of the previous library may still be spinning
 beside …  two Python threads, one per library, without pauses. A fair share of the processors doubles the time
 share     two libraries run beside each other, and each one's work is counted as calls times its time alone. This is the
           smaller share of the work of the two, for the worst partner: 50 % is fair, near 0 % means starvation
@@ -64,7 +64,7 @@ def main() -> None:
         for one, other, times in zip(pair, pair[::-1], samples, strict=True):
             beside[one, other] = statistics.median(times)
             shares[one].append(min(done) / sum(done))
-    print("| | alone | rested | in turn |", " | ".join(f"beside {name}" for name in calls), "| share |")
+    print("| | alone | rested | rounds |", " | ".join(f"beside {name}" for name in calls), "| share |")
     print("| --- |", " | ".join(["---:"] * (len(calls) + 4)), "|")
     for name in calls:
         others = [f"{beside[name, other] * 1e3:.2f}" if other != name else "" for other in calls]
