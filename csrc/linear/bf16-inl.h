@@ -22,12 +22,12 @@
 #include <limits>
 #include <type_traits>
 
-#include "base/cpu_features.h"
 #include "base/scratch.h"
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "linear/kernel-inl.h"
 #include "linear/kernel.h"
+#include "matmul/bf16_policy.h"
 #include "matmul/bf16_split-inl.h"
 #include "matmul/pack-inl.h"
 
@@ -227,35 +227,29 @@ class PartsLinear {
   std::byte* const again_scratch_;
 };
 
-// function(Int<parts>) for the parts that numbers of T go by. A bfloat16 is its only part, a float16 has two; its third
-// is for the product of the second ones, of up to 2^-16 of the whole. 0: by multiply-adds, for the Unit takes fewer.
-template <class Unit, typename T, class Function>
-auto WithParts(Precision precision, const Function& function) {
-  if (precision == Precision::kMedium || std::is_same_v<T, BFloat16>) return function(Int<1>());
-  if constexpr (Unit::kMaxTerms == 1) {
-    return function(Int<0>());
-  } else {
-    if (precision == Precision::kHigh) return function(Int<2>());
-    return function(Int<3>());
+// function(Int<terms>) for the terms that the policy gives; 0: FMA.
+template <class Backend, typename T, class Function>
+auto WithTerms(Precision precision, const Function& function) {
+  constexpr int kMax = std::min(kMaxLinearTerms<T>, MaxTerms(Backend::kBackend));
+  const int terms = LinearTerms<T>(Backend::kBackend, precision);
+  if constexpr (kMax < kMaxLinearTerms<T>) {
+    if (terms == 0) return function(Int<0>());
   }
-}
-
-// Up to so many rows one part does not pay, nor does packing bfloat16, which stays as it is: for others that is more.
-constexpr int64_t kFewRowsOfOnePart = 8;
-
-// Whether the Unit is faster than multiply-adds, as measured. What does not pay, on packed weights neither: the bits do
-// not tell whether weights were packed. Without depth there is nothing to multiply, and it writes nothing.
-template <int kParts, typename T>
-bool TilesPay(const LinearArgs<T>& args) {
-  if (Bf16ForAnyShape()) return args.weight.shape[0] > 0;
-  constexpr int64_t kLeast = kParts == 3 ? 4 * kChunk : 2 * kChunk;
-  constexpr int64_t kFewestRows = kParts == 1 ? kFewRowsOfOnePart + 1 : kSide;
-  return args.out.shape[0] >= kFewestRows && args.weight.shape[0] >= kLeast && args.weight.shape[1] >= kLeast;
+  if constexpr (kMax == 3) {
+    if (terms == 3) return function(Int<3>());
+    if (terms == 2) return function(Int<2>());
+  }
+  return function(Int<1>());
 }
 
 template <typename T>
-int64_t PartsFewRows(const LinearArgs<T>& args) {
-  return std::is_same_v<T, BFloat16> && TilesPay<1>(args) ? kFewRowsOfOnePart : LinearFewRows(args);
+bool Bf16Pays(const LinearArgs<T>& args, int terms) {
+  return LinearBf16Pays(terms, args.out.shape[0], args.weight.shape[0], args.weight.shape[1]);
+}
+
+template <typename T>
+int64_t Bf16GemvRows(const LinearArgs<T>& args) {
+  return std::is_same_v<T, BFloat16> && Bf16Pays(args, 1) ? kMaxBf16GemvRows : LinearFewRows(args);
 }
 
 template <typename T>
@@ -266,13 +260,13 @@ LinearArgs<T> Unpacked(LinearArgs<T> args) {
 
 template <class Unit, typename T>
 std::size_t PartsScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
-  return WithParts<Unit, T>(args.precision, [&](auto parts) {
-    if constexpr (parts.value == 0) {
+  return WithTerms<Unit, T>(args.precision, [&](auto terms) {
+    if constexpr (terms.value == 0) {
       return LinearScratchBytes<T>(args, largest);
     } else {
-      if (!TilesPay<parts.value>(args)) return LinearScratchBytes<T>(Unpacked(args), largest);
+      if (!Bf16Pays(args, terms.value)) return LinearScratchBytes<T>(Unpacked(args), largest);
       Arena measure(nullptr);
-      PartsLinear<T, parts.value, Unit>(measure, args, largest);
+      PartsLinear<T, terms.value, Unit>(measure, args, largest);
       return measure.used();
     }
   });
@@ -280,24 +274,24 @@ std::size_t PartsScratchBytes(const LinearArgs<T>& args, const LinearBlock& larg
 
 template <class Unit, typename T>
 void PartsRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch) {
-  WithParts<Unit, T>(args.precision, [&](auto parts) {
-    if constexpr (parts.value == 0) {
+  WithTerms<Unit, T>(args.precision, [&](auto terms) {
+    if constexpr (terms.value == 0) {
       LinearRun<T>(args, block, scratch);
     } else {
-      if (!TilesPay<parts.value>(args)) return LinearRun<T>(Unpacked(args), block, scratch);
+      if (!Bf16Pays(args, terms.value)) return LinearRun<T>(Unpacked(args), block, scratch);
       Arena arena(scratch);
-      PartsLinear<T, parts.value, Unit>(arena, args, block).Run();
+      PartsLinear<T, terms.value, Unit>(arena, args, block).Run();
     }
   });
 }
 
 template <class Unit, typename T>
 std::size_t PartsPackedBytes(View<const T, 2> weight, Precision precision) {
-  return WithParts<Unit, T>(precision, [&](auto parts) {
-    if constexpr (parts.value == 0) {
+  return WithTerms<Unit, T>(precision, [&](auto terms) {
+    if constexpr (terms.value == 0) {
       return LinearPackedBytes<T>(weight, precision);
     } else {
-      return Bytes(sizeof(std::uint32_t), Sides(weight.shape[1]), Chunks(weight.shape[0]), kChunkSize<parts.value>);
+      return Bytes(sizeof(std::uint32_t), Sides(weight.shape[1]), Chunks(weight.shape[0]), kChunkSize<terms.value>);
     }
   });
 }
@@ -305,12 +299,12 @@ std::size_t PartsPackedBytes(View<const T, 2> weight, Precision precision) {
 // [group of 32 columns][chunk][part][2 tiles]
 template <class Unit, typename T>
 void PartsPack(View<const T, 2> weight, Precision precision, int64_t begin, int64_t end, std::byte* packed) {
-  WithParts<Unit, T>(precision, [&](auto parts) {
-    if constexpr (parts.value == 0) {
+  WithTerms<Unit, T>(precision, [&](auto terms) {
+    if constexpr (terms.value == 0) {
       LinearPack<T>(weight, precision, begin, end, packed);
     } else {
-      const int64_t chunks = Chunks(weight.shape[0]), group_size = chunks * kChunkSize<parts.value>;
-      PartsLinear<T, parts.value, Unit>::PackWeight(
+      const int64_t chunks = Chunks(weight.shape[0]), group_size = chunks * kChunkSize<terms.value>;
+      PartsLinear<T, terms.value, Unit>::PackWeight(
           weight, begin, end, 0, chunks, group_size,
           reinterpret_cast<std::uint32_t*>(packed) + begin / kSide * group_size);
     }
@@ -319,7 +313,7 @@ void PartsPack(View<const T, 2> weight, Precision precision, int64_t begin, int6
 
 template <class Unit, typename T>
 constexpr LinearKernel<T> kPartsLinear{kSide,
-                                       &PartsFewRows<T>,
+                                       &Bf16GemvRows<T>,
                                        &PartsScratchBytes<Unit, T>,
                                        &PartsRun<Unit, T>,
                                        &PartsPackedBytes<Unit, T>,

@@ -14,6 +14,7 @@
 
 #include "hwy/highway.h"
 #include "matmul/amx.h"
+#include "matmul/bf16_policy.h"
 #include "matmul/bf16_split-inl.h"
 
 #if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
@@ -83,7 +84,7 @@ class ChunkProduct {
  private:
   enum Operand { kA, kB };
 
-  static constexpr int kProducts = kParts * (kParts + 1) / 2;
+  static constexpr int kProducts = Bf16Products(kParts);
   static constexpr int kLines = kParts * 2 * kTileSide;  // of the next chunk of B
 
   template <int kPortion>
@@ -166,7 +167,7 @@ HWY_INLINE void StoreTiles(float* to, int64_t stride, bool lower) {
 }
 
 struct AmxBackend {
-  static constexpr int kMaxTerms = 3;
+  static constexpr MatmulBackend kBackend = MatmulBackend::kAmx;
   static constexpr int kStages = 2;  // tiles of scores at once: the vector unit works on one meanwhile
   static constexpr bool kFinishes = false;
 

@@ -16,6 +16,7 @@
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "matmul/bf16_policy.h"
 #include "matmul/bf16_split-inl.h"
 #include "matmul/fma-inl.h"
 
@@ -25,7 +26,7 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 struct DotBackend {
-  static constexpr int kMaxTerms = 1;  // of more, three products or six cost more than one in float32
+  static constexpr MatmulBackend kBackend = MatmulBackend::kBf16Dot;
   static constexpr int kStages = 1;
   static constexpr bool kFinishes = true;  // a function may take the products while they are in registers
 

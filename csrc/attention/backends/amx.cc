@@ -9,32 +9,28 @@
 // Below foreach_target.h, or the first target would miss them.
 #include "attention/backends/amx-inl.h"
 #include "attention/kernel.h"
+#include "matmul/bf16_policy.h"
 
 #if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// Parts that numbers are split into; halves are exact in one or two.
-template <typename S>
-constexpr int kMaxTerms = std::is_same_v<S, float>     ? 3
-                          : std::is_same_v<S, Float16> ? 2
-                                                       : 1;
-
 template <typename S>
 void AmxBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
-  switch (args.spec.precision) {
-    case Precision::kHighest:
-      return AmxAttentionBlock<S, kMaxTerms<S>>(args, block, scratch);
-    case Precision::kHigh:
-      return AmxAttentionBlock<S, std::min(2, kMaxTerms<S>)>(args, block, scratch);
-    case Precision::kMedium:
+  constexpr int kMax = kMaxAttentionTerms<S>;
+  switch (AttentionTerms<S>(MatmulBackend::kAmx, args.spec.precision)) {
+    case 3:
+      return AmxAttentionBlock<S, kMax>(args, block, scratch);
+    case 2:
+      return AmxAttentionBlock<S, std::min(2, kMax)>(args, block, scratch);
+    default:
       return AmxAttentionBlock<S, 1>(args, block, scratch);
   }
 }
 
 template <typename S>
-constexpr AttentionKernel<S> kAmxAttention{&AttentionScratchBytes<AmxProducts<S, kMaxTerms<S>>>, &AmxBlock<S>};
+constexpr AttentionKernel<S> kAmxAttention{&AttentionScratchBytes<AmxProducts<S, kMaxAttentionTerms<S>>>, &AmxBlock<S>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
