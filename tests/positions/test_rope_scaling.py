@@ -217,7 +217,7 @@ def test_ways_to_say_the_same() -> None:
         new = rope_parameters(8, scaling={**longrope(4, factor=4.0), "type": "su"}, seq_len=seq_len)
         np.testing.assert_array_equal(old[0], new[0])
         assert old[1] == new[1]
-    # Lengths stand in for what can be derived from them.
+    # Lengths stand in for what can be computed from them.
     given = rope_parameters(8, scaling=YARN)[0]
     without = {key: value for key, value in YARN.items() if key != "factor"}
     np.testing.assert_array_equal(rope_parameters(8, scaling=without, max_position_embeddings=40 * 4096)[0], given)
@@ -234,7 +234,7 @@ BAD_SCALINGS: dict[str, tuple[type[Exception], str, Any]] = {
     "unknown": (ValueError, r"rope_type'\]: 'ntk', expected one of default, linear, .*longrope", {"rope_type": "ntk"}),
     "unknown-legacy": (ValueError, "'mrope', expected one of", {"type": "mrope"}),
     "type": (TypeError, r"rope_type'\]: int, expected a string", {"rope_type": 3}),
-    "missing": (ValueError, "^scaling: no 'factor', which rope_type 'linear' needs", {"rope_type": "linear"}),
+    "missing": (ValueError, "^scaling: no 'factor', which rope_type 'linear' requires", {"rope_type": "linear"}),
     "missing-three": (
         ValueError,
         "no 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'",
@@ -247,7 +247,7 @@ BAD_SCALINGS: dict[str, tuple[type[Exception], str, Any]] = {
         "no 'original_max_position_embeddings'",
         {**YARN, "original_max_position_embeddings": None},
     ),
-    "longrope-no-factor": (ValueError, "no 'factor'.*max_position_embeddings to derive it", longrope(4)),
+    "longrope-no-factor": (ValueError, "no 'factor'.*max_position_embeddings to compute it", longrope(4)),
     "longrope-no-length": (
         ValueError,
         "no 'original_max_position_embeddings'",
@@ -256,13 +256,13 @@ BAD_SCALINGS: dict[str, tuple[type[Exception], str, Any]] = {
     "dynamic-no-length": (ValueError, "^max_position_embeddings: None", DYNAMIC),
     "unexpected": (
         ValueError,
-        "^scaling: 'beta_fast', expected for rope_type 'linear' any of factor",
+        "^scaling: 'beta_fast', expected only factor, .* for rope_type 'linear'",
         {**LINEAR, "beta_fast": 32},
     ),
     "unexpected-default": (ValueError, "^scaling: 'factor'", {"factor": 2.0}),
     "nested": (
         ValueError,
-        "'full_attention', 'sliding_attention', expected that of one kind of layer",
+        "'full_attention', 'sliding_attention', expected the one for a single kind of layer",
         {"full_attention": LINEAR, "sliding_attention": {}},
     ),
     "factor-small": (ValueError, r"^scaling\['factor'\]: 0.5, expected at least 1", {**LINEAR, "factor": 0.5}),
@@ -272,7 +272,7 @@ BAD_SCALINGS: dict[str, tuple[type[Exception], str, Any]] = {
     "theta": (ValueError, r"^scaling\['rope_theta'\]: -1.0, expected a positive number", {"rope_theta": -1}),
     "fraction-zero": (ValueError, r"partial_rotary_factor'\]: 0.0, expected a fraction", {"partial_rotary_factor": 0}),
     "fraction-big": (ValueError, r"partial_rotary_factor'\]: 1.5", {"partial_rotary_factor": 1.5}),
-    "fraction-of-nothing": (ValueError, "turns 0 of 8 features", {"partial_rotary_factor": 0.1}),
+    "fraction-of-nothing": (ValueError, "rotates 0 of 8 features", {"partial_rotary_factor": 0.1}),
     "length-float": (
         TypeError,
         "original_max_position_embeddings.*integer",

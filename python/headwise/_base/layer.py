@@ -1,4 +1,4 @@
-"""The base class of layers, and their parameters."""
+"""The base class of layers, and the parameters of layers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from headwise._base.typing import Array
 
-T = TypeVar("T")  # an array; Any where it may be None
+T = TypeVar("T")  # the type of a parameter: an array, or Any if it may be None
 
 
 class Layer(ABC):
-    """A layer is callable: ``layer(x)`` is ``layer.forward(x)``. Dropout acts only while ``training`` is true."""
+    """The base class of layers: ``layer(x)`` is ``layer.forward(x)``, and dropout acts only if ``training`` is true."""
 
     training: bool = False
 
-    if not TYPE_CHECKING:  # for type checkers each layer says `__call__ = forward`, to have its types
+    if not TYPE_CHECKING:  # for type checkers each layer declares `__call__ = forward`, with its signature
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return self.forward(*args, **kwargs)
@@ -43,20 +43,20 @@ class Layer(ABC):
 
 
 class Parameter(Generic[T]):
-    """An array attribute that users read, replace and change in place like any other, and that is cast only once.
+    """An array attribute that users may read, replace or change in place, and whose cast to another dtype is cached.
 
-    A layer with float64 parameters computes in float32 when its input is float32. The cast is kept for the next call,
-    but only as long as nobody can have changed the numbers: reading the attribute from outside discards it, and none
-    is kept while anyone else holds a reference to the array or to the memory it views.
+    A layer with float64 parameters computes in float32 if its input is float32. The cast is reused as long as the
+    numbers cannot have changed: reading the attribute discards it, and no cast is cached while there is an outside
+    reference to the array or to the memory that it views.
     """
 
     def __init__(self, *axes: str) -> None:
-        self._axes = axes  # names of the layer's attributes that hold the sizes
+        self._axes = axes  # the names of the layer's attributes that hold the sizes
         self._optional = False
 
     @classmethod
     def optional(cls, *axes: str) -> Parameter[T]:
-        """One that may be None."""
+        """A parameter that may be None."""
         parameter = cls(*axes)
         parameter._optional = True
         return parameter
@@ -95,7 +95,7 @@ class Parameter(Generic[T]):
 
 
 def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
-    """The dtype to make parameters in: float64 unless asked otherwise."""
+    """``dtype``, checked, as the dtype of parameters; float64 by default."""
     if dtype is None:
         return FLOAT64
     try:
@@ -109,9 +109,9 @@ def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
 
 
 class Slot:
-    """An array and its last cast, stamped with the version of the array it was made from.
+    """A parameter's array and its last cast, which carries the version of the array it was made from.
 
-    ``version`` is another object after each time that someone may have changed the array.
+    ``version`` is a new object after each read of the attribute, as the reader may change the array.
     """
 
     __slots__ = ("_cast", "array", "version")
@@ -122,11 +122,11 @@ class Slot:
         self.version = object()
 
     def __reduce__(self) -> tuple[type[Slot], tuple[Array]]:
-        return Slot, (self.array,)  # copies and pickles leave the cast behind
+        return Slot, (self.array,)  # copies and pickles have no cast
 
     def open(self) -> Array:
-        """The array, for someone who may change it. A cast that another thread is making now is void as well: it will
-        carry the version that was current when it began."""
+        """The array, for a reader who may change it. The cast is discarded; a cast that another thread is making is
+        invalid too, as it will carry the old version."""
         self.version = object()
         self._cast = None
         return self.array
@@ -142,12 +142,12 @@ class Slot:
         return kept[1]
 
     def is_private(self) -> bool:
-        """Whether nobody else reaches the numbers, through the array or through the memory it is a view of."""
+        """Whether there is no outside reference to the array or to the memory that it views."""
         if sys.getrefcount(self.array) > _PRIVATE:
             return False
         if self.array.base is None:
             return True
-        # A view of a view refers to the owner of the memory, so one step sees them all. Unpickled arrays view bytes.
+        # NumPy's views refer to the owner of the memory, also views of views. Unpickled arrays are views of bytes.
         return _owns_memory(self.array.base) and sys.getrefcount(self.array.base) <= _PRIVATE
 
 
@@ -155,6 +155,6 @@ def _owns_memory(base: object) -> bool:
     return isinstance(base, bytes) or (type(base) is np.ndarray and base.base is None)
 
 
-# What sys.getrefcount answers for an attribute nobody else refers to: whether its argument counts is the interpreter's.
+# The value of sys.getrefcount for an attribute without other references; it depends on the Python version.
 _probe = Slot(np.empty(0))
 _PRIVATE = sys.getrefcount(_probe.array)

@@ -1,4 +1,4 @@
-"""Encodings of one position each: sinusoidal and learned."""
+"""Encodings of absolute positions: sinusoidal and learned."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["LearnedPositionalEmbedding", "SinusoidalPositionalEncoding", "fresh_
 
 
 def sinusoid(positions: Array, d_model: int, n: float = 10000.0) -> Array:
-    """Sines of the positions in the even columns, cosines in the odd ones, (…, d_model), float64.
+    """Sinusoidal encodings (…, d_model), float64: sines in the even columns and cosines in the odd ones.
 
-    Columns ``2 k`` and ``2 k + 1`` turn by ``n ** (-2 k / d_model)`` a position ("Attention Is All You Need",
-    section 3.5); an odd ``d_model`` ends with a sine.
+    The angles of columns ``2 k`` and ``2 k + 1`` are ``position * n ** (-2 k / d_model)`` ("Attention Is All You Need",
+    section 3.5). If ``d_model`` is odd, the last column is a sine.
     """
     check_room(*positions.shape, d_model)
     frequencies = n ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
@@ -38,23 +38,23 @@ def sinusoid(positions: Array, d_model: int, n: float = 10000.0) -> Array:
 
 
 def fresh_embeddings(rng: Rng, rows: int, d_model: int, dtype: DTypeLike | None) -> Array:
-    """Embeddings to train: normal with the standard deviation of BERT and GPT-2, small beside those of tokens."""
+    """Initial embeddings (rows, d_model): normal with standard deviation 0.02, as in BERT and GPT-2."""
     made = parameter_dtype(dtype)
     check_room(rows, d_model)
     return check_rng(rng).normal(0.0, 0.02, (rows, d_model)).astype(made, copy=False)
 
 
 class SinusoidalPositionalEncoding(Layer):
-    """Adds sines and cosines of the position, at wavelengths from 2 pi to 10000 * 2 pi.
+    """Adds sines and cosines of the position, at wavelengths from 2 pi to 10000 * 2 pi [1]_.
 
-    Nothing is learned and any length can be encoded: the table starts with ``max_len`` positions and grows.
+    There are no parameters. Sequences may have any length: the table has ``max_len`` positions initially and grows.
 
     Parameters
     ----------
     d_model : int
-        Number of features, odd numbers included.
+        Number of features; it may be odd.
     max_len : int
-        Number of positions to precompute.
+        Number of precomputed positions.
     dropout : float
         Rate in [0, 1) of the dropout after the addition, in training only.
     rng : int or numpy.random.Generator, optional
@@ -65,7 +65,7 @@ class SinusoidalPositionalEncoding(Layer):
     pe : ndarray, (max_len or more, d_model), float64, read-only
         The encoding of each position.
     training : bool
-        Whether dropout acts; False at first.
+        Whether dropout acts; initially False.
 
     Raises
     ------
@@ -74,7 +74,7 @@ class SinusoidalPositionalEncoding(Layer):
 
     References
     ----------
-    Vaswani et al., "Attention Is All You Need" (2017), section 3.5.
+    .. [1] A. Vaswani et al., "Attention Is All You Need", 2017, section 3.5.
 
     Examples
     --------
@@ -102,27 +102,29 @@ class SinusoidalPositionalEncoding(Layer):
         return self._table.array
 
     def forward(self, x: ArrayLike, *, training: bool | None = None, rng: Rng = None) -> Array:
-        """Add to each row of ``x`` the encoding of its position.
+        """Add the encoding of its position to each row of ``x``.
 
         Parameters
         ----------
         x : array_like, (…, seq, d_model)
-            Embeddings.
+            Embeddings of tokens.
         training : bool, optional
-            Whether dropout acts in this call; the attribute ``training`` decides by default.
+            Whether dropout acts in this call; the attribute ``training`` by default.
         rng : int or numpy.random.Generator, optional
-            Draws this call's dropout.
+            Draws the dropout of this call.
 
         Returns
         -------
-        ndarray
-            Of the shape and floating dtype of ``x`` (float64 for integers); float16 and bfloat16 are added up in
-            float32 and rounded once.
+        ndarray, (…, seq, d_model)
+            Of the floating dtype of ``x`` (float64 for integers); float16 and bfloat16 are computed in float32 and
+            rounded once.
 
         Raises
         ------
         ValueError
             If the last axis is not ``d_model`` wide.
+        TypeError
+            If the dtype of ``x`` is not real.
         """
         rows, dtype, result_dtype = _embeddings(x, self.d_model)
         acts = self.training if training is None else check_flag(training, "training")
@@ -138,8 +140,8 @@ class SinusoidalPositionalEncoding(Layer):
 
         Parameters
         ----------
-        positions : array_like of int, any shape
-            Negative ones and ones past ``max_len`` included.
+        positions : array_like of int, (…,)
+            Any integers, also negative ones and those beyond ``max_len``.
 
         Returns
         -------
@@ -161,16 +163,16 @@ class SinusoidalPositionalEncoding(Layer):
 
 
 class LearnedPositionalEmbedding(Layer):
-    """Adds a trainable vector for each position, as in BERT and GPT-2.
+    """Adds a trainable vector for each position, as in BERT [1]_ and GPT-2.
 
     Parameters
     ----------
     max_len : int
-        Number of positions; longer inputs are refused.
+        Number of positions; a longer input is an error.
     d_model : int
         Number of features.
     rng : int or numpy.random.Generator, optional
-        Draws the embeddings, normal with standard deviation 0.02.
+        Draws the embeddings: normal with standard deviation 0.02.
     dtype : dtype, optional
         Of the embeddings; float64 by default.
 
@@ -186,8 +188,8 @@ class LearnedPositionalEmbedding(Layer):
 
     References
     ----------
-    Devlin et al., "BERT" (2018), section 3; Gehring et al., "Convolutional Sequence to Sequence Learning" (2017),
-    section 3.1.
+    .. [1] J. Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2018,
+       section 3. Also J. Gehring et al., "Convolutional Sequence to Sequence Learning", 2017, section 3.1.
 
     Examples
     --------
@@ -212,23 +214,25 @@ class LearnedPositionalEmbedding(Layer):
         self.embeddings = fresh_embeddings(rng, self.max_len, self.d_model, dtype)
 
     def forward(self, x: ArrayLike) -> Array:
-        """Add to each row of ``x`` the embedding of its position.
+        """Add the embedding of its position to each row of ``x``.
 
         Parameters
         ----------
         x : array_like, (…, seq, d_model)
-            Embeddings of tokens, ``seq`` at most ``max_len``.
+            Embeddings of tokens; ``seq`` is at most ``max_len``.
 
         Returns
         -------
-        ndarray
-            Of the shape and floating dtype of ``x`` (float64 for integers); float16 and bfloat16 are added up in
-            float32 and rounded once.
+        ndarray, (…, seq, d_model)
+            Of the floating dtype of ``x`` (float64 for integers); float16 and bfloat16 are computed in float32 and
+            rounded once.
 
         Raises
         ------
         ValueError
-            If the sequence is longer than ``max_len`` or the last axis not ``d_model`` wide.
+            If the sequence is longer than ``max_len``, or the last axis is not ``d_model`` wide.
+        TypeError
+            If the dtype of ``x`` is not real.
         """
         rows, dtype, result_dtype = _embeddings(x, self.d_model)
         seq = rows.shape[-2]
@@ -239,20 +243,22 @@ class LearnedPositionalEmbedding(Layer):
         __call__ = forward
 
     def update_embeddings(self, gradients: ArrayLike, learning_rate: float = 0.001) -> None:
-        """Take a step of gradient descent, in place: ``embeddings -= learning_rate * gradients``.
+        """A step of gradient descent, in place: ``embeddings -= learning_rate * gradients``.
 
         Parameters
         ----------
         gradients : array_like, (max_len, d_model), (seq, d_model) or (batch, seq, d_model)
-            Of the loss by the embeddings, or by the output of :meth:`forward`, which is the same thing once summed
-            over the batch. Positions from ``seq`` on keep their embedding.
+            Gradients of the loss with respect to the embeddings or to the output of :meth:`forward`. A batch is summed.
+            The embeddings of positions from ``seq`` on stay unchanged.
         learning_rate : float
-            Size of the step.
+            The factor of the step.
 
         Raises
         ------
         ValueError
             If a shape does not fit, the learning rate is not finite, or the embeddings are read-only.
+        TypeError
+            If the dtype of the gradients is not real, or the learning rate is not a real number.
         """
         step = as_array(gradients, "gradients")
         check_dtype(step.dtype, "gradients")
@@ -279,7 +285,7 @@ class LearnedPositionalEmbedding(Layer):
 
 
 def _embeddings(x: ArrayLike, d_model: int) -> tuple[Array, np.dtype[Any], np.dtype[Any]]:
-    """``x`` in the dtype to compute in, that dtype, and the dtype to answer in."""
+    """``x`` in the dtype of the computation, that dtype, and the dtype of the result."""
     rows = as_array(x, "x")
     dtype, result_dtype = promote(("x", rows))
     if rows.ndim < 2 or rows.shape[-1] != d_model:

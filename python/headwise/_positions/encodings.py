@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise._base.outputs import check_room
-from headwise._base.scalars import check_real, check_size
+from headwise._base.scalars import check_size
 from headwise._positions.absolute import fresh_embeddings, sinusoid
+from headwise._positions.rope_config import check_positive
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array, Rng
@@ -56,9 +57,7 @@ def positional_encoding(seq_len: int, d_model: int, n: float = 10000) -> Array:
            [0.8415, 0.5403, 0.01  , 1.    ]])
     """
     length, width = check_size(seq_len, "seq_len"), check_size(d_model, "d_model")
-    base = check_real(n, "n")
-    if base <= 0.0:
-        raise ValueError(f"n: {base}, expected a positive number")
+    base = check_positive(n, "n")
     check_room(length, width)
     return sinusoid(np.arange(length, dtype=np.float64), width, base)
 

@@ -29,7 +29,7 @@ def as_positions(positions: ArrayLike) -> Array:
 
 
 class PositionTable:
-    """Rows ``function(position)`` for the positions 0, 1, 2, …, read-only, in float64, and their last cast.
+    """Rows ``function(position)`` for the positions 0, 1, 2, …: a read-only float64 table and its last cast.
 
     ``function`` maps float64 positions of any shape ``(…,)`` to rows ``(…, width)``.
     """
@@ -50,7 +50,7 @@ class PositionTable:
 
     def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
         """The rows of any integer positions: (…, width)."""
-        own = compact(positions)  # a view of few numbers may have any shape
+        own = compact(positions)  # without the repetitions of broadcast axes
         if own.size and own.min() >= 0:
             table = self._covering(int(own.max()) + 1, dtype)
             if table is not None:
@@ -64,8 +64,11 @@ class PositionTable:
         return rows
 
     def _covering(self, length: int, dtype: np.dtype[Any]) -> Array | None:
-        """A table in ``dtype`` with at least ``length`` rows, grown to that, at least twofold; None if it would be too
-        big. Threads may grow it at once: each goes on with what it made."""
+        """A table in ``dtype`` with at least ``length`` rows, or None if it would be too big.
+
+        A table that is too short grows to ``length`` rows, and at least to twice its length. If several threads grow
+        it at once, each uses its own result.
+        """
         table = self.array
         if length > len(table):
             row_bytes = table[:1].nbytes

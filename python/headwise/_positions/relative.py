@@ -23,23 +23,23 @@ __all__ = ["ALiBiPositionalBias", "RelativePositionalEncoding"]
 
 
 class RelativePositionalEncoding(Layer):
-    """A trainable vector for each distance between two positions, equal beyond a greatest distance.
+    """A trainable vector for each distance between two positions, clipped to a maximum distance [1]_.
 
     Parameters
     ----------
     d_model : int
         Number of features.
     max_relative_position : int
-        The distance ``M`` beyond which distances are not told apart.
+        The maximum distance ``M``; greater distances share its embedding.
     rng : int or numpy.random.Generator, optional
-        Draws the embeddings, normal with standard deviation 0.02.
+        Draws the embeddings: normal with standard deviation 0.02.
     dtype : dtype, optional
         Of the embeddings; float64 by default.
 
     Attributes
     ----------
     embeddings : ndarray, (2 M + 1, d_model)
-        Row ``M + t`` belongs to the distance ``t``. May be replaced or changed in place.
+        Row ``M + t`` is the embedding of the distance ``t``. May be replaced or changed in place.
 
     Raises
     ------
@@ -48,7 +48,8 @@ class RelativePositionalEncoding(Layer):
 
     References
     ----------
-    Shaw, Uszkoreit & Vaswani, "Self-Attention with Relative Position Representations" (2018), section 3.2.
+    .. [1] P. Shaw, J. Uszkoreit, A. Vaswani, "Self-Attention with Relative Position Representations", 2018,
+       section 3.2.
 
     Examples
     --------
@@ -81,47 +82,48 @@ class RelativePositionalEncoding(Layer):
         Parameters
         ----------
         seq_len : int
+            Number of positions.
 
         Returns
         -------
         ndarray, (seq_len, seq_len, d_model), read-only
-            Entry ``[i, j]`` is the embedding of ``clip(j - i, -M, M)``. It is a strided view of a table of
-            ``2 seq_len - 1`` rows, whatever its shape suggests.
+            Entry ``[i, j]`` is the embedding of ``clip(j - i, -M, M)``. A strided view of a table of ``2 seq_len - 1``
+            rows.
 
         Raises
         ------
         ValueError
             If ``seq_len`` is not positive.
         TypeError
-            If it is not an integer.
+            If ``seq_len`` is not an integer.
         """
-        length, greatest = check_size(seq_len, "seq_len"), self.max_relative_position
+        length, maximum = check_size(seq_len, "seq_len"), self.max_relative_position
         check_room(2 * length - 1, self.d_model)
-        distances = np.arange(1 - length, length).clip(-greatest, greatest)
-        return _by_distance(self.embeddings[distances + greatest], length).transpose(1, 2, 0)
+        distances = np.arange(1 - length, length).clip(-maximum, maximum)
+        return _by_distance(self.embeddings[distances + maximum], length).transpose(1, 2, 0)
 
     if TYPE_CHECKING:
         __call__ = forward
 
 
 class ALiBiPositionalBias(Layer):
-    """Adds to the scores of each head a penalty proportional to distance, ``-slope * abs(i - j)``.
+    """Adds the bias ``-slope * abs(i - j)`` to the scores of each head (ALiBi) [1]_.
 
-    Attention itself takes ``alibi_slopes=`` for the same effect without the array of scores.
+    The keyword ``alibi_slopes`` of attention has the same effect without an array of scores.
 
     Parameters
     ----------
     num_heads : int
-        Number of heads; a power of two or not.
+        Number of heads; it need not be a power of two.
     max_len : int
-        The extent of ``bias``. Scores of any length are taken.
+        The size of ``bias``. Scores may have any size.
 
     Attributes
     ----------
     slopes : ndarray, (num_heads,), float64
-        The geometric sequence of the paper's code.
+        The slopes of the reference code of [1]_; see :func:`headwise.alibi_slopes`.
     bias : ndarray, (num_heads, max_len, max_len), float64, read-only
-        What is added, made when asked for: a strided view of ``num_heads x (2 max_len - 1)`` numbers.
+        The bias, computed when it is read: a strided view of ``num_heads x (2 max_len - 1)`` numbers.
 
     Raises
     ------
@@ -130,8 +132,8 @@ class ALiBiPositionalBias(Layer):
 
     References
     ----------
-    Press, Smith & Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation"
-    (2021), section 3.
+    .. [1] O. Press, N. A. Smith, M. Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input Length
+       Extrapolation", 2021, section 3.
 
     Examples
     --------
@@ -160,27 +162,29 @@ class ALiBiPositionalBias(Layer):
         return _by_distance(np.multiply.outer(-distances, self.slopes), self.max_len)
 
     def forward(self, attention_scores: ArrayLike, seq_len: int | None = None, *, offset: int = 0) -> Array:
-        """Add the bias.
+        """Add the bias to scores.
 
         Parameters
         ----------
         attention_scores : array_like, (…, num_heads, query_len, key_len)
             Scores before the softmax.
         seq_len : int, optional
-            ``key_len``, which the scores tell already; it is checked against them.
+            The expected ``key_len``.
         offset : int
-            The position of the first query on the axis of the keys.
+            The position of query 0 among the keys.
 
         Returns
         -------
-        ndarray
-            Of the shape and floating dtype of the scores (float64 for integers); float16 and bfloat16 are computed in
-            float32 and rounded once.
+        ndarray, (…, num_heads, query_len, key_len)
+            Of the floating dtype of the scores (float64 for integers); float16 and bfloat16 are computed in float32 and
+            rounded once.
 
         Raises
         ------
         ValueError
-            If the scores have another number of heads, or another length than ``seq_len``.
+            If the number of heads or ``seq_len`` does not fit the scores.
+        TypeError
+            If the dtype of the scores is not real, or ``seq_len`` or ``offset`` is not an integer.
         """
         scores = as_array(attention_scores, "attention_scores")
         promote(("attention_scores", scores))
@@ -201,7 +205,7 @@ class ALiBiPositionalBias(Layer):
 def _by_distance(table: Array, length: int) -> Array:
     """(width, length, length) with ``[:, i, j] = table[j - i + length - 1]``, a read-only view.
 
-    ``table`` (2 length - 1, width) holds the distances in ascending order. Window ``w`` of it begins with the distance
-    ``w - (length - 1)``, as row ``i = length - 1 - w`` of the result does.
+    ``table`` (2 length - 1, width) is in ascending order of the distance. Its sliding window ``w`` begins at the
+    distance ``w - (length - 1)``, as does row ``i = length - 1 - w`` of the result.
     """
     return sliding_window_view(table, length, axis=0)[::-1].transpose(1, 0, 2)

@@ -1,4 +1,4 @@
-"""What a configuration says about rotary embedding: read, checked, and completed."""
+"""The parameters of rotary embedding in a model's configuration: read, checked and completed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def read_scaling(
     *,
     name: str = "dim",
 ) -> RotaryScaling:
-    """What ``scaling`` says about heads of ``head_dim`` features, the argument called ``name``. ``rotary_dim`` says
-    how many of them are turned where ``scaling`` does not."""
+    """The rotary scaling of heads with ``head_dim`` features, which messages call ``name``.
+
+    ``rotary_dim`` is the number of rotated features if ``scaling`` does not give it.
+    """
     rope_type, given = _parameters(scaling)
     if max_position_embeddings is not None:
         max_position_embeddings = check_size(max_position_embeddings, "max_position_embeddings")
@@ -38,7 +40,7 @@ def read_scaling(
             given.setdefault(TRAINED, max_position_embeddings)
     checked = {key: _CHECKS[key](value, f"scaling[{key!r}]") for key, value in given.items()}
     base = checked.pop("rope_theta", base)
-    dim = _turned(rope_type, head_dim, checked.get("partial_rotary_factor"), rotary_dim, name)
+    dim = _rotated(rope_type, head_dim, checked.get("partial_rotary_factor"), rotary_dim, name)
     _complete(rope_type, checked, max_position_embeddings)
     _check_together(rope_type, checked, dim, base)
     trained = {"dynamic": max_position_embeddings, "longrope": checked.get(TRAINED)}.get(rope_type)
@@ -46,7 +48,7 @@ def read_scaling(
 
 
 def _parameters(scaling: object) -> tuple[str, dict[str, Any]]:
-    """The family's name, and the parameters that are not None, all of which it knows."""
+    """The type of ``scaling`` and its parameters that are not None, all of which the type has."""
     if scaling is None:
         return "default", {}
     if not isinstance(scaling, Mapping):
@@ -67,13 +69,13 @@ def _parameters(scaling: object) -> tuple[str, dict[str, Any]]:
     if unexpected:
         keys = ", ".join(map(repr, unexpected))
         if all(isinstance(value, Mapping) for value in unexpected.values()):
-            raise ValueError(f"scaling: a mapping for each of {keys}, expected that of one kind of layer")
-        raise ValueError(f"scaling: {keys}, expected for rope_type {rope_type!r} any of {', '.join(known)}")
+            raise ValueError(f"scaling: a mapping for each of {keys}, expected the one for a single kind of layer")
+        raise ValueError(f"scaling: {keys}, expected only {', '.join(known)} for rope_type {rope_type!r}")
     return rope_type, given
 
 
-def _turned(rope_type: str, head_dim: int, fraction: float | None, rotary_dim: int | None, name: str) -> int:
-    """How many of the features formulas count, after all ways to say so are found to agree."""
+def _rotated(rope_type: str, head_dim: int, fraction: float | None, rotary_dim: int | None, name: str) -> int:
+    """The number of features in the formulas, ``d``, if ``fraction`` and ``rotary_dim`` agree on the rotated ones."""
     if rope_type == "proportional":
         if rotary_dim is not None:
             raise ValueError(
@@ -86,24 +88,24 @@ def _turned(rope_type: str, head_dim: int, fraction: float | None, rotary_dim: i
             raise ValueError(f"rotary_dim: {rotary_dim}, expected an even number up to {name} = {head_dim}")
     if fraction is None:
         if rotary_dim is None and head_dim % 2:
-            raise ValueError(f"{name}: {head_dim}, expected an even number, as features are rotated in pairs")
+            raise ValueError(f"{name}: {head_dim}, expected an even number, because features are rotated in pairs")
         return head_dim if rotary_dim is None else rotary_dim
     dim = int(head_dim * fraction)
-    turned = dim + dim % 2
-    if not 0 < turned <= head_dim:
+    rotated = dim + dim % 2
+    if not 0 < rotated <= head_dim:
         raise ValueError(
-            f"scaling['partial_rotary_factor']: {fraction}, which turns {turned} of {head_dim} features, expected "
-            f"2 to {head_dim} of them"
+            f"scaling['partial_rotary_factor']: {fraction}, which rotates {rotated} of {head_dim} features, "
+            f"expected 2 to {head_dim} of them"
         )
-    if rotary_dim not in (None, turned):
+    if rotary_dim not in (None, rotated):
         raise ValueError(
-            f"rotary_dim: {rotary_dim}, expected the {turned} of scaling['partial_rotary_factor'], or None"
+            f"rotary_dim: {rotary_dim}, expected {rotated} as by scaling['partial_rotary_factor'], or None"
         )
     return dim
 
 
 def _complete(rope_type: str, given: dict[str, Any], max_position_embeddings: int | None) -> None:
-    """Derives the factor from lengths where transformers does, and finds out what is missing."""
+    """Compute a missing factor from lengths, as transformers does. ValueError if a parameter is still missing."""
     derived = rope_type in ("yarn", "longrope")
     if derived and "factor" not in given and TRAINED in given and max_position_embeddings is not None:
         given["factor"] = max_position_embeddings / given[TRAINED]
@@ -111,15 +113,15 @@ def _complete(rope_type: str, given: dict[str, Any], max_position_embeddings: in
     if rope_type == "longrope" and "factor" not in given and "attention_factor" not in given:
         missing.append("factor")
     if missing:
-        instead = ", or max_position_embeddings to derive it from" if derived and missing == ["factor"] else ""
+        instead = ", or max_position_embeddings to compute it from" if derived and missing == ["factor"] else ""
         keys = ", ".join(map(repr, missing))
-        raise ValueError(f"scaling: no {keys}, which rope_type {rope_type!r} needs{instead}")
+        raise ValueError(f"scaling: no {keys}, which rope_type {rope_type!r} requires{instead}")
     if rope_type == "dynamic" and max_position_embeddings is None:
-        raise ValueError("max_position_embeddings: None, expected the model's, beyond which 'dynamic' stretches")
+        raise ValueError("max_position_embeddings: None, expected an integer, which rope_type 'dynamic' requires")
 
 
 def _check_together(rope_type: str, given: dict[str, Any], dim: int, base: float) -> None:
-    """What parameters must be to each other."""
+    """The checks that involve several parameters."""
     if rope_type == "yarn":
         if base <= 1.0:
             raise ValueError(f"base: {base}, expected more than 1 with rope_type 'yarn'")
@@ -152,10 +154,10 @@ def check_positive(value: object, name: str) -> float:
     return number
 
 
-def _at_least(value: object, name: str, least: float) -> float:
+def _at_least(value: object, name: str, minimum: float) -> float:
     number = check_real(value, name)
-    if number < least:
-        raise ValueError(f"{name}: {number}, expected at least {least}")
+    if number < minimum:
+        raise ValueError(f"{name}: {number}, expected at least {minimum}")
     return number
 
 
@@ -178,15 +180,15 @@ def _divisors(value: object, name: str) -> Array:
 
 
 _CHECKS: dict[str, Callable[[object, str], Any]] = {
-    "factor": partial(_at_least, least=1.0),
+    "factor": partial(_at_least, minimum=1.0),
     "rope_theta": check_positive,
     "partial_rotary_factor": _fraction,
     TRAINED: check_size,
     "attention_factor": check_positive,
     "beta_fast": check_positive,
     "beta_slow": check_positive,
-    "mscale": partial(_at_least, least=0.0),
-    "mscale_all_dim": partial(_at_least, least=0.0),
+    "mscale": partial(_at_least, minimum=0.0),
+    "mscale_all_dim": partial(_at_least, minimum=0.0),
     "truncate": check_flag,
     "low_freq_factor": check_positive,
     "high_freq_factor": check_positive,

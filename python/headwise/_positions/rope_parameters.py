@@ -20,24 +20,30 @@ __all__ = ["rope_frequencies", "rope_parameters"]
 
 
 def rope_frequencies(dim: int, base: float = 10000.0) -> Array:
-    """The angle by which each pair of features turns from one position to the next.
+    """The frequency of each pair of features: its angle of rotation per position [1]_.
 
     Parameters
     ----------
     dim : int
         Number of rotated features, even.
     base : float
-        Ratio of the largest to the (excluded) smallest frequency.
+        Frequency base: the ratio of the maximum frequency to the (excluded) minimum.
 
     Returns
     -------
     ndarray, (dim / 2,), float64
-        ``base ** (-2 k / dim)`` for pair ``k``, in radians (RoFormer, section 3.2.2).
+        ``base ** (-2 k / dim)`` for pair ``k``, in radians per position.
 
     Raises
     ------
     ValueError
         If ``dim`` is odd or not positive, or ``base`` is not positive.
+    TypeError
+        If ``dim`` is not an integer, or ``base`` is not a real number.
+
+    References
+    ----------
+    .. [1] J. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2.
 
     Examples
     --------
@@ -56,38 +62,40 @@ def rope_parameters(
     seq_len: int | None = None,
     max_position_embeddings: int | None = None,
 ) -> tuple[Array, float]:
-    """The frequencies of a model whose context was extended, and the factor of its cosines and sines.
+    """The frequencies of a model with scaled rotary embedding, and the factor of its cosines and sines.
 
     Parameters
     ----------
     dim : int
         Number of features of a head.
     base : float
-        Frequency base; ``scaling['rope_theta']`` takes its place.
+        Frequency base; ``scaling['rope_theta']`` overrides it.
     scaling : mapping, optional
-        ``rope_parameters`` (formerly ``rope_scaling``) of a Hugging Face configuration, as it is. ``rope_type`` (or
-        ``type``) is one of those below, which need the parameters in the table; entries that are None do not count.
-        ``partial_rotary_factor``, the fraction of the features that are turned, and ``rope_theta`` go with any of them.
+        ``rope_parameters`` (formerly ``rope_scaling``) of a Hugging Face configuration, unchanged. ``rope_type`` (or
+        ``type``) is one of the types below, whose parameters are in the table. Entries that are None are ignored.
+        ``partial_rotary_factor``, the fraction of the features that are rotated, and ``rope_theta`` are allowed with
+        every type.
     seq_len : int, optional
-        Length of the sequence: the greatest position and one. Up to what the model was trained for by default.
+        Length of the sequence, i.e. its maximum position plus one. By default at most the length that the model was
+        trained for.
     max_position_embeddings : int, optional
-        The configuration's. ``dynamic`` needs it; ``yarn`` and ``llama3`` take it for
-        ``original_max_position_embeddings`` where that is missing, ``yarn`` and ``longrope`` derive a missing
-        ``factor`` from the two.
+        As in the configuration. ``dynamic`` requires it. ``yarn`` and ``llama3`` use it if
+        ``original_max_position_embeddings`` is missing; ``yarn`` and ``longrope`` compute a missing ``factor`` from the
+        two.
 
     Returns
     -------
     inv_freq : ndarray, (pairs,), float64
-        Radians a position, by which each pair turns.
+        The angle of each pair, in radians per position.
     attention_factor : float
-        What cosines and sines are multiplied by: the square root of what that does to scores.
+        The factor of cosines and sines. Scores are multiplied by its square.
 
     Raises
     ------
     ValueError
         If a parameter is unknown, missing or out of its range.
     TypeError
-        If one is of the wrong type.
+        If a parameter has a wrong type.
 
     Notes
     -----
@@ -106,8 +114,8 @@ def rope_parameters(
                      [attention_factor, factor]
     ================ ============================================================== ===================================
 
-    ``su`` is a former name of ``longrope``. Some configurations (Phi-3) hold ``original_max_position_embeddings``
-    beside the mapping: it belongs inside here.
+    ``su`` is a former name of ``longrope``. Some configurations (Phi-3) have ``original_max_position_embeddings``
+    outside the mapping; here it must be inside.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Cosines and sines by position, as layers look them up."""
+"""Tables of cosines and sines by position, for the rotary layer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class RotaryTable(PositionTable):
     """Rows ``[cos | sin]`` of the angles ``position * inv_freq``, times the attention factor, (positions, 2 pairs).
 
-    A table that is not ``kept`` (its frequencies are those of one length of sequence) grows only for calls that ask for
-    most of it: the few rows of a step of decoding are computed instead. Those last computed are at hand for the next
-    call, which most often is the keys' after the queries', or another layer's.
+    A table that is not ``kept``, because its frequencies belong to a single sequence length, grows only if a call reads
+    at least half of it. Otherwise, as in a decoding step, the rows are computed. The last computed rows are cached,
+    because calls for queries, keys and further layers usually read the same ones.
     """
 
     def __init__(self, inv_freq: Array, attention_factor: float, length: int, kept: bool = True) -> None:
@@ -32,7 +32,7 @@ class RotaryTable(PositionTable):
         super().__init__(partial(_cosines_and_sines, inv_freq, attention_factor), length)
 
     def __reduce__(self) -> tuple[type[RotaryTable], tuple[Any, ...]]:
-        return RotaryTable, (*self._made_of, len(self.array), self._kept)  # read-only again, and no cast
+        return RotaryTable, (*self._made_of, len(self.array), self._kept)  # copies are read-only, too, without a cast
 
     def span(self, start: int, stop: int, dtype: np.dtype[Any]) -> Array:
         """The rows of positions ``start .. stop - 1``."""
@@ -48,7 +48,7 @@ class RotaryTable(PositionTable):
         return last[1]
 
     def between(self, low: int, high: int, positions: Array, dtype: np.dtype[Any]) -> Array:
-        """The rows of any integer ``positions``, which go from ``low`` to ``high``: (…, 2 pairs)."""
+        """The rows of any integer ``positions`` from ``low`` to ``high``: (…, 2 pairs)."""
         if low >= 0 and (self._kept or 2 * positions.size > high):
             table = self._covering(high + 1, dtype)
             if table is not None:
@@ -57,8 +57,11 @@ class RotaryTable(PositionTable):
 
 
 class RotaryTables:
-    """The table for each length of sequence. It is one in most families; of those whose frequencies depend on the
-    length, the table for trained lengths and the last of the others are kept."""
+    """The tables for all sequence lengths.
+
+    Most families need one table. For families whose frequencies depend on the length, the table for trained lengths and
+    the last table for other lengths are kept.
+    """
 
     def __init__(self, scaling: RotaryScaling, length: int) -> None:
         self._scaling = scaling
@@ -67,8 +70,8 @@ class RotaryTables:
         self._longer: tuple[int, RotaryTable] | None = None
 
     def of(self, length: int) -> RotaryTable:
-        """The table for sequences of ``length``. Threads may ask for different ones at once: each goes on with what it
-        found or made."""
+        """The table for sequences of ``length``. Threads that need different tables at once each use their own
+        result."""
         if self._limit is None or length <= self._limit:
             return self.trained
         regime, longer = self._scaling.regime(length), self._longer

@@ -1,4 +1,4 @@
-"""Projection weights for the other pairing of rotated features."""
+"""Conversion of projection weights between the two pairings of rotated features."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
 def permute_rope_weights(
     weight: ArrayLike, num_heads: int, *, to: str, rotary_dim: int | None = None, axis: int = -1
 ) -> Array:
-    """Reorder the features that a query or key projection makes, from one pairing of them to the other.
+    """Reorder the output features of a query or key projection, from one pairing of features to the other.
 
-    With both projections reordered, the other pairing gives the same scores: features that were a pair are one again,
-    at the same frequency. Attention's other weights stay as they are.
+    If the query and the key projection are both reordered, the other pairing gives the same scores, because each pair
+    keeps its two features and its frequency. All other weights of attention stay unchanged.
 
     Parameters
     ----------
     weight : array_like, (…, num_heads * head_dim)
         A weight (in_features, out_features), or a bias (out_features,).
     num_heads : int
-        Heads that the projection makes: those of the keys, where there are fewer of them.
+        Number of heads of the projection: for keys the number of key heads.
     to : {"half", "interleaved"}
-        The pairing to come: ``(k, k + rotary_dim / 2)`` or ``(2 k, 2 k + 1)``. The other one is what it was.
+        The new pairing: ``(k, k + rotary_dim / 2)`` or ``(2 k, 2 k + 1)``. The weight has the other one.
     rotary_dim : int, optional
-        The first features of a head, of which pairs are made; all by default.
+        Number of rotated features of a head, its first ones; all by default.
     axis : int
-        The axis of the features: 0 for weights (out_features, in_features), such as PyTorch's.
+        The axis of the features: 0 for weights (out_features, in_features), such as those of PyTorch.
 
     Returns
     -------
-    ndarray
-        A copy of the shape and dtype of ``weight``.
+    ndarray, of the shape of ``weight``
+        A copy in the dtype of ``weight``.
 
     Raises
     ------
     ValueError
-        If the axis is not divisible by ``num_heads``, ``rotary_dim`` is odd or too big, or ``to`` is unknown.
+        If the axis is not divisible by ``num_heads``, ``rotary_dim`` is odd or too large, or ``to`` is unknown.
     TypeError
-        If a number is not an integer, or ``to`` not a string.
+        If a number is not an integer, or ``to`` is not a str.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def permute_rope_weights(
     >>> hw.permute_rope_weights([0, 1, 2, 3], num_heads=1, to="half")  # the pairs were (0, 1) and (2, 3)
     array([0, 2, 1, 3])
 
-    The original LLaMA's weights, as Hugging Face has them:
+    Weights of the original LLaMA, in the order of Hugging Face:
 
     >>> x, query, key = np.random.default_rng(0).standard_normal((3, 5, 5))[:, :, :4]
     >>> interleaved = hw.RotaryPositionalEmbedding(4, interleaved=True)

@@ -28,73 +28,77 @@ if TYPE_CHECKING:
 
 __all__ = ["RotaryPositionalEmbedding"]
 
-# A position is exact in float64 up to here.
-_FARTHEST = 1 << 53
+# Integers are exact in float64 up to this magnitude.
+_MAX_POSITION = 1 << 53
 
 
 class RotaryPositionalEmbedding(Layer):
-    """Turns pairs of features by angles proportional to the position (RoPE).
+    """Rotates pairs of features by angles proportional to the position (RoPE) [1]_.
 
-    Pair ``k`` at position ``p`` is turned by ``p * inv_freq[k]``, without scaling ``p * base ** (-2 k / d_model)``.
-    Turning keeps norms, and the product of a query at ``i`` and a key at ``j`` then depends on the positions through
-    ``i - j`` alone. Angles are computed in float64 whatever the dtype of the input, so that positions beyond 10^5 stay
-    exact.
+    The angle of pair ``k`` at position ``p`` is ``p * inv_freq[k]``, without scaling ``p * base ** (-2 k / d_model)``.
+    Rotation preserves norms, and the product of a query at position ``i`` and a key at position ``j`` depends on the
+    positions only through ``i - j``. Angles are computed in float64 whatever the dtype of the input, so they are
+    accurate also at positions beyond 10^5.
 
     Parameters
     ----------
     d_model : int
-        Number of features of the last axis: the head's width where heads are rotated. Even, if all are turned.
+        Number of features of the last axis: the width of a head where heads are rotated. Even if all features are
+        rotated.
     max_len : int
-        Number of positions to precompute; the tables grow when more are asked for.
+        Number of precomputed positions; the tables grow on demand.
     base : float
-        Frequency base; ``scaling['rope_theta']`` takes its place.
+        Frequency base; ``scaling['rope_theta']`` overrides it.
     interleaved : bool
-        Which features make a pair: ``(k, k + rotary_dim / 2)`` if False, as in GPT-NeoX, Hugging Face and ONNX, or
+        The pairs of features: ``(k, k + rotary_dim / 2)`` if False, as in GPT-NeoX, Hugging Face and ONNX, or
         ``(2 k, 2 k + 1)`` if True, as in the original LLaMA.
     scaling : mapping, optional
-        ``rope_parameters`` or ``rope_scaling`` of a Hugging Face configuration: :func:`rope_parameters`. Where the
-        frequencies depend on the length of the sequence, that is the greatest position of the call and one.
+        ``rope_parameters`` or ``rope_scaling`` of a Hugging Face configuration; see :func:`rope_parameters`. If the
+        frequencies depend on the length of the sequence, the length is the maximum position of the call plus one.
     rotary_dim : int, optional
-        How many features are turned, even: the first ones. The others stay what they are. All by default, or what
-        ``scaling['partial_rotary_factor']`` says.
+        Number of rotated features, even: the first ones. The other features are unchanged. By default all, or the
+        fraction ``scaling['partial_rotary_factor']``.
     max_position_embeddings : int, optional
-        The configuration's, which some kinds of ``scaling`` need.
+        As in the configuration; some types of ``scaling`` require it.
 
     Attributes
     ----------
     cos_cached, sin_cached : ndarray, (max_len or more, pairs), float64, read-only
-        Cosines and sines of the angles by position and pair, times ``attention_factor``.
+        Cosines and sines of the angles by position and pair, times ``attention_factor``, for sequences no longer than
+        the model was trained for.
     inv_freq : ndarray, (pairs,), float64, read-only
-        Angle per position of each pair. These three are those of sequences no longer than the model was trained for.
+        The angle of each pair in radians per position, for the same sequences.
     attention_factor : float
-        By how much the turned features are stretched: 1 but in ``yarn`` and ``longrope``.
+        The factor of cosines and sines: 1 except for ``yarn`` and ``longrope``.
 
     Raises
     ------
     ValueError
-        If ``d_model`` or ``rotary_dim`` is odd, a size is not positive, ``base`` is not positive, or a parameter of
-        ``scaling`` is unknown, missing or out of its range.
+        If ``d_model`` or ``rotary_dim`` is odd, a size or ``base`` is not positive, or a parameter of ``scaling`` is
+        unknown, missing or out of its range.
+    TypeError
+        If an argument has a wrong type.
 
     Notes
     -----
-    With ``dynamic`` and ``longrope``, keys that were turned in a shorter sequence and cached keep the frequencies of
-    then, as they do in transformers. There, ``dynamic`` also keeps the frequencies of the longest sequence so far until
-    one of trained length comes; here each call stands for itself.
+    With ``dynamic`` and ``longrope``, cached keys that were rotated when the sequence was shorter keep the frequencies
+    of that length, as in transformers. There, ``dynamic`` also keeps the frequencies of the longest sequence so far
+    until a sequence of trained length follows; here the frequencies of a call depend on its own positions only.
 
     References
     ----------
-    Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), equation 34.
+    .. [1] J. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, equation 34.
 
     Examples
     --------
     >>> import numpy as np
     >>> import headwise as hw
     >>> rope = hw.RotaryPositionalEmbedding(d_model=2)
-    >>> rope([[1.0, 0.0], [1.0, 0.0]]).round(4)  # turned by 0 and by 1 radian
+    >>> rope([[1.0, 0.0], [1.0, 0.0]]).round(4)  # rotated by 0 and by 1 radian
     array([[1.    , 0.    ],
            [0.5403, 0.8415]])
 
-    Half of the features, from position 1 on, at half the speed:
+    Half of the features rotated, from position 1 on, at half the frequency:
 
     >>> scaling = {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}
     >>> hw.RotaryPositionalEmbedding(d_model=4, scaling=scaling)([[1.0, 0.0, 5.0, 6.0]], offset=1).round(4)
@@ -147,25 +151,24 @@ class RotaryPositionalEmbedding(Layer):
     def forward(
         self, x: ArrayLike, positions: ArrayLike | None = None, *, offset: int = 0, out: Array | None = None
     ) -> Array:
-        """Rotate ``x``.
+        """Rotate the rows of ``x`` by their positions.
 
         Parameters
         ----------
         x : array_like, (batch, seq, d_model), (batch, heads, seq, d_model) or (seq, d_model)
             Queries or keys.
         positions : array_like of int, (seq,) or (batch, seq), optional
-            Where each row stands; ``offset .. offset + seq - 1`` by default. Any integers will do, negative ones
-            included.
+            The position of each row, any integers; ``offset .. offset + seq - 1`` by default.
         offset : int
-            Position of the first row, where ``positions`` are not given.
+            The position of the first row, if ``positions`` are not given.
         out : ndarray, optional
-            Where to write the result, of its shape and dtype; it may be ``x`` itself.
+            The array to write the result to, of its shape and dtype; it may be ``x`` itself.
 
         Returns
         -------
-        ndarray
-            Of the shape and floating dtype of ``x`` (float64 for integers). float16 and bfloat16 are turned by float32
-            angles, computed in float32 and rounded once.
+        ndarray, of the shape of ``x``
+            Of the floating dtype of ``x`` (float64 for integers). float16 and bfloat16 are computed in float32, with
+            float32 cosines and sines, and rounded once.
 
         Raises
         ------
@@ -188,17 +191,17 @@ class RotaryPositionalEmbedding(Layer):
             check_out(out, shape, dtype, ("x", rows), inplace=rows)
         result = resolve_out(out, shape, dtype)
         if result.size:
-            self._turn(rows, angles, result)
+            self._rotate(rows, angles, result)
         return result if out is None else finalize(result, out, dtype)
 
     if TYPE_CHECKING:
         __call__ = forward
 
     def rotate_half(self, x: ArrayLike) -> Array:
-        """Turn each pair of features by 90 degrees, ``(a, b)`` to ``(-b, a)``.
+        """Rotate each pair of features by 90 degrees, ``(a, b)`` to ``(-b, a)``.
 
-        With the cosine and sine of a pair's angle repeated for both of its features, the rotation of ``x`` is
-        ``x * cos + rotate_half(x) * sin``.
+        The rotation of ``x`` by any angles is ``x * cos + rotate_half(x) * sin``, if ``cos`` and ``sin`` repeat the
+        values of a pair for both of its features.
 
         Parameters
         ----------
@@ -206,13 +209,15 @@ class RotaryPositionalEmbedding(Layer):
 
         Returns
         -------
-        ndarray
-            Of the shape and dtype of ``x``; 0 where features are not turned.
+        ndarray, (…, d_model)
+            Of the floating dtype of ``x`` (float64 for integers); 0 for features that are not rotated.
 
         Raises
         ------
         ValueError
             If the last axis is not ``d_model`` wide.
+        TypeError
+            If the dtype of ``x`` is not real.
 
         Examples
         --------
@@ -227,29 +232,29 @@ class RotaryPositionalEmbedding(Layer):
         width = self.rotary_dim
         first = slice(0, width, 2) if self.interleaved else slice(0, width // 2)
         second = slice(1, width, 2) if self.interleaved else slice(width // 2, width)
-        turned = np.zeros(rows.shape, result_dtype)
-        turned[..., first] = rows[..., second]
-        np.negative(turned[..., first], out=turned[..., first])
-        turned[..., second] = rows[..., first]
-        return turned
+        rotated = np.zeros(rows.shape, result_dtype)
+        rotated[..., first] = rows[..., second]
+        np.negative(rotated[..., first], out=rotated[..., first])
+        rotated[..., second] = rows[..., first]
+        return rotated
 
     def _angles(self, positions: ArrayLike | None, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Cosines, then sines, of the angles of each row of ``x`` of this shape."""
-        start = check_int(offset, "offset", -_FARTHEST, _FARTHEST)
+        """The rows ``[cos | sin]`` for the rows of an ``x`` of this shape."""
+        start = check_int(offset, "offset", -_MAX_POSITION, _MAX_POSITION)
         if positions is None:
             stop = start + shape[-2]
             return self._tables.of(stop).span(start, stop, dtype)
         if start:
-            raise ValueError(f"offset: {start}, expected 0 where positions are given")
+            raise ValueError(f"offset: {start}, expected 0 if positions are given")
         where = self._check_positions(positions, shape)
         if where.size == 0:
             return self._tables.trained.span(0, 0, dtype).reshape(*where.shape, self.rotary_dim)
         low, high = _extent(where)
         table = self._tables.of(high + 1)
-        # One position is a step of decoding.
+        # A single position (a decoding step) is a span too.
         return table.span(low, high + 1, dtype) if where.size == 1 else table.between(low, high, where, dtype)
 
-    def _turn(self, rows: Array, angles: Array, result: Array) -> None:
+    def _rotate(self, rows: Array, angles: Array, result: Array) -> None:
         width = self.rotary_dim
         cos, sin = angles[..., : width // 2], angles[..., width // 2 :]
         if width < self.d_model:
@@ -260,7 +265,7 @@ class RotaryPositionalEmbedding(Layer):
 
     @staticmethod
     def _check_positions(positions: ArrayLike, shape: tuple[int, ...]) -> Array:
-        """``positions`` shaped so that their rows broadcast against ``x`` of this shape."""
+        """``positions``, checked, with axes that broadcast against the rows of an ``x`` of this shape."""
         where = as_positions(positions)
         seq = shape[-2]
         if where.shape == (seq,):
@@ -273,7 +278,7 @@ class RotaryPositionalEmbedding(Layer):
 
 
 def _extent(positions: Array) -> tuple[int, int]:
-    """The least and the greatest; of few the interpreter finds them faster than NumPy."""
+    """The minimum and the maximum. For few positions Python's functions are faster than NumPy's."""
     if positions.size > 32:
         own = compact(positions)
         return int(own.min()), int(own.max())
