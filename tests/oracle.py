@@ -108,13 +108,13 @@ def layer_normalization(x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, eps: fl
 
 def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, interleaved: bool = False) -> Array:
     """Su et al. (2021), equation 13: each pair of features is a complex number, turned by ``cos + i sin``."""
-    x = double(x)
-    turn = double(cos) + 1j * double(sin)
+    x, cos, sin = double(x), double(cos), double(sin)
     answer = np.empty(x.shape, x.dtype)
     half = x.shape[-1] // 2
     real, imaginary = (np.s_[..., 0::2], np.s_[..., 1::2]) if interleaved else (np.s_[..., :half], np.s_[..., half:])
-    turned = (x[real] + 1j * x[imaginary]) * turn
-    answer[real], answer[imaginary] = turned.real, turned.imag
+    with np.errstate(invalid="ignore"):  # NumPy's complex product would make NaN of an infinite part alone
+        answer[real] = x[real] * cos - x[imaginary] * sin
+        answer[imaginary] = x[real] * sin + x[imaginary] * cos
     return answer
 
 
@@ -148,6 +148,14 @@ def alibi_bias(slopes: ArrayLike, query_len: int, key_len: int, offset: int = 0)
             for j in range(key_len):
                 bias[head, i, j] = -slope * abs(i + offset - j)
     return bias
+
+
+def add_alibi(scores: ArrayLike, slopes: ArrayLike | None = None, offset: int = 0) -> Array:
+    """Scores with ``alibi_bias`` added; without slopes, those of the paper."""
+    scores = double(scores)
+    heads, query_len, key_len = scores.shape[-3:]
+    with np.errstate(invalid="ignore"):
+        return scores + alibi_bias(alibi_slopes(heads) if slopes is None else slopes, query_len, key_len, offset)
 
 
 def four_dimensional(shape: tuple[int, ...]) -> tuple[int, ...]:

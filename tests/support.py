@@ -71,7 +71,7 @@ def normal(shape: tuple[int, ...], seed: int = 0, dtype: DTypeLike = np.float32)
 
 
 @dataclass(eq=False)
-class Case:
+class AttentionCase:
     """One attention call, and the oracle's answer to it, which all implementations share.
 
     The arrays are read-only: whoever writes into an input is caught.
@@ -152,7 +152,7 @@ def read_only(x: Array) -> Array:
     return view
 
 
-#: The same numbers, laid out differently.
+#: The same numbers, laid out differently, of two axes at least.
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "contiguous": np.ascontiguousarray,
     "fortran": np.asfortranarray,
@@ -165,3 +165,12 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder("S")),
     "read-only": read_only,
 }
+
+
+def laid_out(layout: str) -> Callable[[Array], Array]:
+    """``LAYOUTS[layout]`` for arrays of one axis, too: those become a column of an array of that layout."""
+
+    def lay(x: Array) -> Array:
+        return LAYOUTS[layout](x) if x.ndim > 1 else LAYOUTS[layout](np.stack([x, x], -1))[:, 0]
+
+    return lay

@@ -10,18 +10,15 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import LAYOUTS, Case, assert_close, check_attention, normal, read_only, spaced, unaligned
+from operations import OPTIONS, Case, Sizes, arrays_in, cases, changed, numbers
+from support import LAYOUTS, AttentionCase, assert_close, check_attention, normal, read_only, spaced, unaligned
 
 # Attention on every layout
 
-CASE = Case((2, 3, 9, 12), (2, 3, 17, 12), 10)
-EXTRAS: dict[str, Any] = {
-    "mask": normal((2, 3, 9, 17)) > -0.5,
-    "bias": normal((2, 3, 9, 17)),
-    "key_padding_mask": normal((2, 17)) > -0.5,
-    "alibi_slopes": np.array([0.5, 0.25, 0.1]),
-    "sinks": np.array([0.5, 0.25, 0.1]),
-}
+CASE = AttentionCase((2, 3, 9, 12), (2, 3, 17, 12), 10)
+SCORES = Sizes((2, 3), 3, 9, 17, 12, 10)
+EXTRAS = {name: option.value(SCORES, numbers) for name, option in OPTIONS.items()}
+EXTRAS = {name: value for name, value in EXTRAS.items() if isinstance(value, np.ndarray)}
 EXPECTED = oracle.attention(*CASE.arrays, **EXTRAS)
 
 
@@ -29,7 +26,7 @@ EXPECTED = oracle.attention(*CASE.arrays, **EXTRAS)
 @pytest.mark.parametrize("which", ["query", "key", "value", "all"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_attention_layout(layout: str, which: str, dtype: str) -> None:
-    case = Case(CASE.query, CASE.key, CASE.value_dim, {"is_causal": True}, dtype)
+    case = AttentionCase(CASE.query, CASE.key, CASE.value_dim, {"is_causal": True}, dtype)
     arrays = dict(zip(("query", "key", "value"), case.arrays, strict=True))
     for name in arrays if which == "all" else [which]:
         arrays[name] = LAYOUTS[layout](arrays[name])
@@ -50,7 +47,7 @@ def test_layout_of_masks_and_biases(layout: str, name: str) -> None:
 def test_attention_of_broadcast_views(axis: int) -> None:
     """Stride 0 along any axis, the last included, of query, key and value together."""
     arrays = []
-    for array in Case((2, 3, 9, 12), (2, 3, 17, 12), 12).arrays:
+    for array in AttentionCase((2, 3, 9, 12), (2, 3, 17, 12), 12).arrays:
         one = array.take([0], axis)
         arrays.append(np.broadcast_to(one, array.shape))
         assert arrays[-1].strides[axis] == 0
@@ -82,34 +79,47 @@ def test_torch_tensors() -> None:
 
 # out=, for every operation that has it
 
-ROPE = np.cos(normal((9, 6), 7)), np.sin(normal((9, 6), 7))
 X = normal((2, 3, 9, 12))
-WEIGHT, GAMMA = normal((12, 12), 8), normal((12,), 9)
-WITH_OUT: dict[str, Callable[..., Any]] = {
-    "softmax": lambda x, out=None: hw.softmax(x, out=out),
-    "softmax-axis": lambda x, out=None: hw.softmax(x, axis=1, out=out),
-    "log_softmax": lambda x, out=None: hw.log_softmax(x, out=out),
-    "log_softmax-axis": lambda x, out=None: hw.log_softmax(x, axis=0, out=out),
-    "apply_rope": lambda x, out=None: hw.apply_rope(x, *ROPE, out=out),
-    "apply_rope-interleaved": lambda x, out=None: hw.apply_rope(x, *ROPE, interleaved=True, out=out),
-    "add_alibi": lambda x, out=None: hw.add_alibi(x, out=out),
-    "layer_normalization": lambda x, out=None: hw.layer_normalization(x, GAMMA, GAMMA, out=out),
-    "layer_normalization-axis": lambda x, out=None: hw.layer_normalization(x, GAMMA[:3], GAMMA[:3], axis=1, out=out),
-    "linear": lambda x, out=None: hw.linear(x, WEIGHT, out=out),
-    "attention": lambda x, out=None: hw.scaled_dot_product_attention(x, X, X, out=out)[0],
-    "flash_attention": lambda x, out=None: hw.flash_attention(x, X, X, out=out),
-    "flash_attention-dropped": lambda x, out=None: hw.flash_attention(x, X, X, is_causal=True, window_size=3, out=out),
-}
-IN_PLACE = [name for name in WITH_OUT if not name.startswith(("linear", "attention", "flash_attention"))]
-OUTS: dict[str, Callable[[], np.ndarray]] = {
-    "contiguous": lambda: np.empty(X.shape, X.dtype),
-    "fortran": lambda: np.empty(X.shape, X.dtype, "F"),
-    "reversed": lambda: np.empty(X.shape, X.dtype)[::-1, ::-1, ::-1, ::-1],
-    "heads-inside": lambda: np.empty((2, 9, 3, 12), X.dtype).swapaxes(1, 2),
-    "transposed": lambda: np.empty((2, 3, 12, 9), X.dtype).swapaxes(2, 3),
-    "every-other-row": lambda: spaced(X, -2),
-    "every-other-column": lambda: spaced(X, -1),
-    "part-of-larger": lambda: np.empty((4, 5, 11, 15), X.dtype)[1:3, 1:4, 1:10, 2:14],
+SIZES = Sizes((2, 3), 3, 9, 12, 12, 12)  # of a result (2, 3, 9, 12), or (9, 3, 12) of varlen_attention
+WITH_OUT = {str(case): case for case in cases(short=True, where=lambda operation: operation.out)}
+IN_PLACE = [name for name, case in WITH_OUT.items() if case.operation.in_place]
+NOT_IN_PLACE = [name for name, case in WITH_OUT.items() if not case.operation.in_place]
+
+
+def call(name: str, x: np.ndarray | None = None, out: Any = None) -> Any:
+    """The first result of a case, of ``x`` in place of its first array."""
+    case = WITH_OUT[name]
+    arguments = case.arguments(SIZES)
+    if x is not None:
+        arguments[arrays_in(arguments)[0]] = x
+    return case.run(arguments, out=out)[0]
+
+
+def first_array(name: str) -> np.ndarray:
+    """Of a shape that is also that of the result."""
+    arguments = WITH_OUT[name].arguments(SIZES)
+    return arguments[arrays_in(arguments)[0]]
+
+
+def part(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(1, 1 + size) for size in shape)
+
+
+def swapped(shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """In memory, an axis stands before the one in front of it."""
+    shape = (*shape[: axis - 1], shape[axis], shape[axis - 1], *(shape[axis + 1 :] if axis < -1 else ()))
+    return np.empty(shape, np.float32).swapaxes(axis, axis - 1)
+
+
+OUTS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
+    "contiguous": lambda shape: np.empty(shape, np.float32),
+    "fortran": lambda shape: np.empty(shape, np.float32, "F"),
+    "reversed": lambda shape: np.empty(shape, np.float32)[(slice(None, None, -1),) * len(shape)],
+    "heads-inside": lambda shape: swapped(shape, -2),
+    "transposed": lambda shape: swapped(shape, -1),
+    "every-other-row": lambda shape: spaced(np.zeros(shape, np.float32), -2),
+    "every-other-column": lambda shape: spaced(np.zeros(shape, np.float32), -1),
+    "part-of-larger": lambda shape: np.empty([size + 3 for size in shape], np.float32)[part(shape)],
 }
 operation = pytest.mark.parametrize("name", WITH_OUT)
 SENTINEL = np.float32(-12345)
@@ -118,27 +128,22 @@ SENTINEL = np.float32(-12345)
 @operation
 @pytest.mark.parametrize("kind", OUTS)
 def test_out_of_any_layout(name: str, kind: str) -> None:
-    expected = WITH_OUT[name](X)
-    out = OUTS[kind]()
+    expected = call(name)
+    out = OUTS[kind](expected.shape)
     out[...] = np.nan
-    got = WITH_OUT[name](X, out=out)
-    assert got is out
+    assert call(name, out=out) is out
     assert_close(out, expected.astype(np.float64))
-
-
-def bounds(view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The array a view was cut from, and which of its entries the view covers."""
-    covered = np.zeros(view.base.shape, bool)
-    covered[1:3, 1:4, 1:10, 2:14] = True
-    return view.base, covered
 
 
 @operation
 def test_out_writes_nothing_beside_it(name: str) -> None:
-    out = OUTS["part-of-larger"]()
-    whole, covered = bounds(out)
+    out = OUTS["part-of-larger"](call(name).shape)
+    whole = out.base
+    assert whole is not None
+    covered = np.zeros(whole.shape, bool)
+    covered[part(out.shape)] = True
     whole[...] = SENTINEL
-    WITH_OUT[name](X, out=out)
+    call(name, out=out)
     assert (whole[~covered] == SENTINEL).all()
     assert (whole[covered] != SENTINEL).all()
 
@@ -146,63 +151,67 @@ def test_out_writes_nothing_beside_it(name: str) -> None:
 @pytest.mark.parametrize("name", IN_PLACE)
 @pytest.mark.parametrize("kind", OUTS)
 def test_out_is_the_input(name: str, kind: str) -> None:
-    expected = WITH_OUT[name](X)
-    x = OUTS[kind]()
-    x[...] = X
-    assert WITH_OUT[name](x, out=x) is x
-    assert_close(x, expected.astype(np.float64))
-    x[...] = X
-    alias = x[...]
-    WITH_OUT[name](x, out=alias)
-    assert_close(x, expected.astype(np.float64))
+    expected, x = call(name), first_array(name)
+    place = OUTS[kind](x.shape)
+    place[...] = x
+    assert call(name, place, out=place) is place
+    assert_close(place, expected.astype(np.float64))
+    place[...] = x
+    alias = place[...]
+    call(name, place, out=alias)
+    assert_close(place, expected.astype(np.float64))
 
 
-@pytest.mark.parametrize("name", ["linear", "attention", "flash_attention"])
+@pytest.mark.parametrize("name", NOT_IN_PLACE)
 def test_out_must_not_be_the_input(name: str) -> None:
-    x = X.copy()
+    x = first_array(name).copy()
     with pytest.raises(ValueError, match=r"\bout\b"):
-        WITH_OUT[name](x, out=x)
-    np.testing.assert_array_equal(x, X)
+        call(name, x, out=x)
+    np.testing.assert_array_equal(x, first_array(name))
 
 
 @operation
 def test_out_must_not_overlap(name: str) -> None:
-    memory = normal((X.size + 12,))
+    shape, size = first_array(name).shape, first_array(name).size
+    memory = normal((size + 12,))
     before = memory.copy()
     for shift in (1, 12):
         with pytest.raises(ValueError, match=r"\bout\b"):
-            WITH_OUT[name](memory[: X.size].reshape(X.shape), out=memory[shift : X.size + shift].reshape(X.shape))
+            call(name, memory[:size].reshape(shape), out=memory[shift : size + shift].reshape(shape))
     with pytest.raises(ValueError, match=r"\bout\b"):
-        WITH_OUT[name](memory[: X.size].reshape(X.shape), out=memory[: X.size].reshape(X.shape)[:, :, ::-1])
+        call(name, memory[:size].reshape(shape), out=memory[:size].reshape(shape)[..., ::-1, :])
     np.testing.assert_array_equal(memory, before)
 
 
 @operation
 def test_out_beside_the_input_in_one_array(name: str) -> None:
     """Interleaved memory whose bounds overlap, but not one entry of which is shared, is fine."""
-    memory = np.zeros((*X.shape[:2], 2 * X.shape[2], X.shape[3]), np.float32)
-    x, out = memory[:, :, ::2], memory[:, :, 1::2]
-    x[...] = X
-    WITH_OUT[name](x, out=out)
-    assert_close(out, WITH_OUT[name](X).astype(np.float64))
-    np.testing.assert_array_equal(x, X)
+    before, expected = first_array(name), call(name)
+    memory = np.zeros((*before.shape[:-2], 2 * before.shape[-2], before.shape[-1]), np.float32)
+    x, out = memory[..., ::2, :], memory[..., 1::2, :]
+    x[...] = before
+    call(name, x, out=out)
+    assert_close(out, expected.astype(np.float64))
+    np.testing.assert_array_equal(x, before)
 
 
-BAD_OUTS: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
-    "shape": (ValueError, lambda: np.empty((2, 3, 9, 13), np.float32)),
-    "rank": (ValueError, lambda: np.empty((1, 2, 3, 9, 12), np.float32)),
-    "broadcastable": (ValueError, lambda: np.empty((2, 3, 1, 12), np.float32)),
-    "dtype": (TypeError, lambda: np.empty(X.shape, np.float64)),
-    "integer": (TypeError, lambda: np.empty(X.shape, np.int32)),
-    "byte-swapped": (TypeError, lambda: np.empty(X.shape, np.dtype("f4").newbyteorder("S"))),
-    "list": (TypeError, lambda: X.tolist()),
-    "string": (TypeError, lambda: "out"),
-    "read-only": (ValueError, lambda: read_only(X)),
+BAD_OUTS: dict[str, tuple[type[Exception], Callable[[np.ndarray], Any]]] = {
+    "shape": (ValueError, lambda x: np.empty((*x.shape[:-1], x.shape[-1] + 1), np.float32)),
+    "rank": (ValueError, lambda x: np.empty((1, *x.shape), np.float32)),
+    "broadcastable": (ValueError, lambda x: np.empty((*x.shape[:-2], 1, x.shape[-1]), np.float32)),
+    "dtype": (TypeError, lambda x: np.empty(x.shape, np.float64)),
+    "integer": (TypeError, lambda x: np.empty(x.shape, np.int32)),
+    "byte-swapped": (TypeError, lambda x: np.empty(x.shape, np.dtype("f4").newbyteorder("S"))),
+    "list": (TypeError, lambda x: x.tolist()),
+    "string": (TypeError, lambda x: "out"),
+    "read-only": (ValueError, read_only),
     "overlaps-itself": (
         ValueError,
-        lambda: np.lib.stride_tricks.as_strided(np.empty(999, np.float32), X.shape, (0, 36, 4, 4), writeable=True),
+        lambda x: np.lib.stride_tricks.as_strided(
+            np.empty(999, np.float32), x.shape, (0, 36, 4, 4)[-x.ndim :], writeable=True
+        ),
     ),
-    "unaligned": (ValueError, lambda: unaligned(X)),
+    "unaligned": (ValueError, unaligned),
 }
 
 
@@ -210,10 +219,10 @@ BAD_OUTS: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
 @pytest.mark.parametrize("kind", BAD_OUTS)
 def test_out_is_checked(name: str, kind: str) -> None:
     error, make = BAD_OUTS[kind]
-    out = make()
+    out = make(call(name))
     before = np.array(out, copy=True)
     with pytest.raises(error, match=r"\bout\b"):
-        WITH_OUT[name](X, out=out)
+        call(name, out=out)
     np.testing.assert_array_equal(np.array(out), before)
 
 
@@ -244,9 +253,12 @@ def test_out_with_dropout() -> None:
     np.testing.assert_array_equal(out, hw.scaled_dot_product_attention(X, X, X, dropout=0.5, rng=0)[0])
 
 
-@pytest.mark.parametrize("name", WITH_OUT)
-def test_nothing_is_written_into_inputs(name: str) -> None:
-    x = X.copy()
-    got = WITH_OUT[name](x)
-    np.testing.assert_array_equal(x, X)
-    assert got.flags.writeable and not np.may_share_memory(got, x)
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_nothing_is_written_into_inputs(case: Case) -> None:
+    arguments = case.arguments(SIZES)
+    before = changed(arguments, np.copy)
+    results = case.run(arguments)
+    for name in arrays_in(arguments):
+        np.testing.assert_array_equal(arguments[name], before[name])
+        assert not any(np.may_share_memory(result, arguments[name]) for result in results)
+    assert all(result.flags.writeable for result in results)

@@ -14,7 +14,8 @@ import pytest
 
 import headwise as hw
 from headwise._runtime import backend as _backend
-from support import LAYOUTS, dtype_named, normal
+from operations import Case, Sizes, cases, changed
+from support import LAYOUTS, dtype_named, laid_out, normal
 
 pytestmark = pytest.mark.single_implementation
 
@@ -155,65 +156,66 @@ def contract(monkeypatch: pytest.MonkeyPatch) -> Contract:
     return contract
 
 
-X = normal((2, 3, 9, 12))
-MASK, WEIGHT, ANGLES = normal((2, 3, 9, 9), 1), normal((12, 10), 2), normal((9, 6), 3)
+SIZES = Sizes((2, 3), 3, 9, 9, 12, 12)
+X, MASK, ANGLES = normal((2, 3, 9, 12)), normal((2, 3, 9, 9), 1), normal((9, 6), 3)
 STARTS = np.array([[0, 7], [2, 7], [3, 7]], ">i4")[:, 0]
-OPERATIONS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray]], Any]] = {
-    "softmax": lambda lay: [hw.softmax(lay(X), axis) for axis in range(4)],
-    "softmax-out": lambda lay: [hw.softmax(X, axis, out=lay(X * 0)) for axis in range(4)],
-    "log_softmax": lambda lay: [hw.log_softmax(lay(X), axis) for axis in range(4)],
-    "logsumexp": lambda lay: [hw.logsumexp(lay(X), axis) for axis in range(4)],
-    "attention": lambda lay: hw.scaled_dot_product_attention(
-        lay(X), lay(X), lay(X), lay(MASK > 0), bias=lay(MASK), key_padding_mask=lay(MASK[:, 0, 0] > 0), return_lse=True,
-        alibi_slopes=lay(MASK[0])[:, 0, 0], sinks=lay(MASK[0])[:, 0, 0],
+Lay = Callable[[np.ndarray], np.ndarray]
+
+
+def call(case: Case) -> Callable[[Lay], Any]:
+    return lambda lay: case.run(changed(case.arguments(SIZES), lay))
+
+
+def call_into(case: Case) -> Callable[[Lay], Any]:
+    """With an ``out`` that is laid out, instead of the inputs."""
+    arguments = case.arguments(SIZES)
+    return lambda lay: case.run(arguments, out=lay(np.zeros_like(case.run(arguments)[0])))
+
+
+COMPUTED = [case for case in cases() if case.operation.computed]
+CALLS: dict[str, Callable[[Lay], Any]] = {str(case): call(case) for case in COMPUTED} | {
+    "attention-dropout-float-mask": lambda lay: hw.scaled_dot_product_attention(
+        lay(X), lay(X), lay(X), lay(MASK), 0.5, rng=0
     ),
-    "attention-dropout": lambda lay: hw.scaled_dot_product_attention(lay(X), lay(X), lay(X), lay(MASK), 0.5, rng=0),
-    "attention-out": lambda lay: hw.flash_attention(X, X, X, out=lay(X * 0)),
     "attention-rank-3": lambda lay: hw.flash_attention(lay(X[0]), lay(X[0]), lay(X[0]), lay(MASK[0] > 0)),
     "attention-rank-5": lambda lay: hw.flash_attention(lay(X[None]), lay(X[None]), lay(X[None]), lay(MASK[None])),
     "attention-broadcast": lambda lay: hw.flash_attention(
         *[np.broadcast_to(lay(X[:1]), X.shape)] * 3, np.broadcast_to(lay(MASK[:, :, :, :1] > 0), MASK.shape),
         bias=np.broadcast_to(lay(MASK[:, :1]), MASK.shape),
     ),
-    "varlen": lambda lay: hw.varlen_attention(
-        lay(X[0]), lay(X[0]), lay(X[0]), STARTS, alibi_slopes=lay(MASK[0, 0])[:, 0], sinks=lay(MASK[0, 0])[:, 0],
-        return_lse=True,
-    ),
-    "varlen-out": lambda lay: hw.varlen_attention(X[0], X[0], X[0], [0, 2, 3], out=lay(X[0] * 0)),
-    "apply_rope": lambda lay: hw.apply_rope(lay(X), lay(ANGLES), lay(ANGLES)),
-    "apply_rope-out": lambda lay: hw.apply_rope(X, ANGLES, ANGLES, out=lay(X * 0)),
+    "varlen-strided-starts": lambda lay: hw.varlen_attention(lay(X[0]), lay(X[0]), lay(X[0]), STARTS, return_lse=True),
     "apply_rope-rank-5": lambda lay: hw.apply_rope(lay(X[None]), lay(ANGLES[:, :1]), np.float32(0)),
-    "add_alibi": lambda lay: hw.add_alibi(lay(X), lay(MASK[0])[:, 0, 0]),
-    "add_alibi-out": lambda lay: hw.add_alibi(X, out=lay(X * 0)),
-    "linear": lambda lay: hw.linear(lay(X), lay(WEIGHT), lay(WEIGHT)[0]),
-    "linear-out": lambda lay: hw.linear(X, WEIGHT[:, :1].repeat(12, 1), out=lay(X * 0)),
-    "pack_linear": lambda lay: hw.PackedLinear(lay(WEIGHT), lay(WEIGHT)[0])(lay(X)),
-    "layer_normalization": lambda lay: [
-        hw.layer_normalization(lay(X), *[lay(WEIGHT[: X.shape[axis]])[:, 0]] * 2, axis=axis) for axis in range(4)
-    ],
-    "layer_normalization-out": lambda lay: hw.layer_normalization(X, WEIGHT[:, 0], WEIGHT[:, 1], out=lay(X * 0)),
+    "layer_normalization-axis-0": lambda lay: hw.layer_normalization(lay(X), *[lay(MASK[0, 0])[:2, 0]] * 2, axis=0),
+    "layer_normalization-axis-1": lambda lay: hw.layer_normalization(lay(X), *[lay(MASK[0, 0])[:3, 0]] * 2, axis=1),
 }  # fmt: skip
+CALLS_INTO = {f"{case}-out": call_into(case) for case in COMPUTED if case.operation.out}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_backend_gets_what_it_was_promised(contract: Contract, name: str, layout: str) -> None:
-    if name.endswith("-out") and layout in ("unaligned", "byte-swapped", "read-only"):
-        pytest.skip("refused as out=, see test_arrays.py")
-    OPERATIONS[name](LAYOUTS[layout])
+@pytest.mark.parametrize("name", CALLS)
+def test_backend_gets_arrays_in_normal_form(contract: Contract, name: str, layout: str) -> None:
+    CALLS[name](laid_out(layout))
+    assert contract.calls > 0
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("unaligned", "byte-swapped", "read-only")])
+@pytest.mark.parametrize("name", CALLS_INTO)
+def test_backend_gets_out_in_normal_form(contract: Contract, name: str, layout: str) -> None:
+    """The other layouts are refused as ``out=``, see test_arrays.py."""
+    CALLS_INTO[name](laid_out(layout))
     assert contract.calls > 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint16"])
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if not name.endswith("-out")])
+@pytest.mark.parametrize("name", CALLS)
 def test_backend_gets_one_floating_dtype(contract: Contract, name: str, dtype: str) -> None:
-    OPERATIONS[name](lambda x: x.astype(dtype) if x.dtype != bool else x)
+    CALLS[name](lambda x: x.astype(dtype) if x.dtype != bool else x)
     assert contract.calls > 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if not name.endswith(("-out", "rope-rank-5"))])
-def test_backend_gets_halves_as_they_are(contract: Contract, name: str, dtype: str) -> None:
-    OPERATIONS[name](lambda x: x.astype(dtype_named(dtype)))
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "apply_rope-rank-5"])
+def test_backend_gets_16bit_arrays_as_they_are(contract: Contract, name: str, dtype: str) -> None:
+    CALLS[name](lambda x: x if x.dtype == bool else x.astype(dtype_named(dtype)))
     assert contract.dtypes == {dtype}
     assert contract.biases <= {dtype}

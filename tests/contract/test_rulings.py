@@ -9,14 +9,14 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import Case, assert_close, check_attention, dtype_named, normal
+from support import AttentionCase, assert_close, check_attention, dtype_named, normal
 
 BATCH, HEADS, QUERY_LEN, KEY_LEN = 2, 3, 5, 7
 
 
 @pytest.fixture
 def qkv() -> list[np.ndarray]:
-    return Case((BATCH, HEADS, QUERY_LEN, 8), (BATCH, HEADS, KEY_LEN, 8), 8, dtype="float64").arrays
+    return AttentionCase((BATCH, HEADS, QUERY_LEN, 8), (BATCH, HEADS, KEY_LEN, 8), 8, dtype="float64").arrays
 
 
 def weights_of(*arrays: Any, **keywords: Any) -> np.ndarray:

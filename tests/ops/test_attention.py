@@ -10,7 +10,7 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import Case, assert_close, dtype_named, normal
+from support import AttentionCase, assert_close, dtype_named, normal
 
 TAILS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100]
 KEY_BLOCKS = [*TAILS, 127, 128, 129, 255, 256, 257, 300, 513]
@@ -19,17 +19,17 @@ HEAD_DIMS = [*range(1, 71), 127, 128, 129, 200]
 # Sizes
 
 HEAD_DIM_CASES = {
-    f"{dim}-{dtype}": Case((1, 2, 9, dim), (1, 2, 19, dim), dim, dtype=dtype)
+    f"{dim}-{dtype}": AttentionCase((1, 2, 9, dim), (1, 2, 19, dim), dim, dtype=dtype)
     for dtype, dims in {"float32": HEAD_DIMS, "float64": [*TAILS, 127, 129, 200]}.items()
     for dim in dims
 }
 VALUE_DIM_CASES = {
-    f"{value_dim}-{head_dim}": Case((1, 2, 9, head_dim), (1, 2, 19, head_dim), value_dim)
+    f"{value_dim}-{head_dim}": AttentionCase((1, 2, 9, head_dim), (1, 2, 19, head_dim), value_dim)
     for head_dim, value_dims in {16: HEAD_DIMS, 33: [1, 5, 16, 32, 34, 64, 200]}.items()
     for value_dim in value_dims
 }
 LENGTH_CASES = {
-    f"{query_len}x{key_len}{'-causal' * causal}-{dtype}": Case(
+    f"{query_len}x{key_len}{'-causal' * causal}-{dtype}": AttentionCase(
         (1, 2, query_len, 24), (1, 2, key_len, 24), 20, {"is_causal": causal}, dtype
     )
     for dtype in ("float32", "float64")
@@ -45,22 +45,22 @@ LENGTH_CASES = {
 
 
 @pytest.mark.parametrize("case", HEAD_DIM_CASES.values(), ids=HEAD_DIM_CASES)
-def test_head_dim(case: Case) -> None:
+def test_head_dim(case: AttentionCase) -> None:
     case.check()
 
 
 @pytest.mark.parametrize("case", VALUE_DIM_CASES.values(), ids=VALUE_DIM_CASES)
-def test_value_width_differs_from_key_width(case: Case) -> None:
+def test_value_width_differs_from_key_width(case: AttentionCase) -> None:
     case.check()
 
 
 @pytest.mark.parametrize("case", LENGTH_CASES.values(), ids=LENGTH_CASES)
-def test_lengths(case: Case) -> None:
+def test_lengths(case: AttentionCase) -> None:
     case.check()
 
 
 GROUP_CASES = {
-    f"{batch}x{heads}-over-{kv_heads}": Case((batch, heads, 7, 16), (batch, kv_heads, 21, 16), 12)
+    f"{batch}x{heads}-over-{kv_heads}": AttentionCase((batch, heads, 7, 16), (batch, kv_heads, 21, 16), 12)
     for batch, heads, kv_heads in [
         (1, 1, 1), (3, 5, 5), (2, 8, 1), (2, 8, 2), (2, 8, 4), (1, 6, 3), (2, 12, 4), (1, 7, 1), (1, 40, 8), (9, 16, 16)
     ]
@@ -68,22 +68,24 @@ GROUP_CASES = {
 
 
 @pytest.mark.parametrize("case", GROUP_CASES.values(), ids=GROUP_CASES)
-def test_heads_and_grouped_heads(case: Case) -> None:
+def test_heads_and_grouped_heads(case: AttentionCase) -> None:
     case.check()
 
 
 RANK_CASES = {
-    "2": Case((13, 8), (17, 8), 5, {"is_causal": True, "alibi_slopes": np.array([0.3]), "sinks": np.array([0.7])}),
-    "3": Case((4, 13, 8), (4, 17, 8), 5, {"alibi_slopes": np.array([0.3]), "sinks": np.array([0.7])}),
-    "4": Case((2, 3, 13, 8), (2, 3, 17, 8), 5, {"sinks": np.array([0.1, 0.7, -1.0])}),
-    "5": Case((2, 3, 4, 13, 8), (2, 3, 2, 17, 8), 5, {"sinks": np.array([0.1, 0.7, -1.0, 0.0])}),
-    "6": Case((1, 2, 3, 2, 13, 8), (1, 2, 3, 1, 17, 8), 5),
-    "5-padding": Case((2, 3, 4, 5, 8), (2, 3, 4, 6, 8), 5, {"key_padding_mask": normal((2, 3, 6)) > 0}),
+    "2": AttentionCase(
+        (13, 8), (17, 8), 5, {"is_causal": True, "alibi_slopes": np.array([0.3]), "sinks": np.array([0.7])}
+    ),
+    "3": AttentionCase((4, 13, 8), (4, 17, 8), 5, {"alibi_slopes": np.array([0.3]), "sinks": np.array([0.7])}),
+    "4": AttentionCase((2, 3, 13, 8), (2, 3, 17, 8), 5, {"sinks": np.array([0.1, 0.7, -1.0])}),
+    "5": AttentionCase((2, 3, 4, 13, 8), (2, 3, 2, 17, 8), 5, {"sinks": np.array([0.1, 0.7, -1.0, 0.0])}),
+    "6": AttentionCase((1, 2, 3, 2, 13, 8), (1, 2, 3, 1, 17, 8), 5),
+    "5-padding": AttentionCase((2, 3, 4, 5, 8), (2, 3, 4, 6, 8), 5, {"key_padding_mask": normal((2, 3, 6)) > 0}),
 }
 
 
 @pytest.mark.parametrize("case", RANK_CASES.values(), ids=RANK_CASES)
-def test_rank(case: Case) -> None:
+def test_rank(case: AttentionCase) -> None:
     case.check()
     assert hw.flash_attention(*case.arrays, **case.keywords).ndim == len(case.query)
 
@@ -107,7 +109,7 @@ KEYWORDS = {
     "key-padding": {"key_padding_mask": PADDING},
 }
 KEYWORD_CASES = {
-    "+".join(names): Case(
+    "+".join(names): AttentionCase(
         (BATCH, HEADS, QUERY_LEN, 16),
         (BATCH, 2, KEY_LEN, 16),
         9,
@@ -127,24 +129,24 @@ KEYWORD_CASES = {
 
 
 @pytest.mark.parametrize("case", KEYWORD_CASES.values(), ids=KEYWORD_CASES)
-def test_keywords(case: Case) -> None:
+def test_keywords(case: AttentionCase) -> None:
     case.check()
 
 
 DOUBLE_CASES = {
-    name: Case(case.query, case.key, case.value_dim, case.keywords, "float64")
+    name: AttentionCase(case.query, case.key, case.value_dim, case.keywords, "float64")
     for name, case in KEYWORD_CASES.items()
     if name.count("+") != 1
 }
 
 
 @pytest.mark.parametrize("case", DOUBLE_CASES.values(), ids=DOUBLE_CASES)
-def test_keywords_in_double_precision(case: Case) -> None:
+def test_keywords_in_double_precision(case: AttentionCase) -> None:
     case.check()
 
 
 WINDOW_CASES = {
-    f"{window}-{alignment}{'-causal' * causal}-{query_len}x{key_len}": Case(
+    f"{window}-{alignment}{'-causal' * causal}-{query_len}x{key_len}": AttentionCase(
         (2, query_len, 8), (2, key_len, 8), 8,
         {"window_size": window, "causal_alignment": alignment, "is_causal": causal},
     )
@@ -156,7 +158,7 @@ WINDOW_CASES = {
 
 
 @pytest.mark.parametrize("case", WINDOW_CASES.values(), ids=WINDOW_CASES)
-def test_window(case: Case) -> None:
+def test_window(case: AttentionCase) -> None:
     case.check()
 
 
@@ -175,7 +177,7 @@ MASKS = {
     "4d-one": (1, 1, 1, 1),
 }
 MASK_CASES = {
-    f"{name}-{kind}": Case((BATCH, HEADS, QUERY_LEN, 8), (BATCH, 1, KEY_LEN, 8), 8, keywords)
+    f"{name}-{kind}": AttentionCase((BATCH, HEADS, QUERY_LEN, 8), (BATCH, 1, KEY_LEN, 8), 8, keywords)
     for name, shape in MASKS.items()
     for kind, keywords in {
         "bool": {"mask": normal(shape) > -0.6},
@@ -189,24 +191,24 @@ MASK_CASES = {
     if not (name.endswith("one") and kind == "float-keep")
 }
 MASK_CASES |= {
-    "rank3-3d": Case((3, 9, 8), (3, 11, 8), 8, {"mask": normal((3, 9, 11)) > 0}),
-    "rank3-4d": Case((3, 9, 8), (3, 11, 8), 8, {"mask": normal((3, 1, 9, 11)) > 0}),
-    "rank3-4d-shared": Case((3, 9, 8), (3, 11, 8), 8, {"mask": normal((1, 1, 9, 11)) > 0}),
-    "rank3-padding": Case((3, 9, 8), (3, 11, 8), 8, {"mask": normal((3, 11)) > 0}),
-    "rank2-3d": Case((9, 8), (11, 8), 8, {"mask": normal((1, 9, 11)) > 0}),
-    "rank2-4d": Case((9, 8), (11, 8), 8, {"mask": normal((1, 1, 9, 11)) > 0}),
-    "rank5-5d": Case((2, 3, 2, 9, 8), (2, 3, 2, 11, 8), 8, {"mask": normal((2, 1, 2, 9, 11)) > 0}),
-    "rank5-3d": Case((2, 3, 2, 9, 8), (2, 3, 2, 11, 8), 8, {"bias": normal((2, 1, 11))}),
+    "rank3-3d": AttentionCase((3, 9, 8), (3, 11, 8), 8, {"mask": normal((3, 9, 11)) > 0}),
+    "rank3-4d": AttentionCase((3, 9, 8), (3, 11, 8), 8, {"mask": normal((3, 1, 9, 11)) > 0}),
+    "rank3-4d-shared": AttentionCase((3, 9, 8), (3, 11, 8), 8, {"mask": normal((1, 1, 9, 11)) > 0}),
+    "rank3-padding": AttentionCase((3, 9, 8), (3, 11, 8), 8, {"mask": normal((3, 11)) > 0}),
+    "rank2-3d": AttentionCase((9, 8), (11, 8), 8, {"mask": normal((1, 9, 11)) > 0}),
+    "rank2-4d": AttentionCase((9, 8), (11, 8), 8, {"mask": normal((1, 1, 9, 11)) > 0}),
+    "rank5-5d": AttentionCase((2, 3, 2, 9, 8), (2, 3, 2, 11, 8), 8, {"mask": normal((2, 1, 2, 9, 11)) > 0}),
+    "rank5-3d": AttentionCase((2, 3, 2, 9, 8), (2, 3, 2, 11, 8), 8, {"bias": normal((2, 1, 11))}),
 }
 
 
 @pytest.mark.parametrize("case", MASK_CASES.values(), ids=MASK_CASES)
-def test_mask_shapes(case: Case) -> None:
+def test_mask_shapes(case: AttentionCase) -> None:
     case.check()
 
 
 def test_several_masks_at_once() -> None:
-    case = Case(
+    case = AttentionCase(
         (BATCH, HEADS, QUERY_LEN, 8), (BATCH, HEADS, KEY_LEN, 8), 8,
         {
             "mask": normal((QUERY_LEN, KEY_LEN)) > -0.5,
@@ -229,7 +231,7 @@ EDGES = [0, 1, 7, 8, 15, 16, 31, 32, 47, 48, 63, 64, 65, 127, 128, 129]
 def test_dropped_row(row: int, dtype: str) -> None:
     keep = np.ones((130, 130), bool)
     keep[row] = False
-    case = Case((1, 2, 130, 8), (1, 2, 130, 8), 8, {"mask": keep}, dtype)
+    case = AttentionCase((1, 2, 130, 8), (1, 2, 130, 8), 8, {"mask": keep}, dtype)
     case.check()
     output, weights, lse = hw.scaled_dot_product_attention(*case.arrays, mask=keep, return_lse=True)
     assert not output[..., row, :].any()
@@ -249,7 +251,7 @@ def test_dropped_stretch_of_keys(start: int, stop: int, way: str) -> None:
         "-inf": {"bias": np.where(keep, 0.0, -np.inf)},
         "key-padding": {"key_padding_mask": keep},
     }
-    Case((1, 2, 9, 8), (1, 2, 300, 8), 8, keywords[way]).check()
+    AttentionCase((1, 2, 9, 8), (1, 2, 300, 8), 8, keywords[way]).check()
 
 
 @pytest.mark.parametrize("keywords", [{}, {"softcap": 2.0}, {"alibi_slopes": np.array([1.0, 0.5])}], ids=str)
@@ -365,9 +367,9 @@ def test_overflowing_but_finite_scores_keep_other_rows_right() -> None:
 # Numbers at the ends of the range
 
 
-def large_logits(dtype: str) -> Case:
+def large_logits(dtype: str) -> AttentionCase:
     """Scores are whole numbers of up to 1e4, exact in either dtype."""
-    case = Case((1, 4, 130, 8), (1, 4, 130, 8), 8, {"scale": 1.0}, dtype)
+    case = AttentionCase((1, 4, 130, 8), (1, 4, 130, 8), 8, {"scale": 1.0}, dtype)
     case.arrays[:2] = np.random.default_rng(3).integers(-40, 41, (2, 1, 4, 130, 8)).astype(dtype)
     return case
 
@@ -386,11 +388,11 @@ def test_large_logits(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_bias(dtype: str) -> None:
     """A score near -1e4 has lost 5e-4 to its own rounding in float32, 1e-12 in float64; no more than that is lost."""
-    Case((1, 2, 70, 8), (1, 2, 130, 8), 8, {"bias": np.full((1, 1), -1e4)}, dtype).check(factor=300)
+    AttentionCase((1, 2, 70, 8), (1, 2, 130, 8), 8, {"bias": np.full((1, 1), -1e4)}, dtype).check(factor=300)
 
 
 LOWEST_CASES = {
-    f"{dtype}-{keyword}-{fill}": Case(
+    f"{dtype}-{keyword}-{fill}": AttentionCase(
         (1, 2, 9, 8), (1, 2, 70, 8), 8,
         {keyword: np.where((normal((9, 70)) > 0) & (np.arange(9)[:, None] != 4), 0, np.finfo(fill).min)}, dtype,
     )
@@ -401,7 +403,7 @@ LOWEST_CASES = {
 
 
 @pytest.mark.parametrize("case", LOWEST_CASES.values(), ids=LOWEST_CASES)
-def test_lowest_finite_number_as_a_mask(case: Case) -> None:
+def test_lowest_finite_number_as_a_mask(case: AttentionCase) -> None:
     """What many write instead of -inf. It is finite: the row that has nothing else becomes uniform, not zero."""
     output, weights = hw.scaled_dot_product_attention(*case.arrays, **case.keywords)
     np.testing.assert_allclose(weights[:, :, 4], 1 / 70, rtol=1e-6)
@@ -415,8 +417,8 @@ def test_lowest_finite_number_as_a_mask(case: Case) -> None:
 @pytest.mark.parametrize("dtype", ["int8", "int64", "float16", "bfloat16", "float64"])
 def test_bias_of_another_dtype(dtype: str) -> None:
     bias = (3 * normal((9, 20))).astype(dtype_named(dtype))
-    Case((1, 2, 9, 8), (1, 2, 20, 8), 8, {"bias": bias}).check()
-    Case((1, 2, 9, 8), (1, 2, 20, 8), 8, {"bias": (bias != 0).astype(bias.dtype)}).check()
+    AttentionCase((1, 2, 9, 8), (1, 2, 20, 8), 8, {"bias": bias}).check()
+    AttentionCase((1, 2, 9, 8), (1, 2, 20, 8), 8, {"bias": (bias != 0).astype(bias.dtype)}).check()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -433,12 +435,12 @@ def test_subnormal_values_are_not_flushed(dtype: str) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, -0.5, 1e-30, 3.0])
 def test_scale(scale: float) -> None:
-    Case((1, 2, 33, 16), (1, 2, 47, 16), 16, {"scale": scale}).check(factor=4)
+    AttentionCase((1, 2, 33, 16), (1, 2, 47, 16), 16, {"scale": scale}).check(factor=4)
 
 
 @pytest.mark.parametrize("softcap", [0.01, 1.0, 30.0, 1e6])
 def test_softcap(softcap: float) -> None:
-    Case((1, 2, 33, 16), (1, 2, 47, 16), 16, {"softcap": softcap, "scale": 1.0}).check(factor=4)
+    AttentionCase((1, 2, 33, 16), (1, 2, 47, 16), 16, {"softcap": softcap, "scale": 1.0}).check(factor=4)
 
 
 @pytest.mark.parametrize("sink", [-np.inf, -1e4, -3.0, 0.0, 3.0, 1e4])
@@ -446,7 +448,7 @@ def test_sinks(sink: float) -> None:
     keep = np.ones((33, 100), bool)
     keep[5] = False
     keywords = {"sinks": np.array([sink, 0.5], np.float32), "mask": keep}
-    case = Case((1, 2, 33, 16), (1, 2, 100, 16), 16, keywords)
+    case = AttentionCase((1, 2, 33, 16), (1, 2, 100, 16), 16, keywords)
     case.check()
     output, weights, lse = hw.scaled_dot_product_attention(*case.arrays, **keywords, return_lse=True)
     assert not output[:, :, 5].any() and not weights[:, :, 5].any()
@@ -458,7 +460,7 @@ def test_sinks(sink: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_weights_lse_and_output_agree(dtype: str) -> None:
-    case = Case((2, 3, 50, 16), (2, 3, 70, 16), 16, {"is_causal": True}, dtype)
+    case = AttentionCase((2, 3, 50, 16), (2, 3, 70, 16), 16, {"is_causal": True}, dtype)
     case.check()
     output, weights, lse = hw.scaled_dot_product_attention(*case.arrays, is_causal=True, return_lse=True)
     assert output.dtype == weights.dtype == case.arrays[0].dtype
@@ -481,7 +483,7 @@ def test_returned_tuples() -> None:
 
 
 def test_highest_precision_is_the_default() -> None:
-    case = Case((1, 2, 50, 32), (1, 2, 70, 32), 32)
+    case = AttentionCase((1, 2, 50, 32), (1, 2, 70, 32), 32)
     default = hw.flash_attention(*case.arrays)
     for precision in (None, "highest"):
         np.testing.assert_array_equal(hw.flash_attention(*case.arrays, precision=precision), default)
@@ -489,7 +491,7 @@ def test_highest_precision_is_the_default() -> None:
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_lower_precision_is_still_attention(precision: str) -> None:
-    case = Case((1, 2, 50, 32), (1, 2, 70, 32), 32)
+    case = AttentionCase((1, 2, 50, 32), (1, 2, 70, 32), 32)
     got = hw.flash_attention(*case.arrays, precision=precision)
     np.testing.assert_allclose(got, case.expected.output, atol=0.03)
 
@@ -517,7 +519,7 @@ def test_empty(layout: str) -> None:
         assert (lse == -np.inf).all()
     if layout == "value-width":
         assert_close(weights, np.full(weights.shape, 1 / key_len))
-    Case(query.shape, key.shape, width).check()
+    AttentionCase(query.shape, key.shape, width).check()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -10,7 +10,7 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import LAYOUTS, Case, assert_close, assert_rounded_once, atol_in_parts, dtype_named, normal
+from support import LAYOUTS, AttentionCase, assert_close, assert_rounded_once, atol_in_parts, dtype_named, normal
 
 Array = np.ndarray[Any, Any]
 
@@ -243,7 +243,7 @@ def test_scores_beyond_float16(query_len: int) -> None:
 @halves
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_lower_precision(precision: str, dtype: str) -> None:
-    case = Case((1, 2, 50, 32), (1, 2, 70, 32), 32, dtype=dtype)
+    case = AttentionCase((1, 2, 50, 32), (1, 2, 70, 32), 32, dtype=dtype)
     got = hw.flash_attention(*case.arrays, precision=precision)
     assert got.dtype == case.arrays[0].dtype
     np.testing.assert_allclose(oracle.double(got), case.expected.output, atol=0.03)

@@ -1,0 +1,531 @@
+"""The one table of headwise's operations, and of attention's options, which every table-driven suite reads.
+
+An entry of ``OPERATIONS`` brings an operation into the suites of layouts, ``out=``, refusals, 16-bit dtypes,
+arguments of backends, threads, memory, and differential tests, and into the smoke test. An entry of ``OPTIONS`` brings
+an option of attention, such as a score modifier, into the same suites for all three functions of attention.
+
+Only NumPy is needed: ``smoke.py`` reads the table where neither pytest nor hypothesis is installed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import headwise as hw
+import oracle
+
+Array = oracle.Array
+Shape = tuple[int, ...]
+#: Makes the array for an argument: its name and its shape.
+Make = Callable[[str, Shape], Array]
+Arguments = dict[str, Any]
+
+
+class Sizes(NamedTuple):
+    """The sizes of a call. Each operation takes the shapes of its arguments from them."""
+
+    lead: Shape = (2, 4)  # the axes before the last two; of attention, batch and heads
+    kv_heads: int = 2
+    queries: int = 9  # the rows of every x
+    keys: int = 17
+    head_dim: int = 12  # the columns of every x; even
+    value_dim: int = 10  # the columns of values, and of the result of linear
+
+    @property
+    def heads(self) -> int:
+        return self.lead[-1] if self.lead else 1
+
+    @property
+    def rows(self) -> Shape:
+        """The shape of x: (*lead, queries, head_dim)."""
+        return (*self.lead, self.queries, self.head_dim)
+
+    @property
+    def scores(self) -> Shape:
+        """(*lead, queries, keys)."""
+        return (*self.lead, self.queries, self.keys)
+
+    @property
+    def kv_lead(self) -> Shape:
+        """The axes of keys and values before their last two: grouped heads where there is an axis of heads."""
+        return (*self.lead[:-1], self.kv_heads) if len(self.lead) > 1 else self.lead
+
+
+def numbers(name: str, shape: Shape) -> Array:
+    """float32 numbers that depend on nothing but the arguments: cosines and sines of angles between -pi and pi,
+    slopes between 0 and 1, and normal numbers for every other argument."""
+    if name in ("cos", "sin"):
+        tangent = np.random.default_rng([7, *shape]).standard_normal(shape)  # of half the angle
+        turned = 1 - tangent**2 if name == "cos" else 2 * tangent
+        return np.asarray(turned / (1 + tangent**2), np.float32)
+    rng = np.random.default_rng([zlib.crc32(name.encode()), *shape])
+    return rng.random(shape, np.float32) if name.endswith("slopes") else rng.standard_normal(shape, np.float32)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword of attention: a value that fits a call, values for hypothesis to draw, and values that are refused."""
+
+    value: Callable[[Sizes, Make], Any]
+    #: From ``hypothesis.strategies``, a strategy of arrays of a shape, and the shape (..., heads, queries, keys) of the
+    #: scores: a strategy of values.
+    draw: Callable[[Any, Callable[[Shape], Any], Shape], Any]
+    refused: tuple[tuple[type[Exception], Any], ...] = ()
+    needs: Arguments = field(default_factory=dict)  # keywords without which it has no effect
+    varlen: bool = True  # varlen_attention takes it
+    exact: bool = True  # the oracle takes it
+
+
+def broadcast(st: Any, scores: Shape) -> Any:
+    """Shapes that broadcast to ``scores``, of its last two axes at least."""
+    sizes = st.tuples(*(st.sampled_from(sorted({1, size})) for size in scores))
+    return st.tuples(sizes, st.integers(0, len(scores) - 2)).map(lambda drawn: drawn[0][drawn[1] :])
+
+
+def of_shapes(shapes: Any, array: Callable[[Shape], Any]) -> Any:
+    return shapes.flatmap(array)
+
+
+OPTIONS: dict[str, Option] = {
+    "mask": Option(
+        lambda s, make: make("mask", s.scores) > -0.5,
+        lambda st, array, scores: st.tuples(
+            of_shapes(broadcast(st, scores), array), st.sampled_from([None, -3.0, -0.5, 1.0])
+        ).map(lambda drawn: drawn[0] if drawn[1] is None else drawn[0] > drawn[1]),
+        refused=((TypeError, "causal"), (TypeError, object())),
+        varlen=False,
+    ),
+    "bias": Option(
+        lambda s, make: make("bias", s.scores),
+        lambda st, array, scores: st.tuples(of_shapes(broadcast(st, scores), array), st.booleans()).map(
+            lambda drawn: np.where(drawn[0] > 1.5, -np.inf, 1.0) if drawn[1] else drawn[0]
+        ),
+        refused=((TypeError, np.ones((5, 7), bool)),),
+        varlen=False,
+    ),
+    "is_causal": Option(
+        lambda s, make: True,
+        lambda st, array, scores: st.booleans(),
+        refused=((TypeError, "yes"), (TypeError, None)),
+    ),
+    "causal_alignment": Option(
+        lambda s, make: "lower_right",
+        lambda st, array, scores: st.sampled_from(["upper_left", "lower_right"]),
+        refused=((ValueError, "lower"), (ValueError, ""), (TypeError, None), (TypeError, 1)),
+        needs={"is_causal": True},
+    ),
+    "scale": Option(
+        lambda s, make: -0.3,
+        lambda st, array, scores: st.floats(-1, 1),
+        refused=((ValueError, np.nan), (ValueError, np.inf), (TypeError, "auto"), (TypeError, 1j), (TypeError, [0.5])),
+    ),
+    "window_size": Option(
+        lambda s, make: (s.keys // 3, s.keys // 4),
+        lambda st, array, scores: st.integers(-1, 70) | st.tuples(st.integers(-1, 70), st.integers(-1, 70)),
+        refused=(
+            (ValueError, -2),
+            (ValueError, (-2, 3)),
+            (ValueError, (3, -7)),
+            (ValueError, (1, 2, 3)),
+            (ValueError, ()),
+            (TypeError, 1.5),
+            (TypeError, (1.0, 2)),
+            (TypeError, True),
+            (TypeError, "3"),
+        ),
+    ),
+    "softcap": Option(
+        lambda s, make: 3.0,
+        lambda st, array, scores: st.floats(0.1, 50),
+        refused=(
+            (ValueError, 0.0), (ValueError, -1.0), (ValueError, np.nan), (ValueError, np.inf), (TypeError, "30"),
+        ),
+    ),
+    "alibi_slopes": Option(
+        lambda s, make: make("alibi_slopes", (s.heads,)),
+        lambda st, array, scores: array((scores[-3] if len(scores) > 2 else 1,)),
+    ),
+    "sinks": Option(
+        lambda s, make: make("sinks", (s.heads,)),
+        lambda st, array, scores: array((scores[-3] if len(scores) > 2 else 1,)).map(
+            lambda drawn: np.where(drawn > 0.8, -np.inf, drawn)
+        ),
+    ),
+    "key_padding_mask": Option(
+        lambda s, make: make("key_padding_mask", (s.lead[0] if s.lead else 1, s.keys)) > -0.5,
+        lambda st, array, scores: st.tuples(
+            array((*(scores[:-3] or scores[:-2] or (1,)), scores[-1])), st.sampled_from([1.3, -1.3])
+        ).map(lambda drawn: drawn[0] > drawn[1]),
+        varlen=False,
+    ),
+    "precision": Option(
+        lambda s, make: "highest",
+        lambda st, array, scores: st.sampled_from([None, "highest", "high", "medium"]),
+        refused=((ValueError, "low"), (ValueError, ""), (ValueError, "HIGHEST"), (TypeError, 1)),
+        exact=False,
+    ),
+    "return_lse": Option(
+        lambda s, make: True,
+        lambda st, array, scores: st.booleans(),
+        refused=((TypeError, 1.5),),
+        exact=False,
+    ),
+    "dropout_rate": Option(
+        lambda s, make: 0.3,
+        lambda st, array, scores: st.floats(0, 0.9),
+        refused=((ValueError, 1.0), (ValueError, -0.1), (TypeError, "0.1")),
+        needs={"rng": 3},
+        varlen=False,
+        exact=False,
+    ),
+    "rng": Option(
+        lambda s, make: 3,
+        lambda st, array, scores: st.just(3),
+        refused=(
+            (TypeError, "seed"),
+            (TypeError, 1.5),
+            (TypeError, True),
+            (ValueError, -1),
+            (TypeError, np.random.RandomState(0)),
+        ),
+        varlen=False,
+        exact=False,
+    ),
+}  # fmt: skip
+
+Variant = Callable[[Sizes, Make], Arguments]
+PLAIN: dict[str, Variant] = {"": lambda s, make: {}}
+
+
+def keywords(**values: Any) -> Variant:
+    return lambda s, make: dict(values)
+
+
+def option_variant(name: str) -> Variant:
+    return lambda s, make: {**OPTIONS[name].needs, name: OPTIONS[name].value(s, make)}
+
+
+def all_options(varlen: bool) -> Variant:
+    """All at once, but dropout: it hides errors, and the oracle has none."""
+    names = [name for name in OPTIONS if name not in ("dropout_rate", "rng") and (OPTIONS[name].varlen or not varlen)]
+    return lambda s, make: {name: OPTIONS[name].value(s, make) for name in names}
+
+
+def attention_variants(varlen: bool = False) -> dict[str, Variant]:
+    single = {name: option_variant(name) for name, option in OPTIONS.items() if option.varlen or not varlen}
+    return PLAIN | single | {"all": all_options(varlen)}
+
+
+SMALL = Sizes((), 1, 3, 6, 4, 5)
+LARGE = Sizes((1, 8), 8, 4096, 128, 128, 128)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One function on arrays."""
+
+    function: Callable[..., Any]
+    #: The required arguments, by name and in order. The first array is the one that ``out`` may replace.
+    arguments: Callable[[Sizes, Make], Arguments]
+    #: The oracle's result, or results, for the same arguments; None: the results are random.
+    expected: Callable[..., Any] | None
+    #: Sets of further arguments; "": none.
+    variants: dict[str, Variant]
+    #: Those for suites where a call takes long: as a rule all of them.
+    short: tuple[str, ...] = ()
+    computed: bool = True  # by a backend
+    out: bool = True
+    in_place: bool = True  # out= may be the first array
+    #: float16 and bfloat16 are computed in float32 with this absolute error, and rounded once; None: not so.
+    atol_16bit: float | None = None
+    #: Small sizes for refusals and for the drawing of calls.
+    small: Sizes = SMALL
+    #: Sizes, by name, of calls that are shared out among four threads.
+    parallel: dict[str, Sizes] = field(default_factory=dict)
+    #: Sizes of calls of some megabytes whose peak of memory is measured.
+    large: Sizes = LARGE
+    #: The axes before the last two of a call with many rows.
+    lead: Shape = ()
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+def x_only(s: Sizes, make: Make) -> Arguments:
+    return {"x": make("x", s.rows)}
+
+
+AXES = PLAIN | {f"axis-{axis}": keywords(axis=axis) for axis in (0, 1, -2)}
+MANY = Sizes((8,), 1, 310, 480, 480, 480)
+SOFTMAX_PARALLEL = {
+    "": MANY,
+    "one-row": MANY._replace(lead=(), queries=1, head_dim=8 * 310 * 480),
+    "long-rows": Sizes((), 1, 3, 1, 70_000, 1),
+}
+LINEAR_PARALLEL = {
+    "": Sizes((8,), 1, 60, 1, 96, 150),
+    "blocks": Sizes((), 1, 480, 1, 96, 1100),
+    "one-row": Sizes((), 1, 1, 1, 960, 1500),
+    "few-rows": Sizes((), 1, 9, 1, 960, 1500),
+}
+ATTENTION_PARALLEL = {
+    "": Sizes((1, 4), 2, 130, 600, 16, 24),
+    "one-head": Sizes((), 1, 130, 600, 16, 24),
+    "one-row": Sizes((1, 4), 2, 1, 7000, 16, 24),
+}
+ATTENTION_SMALL = Sizes((2, 4), 2, 5, 7, 8, 6)
+
+
+def rope_arguments(s: Sizes, make: Make) -> Arguments:
+    table = (s.queries, s.head_dim // 2)
+    return {"x": make("x", s.rows), "cos": make("cos", table), "sin": make("sin", table)}
+
+
+def normalization_arguments(s: Sizes, make: Make) -> Arguments:
+    return {"x": make("x", s.rows), "gamma": make("gamma", (s.head_dim,)), "beta": make("beta", (s.head_dim,))}
+
+
+def linear_arguments(s: Sizes, make: Make) -> Arguments:
+    return {"x": make("x", s.rows), "weight": make("weight", (s.head_dim, s.value_dim))}
+
+
+def packed_linear(x: Any, weight: Any, bias: Any = None, precision: Any = None, out: Any = None) -> Array:
+    return hw.PackedLinear(weight, bias, precision=precision)(x, out=out)
+
+
+def attention_arguments(s: Sizes, make: Make) -> Arguments:
+    return {
+        "query": make("query", s.rows),
+        "key": make("key", (*s.kv_lead, s.keys, s.head_dim)),
+        "value": make("value", (*s.kv_lead, s.keys, s.value_dim)),
+    }
+
+
+def starts(total: int) -> list[int]:
+    """Where sequences of 3, two thirds of the rest, 0 and the rest begin, and where the last ends."""
+    first = min(3, total)
+    second = first + (total - first) * 2 // 3
+    return [0, first, second, second, total]
+
+
+def varlen_arguments(s: Sizes, make: Make) -> Arguments:
+    return {
+        "query": make("query", (s.queries, s.heads, s.head_dim)),
+        "key": make("key", (s.keys, s.kv_heads, s.head_dim)),
+        "value": make("value", (s.keys, s.kv_heads, s.value_dim)),
+        "cu_seqlens_q": starts(s.queries),
+        "cu_seqlens_k": starts(s.keys),
+    }
+
+
+def expected_linear(x: Any, weight: Any, bias: Any = None, precision: Any = None) -> Array:
+    return oracle.linear(x, weight, bias)
+
+
+def expected_attention(*names: str) -> Callable[..., Any]:
+    """The results ``names`` of the oracle, and the log-sum-exp where it is asked for."""
+
+    def expected(*arrays: Any, return_lse: bool = False, precision: Any = None, rng: Any = None, **options: Any) -> Any:
+        answer = oracle.attention(*arrays, **options)
+        return tuple(getattr(answer, name) for name in (*names, *(["lse"] if return_lse else [])))
+
+    return expected
+
+
+def expected_varlen(
+    query: Array, key: Array, value: Array, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
+) -> Any:
+    """One sequence at a time."""
+    return_lse = options.pop("return_lse", False)
+    options.pop("precision", None)
+    outputs, sums = [], []
+    for i in range(len(cu_seqlens_q) - 1):
+        ours, theirs = slice(*cu_seqlens_q[i : i + 2]), slice(*cu_seqlens_k[i : i + 2])
+        heads = query[ours].swapaxes(0, 1), key[theirs].swapaxes(0, 1), value[theirs].swapaxes(0, 1)
+        answer = oracle.attention(*(x[None] for x in heads), **options)
+        outputs.append(answer.output[0].swapaxes(0, 1))
+        sums.append(answer.lse[0])
+    output = np.concatenate(outputs)
+    return (output, np.concatenate(sums, axis=-1)) if return_lse else (output,)
+
+
+OPERATIONS: dict[str, Operation] = {
+    operation.name: operation
+    for operation in [
+        Operation(hw.softmax, x_only, oracle.softmax, AXES, atol_16bit=0.0, parallel=SOFTMAX_PARALLEL),
+        Operation(hw.log_softmax, x_only, oracle.log_softmax, AXES, atol_16bit=2e-6, parallel=SOFTMAX_PARALLEL),
+        Operation(
+            hw.logsumexp,
+            x_only,
+            oracle.logsumexp,
+            AXES | {"keepdims": keywords(keepdims=True)},
+            out=False,
+            atol_16bit=2e-6,
+            parallel=SOFTMAX_PARALLEL,
+        ),
+        Operation(
+            hw.apply_rope,
+            rope_arguments,
+            oracle.rope,
+            PLAIN | {"interleaved": keywords(interleaved=True)},
+            atol_16bit=2e-6,
+            small=Sizes((2,), 1, 5, 5, 8, 8),
+            parallel={"": MANY},
+        ),
+        Operation(
+            hw.add_alibi,
+            lambda s, make: {"scores": make("scores", s.scores)},
+            oracle.add_alibi,
+            PLAIN
+            | {
+                "slopes": lambda s, make: {"slopes": make("slopes", (s.heads,))},
+                "offset": lambda s, make: {"slopes": make("slopes", (s.heads,)), "offset": 3},
+            },
+            atol_16bit=4e-5,
+            small=Sizes((2, 4), 4, 5, 6, 8, 8),
+            parallel={"": MANY},
+            lead=(1,),
+        ),
+        Operation(
+            hw.layer_normalization,
+            normalization_arguments,
+            oracle.layer_normalization,
+            PLAIN
+            | {
+                "axis--2": lambda s, make: {
+                    "gamma": make("gamma", (s.queries,)),
+                    "beta": make("beta", (s.queries,)),
+                    "axis": -2,
+                },
+                "eps": keywords(eps=0.5),
+            },
+            atol_16bit=5e-6,
+            parallel={"": MANY},
+        ),
+        Operation(
+            hw.linear,
+            linear_arguments,
+            expected_linear,
+            PLAIN
+            | {
+                "bias": lambda s, make: {"bias": make("bias", (s.value_dim,))},
+                "transposed": lambda s, make: {"weight": make("weight", (s.value_dim, s.head_dim)).T},
+            },
+            in_place=False,
+            parallel=LINEAR_PARALLEL,
+            large=Sizes((), 1, 4096, 1, 512, 2048),
+        ),
+        Operation(
+            packed_linear,
+            linear_arguments,
+            expected_linear,
+            PLAIN | {"bias": lambda s, make: {"bias": make("bias", (s.value_dim,))}},
+            in_place=False,
+            parallel=LINEAR_PARALLEL,
+            large=Sizes((), 1, 4096, 1, 512, 2048),
+        ),
+        Operation(
+            hw.dropout,
+            lambda s, make: {"x": make("x", s.rows), "rate": 0.25, "rng": 0},
+            None,
+            PLAIN,
+            computed=False,
+            out=False,
+        ),
+        Operation(
+            hw.flash_attention,
+            attention_arguments,
+            expected_attention("output"),
+            attention_variants(),
+            short=("", "all"),
+            in_place=False,
+            small=ATTENTION_SMALL,
+            parallel=ATTENTION_PARALLEL,
+            large=Sizes((1, 4), 4, 2048, 2048, 64, 64),
+        ),
+        Operation(
+            hw.scaled_dot_product_attention,
+            attention_arguments,
+            expected_attention("output", "weights"),
+            attention_variants(),
+            short=("", "all"),
+            in_place=False,
+            small=ATTENTION_SMALL,
+            parallel={"": ATTENTION_PARALLEL[""]},
+            large=Sizes((1, 4), 4, 2048, 2048, 64, 64),
+        ),
+        Operation(
+            hw.varlen_attention,
+            varlen_arguments,
+            expected_varlen,
+            attention_variants(varlen=True),
+            short=("", "all"),
+            in_place=False,
+            small=Sizes((4,), 2, 9, 9, 8, 6),
+            parallel={"": Sizes((4,), 2, 300, 300, 16, 16)},
+            large=Sizes((4,), 4, 4096, 4096, 64, 64),
+            lead=(1,),
+        ),
+    ]
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One variant of an operation. ``str`` of it is the name in the ids of tests."""
+
+    operation: Operation
+    variant: str
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, [self.operation.name, self.variant]))
+
+    def arguments(self, sizes: Sizes, make: Make = numbers) -> Arguments:
+        """All arguments by name."""
+        needed = self.operation.arguments(sizes, make)
+        return needed | self.operation.variants[self.variant](sizes, make)
+
+    def run(self, arguments: Arguments, **more: Any) -> tuple[Any, ...]:
+        """The results of a call."""
+        result = self.operation.function(**arguments, **more)
+        return result if isinstance(result, tuple) else (result,)
+
+    def expected(self, arguments: Arguments) -> tuple[Array, ...] | None:
+        """The oracle's results, in double precision; None where it has none."""
+        option = OPTIONS.get(self.variant)
+        if self.operation.expected is None or (option is not None and "rng" in (self.variant, *option.needs)):
+            return None
+        result = self.operation.expected(**arguments)
+        return result if isinstance(result, tuple) else (result,)
+
+
+def cases(short: bool = False, where: Callable[[Operation], bool] = lambda operation: True) -> list[Case]:
+    """Each variant of each operation for which ``where`` holds; ``short``: without the options of attention one by
+    one."""
+    return [
+        Case(operation, variant)
+        for operation in OPERATIONS.values()
+        if where(operation)
+        for variant in (operation.short if short and operation.short else operation.variants)
+    ]
+
+
+def arrays_in(arguments: Arguments) -> list[str]:
+    """The names of the arguments that are arrays."""
+    return [name for name, value in arguments.items() if isinstance(value, np.ndarray)]
+
+
+def changed(arguments: Arguments, change: Callable[[Array], Any]) -> Arguments:
+    """The same call with ``change`` applied to each array."""
+    return {name: change(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+
+
+def cast(arguments: Arguments, dtype: Any) -> Arguments:
+    """The same call with every array but those of bool in ``dtype``."""
+    return changed(arguments, lambda x: x if x.dtype == bool else x.astype(dtype))
