@@ -1,4 +1,4 @@
-"""Attention and positional encodings for NumPy arrays, at hardware speed.
+"""Attention and positional encodings for NumPy arrays, with SIMD kernels in C++ and a NumPy fallback.
 
 >>> import numpy as np
 >>> import headwise as hw

@@ -1,11 +1,10 @@
-"""``python -m headwise``: what runs here, a quick start, and times beside plain NumPy."""
+"""``python -m headwise``: the configuration, a quick start, and times compared with plain NumPy."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,18 +12,20 @@ import numpy as np
 import headwise as hw
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
-# Each function of a pair is timed for about this long, at least this often.
+# Minimum time and number of calls for the median of a function.
 _SECONDS = 0.2
 _REPEATS = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    what = "Print what runs here, do a quick start, and time headwise beside plain NumPy."
-    parser = argparse.ArgumentParser(prog="python -m headwise", description=what)
+    description = "Print the configuration, run a quick start, and compare the times of headwise and plain NumPy."
+    parser = argparse.ArgumentParser(prog="python -m headwise", description=description)
     parser.add_argument("--version", action="version", version=f"headwise {hw.__version__}")
     parser.parse_args(arguments)
     hw.show_config()
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def quick_start() -> None:
-    """A few calls, and the shapes they give."""
+    """Print the shapes of the results of a few calls."""
     rng = np.random.default_rng(0)
 
     q, k, v = rng.standard_normal((3, 32, 10, 64))
@@ -61,21 +62,21 @@ def quick_start() -> None:
 
 
 class Case(NamedTuple):
-    """The same work, done twice."""
+    """The same computation by headwise and by plain NumPy."""
 
-    what: str
+    name: str
     ours: Callable[[], Any]
     plain: Callable[[], Any]
 
 
 def compare() -> None:
-    """A table of medians."""
+    """Print a table of median times."""
     print("float32, median times          headwise    plain NumPy      ratio")
     for case in cases():
         if not np.allclose(case.ours(), case.plain(), rtol=1e-4, atol=1e-4):
-            raise RuntimeError(f"{case.what}: headwise and NumPy disagree; please report it with the lines above")
+            raise RuntimeError(f"{case.name}: headwise and NumPy disagree; please report it with the lines above")
         ours, plain = median_times(case.ours, case.plain)
-        print(f"{case.what:27} {ours * 1e3:8.2f} ms    {plain * 1e3:8.2f} ms   {plain / ours:7.1f}x")
+        print(f"{case.name:27} {ours * 1e3:8.2f} ms    {plain * 1e3:8.2f} ms   {plain / ours:7.1f}x")
 
 
 def cases() -> list[Case]:
@@ -103,18 +104,19 @@ def cases() -> list[Case]:
 
 
 def median_times(*functions: Callable[[], Any]) -> list[float]:
-    """Seconds of one call of each, taken in turns, so that what else the machine does meets all of them alike."""
+    """The median time of one call of each function in seconds. The calls are interleaved, so that other load on the
+    machine affects all functions alike."""
     times: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + _SECONDS * len(functions)
     while len(times[0]) < _REPEATS or time.perf_counter() < end:
-        for function, taken in zip(functions, times, strict=True):
+        for function, seconds in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
+            seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
 
 
-# --- the same in plain NumPy, as one writes it ---
+# --- the usual implementations in plain NumPy ---
 
 
 def plain_softmax(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Attention as functions: one call in, arrays out.
+"""Attention as functions, and the functions that belong to it: masks, softmax, dropout and encodings.
 
 Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762.
 """

@@ -1,4 +1,4 @@
-"""Keys and values of past tokens, kept for the queries of those to come.
+"""Keys and values of past tokens, stored for the queries of later tokens.
 
 Pope et al., "Efficiently Scaling Transformer Inference" (2022), https://arxiv.org/abs/2211.05102, section 3.3.
 """

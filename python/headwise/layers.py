@@ -1,7 +1,6 @@
 """Multi-head attention as layers that own their projections.
 
-Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, section 3.2.2. The computation is
-:func:`headwise._nn.multi_head.multi_head`.
+Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.03762, section 3.2.2.
 """
 
 from __future__ import annotations

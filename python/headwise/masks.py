@@ -1,8 +1,8 @@
-"""Attention masks that remember what their axes mean.
+"""Attention masks whose class defines the meaning of their axes.
 
-A two-dimensional mask can be read as ``(query_len, key_len)`` or as ``(batch, key_len)``, and when ``batch`` equals
-``query_len`` its shape alone cannot tell. The creators here return integer arrays (1 keeps, 0 drops) of a class that
-can: :class:`PaddingMask` is always ``(batch, key_len)``, :class:`CausalMask` always ``(query_len, key_len)``.
+A two-dimensional mask is ``(query_len, key_len)`` or ``(batch, key_len)``, and its shape is ambiguous if ``batch``
+equals ``query_len``. The functions here return integer arrays (1 keeps a key, 0 masks it) of two classes without this
+ambiguity: a :class:`PaddingMask` is ``(batch, key_len)``, and a :class:`CausalMask` is ``(query_len, key_len)``.
 """
 
 from __future__ import annotations

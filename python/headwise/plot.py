@@ -1,10 +1,10 @@
-"""Pictures of attention, positional encodings and biases, drawn by Matplotlib.
+"""Figures of attention, positional encodings and biases, drawn by Matplotlib.
 
     pip install 'headwise[plot]'
 
-Each function returns a :class:`matplotlib.figure.Figure`, which shows itself in a notebook, and saves it where ``path``
-says. Nothing global is touched: no pyplot, no display, and threads may draw at once. What draws is imported by the
-first picture.
+Each function returns a :class:`matplotlib.figure.Figure`, which notebooks display, and saves it to ``path`` if given.
+No global state changes: pyplot is not used, no display is needed, and several threads may draw at once. Matplotlib is
+imported by the first call.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Positional encodings and the attention layers under the names of the documented package.
-
-This module re-exports: the classes are defined in private packages.
-"""
+"""Positional encodings as layers, together with attention layers, masks and short aliases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encodings of the distance between two positions."""
+"""Encodings of the distance between two positions: relative embeddings and ALiBi."""
 
 from __future__ import annotations
 

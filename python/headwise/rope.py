@@ -1,7 +1,7 @@
-"""Rotary position embedding: the frequencies, the layer, and weights between the two pairings.
+"""Rotary position embedding: the layer, its frequencies, and the conversion of weights between the two pairings.
 
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), https://arxiv.org/abs/2104.09864,
-equations 14 and 34. :func:`headwise.apply_rope` is the rotation itself, given the cosines and sines.
+equations 14 and 34. :func:`headwise.apply_rope` is the rotation by given cosines and sines.
 """
 
 from __future__ import annotations

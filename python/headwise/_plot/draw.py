@@ -1,4 +1,4 @@
-"""The pictures of :mod:`headwise.plot`, out of checked numbers and labels."""
+"""The figures of :mod:`headwise.plot`, from checked numbers and labels."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from headwise._base.typing import Array
-    from headwise._plot.input import Maps
+    from headwise._plot.arguments import Maps
 
 __all__ = ["colours", "head_grid", "heat_maps", "one_sided", "save", "table_map", "token_lines", "two_sided"]
 
 _LINE = "#1f5fa8"
-_WIDEST = 15.0  # inches that the panels of a figure take together, about
+_MAX_WIDTH = 15.0  # of all panels of a figure together, approximately, in inches
 
 
 # --- heat maps ---
@@ -53,7 +53,7 @@ _WIDEST = 15.0  # inches that the panels of a figure take together, about
 def heat_maps(
     maps: Maps, masked: Array, scale: Scale, cmap: Colormap, meaning: str, sign: str, title: str | None
 ) -> Figure:
-    """A panel for each map, all in one scale of colours; labels at the left and below."""
+    """A panel for each map, all with one colour scale; labels on the left and below."""
     count, query_len, key_len = maps.values.shape
     write, queries, keys = _lettering(maps, title)
     rows, columns = _arrangement(count)
@@ -92,12 +92,12 @@ def heat_maps(
 def head_grid(
     layers: list[Array], scale: Scale, cmap: Colormap, masks: list[Array], sign: str, title: str | None
 ) -> Figure:
-    """Layers downwards, heads to the right, without labels of tokens."""
+    """A panel for each head, layers as rows and heads as columns, without token labels."""
     rows, columns = len(layers), max(map(len, layers))
-    side = min(1.2, _WIDEST / columns, 4 * _WIDEST / rows)
+    side = min(1.2, _MAX_WIDTH / columns, 4 * _MAX_WIDTH / rows)
     size = min(LARGE, side * 72 / 4)
     space = Space(left=0.32, right=0.0, above=MARGIN + 0.2, below=0.3, between=(0.08, 0.08))
-    note = "in each panel queries downwards, keys to the right"
+    note = "in each panel, rows are queries and columns are keys"
     sheet = Sheet((rows, columns), (side, side), space, Lettering([title or "", note]), title, note)
     for i, (maps, masked) in enumerate(zip(layers, masks, strict=True)):
         for j, values in enumerate(maps):
@@ -113,7 +113,7 @@ def head_grid(
 
 
 def table_map(values: Array, scale: Scale, cmap: Colormap, rows: str, columns: str, title: str | None) -> Figure:
-    """One map of a table with numbered rows and columns."""
+    """A map of one table with numbered rows and columns."""
     length, width = values.shape
     size = (min(max(0.1 * width, 4.0), 9.0), min(max(0.05 * length, 2.0), 7.0))
     space = Space(left=0.75, right=0.0, above=MARGIN, below=0.5, between=(0.0, 0.0))
@@ -130,7 +130,7 @@ def table_map(values: Array, scale: Scale, cmap: Colormap, rows: str, columns: s
 
 
 def _paint(panel: Axes, values: Array, masked: Array, scale: Scale, cmap: Colormap) -> None:
-    # The panel has the shape that its cells shall have. Many cells to a pixel are averaged, not left out.
+    # aspect: the panel has the aspect ratio of its cells. interpolation: several cells per pixel are averaged.
     panel.imshow(
         np.ma.masked_array(values, masked), cmap=cmap, norm=scale.norm, aspect="auto", origin="upper",
         interpolation="antialiased",
@@ -142,14 +142,14 @@ def _paint(panel: Axes, values: Array, masked: Array, scale: Scale, cmap: Colorm
 
 
 def token_lines(maps: Maps, scale: Scale, threshold: float, title: str | None) -> Figure:
-    """From each query, at the left, to each key, at the right, a line as opaque as its weight is large."""
+    """A line from each query on the left to each key on the right, with an opacity proportional to the weight."""
     count, query_len, key_len = maps.values.shape
     write, queries, keys = _lettering(maps, title)
     rows, columns = _arrangement(count)
     tallest = max(query_len, key_len)
     height = max(min(0.2 * tallest, 12.0 / min(rows, 2)), 0.6)
     size = _font_size(height / tallest)
-    # Both sides are centred.
+    # The shorter side is centred.
     sides = [
         Side(labels, np.arange(len(labels)) + (tallest - len(labels)) / 2, line_height(size) * tallest / height)
         for labels in (queries, keys)
@@ -185,7 +185,7 @@ def token_lines(maps: Maps, scale: Scale, threshold: float, title: str | None) -
 
 
 class Side:
-    """The labels of one side that are shown, and how far down each of them all stands."""
+    """The heights of all labels of one side, and the labels that are shown."""
 
     def __init__(self, labels: list[str], heights: Array, room: float) -> None:
         self.heights = heights
@@ -194,7 +194,7 @@ class Side:
 
 
 def _fan(weights: Array, starts: Array, ends: Array, opaque: float, threshold: float) -> LineCollection:
-    """The lines of one map, from the faintest, so that nothing strong is hidden."""
+    """The lines of one map, in ascending order of weight, so that strong lines are drawn over faint ones."""
     query, key = np.nonzero(weights > max(threshold, opaque / 512))
     order = np.argsort(weights[query, key], kind="stable")
     query, key = query[order], key[order]
@@ -207,13 +207,13 @@ def _fan(weights: Array, starts: Array, ends: Array, opaque: float, threshold: f
 
 
 class KeyLabels:
-    """Labels below a panel: level where they fit so, else upright, which never takes more than a line's height."""
+    """Labels below a panel: horizontal if there is room for as many of them as of vertical ones, else vertical."""
 
     def __init__(self, labels: list[str], cell: float, size: float, write: Lettering) -> None:
         widest = write.width(labels, size) + 0.05
         upright = thin(labels, line_height(size) / cell)
         level = thin(labels, widest / cell)
-        # Of positions a few are enough, of tokens as many as there is room for.
+        # A few positions suffice, but as many tokens are shown as there is room for.
         self._upright = len(level) < len(upright) and not are_positions(labels)
         self._shown = upright if self._upright else level
         self._text = [labels[i] for i in self._shown]
@@ -225,14 +225,14 @@ class KeyLabels:
 
 
 def _lettering(maps: Maps, title: str | None) -> tuple[Lettering, list[str], list[str]]:
-    """How to write what stands in a figure, and the labels of queries and keys, ready to be drawn."""
+    """The lettering of a figure, and the labels of queries and keys, ready to be drawn."""
     queries, keys = ([visible(label) for label in labels] for labels in (maps.query_labels, maps.key_labels))
     write = Lettering([*queries, *keys, title or "", maps.note])
     return write, [write(label) for label in queries], [write(label) for label in keys]
 
 
 def _arrangement(count: int) -> tuple[int, int]:
-    """Rows and columns of panels: wider than high, without empty places where that can be."""
+    """Rows and columns of panels: at least as many columns as rows, without empty places if possible."""
     root = math.isqrt(count)
     full = [rows for rows in range(1, root + 1) if count % rows == 0 and 4 * rows * rows >= count]
     rows = full[-1] if full else root
@@ -240,12 +240,13 @@ def _arrangement(count: int) -> tuple[int, int]:
 
 
 def _cell_size(cells: int, columns: int) -> float:
-    """Inches that a cell of a square of so many is wide: enough for a label, unless the panel gets too wide then."""
+    """The width of a cell in inches, for panels of ``cells`` by ``cells``: enough for a label, up to a maximum width of
+    the panel."""
     if columns == 1:
         return min(max(0.28, 2.0 / cells), 8.0 / cells)
-    return min(max(0.2, 1.5 / cells), min(3.2, _WIDEST / columns) / cells)
+    return min(max(0.2, 1.5 / cells), min(3.2, _MAX_WIDTH / columns) / cells)
 
 
 def _font_size(room: float) -> float:
-    """Points, for a line to fit into so many inches, within what can be read."""
+    """The font size in points of a line that fits into ``room`` inches, within the legible range."""
     return min(LARGE, max(SMALL, room / line_height(1.0)))

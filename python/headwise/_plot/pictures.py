@@ -1,10 +1,7 @@
-"""Pictures of attention, positional encodings and biases, drawn by Matplotlib.
+"""Figures of attention, positional encodings and biases, drawn by Matplotlib.
 
-    pip install 'headwise[plot]'
-
-Each function returns a :class:`matplotlib.figure.Figure`, which shows itself in a notebook, and saves it where ``path``
-says. Nothing global is touched: no pyplot, no display, and threads may draw at once. What draws is imported by the
-first picture.
+The functions check their arguments here, and import the modules that draw on the first call: Matplotlib is optional and
+takes long to import.
 """
 
 from __future__ import annotations
@@ -44,30 +41,32 @@ def attention(
     title: str | None = None,
     path: Path | None = None,
 ) -> Figure:
-    """Heat maps of attention weights, one for each head, in one scale of colours from 0.
+    """Heat maps of attention weights, one for each head, with one colour scale from 0.
 
-    Weights that are exactly 0, as those of masked keys are, are grey. Spaces at the ends of a token, line breaks, tabs
-    and empty tokens are shown by a sign; of more labels than there is room for every second, third, … is shown.
+    Weights that are exactly 0, such as those of masked keys, are grey. Leading and trailing spaces of a token, line
+    breaks, tabs and empty tokens are shown as signs. If there is no room for all labels, every second, third, … is
+    shown.
 
     Parameters
     ----------
     weights : array_like, (query_len, key_len), (heads, query_len, key_len) or (batch, heads, query_len, key_len)
-        Or what :func:`headwise.attention_score_visualization` returns, with its tokens.
+        Or the result of :func:`headwise.attention_score_visualization`, which provides the tokens too.
     tokens : sequence of str, optional
-        A label for each key, and for each query where there are as many. Positions by default.
+        A label for each key, and for each query if there are equally many; positions by default.
     query_tokens, key_tokens : sequence of str, optional
-        Labels for one side, before ``tokens``.
+        Labels of queries (query_len,) and of keys (key_len,), instead of ``tokens``.
     head : int, "mean" or sequence of int, optional
         The heads to draw, or their mean; all by default.
     batch : int
-        Which of the batch to draw.
+        The batch entry to draw.
     vmax : float, optional
-        The weight at which the scale ends, so that figures can be compared; the largest one drawn by default.
+        The end of the colour scale, for example to compare figures; the maximum weight drawn by default.
     cmap : str or matplotlib.colors.Colormap, optional
         "viridis" by default.
     title : str, optional
+        A title above the figure.
     path : str or path, optional
-        File to write, ``.png`` or ``.svg``. The same picture gives the same bytes.
+        The file to write, ``.png`` or ``.svg``. The same figure gives the same bytes.
 
     Returns
     -------
@@ -76,8 +75,8 @@ def attention(
     Raises
     ------
     ValueError
-        If a shape, a number of tokens, an index or the ending of ``path`` does not fit, or weights are negative or not
-        finite.
+        If a shape, the number of tokens, an index or the suffix of ``path`` does not fit, or weights are negative or
+        not finite.
     TypeError
         If an argument has a wrong type.
     ImportError
@@ -93,12 +92,11 @@ def attention(
     >>> [panel.get_title() for panel in figure.axes[:2]]
     ['head 0', 'head 1']
     """
-    from headwise._plot import draw
-    from headwise._plot import input as given
+    from headwise._plot import arguments, draw
 
-    maps = given.weight_maps(weights, tokens, query_tokens, key_tokens, head, batch)
-    file, heading = given.check_path(path), given.check_title(title)
-    scale = draw.one_sided([maps.values], given.check_limit(vmax))
+    maps = arguments.weight_maps(weights, tokens, query_tokens, key_tokens, head, batch)
+    file, heading = arguments.check_path(path), arguments.check_title(title)
+    scale = draw.one_sided([maps.values], arguments.check_limit(vmax))
     colours = draw.colours(cmap, "viridis")
     figure = draw.heat_maps(maps, maps.values == 0, scale, colours, "attention weight", _NO_WEIGHT, heading)
     draw.save(figure, file)
@@ -114,14 +112,23 @@ def grid(
     title: str | None = None,
     path: Path | None = None,
 ) -> Figure:
-    """Small heat maps of all heads of all layers: layers downwards, heads to the right, one scale of colours.
+    """Small heat maps of all heads of all layers, with layers as rows, heads as columns and one colour scale.
 
     Parameters
     ----------
     weights : sequence of array_like
-        For each layer what :func:`attention` takes. Numbers of heads, queries and keys may differ between layers.
-    batch, vmax, cmap, title, path
-        As for :func:`attention`.
+        For each layer (query_len, key_len), (heads, query_len, key_len) or (batch, heads, query_len, key_len), as for
+        :func:`attention`. The numbers of heads, queries and keys may differ between layers.
+    batch : int
+        The batch entry to draw.
+    vmax : float, optional
+        The end of the colour scale; the maximum weight drawn by default.
+    cmap : str or matplotlib.colors.Colormap, optional
+        "viridis" by default.
+    title : str, optional
+        A title above the figure.
+    path : str or path, optional
+        The file to write, ``.png`` or ``.svg``. The same figure gives the same bytes.
 
     Returns
     -------
@@ -136,17 +143,16 @@ def grid(
     --------
     >>> import numpy as np
     >>> import headwise as hw
-    >>> layers = hw.softmax(np.random.default_rng(0).standard_normal((3, 4, 10, 10)))  # of 3 layers with 4 heads
+    >>> layers = hw.softmax(np.random.default_rng(0).standard_normal((3, 4, 10, 10)))  # 3 layers with 4 heads
     >>> figure = hw.plot.grid(layers)
-    >>> len(figure.axes)  # and the scale of colours
+    >>> len(figure.axes)  # 12 maps and the colour bar
     13
     """
-    from headwise._plot import draw
-    from headwise._plot import input as given
+    from headwise._plot import arguments, draw
 
-    layers = given.layer_maps(weights, batch)
-    file, heading = given.check_path(path), given.check_title(title)
-    scale = draw.one_sided(layers, given.check_limit(vmax))
+    layers = arguments.layer_maps(weights, batch)
+    file, heading = arguments.check_path(path), arguments.check_title(title)
+    scale = draw.one_sided(layers, arguments.check_limit(vmax))
     masks = [maps == 0 for maps in layers]
     figure = draw.head_grid(layers, scale, draw.colours(cmap, "viridis"), masks, _NO_WEIGHT, heading)
     draw.save(figure, file)
@@ -166,18 +172,28 @@ def lines(
     title: str | None = None,
     path: Path | None = None,
 ) -> Figure:
-    """From each query, at the left, to each key, at the right, a line as opaque as its attention weight is large.
+    """A line from each query on the left to each key on the right, with an opacity proportional to the weight [1]_.
 
     Parameters
     ----------
-    weights, tokens, query_tokens, key_tokens, head, batch
-        As for :func:`attention`.
+    weights : array_like, (query_len, key_len), (heads, query_len, key_len) or (batch, heads, query_len, key_len)
+        Or the result of :func:`headwise.attention_score_visualization`, which provides the tokens too.
+    tokens : sequence of str, optional
+        A label for each key, and for each query if there are equally many; positions by default.
+    query_tokens, key_tokens : sequence of str, optional
+        Labels of queries (query_len,) and of keys (key_len,), instead of ``tokens``.
+    head : int, "mean" or sequence of int, optional
+        The heads to draw, or their mean; all by default.
+    batch : int
+        The batch entry to draw.
     threshold : float
-        Only weights above it get a line. Those too faint to be seen, below 1/512 of ``vmax``, never do.
+        Only greater weights have a line. Weights below 1/512 of ``vmax``, which would be invisible, never have one.
     vmax : float, optional
-        The weight from which on lines are opaque; the largest one drawn by default.
-    title, path
-        As for :func:`attention`.
+        The minimum weight of an opaque line; the maximum weight drawn by default.
+    title : str, optional
+        A title above the figure.
+    path : str or path, optional
+        The file to write, ``.png`` or ``.svg``. The same figure gives the same bytes.
 
     Returns
     -------
@@ -190,8 +206,8 @@ def lines(
 
     References
     ----------
-    Vig, "A Multiscale Visualization of Attention in the Transformer Model" (2019), https://arxiv.org/abs/1906.05714,
-    which draws attention so.
+    .. [1] J. Vig, "A Multiscale Visualization of Attention in the Transformer Model", 2019,
+       https://arxiv.org/abs/1906.05714.
 
     Examples
     --------
@@ -200,14 +216,13 @@ def lines(
     >>> len(figure.axes[0].collections[0].get_paths())  # a weight of 0 has no line
     3
     """
-    from headwise._plot import draw
-    from headwise._plot import input as given
+    from headwise._plot import arguments, draw
 
-    maps = given.weight_maps(weights, tokens, query_tokens, key_tokens, head, batch)
-    least = check_real(threshold, "threshold")
-    file, heading = given.check_path(path), given.check_title(title)
-    scale = draw.one_sided([maps.values], given.check_limit(vmax))
-    figure = draw.token_lines(maps, scale, least, heading)
+    maps = arguments.weight_maps(weights, tokens, query_tokens, key_tokens, head, batch)
+    minimum = check_real(threshold, "threshold")
+    file, heading = arguments.check_path(path), arguments.check_title(title)
+    scale = draw.one_sided([maps.values], arguments.check_limit(vmax))
+    figure = draw.token_lines(maps, scale, minimum, heading)
     draw.save(figure, file)
     return figure
 
@@ -220,7 +235,7 @@ def encoding(
     title: str | None = None,
     path: Path | None = None,
 ) -> Figure:
-    """A table of positional encodings: positions downwards, features to the right, colours that part at 0.
+    """A heat map of positional encodings, with positions as rows and features as columns; the colours diverge at 0.
 
     Parameters
     ----------
@@ -228,11 +243,13 @@ def encoding(
         Such as :attr:`headwise.SinusoidalPositionalEncoding.pe` or
         :attr:`headwise.LearnedPositionalEmbedding.embeddings`.
     vmax : float, optional
-        The scale goes from ``-vmax`` to ``vmax``; as far as the numbers do by default.
+        The colour scale is from ``-vmax`` to ``vmax``; the maximum absolute value by default.
     cmap : str or matplotlib.colors.Colormap, optional
         "RdBu_r" by default.
-    title, path
-        As for :func:`attention`.
+    title : str, optional
+        A title above the figure.
+    path : str or path, optional
+        The file to write, ``.png`` or ``.svg``. The same figure gives the same bytes.
 
     Returns
     -------
@@ -250,12 +267,11 @@ def encoding(
     >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
     ('feature', 'position')
     """
-    from headwise._plot import draw
-    from headwise._plot import input as given
+    from headwise._plot import arguments, draw
 
-    values = given.encoding_table(table)
-    file, heading = given.check_path(path), given.check_title(title)
-    scale = draw.two_sided(values, given.check_limit(vmax))
+    values = arguments.encoding_table(table)
+    file, heading = arguments.check_path(path), arguments.check_title(title)
+    scale = draw.two_sided(values, arguments.check_limit(vmax))
     figure = draw.table_map(values, scale, draw.colours(cmap, "RdBu_r"), "position", "feature", heading)
     draw.save(figure, file)
     return figure
@@ -274,22 +290,30 @@ def bias(
     title: str | None = None,
     path: Path | None = None,
 ) -> Figure:
-    """Heat maps of what is added to attention scores, one for each head, in one scale of colours that part at 0.
+    """Heat maps of a bias of attention scores, one for each head, with one colour scale that diverges at 0.
 
-    What is masked is grey: -inf, and -1e9 and less, which some write instead.
+    Masked keys are grey: a bias of -inf, or of at most -1e9, which is in use instead.
 
     Parameters
     ----------
     bias : array_like, (query_len, key_len), (heads, query_len, key_len) or (batch, heads, query_len, key_len)
-        Such as :func:`headwise.alibi_bias` gives.
-    tokens, query_tokens, key_tokens, head, batch
-        As for :func:`attention`.
+        Such as the result of :func:`headwise.alibi_bias`.
+    tokens : sequence of str, optional
+        A label for each key, and for each query if there are equally many; positions by default.
+    query_tokens, key_tokens : sequence of str, optional
+        Labels of queries (query_len,) and of keys (key_len,), instead of ``tokens``.
+    head : int, "mean" or sequence of int, optional
+        The heads to draw, or their mean; all by default.
+    batch : int
+        The batch entry to draw.
     vmax : float, optional
-        The scale goes from ``-vmax`` to ``vmax``; as far as the numbers do by default.
+        The colour scale is from ``-vmax`` to ``vmax``; the maximum absolute value by default.
     cmap : str or matplotlib.colors.Colormap, optional
         "RdBu_r" by default.
-    title, path
-        As for :func:`attention`.
+    title : str, optional
+        A title above the figure.
+    path : str or path, optional
+        The file to write, ``.png`` or ``.svg``. The same figure gives the same bytes.
 
     Returns
     -------
@@ -298,7 +322,7 @@ def bias(
     Raises
     ------
     ValueError, TypeError, ImportError
-        As :func:`attention`; a bias may be negative, but neither NaN nor +inf.
+        As :func:`attention`; a bias may be negative, but not NaN or +inf.
 
     Examples
     --------
@@ -307,12 +331,11 @@ def bias(
     >>> [panel.get_title() for panel in figure.axes[:2]]
     ['head 0', 'head 7']
     """
-    from headwise._plot import draw
-    from headwise._plot import input as given
+    from headwise._plot import arguments, draw
 
-    maps = given.bias_maps(bias, tokens, query_tokens, key_tokens, head, batch)
-    file, heading = given.check_path(path), given.check_title(title)
-    scale = draw.two_sided(maps.values, given.check_limit(vmax))
+    maps = arguments.bias_maps(bias, tokens, query_tokens, key_tokens, head, batch)
+    file, heading = arguments.check_path(path), arguments.check_title(title)
+    scale = draw.two_sided(maps.values, arguments.check_limit(vmax))
     colours = draw.colours(cmap, "RdBu_r")
     figure = draw.heat_maps(maps, np.isneginf(maps.values), scale, colours, "bias of the score", "masked", heading)
     draw.save(figure, file)

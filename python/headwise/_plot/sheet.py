@@ -1,7 +1,7 @@
-"""Figures with places in inches, scales of colours, files: what all pictures of :mod:`headwise.plot` share.
+"""Figures laid out in inches, colour scales and files, which all functions of :mod:`headwise.plot` use.
 
-Figures are made without pyplot, so that nothing global changes, no display is needed and threads may draw at once.
-Sizes of texts are known before they are drawn, so places are computed; Matplotlib's own layout would draw twice more.
+Figures are created without pyplot, so no global state changes, no display is needed, and several threads may draw at
+once. The layout is computed from the sizes of texts; Matplotlib's own layout would draw each figure twice more.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
     from headwise._plot.text import Lettering
 
-SMALL, LARGE, TITLE = 6.0, 8.0, 9.0  # sizes of fonts, in points
-FONT = 7.0  # of what explains
-HEADING = 10.5
-MARGIN = 0.1  # in inches, as all that follows
+# Font sizes in points. FONT: notes and legends; HEADING: the title of the figure.
+SMALL, FONT, LARGE, TITLE, HEADING = 6.0, 7.0, 8.0, 9.0, 10.5
+MARGIN = 0.1  # inches
 
-_DPI = 150  # of what is saved
-_GREY = "#d4d4d4"  # what is masked
-_BAR, _SCALE = 0.17, 1.1  # width of a bar of colours, and with the distance to it, its numbers and what it says
+_DPI = 150  # of saved files
+_GREY = "#d4d4d4"  # masked cells
+_BAR, _SCALE = 0.17, 1.1  # width of a colour bar, and of the bar with its margin, ticks and label, in inches
 
 _salt = threading.Lock()
 
 
 class Picture(Figure):
-    """A figure that shows itself in a notebook, whether or not pyplot has been imported there."""
+    """A figure that notebooks display, whether or not pyplot has been imported."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -51,7 +50,7 @@ class Picture(Figure):
 
 
 def save(figure: Figure, path: Path | None) -> None:
-    """The same figure gives the same bytes."""
+    """Write the figure to a file. The same figure gives the same bytes."""
     if path is None:
         return
     kind = path.suffix.lower()[1:]
@@ -61,7 +60,7 @@ def save(figure: Figure, path: Path | None) -> None:
 
 @contextmanager
 def _same_names() -> Iterator[None]:
-    """Names of the parts of an SVG file follow from what is in it, not from chance."""
+    """A fixed salt for the ids in an SVG file, which are random by default."""
     with _salt:
         before = matplotlib.rcParams["svg.hashsalt"]
         matplotlib.rcParams["svg.hashsalt"] = before or "headwise"
@@ -88,23 +87,23 @@ def colours(cmap: object, default: str) -> Colormap:
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale of colours for all panels of a figure."""
+    """The colour scale of all panels of a figure."""
 
     norm: Normalize
     end: float
-    extend: str  # where numbers lie beyond its ends, as Matplotlib's colour bars say it
-    shown: tuple[float, float]  # the part that the colour bar shows: on which side of 0 there are numbers
+    extend: str  # the ends beyond which there are numbers, as Matplotlib's colorbar takes it
+    shown: tuple[float, float]  # the range of the colour bar: only the side of 0 where there are numbers
 
 
 def one_sided(values: Sequence[Array], vmax: float | None) -> Scale:
-    """From 0 to ``vmax``, or to the largest value."""
+    """From 0 to ``vmax``, by default to the maximum value."""
     largest = max(float(v.max()) for v in values)
     end = vmax or largest or 1.0
     return Scale(Normalize(0.0, end), end, "max" if largest > end else "neither", (0.0, end))
 
 
 def two_sided(values: Array, vmax: float | None) -> Scale:
-    """As far below 0 as above."""
+    """From ``-vmax`` to ``vmax``, by default to the maximum absolute value."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     end = vmax or max(-low, high) or 1.0
@@ -118,7 +117,7 @@ def two_sided(values: Array, vmax: float | None) -> Scale:
 
 @dataclass(frozen=True)
 class Space:
-    """What there is around the panels of a figure and between them."""
+    """The space around the panels of a figure and between them, in inches."""
 
     left: float
     right: float
@@ -128,7 +127,7 @@ class Space:
 
 
 class Sheet:
-    """A figure of panels of one size, with a scale of colours beside or, where that would be too short, below."""
+    """A figure of panels of one size, with a colour bar on the right or, if that would be too short, below."""
 
     def __init__(
         self,
@@ -147,7 +146,7 @@ class Sheet:
         self._beside = self._inner[1] >= 1.2
         above = space.above + (0.22 * (1 + title.count("\n")) if title else 0.0)
         self._foot = space.below + (0.2 if note else 0.0)
-        # What is masked is explained at the foot of the scale of colours.
+        # The legend of masked cells is below the colour bar.
         below = max(self._foot, 0.25) if self._beside else self._foot + 0.75
         self._right = space.left + self._inner[0] + space.right
         width = self._right + (_SCALE if self._beside else 2 * MARGIN)
@@ -171,7 +170,7 @@ class Sheet:
         return self._place(x, y, *self._size)
 
     def scale(self, cmap: Colormap, scale: Scale, meaning: str, grey: str = "") -> None:
-        """What the colours mean and, if anything is grey, what that means."""
+        """Add the colour bar with its label ``meaning`` and, unless ``grey`` is empty, a legend of the grey cells."""
         width, height = self._inner
         bottom = self._top - height
         if self._beside:

@@ -1,4 +1,4 @@
-"""Tokens as text that can be drawn: every character visible, none of it mathematics, none without a glyph."""
+"""Tokens as text for figures: every character visible, no mathematical notation, no missing glyphs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib.textpath import TextToPath
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_LONGEST = 20  # characters of a label
-_LINE = 1.25  # height of a line in units of the font size, with what keeps it apart from the next
+_MAX_CHARACTERS = 20  # of a label
+_LINE = 1.25  # height of a line in units of the font size, including the space between lines
 _SIGNS = {"\n": "⏎", "\t": "⇥"}
 
-# Families that have what Matplotlib's own font lacks, where they are installed. The search over all fonts would also
-# find those that have an empty box for everything.
+# Font families for characters that Matplotlib's default font lacks, used if installed. A search over all installed
+# fonts would also find fonts that draw every character as an empty box.
 _FALLBACKS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "WenQuanYi Micro Hei",
     "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC",
@@ -27,19 +27,22 @@ _FALLBACKS = (
 
 
 def visible(token: str) -> str:
-    """A token as one short line in which nothing hides: spaces at the ends, line breaks, tabs and the empty string get
-    a sign, what cannot be printed its escape. Spaces between words stay."""
+    """A token as one short line with every character visible.
+
+    Leading and trailing spaces, line breaks, tabs and the empty string become signs, and other unprintable characters
+    become escapes. Spaces between words are unchanged.
+    """
     if not token:
         return "∅"
     words = token.strip(" ")
     start = len(token) - len(token.lstrip(" ")) if words else len(token)
     text = "␣" * start + words + "␣" * (len(token) - start - len(words))
     text = "".join(_SIGNS.get(c) or (c if c.isprintable() else _escape(c)) for c in text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"
 
 
 class Lettering:
-    """How all texts of one figure are written: with fonts that have their characters."""
+    """The fonts of a figure, chosen so that they have the characters of all its texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._families = list(FontProperties().get_family())
@@ -55,16 +58,16 @@ class Lettering:
         self._escapes = {ord(c): _escape(c) for c in missing}
 
     def __call__(self, text: str) -> str:
-        """``text`` with escapes for what no font has."""
+        """``text`` with escapes for characters that no font has."""
         return text.translate(self._escapes)
 
     @property
     def style(self) -> dict[str, Any]:
-        """The properties of each text that is not ours: dollars are dollars."""
+        """The properties of texts that users provide. Dollar signs are literal."""
         return {"fontfamily": self._families, "parse_math": False, "usetex": False}
 
     def width(self, labels: Sequence[str], size: float) -> float:
-        """Of the widest label, in inches."""
+        """The width of the widest label in inches."""
         font = FontProperties(family=self._families, size=size)
         points = max(
             (_MEASURE.get_text_width_height_descent(label, font, False)[0] for label in set(labels)), default=0.0
@@ -73,12 +76,12 @@ class Lettering:
 
 
 def line_height(size: float) -> float:
-    """What one line of text takes, in inches."""
+    """The height of one line of text in inches."""
     return size * _LINE / 72
 
 
 def thin(labels: Sequence[str], room: float) -> list[int]:
-    """Which labels to show where each may take ``room`` of the distance from one to the next."""
+    """The indices of the labels to show, if each needs ``room`` times the distance between neighbouring labels."""
     step = max(1, math.ceil(room - 1e-9))
     if step > 1 and are_positions(labels):
         step = next(n * 10**e for e in range(19) for n in (1, 2, 5) if n * 10**e >= step)
@@ -94,7 +97,7 @@ def _escape(character: str) -> str:
 
 
 def _characters(families: Iterable[str]) -> set[str]:
-    """What at least one of the families has a glyph for."""
+    """The characters for which at least one of the families has a glyph."""
     return set().union(*(_in_file(findfont(FontProperties(family=[family]))) for family in families))
 
 

@@ -1,6 +1,6 @@
-"""What :mod:`headwise.plot` is given, checked and brought to one form: maps with titles and labels.
+"""Arguments of :mod:`headwise.plot`, checked and converted to maps with titles and labels.
 
-Knows nothing of matplotlib.
+This module does not import Matplotlib.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg")
 
-# What libraries add to scores that shall count for nothing, besides -inf: -1e9, or the least number of a type.
-_NEVER = -1e9
+# A bias of at most this masks a key: besides -inf, libraries use -1e9 or the minimum of a dtype.
+_MASKED = -1e9
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps of the same shape that go into one figure, and what is written at them."""
+    """Maps of one figure, all of the same shape, with their titles and labels."""
 
     values: Array  # (maps, query_len, key_len), float32 or float64
     titles: tuple[str, ...]
@@ -39,7 +39,7 @@ class Maps:
 def weight_maps(
     weights: object, tokens: object, query_tokens: object, key_tokens: object, head: object, batch: object
 ) -> Maps:
-    """The maps of attention weights that ``head`` and ``batch`` choose."""
+    """The maps of attention weights that ``head`` and ``batch`` select."""
     note = ""
     if isinstance(weights, Mapping):
         view = _of_view(weights)
@@ -54,19 +54,19 @@ def weight_maps(
 def bias_maps(
     bias: object, tokens: object, query_tokens: object, key_tokens: object, head: object, batch: object
 ) -> Maps:
-    """The maps of a bias, with -inf where it masks."""
+    """The maps of a bias, with -inf for masked keys."""
     heads = _heads(bias, "bias", batch)
     wrong = np.isnan(heads) | (heads == np.inf)
     if wrong.any():
-        raise ValueError(f"bias: {_first(heads, wrong)}, expected finite numbers, or -inf for what is masked")
-    masked = heads <= _NEVER
+        raise ValueError(f"bias: {_first(heads, wrong)}, expected finite numbers, or -inf for masked keys")
+    masked = heads <= _MASKED
     if masked.any():
         heads = np.where(masked, -np.inf, heads)
     return _labelled(heads, "bias", tokens, query_tokens, key_tokens, head)
 
 
 def layer_maps(weights: object, batch: object) -> list[Array]:
-    """For each layer its maps (heads, query_len, key_len)."""
+    """The maps of each layer, (heads, query_len, key_len)."""
     if isinstance(weights, Mapping):
         raise TypeError("weights: a mapping, expected a sequence of layers")
     layers = list(weights) if isinstance(weights, (list, tuple)) else list(np.atleast_1d(as_array(weights, "weights")))
@@ -102,14 +102,14 @@ def check_weights(values: Array, name: str) -> None:
 
 
 def check_path(path: object) -> Path | None:
-    """Where to save, if anywhere, in one of :data:`FORMATS`."""
+    """The file to write, with the suffix of one of :data:`FORMATS`, or None."""
     if path is None:
         return None
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: {type(path).__name__}, expected a str or a path")
     name = os.fspath(path)
     if not isinstance(name, str):
-        raise TypeError(f"path: {name!r}, expected a str or a path of str")
+        raise TypeError(f"path: {name!r}, expected a str or a path that is one")
     file = Path(name)
     if file.suffix.lower() not in FORMATS:
         raise ValueError(f"path: {name!r}, expected a name that ends in {' or '.join(FORMATS)}")
@@ -123,7 +123,7 @@ def check_title(title: object) -> str | None:
 
 
 def check_limit(vmax: object) -> float | None:
-    """The end of the colour scale, if one is given."""
+    """The end of the colour scale, or None."""
     if vmax is None:
         return None
     limit = check_real(vmax, "vmax")
@@ -148,7 +148,7 @@ def _numbers(x: object, name: str) -> Array:
 
 
 def _heads(x: object, name: str, batch: object) -> Array:
-    """``x`` as (heads, query_len, key_len), of one batch."""
+    """One batch entry of ``x``, (heads, query_len, key_len)."""
     values = _numbers(x, name)
     if values.ndim not in (2, 3, 4) or values.size == 0:
         layers = "; headwise.plot.grid draws several layers" if values.ndim == 5 else ""
@@ -213,6 +213,6 @@ def _labels(tokens: Any, name: str, count: int, kind: str) -> tuple[str, ...]:
 
 
 def _first(values: Array, where: Array) -> str:
-    """The first of the numbers at fault, and its place."""
+    """The first of the invalid numbers, and its index."""
     place = tuple(int(i) for i in np.argwhere(where)[0])
     return f"{values[place]} at {place}"
