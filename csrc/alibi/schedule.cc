@@ -4,10 +4,9 @@
 #include "headwise/alibi.h"
 
 namespace headwise {
-namespace {
 
 template <typename T>
-void Run(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset, View<T, 4> out) {
+void AddAlibi(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t offset, View<T, 4> out) {
   const std::int64_t heads = scores.shape[1], query_len = scores.shape[2], key_len = scores.shape[3];
   const AlibiKernel<T>& kernel = ChosenAlibiKernels().Of<T>();
   const std::int64_t rows = scores.shape[0] * heads * query_len;
@@ -24,19 +23,9 @@ void Run(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_t off
                  });
 }
 
-}  // namespace
-
-void AddAlibi(View<const Float16, 4> scores, const float* slopes, std::int64_t offset, View<Float16, 4> out) {
-  Run(scores, slopes, offset, out);
-}
-void AddAlibi(View<const BFloat16, 4> scores, const float* slopes, std::int64_t offset, View<BFloat16, 4> out) {
-  Run(scores, slopes, offset, out);
-}
-void AddAlibi(View<const float, 4> scores, const float* slopes, std::int64_t offset, View<float, 4> out) {
-  Run(scores, slopes, offset, out);
-}
-void AddAlibi(View<const double, 4> scores, const double* slopes, std::int64_t offset, View<double, 4> out) {
-  Run(scores, slopes, offset, out);
-}
+template void AddAlibi(View<const Float16, 4>, const float*, std::int64_t, View<Float16, 4>);
+template void AddAlibi(View<const BFloat16, 4>, const float*, std::int64_t, View<BFloat16, 4>);
+template void AddAlibi(View<const float, 4>, const float*, std::int64_t, View<float, 4>);
+template void AddAlibi(View<const double, 4>, const double*, std::int64_t, View<double, 4>);
 
 }  // namespace headwise

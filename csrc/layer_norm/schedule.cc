@@ -11,8 +11,10 @@ namespace {
 // Elements between the row that is computed with and the one that is fetched meanwhile, at least: some microseconds.
 constexpr std::int64_t kAhead = 2048;
 
+}  // namespace
+
 template <typename T>
-void Run(View<const T, 2> x, const T* gamma, const T* beta, double eps, View<T, 2> out) {
+void LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps, View<T, 2> out) {
   const LayerNormKernel<T>& kernel = ChosenLayerNormKernels().Of<T>();
   const auto [rows, n] = x.shape;
   const bool streamed =
@@ -28,20 +30,9 @@ void Run(View<const T, 2> x, const T* gamma, const T* beta, double eps, View<T, 
                  });
 }
 
-}  // namespace
-
-void LayerNorm(View<const Float16, 2> x, const Float16* gamma, const Float16* beta, double eps, View<Float16, 2> out) {
-  Run(x, gamma, beta, eps, out);
-}
-void LayerNorm(View<const BFloat16, 2> x, const BFloat16* gamma, const BFloat16* beta, double eps,
-               View<BFloat16, 2> out) {
-  Run(x, gamma, beta, eps, out);
-}
-void LayerNorm(View<const float, 2> x, const float* gamma, const float* beta, double eps, View<float, 2> out) {
-  Run(x, gamma, beta, eps, out);
-}
-void LayerNorm(View<const double, 2> x, const double* gamma, const double* beta, double eps, View<double, 2> out) {
-  Run(x, gamma, beta, eps, out);
-}
+template void LayerNorm(View<const Float16, 2>, const Float16*, const Float16*, double, View<Float16, 2>);
+template void LayerNorm(View<const BFloat16, 2>, const BFloat16*, const BFloat16*, double, View<BFloat16, 2>);
+template void LayerNorm(View<const float, 2>, const float*, const float*, double, View<float, 2>);
+template void LayerNorm(View<const double, 2>, const double*, const double*, double, View<double, 2>);
 
 }  // namespace headwise

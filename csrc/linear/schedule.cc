@@ -96,23 +96,15 @@ struct Packed {
 
 }  // namespace
 
-void Linear(View<const float, 2> x, View<const float, 2> weight, const float* bias, View<float, 2> out,
+template <typename T>
+void Linear(View<const T, 2> x, View<const T, 2> weight, const Accumulator<T>* bias, View<T, 2> out,
             Precision precision) {
-  Run(GetLinearKernel<float>(), {x, weight, bias, out, precision, nullptr});
+  Run(GetLinearKernel<T>(), {x, weight, bias, out, precision, nullptr});
 }
-void Linear(View<const double, 2> x, View<const double, 2> weight, const double* bias, View<double, 2> out,
-            Precision precision) {
-  Run(GetLinearKernel<double>(), {x, weight, bias, out, precision, nullptr});
-}
-
-void Linear(View<const Float16, 2> x, View<const Float16, 2> weight, const float* bias, View<Float16, 2> out,
-            Precision precision) {
-  Run(GetLinearKernel<Float16>(), {x, weight, bias, out, precision, nullptr});
-}
-void Linear(View<const BFloat16, 2> x, View<const BFloat16, 2> weight, const float* bias, View<BFloat16, 2> out,
-            Precision precision) {
-  Run(GetLinearKernel<BFloat16>(), {x, weight, bias, out, precision, nullptr});
-}
+template void Linear(View<const Float16, 2>, View<const Float16, 2>, const float*, View<Float16, 2>, Precision);
+template void Linear(View<const BFloat16, 2>, View<const BFloat16, 2>, const float*, View<BFloat16, 2>, Precision);
+template void Linear(View<const float, 2>, View<const float, 2>, const float*, View<float, 2>, Precision);
+template void Linear(View<const double, 2>, View<const double, 2>, const double*, View<double, 2>, Precision);
 
 // No lock: a child that is forked while another thread of its parent holds one waits for it for ever. What was packed
 // for one target stays when there is another.

@@ -14,11 +14,11 @@ namespace {
 // Cosines and sines of a block of positions stay in the first-level cache while the heads that share them go by.
 constexpr std::int64_t kBlockBytes = 16 << 10;
 
-template <typename T>
-using Angles = View<const Accumulator<T>, 4>;
+}  // namespace
 
 template <typename T>
-void Run(View<const T, 4> x, Angles<T> cos, Angles<T> sin, bool interleaved, View<T, 4> out) {
+void ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const Accumulator<T>, 4> sin,
+               bool interleaved, View<T, 4> out) {
   const auto [batch, heads, seq, dim] = x.shape;
   if (dim == 0) return;
   const RopeKernel<T>& kernel = ChosenRopeKernels().Of<T>();
@@ -53,23 +53,9 @@ void Run(View<const T, 4> x, Angles<T> cos, Angles<T> sin, bool interleaved, Vie
   });
 }
 
-}  // namespace
-
-void ApplyRope(View<const Float16, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
-               View<Float16, 4> out) {
-  Run(x, cos, sin, interleaved, out);
-}
-void ApplyRope(View<const BFloat16, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
-               View<BFloat16, 4> out) {
-  Run(x, cos, sin, interleaved, out);
-}
-void ApplyRope(View<const float, 4> x, View<const float, 4> cos, View<const float, 4> sin, bool interleaved,
-               View<float, 4> out) {
-  Run(x, cos, sin, interleaved, out);
-}
-void ApplyRope(View<const double, 4> x, View<const double, 4> cos, View<const double, 4> sin, bool interleaved,
-               View<double, 4> out) {
-  Run(x, cos, sin, interleaved, out);
-}
+template void ApplyRope(View<const Float16, 4>, View<const float, 4>, View<const float, 4>, bool, View<Float16, 4>);
+template void ApplyRope(View<const BFloat16, 4>, View<const float, 4>, View<const float, 4>, bool, View<BFloat16, 4>);
+template void ApplyRope(View<const float, 4>, View<const float, 4>, View<const float, 4>, bool, View<float, 4>);
+template void ApplyRope(View<const double, 4>, View<const double, 4>, View<const double, 4>, bool, View<double, 4>);
 
 }  // namespace headwise

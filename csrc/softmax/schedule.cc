@@ -137,29 +137,32 @@ View<T, 3> WithAxis(View<T, 2> lanes) {
 
 }  // namespace
 
-void Softmax(View<const Float16, 3> x, View<Float16, 3> out) { Run(x, &SoftmaxKernel<Float16>::softmax, out); }
-void Softmax(View<const BFloat16, 3> x, View<BFloat16, 3> out) { Run(x, &SoftmaxKernel<BFloat16>::softmax, out); }
-void Softmax(View<const float, 3> x, View<float, 3> out) { Run(x, &SoftmaxKernel<float>::softmax, out); }
-void Softmax(View<const double, 3> x, View<double, 3> out) { Run(x, &SoftmaxKernel<double>::softmax, out); }
+template <typename T>
+void Softmax(View<const T, 3> x, View<T, 3> out) {
+  Run(x, &SoftmaxKernel<T>::softmax, out);
+}
+template <typename T>
+void LogSoftmax(View<const T, 3> x, View<T, 3> out) {
+  Run(x, &SoftmaxKernel<T>::log_softmax, out);
+}
+template <typename T>
+void LogSumExp(View<const T, 3> x, View<T, 2> out) {
+  Run(x, &SoftmaxKernel<T>::log_sum_exp, WithAxis(out));
+}
 
-void LogSoftmax(View<const Float16, 3> x, View<Float16, 3> out) { Run(x, &SoftmaxKernel<Float16>::log_softmax, out); }
-void LogSoftmax(View<const BFloat16, 3> x, View<BFloat16, 3> out) {
-  Run(x, &SoftmaxKernel<BFloat16>::log_softmax, out);
-}
-void LogSoftmax(View<const float, 3> x, View<float, 3> out) { Run(x, &SoftmaxKernel<float>::log_softmax, out); }
-void LogSoftmax(View<const double, 3> x, View<double, 3> out) { Run(x, &SoftmaxKernel<double>::log_softmax, out); }
+template void Softmax(View<const Float16, 3>, View<Float16, 3>);
+template void Softmax(View<const BFloat16, 3>, View<BFloat16, 3>);
+template void Softmax(View<const float, 3>, View<float, 3>);
+template void Softmax(View<const double, 3>, View<double, 3>);
 
-void LogSumExp(View<const Float16, 3> x, View<Float16, 2> out) {
-  Run(x, &SoftmaxKernel<Float16>::log_sum_exp, WithAxis(out));
-}
-void LogSumExp(View<const BFloat16, 3> x, View<BFloat16, 2> out) {
-  Run(x, &SoftmaxKernel<BFloat16>::log_sum_exp, WithAxis(out));
-}
-void LogSumExp(View<const float, 3> x, View<float, 2> out) {
-  Run(x, &SoftmaxKernel<float>::log_sum_exp, WithAxis(out));
-}
-void LogSumExp(View<const double, 3> x, View<double, 2> out) {
-  Run(x, &SoftmaxKernel<double>::log_sum_exp, WithAxis(out));
-}
+template void LogSoftmax(View<const Float16, 3>, View<Float16, 3>);
+template void LogSoftmax(View<const BFloat16, 3>, View<BFloat16, 3>);
+template void LogSoftmax(View<const float, 3>, View<float, 3>);
+template void LogSoftmax(View<const double, 3>, View<double, 3>);
+
+template void LogSumExp(View<const Float16, 3>, View<Float16, 2>);
+template void LogSumExp(View<const BFloat16, 3>, View<BFloat16, 2>);
+template void LogSumExp(View<const float, 3>, View<float, 2>);
+template void LogSumExp(View<const double, 3>, View<double, 2>);
 
 }  // namespace headwise

@@ -1,4 +1,4 @@
-// Numbers of 16 bits, in which arrays are kept; everything is computed in the type of their accumulator.
+// The element types of arrays. 16-bit types are storage types: every operation computes in their accumulator type.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,12 @@
 
 namespace headwise {
 
-// IEEE 754 binary16: 1 sign, 5 exponent and 10 mantissa bits.
+// IEEE 754 binary16: 1 sign bit, 5 exponent bits and 10 mantissa bits.
 struct Float16 {
   std::uint16_t bits;
 };
 
-// The upper half of a binary32: 1 sign, 8 exponent and 7 mantissa bits.
+// The upper 16 bits of a binary32: 1 sign bit, 8 exponent bits and 7 mantissa bits.
 struct BFloat16 {
   std::uint16_t bits;
 };
@@ -19,7 +19,7 @@ struct BFloat16 {
 template <typename T>
 constexpr bool kIs16Bit = std::is_same_v<T, Float16> || std::is_same_v<T, BFloat16>;
 
-// What arrays of T are computed in: float for those of 16 bits, else T itself.
+// The type that arrays of T are computed in: float for 16-bit types, otherwise T itself.
 template <typename T>
 using Accumulator = std::conditional_t<kIs16Bit<T>, float, T>;
 

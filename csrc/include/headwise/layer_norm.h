@@ -6,12 +6,12 @@
 
 namespace headwise {
 
-// out[r, i] = gamma[i] * (x[r, i] - mean_r) / sqrt(var_r + eps) + beta[i], the biased variance, in two passes.
-// Last axes contiguous; gamma, beta: (n,). `out` may be `x`. Halves are computed with as float and rounded once.
-void LayerNorm(View<const Float16, 2> x, const Float16* gamma, const Float16* beta, double eps, View<Float16, 2> out);
-void LayerNorm(View<const BFloat16, 2> x, const BFloat16* gamma, const BFloat16* beta, double eps,
-               View<BFloat16, 2> out);
-void LayerNorm(View<const float, 2> x, const float* gamma, const float* beta, double eps, View<float, 2> out);
-void LayerNorm(View<const double, 2> x, const double* gamma, const double* beta, double eps, View<double, 2> out);
+// out[r, i] = gamma[i] * (x[r, i] - mean_r) / sqrt(var_r + eps) + beta[i]
+//
+// var_r is the biased variance, computed in two passes: mean first, then squared deviations from it. x, out: (rows, n),
+// last axis contiguous; `out` may be `x`. gamma, beta: (n,). T is float, double, Float16 or BFloat16; 16-bit types are
+// computed in float and rounded once.
+template <typename T>
+void LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps, View<T, 2> out);
 
 }  // namespace headwise

@@ -9,28 +9,27 @@
 
 namespace headwise {
 
-// out[r, n] = sum_k x[r, k] weight[k, n] + bias[n]. x and out have their last axis contiguous, weight either of its
-// axes; bias: (n,) or null. `precision` is not of float64. Halves are summed up in float32, the bias is float32, and
-// results are rounded once.
+// out[r, n] = sum_k x[r, k] weight[k, n] + bias[n]
 //
-// In parts of bfloat16 (precision.h) what is not finite, or overflows on the way, is computed again in float32: NaN
-// and Inf are those of the other targets. Numbers and products below 2^-126 count as 0, and the last bits of numbers
-// below 2^-102 are lost: an error of up to 2^-123 sum_k (|x[r, k]| + |weight[k, n]| + 1) that the other targets, which
-// know subnormal numbers, have not.
-void Linear(View<const float, 2> x, View<const float, 2> weight, const float* bias, View<float, 2> out,
-            Precision precision = Precision::kHighest);
-void Linear(View<const double, 2> x, View<const double, 2> weight, const double* bias, View<double, 2> out,
-            Precision precision = Precision::kHighest);
-void Linear(View<const Float16, 2> x, View<const Float16, 2> weight, const float* bias, View<Float16, 2> out,
-            Precision precision = Precision::kHighest);
-void Linear(View<const BFloat16, 2> x, View<const BFloat16, 2> weight, const float* bias, View<BFloat16, 2> out,
+// x: (rows, depth) and out: (rows, columns), last axis contiguous; weight: (depth, columns), either axis contiguous;
+// bias: (columns,) or null. T is float, double, Float16 or BFloat16. 16-bit types are summed in float, have a bias of
+// float, and are rounded once. `precision` has no effect on double.
+//
+// Where bf16 products are used (precision.h), elements of the output that are not finite, or that overflow on the way,
+// are recomputed in float32, so NaN and Inf are the same on every target. Numbers and products below 2^-126 count as 0,
+// and numbers below 2^-102 lose their last bits: an error of at most
+//   2^-123 sum_k (|x[r, k]| + |weight[k, n]| + 1).
+// FMA targets handle subnormal numbers and do not have this error.
+template <typename T>
+void Linear(View<const T, 2> x, View<const T, 2> weight, const Accumulator<T>* bias, View<T, 2> out,
             Precision precision = Precision::kHighest);
 
-// Linear for weights that stay: they are packed once, as the chosen target wants them, and not at every call; after a
-// change of the target the next call packs them anew. Its results have the bits of Linear's.
+// Linear with constant weights, which are packed once for the current target instead of at every call. After a change
+// of the target, the next call packs them for the new one. Results have the same bits as those of Linear.
 //
-// Nothing is copied but into the packed form: weight and bias must live, and stay as they are, as long as this does.
-// Any number of threads may call it at once. Packed weights take as much memory again, on tiles 1.5 times as much.
+// weight and bias are not copied: both must stay alive and unchanged for the lifetime of the PackedLinear. Calls may
+// run concurrently. Packed weights take as much memory as the weights in the accumulator type; 1.5 times as much on
+// avx512_amx at kHighest.
 template <typename T>
 class PackedLinear {
  public:

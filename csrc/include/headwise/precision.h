@@ -1,15 +1,16 @@
-// How exactly products of float32 numbers are computed where the processor offers a choice.
+// The accuracy of float32 matrix products.
 #pragma once
 
 namespace headwise {
 
-// On the target avx512_amx, and for float kMedium on avx512_bf16, for shapes that are faster so; everywhere else
-// products are of float32 at every level. A bfloat16 is one part at every level; what a float16 is, each operation
-// says.
+// The levels of the bf16 split: each number is the sum of up to three bfloat16 terms, whose products are summed in
+// float32. They take effect on the target avx512_amx and, for kMedium of float, on avx512_bf16, and there only for
+// shapes at which bf16 products are faster. On all other targets products are computed in float32 at every level.
+// A bfloat16 is one term at every level; for a float16, see the operation.
 enum class Precision {
-  kHighest,  // at least float32 accuracy: three bfloat16 parts to a number, six products
-  kHigh,     // two parts, three products: errors of about 2^-16 of a product
-  kMedium,   // one bfloat16 product: about 2^-8
+  kHighest,  // BF16X6, three terms, six products: at least float32 accuracy
+  kHigh,     // BF16X3, two terms, three products: relative error of a product about 2^-16
+  kMedium,   // BF16, one term, one product: about 2^-8
 };
 
 }  // namespace headwise

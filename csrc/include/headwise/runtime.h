@@ -1,4 +1,4 @@
-// Which instruction set runs, and on how many threads. State of the process, safe to change between calls.
+// The instruction set and the number of threads. Process-wide state, which may be changed between calls.
 #pragma once
 
 #include <string>
@@ -6,14 +6,16 @@
 
 namespace headwise {
 
-// Instruction sets that this build has and this processor supports, best first: "avx512", "avx2", "sse4", "neon",
-// "scalar", … The first is the default.
+// The targets (instruction sets) that this build contains and this processor supports, best first; the first is the
+// default. x86-64: "avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4", and "sse2" with newer versions of Highway;
+// Arm: "neon"; portable C++: "scalar". avx512_amx and avx512_bf16 are avx512 with bf16 matrix products (precision.h).
 std::vector<std::string> ListTargets();
 std::string GetTarget();
-// Throws std::invalid_argument, naming what is available, for anything not in ListTargets().
+// Throws std::invalid_argument for a name that is not in ListTargets(), and for avx512_amx where the system refuses AMX
+// to the process.
 void SetTarget(const std::string& name);
 
-// Default: what OpenMP would use (OMP_NUM_THREADS, affinity); 1 in a build without OpenMP.
+// Default: OpenMP's (OMP_NUM_THREADS, processor affinity); 1 in a build without OpenMP.
 int GetNumThreads();
 // Throws std::invalid_argument for n < 1.
 void SetNumThreads(int n);

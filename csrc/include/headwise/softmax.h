@@ -1,4 +1,4 @@
-// Softmax and its logarithms along the middle axis of (outer, n, inner).
+// Softmax, log-softmax and log-sum-exp along the middle axis of (outer, n, inner).
 #pragma once
 
 #include "headwise/dtype.h"
@@ -6,25 +6,22 @@
 
 namespace headwise {
 
-// out[o, i, p] = exp(x[o, i, p] - m) / sum_k exp(x[o, k, p] - m), m = max_k x[o, k, p].
-// `inner` is contiguous in both, or 1; then axis 1 is contiguous. `out` may be `x`. A lane that holds NaN or +inf, or
-// nothing but -inf, becomes NaN, as the formula gives. Here and in the other two, halves are computed with as float,
-// and results rounded once.
-void Softmax(View<const Float16, 3> x, View<Float16, 3> out);
-void Softmax(View<const BFloat16, 3> x, View<BFloat16, 3> out);
-void Softmax(View<const float, 3> x, View<float, 3> out);
-void Softmax(View<const double, 3> x, View<double, 3> out);
+// In all three, m = max_k x[o, k, p]; either `inner` is contiguous in input and output, or `inner` is 1 and axis 1 is
+// contiguous. `out` may be `x`. T is float, double, Float16 or BFloat16; 16-bit types are computed in float and rounded
+// once.
 
-// out[o, i, p] = x[o, i, p] - m - log(sum_k exp(x[o, k, p] - m)).
-void LogSoftmax(View<const Float16, 3> x, View<Float16, 3> out);
-void LogSoftmax(View<const BFloat16, 3> x, View<BFloat16, 3> out);
-void LogSoftmax(View<const float, 3> x, View<float, 3> out);
-void LogSoftmax(View<const double, 3> x, View<double, 3> out);
+// out[o, i, p] = exp(x[o, i, p] - m) / sum_k exp(x[o, k, p] - m)
+// As in the formula, a lane x[o, :, p] that holds NaN or +inf, or only -inf, becomes NaN.
+template <typename T>
+void Softmax(View<const T, 3> x, View<T, 3> out);
 
-// out[o, p] = m + log(sum_k exp(x[o, k, p] - m)); -inf for a lane of -inf or of no elements, +inf for one with +inf.
-void LogSumExp(View<const Float16, 3> x, View<Float16, 2> out);
-void LogSumExp(View<const BFloat16, 3> x, View<BFloat16, 2> out);
-void LogSumExp(View<const float, 3> x, View<float, 2> out);
-void LogSumExp(View<const double, 3> x, View<double, 2> out);
+// out[o, i, p] = x[o, i, p] - m - log(sum_k exp(x[o, k, p] - m))
+template <typename T>
+void LogSoftmax(View<const T, 3> x, View<T, 3> out);
+
+// out[o, p] = m + log(sum_k exp(x[o, k, p] - m))
+// -inf for a lane of only -inf or of no elements, +inf for a lane with +inf and no NaN.
+template <typename T>
+void LogSumExp(View<const T, 3> x, View<T, 2> out);
 
 }  // namespace headwise

@@ -1,4 +1,4 @@
-// What every operation takes: a pointer, a shape and strides. Nothing is owned.
+// The array type of every operation: a pointer, a shape and strides. A view owns nothing.
 #pragma once
 
 #include <array>
@@ -7,13 +7,14 @@
 
 namespace headwise {
 
-// Strides count elements, not bytes; they may be negative, and 0 on a broadcast axis.
+// Strides are in elements; they may be negative, and are 0 on broadcast axes.
 template <typename T, int kRank>
 struct View {
   T* data = nullptr;
   std::array<std::int64_t, kRank> shape{};
   std::array<std::int64_t, kRank> stride{};
 
+  // The element at an index, of which trailing zeros may be omitted: at(n, h) is the first element of [n, h, ...].
   template <typename... Index>
   T* at(Index... index) const {
     static_assert(sizeof...(Index) <= kRank, "more indices than axes");
