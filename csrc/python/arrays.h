@@ -81,6 +81,23 @@ class ReleasedGil {
 
 using OptionalArray = std::optional<py::array>;
 
+// Fields of a tuple, which pybind11 does not convert as it does arguments. No other type is accepted, so the views made
+// of them stay valid as long as the tuple does.
+inline py::tuple ToTuple(py::handle object, const char* name) {
+  if (!py::isinstance<py::tuple>(object)) throw py::type_error(std::string(name) + ": expected a tuple");
+  return py::reinterpret_borrow<py::tuple>(object);
+}
+
+inline py::array ToArray(py::handle object, const char* name) {
+  if (!py::isinstance<py::array>(object)) throw py::type_error(std::string(name) + ": expected an array");
+  return py::reinterpret_borrow<py::array>(object);
+}
+
+inline OptionalArray ToOptionalArray(py::handle object, const char* name) {
+  if (object.is_none()) return std::nullopt;
+  return ToArray(object, name);
+}
+
 template <typename T, int kRank>
 View<T, kRank> ToView(const OptionalArray& array, const char* name) {
   return array ? ToView<T, kRank>(*array, name) : View<T, kRank>();
@@ -108,9 +125,11 @@ void WithType(const py::array& array, const Function& function) {
 // The same, Float16 and BFloat16 besides.
 template <class Function>
 void WithStoredType(const py::array& array, const Function& function) {
+  if (HasType<float>(array)) return function(float());
+  if (HasType<double>(array)) return function(double());
   if (HasType<Float16>(array)) return function(Float16());
   if (HasType<BFloat16>(array)) return function(BFloat16());
-  WithType(array, function);
+  throw py::type_error("expected an array of float16, bfloat16, float32 or float64");
 }
 
 inline Precision ToPrecision(const std::string& name) {

@@ -1,9 +1,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "headwise/attention.h"
 #include "python/arrays.h"
+#include "python/attention_spec.h"
 
 namespace headwise::bindings {
 namespace {
@@ -64,36 +66,34 @@ void RegisterAttentionVarlen(py::module_& module) {
   module.def(
       "attention_varlen",
       [](const py::array& query, const py::array& key, const py::array& value, const py::array& output,
-         const OptionalArray& lse, const py::array& query_starts, const py::array& query_lengths,
-         const py::array& key_starts, const py::array& key_lengths, const py::array& offsets,
-         const OptionalArray& slopes, const OptionalArray& sinks, double scale, double softcap, std::int64_t left,
-         std::int64_t right, const std::string& precision) {
+         const OptionalArray& lse, const py::tuple& sequences, const py::tuple& spec) {
         WithStoredType(query, [&](auto type) {
           using T = decltype(type);
-          using A = Accumulator<T>;
           AttentionArgs<T> packed;
           packed.query = WithBatch(ToView<const T, 3>(query, "query"));
           packed.key = WithBatch(ToView<const T, 3>(key, "key"));
           packed.value = WithBatch(ToView<const T, 3>(value, "value"));
           packed.output = WithBatch(ToView<T, 3>(output, "output"));
-          packed.lse = WithBatch(ToView<A, 2>(lse, "lse"));
+          packed.lse = WithBatch(ToView<Accumulator<T>, 2>(lse, "lse"));
           CheckPacked(packed);
-          packed.spec.alibi_slopes = ToVector<A>(slopes, packed.query.shape[1], "slopes");
-          packed.spec.sinks = ToVector<A>(sinks, packed.query.shape[1], "sinks");
-          packed.spec.scale = scale;
-          packed.spec.softcap = softcap;
-          packed.spec.left = left;
-          packed.spec.right = right;
-          packed.spec.precision = ToPrecision(precision);
+          ReadSpec(spec, packed);
+          Check(packed.spec.keep.empty() && packed.spec.bias.empty() && packed.spec.half_bias.empty() &&
+                    !packed.spec.dropout_keep,
+                "spec: packed sequences have no masks, biases or dropout");
 
+          CheckFields(sequences, SequencesField::kCount, "sequences");
+          const py::array query_starts = ToArray(sequences[SequencesField::kQueryStarts], "query_starts");
           const std::int64_t count = query_starts.size();
-          const Ranges queries(query_starts, query_lengths, count, packed.query.shape[2],
-                               "query_starts, query_lengths");
-          const Ranges keys(key_starts, key_lengths, count, packed.key.shape[2], "key_starts, key_lengths");
-          const std::int64_t* offset = ToVector<std::int64_t>(offsets, count, "offsets");
-          std::vector<AttentionArgs<T>> sequences(static_cast<std::size_t>(count), packed);
+          const Ranges queries(query_starts, ToArray(sequences[SequencesField::kQueryLengths], "query_lengths"), count,
+                               packed.query.shape[2], "query_starts, query_lengths");
+          const Ranges keys(ToArray(sequences[SequencesField::kKeyStarts], "key_starts"),
+                            ToArray(sequences[SequencesField::kKeyLengths], "key_lengths"), count, packed.key.shape[2],
+                            "key_starts, key_lengths");
+          const std::int64_t* offset =
+              ToVector<std::int64_t>(ToArray(sequences[SequencesField::kOffsets], "offsets"), count, "offsets");
+          std::vector<AttentionArgs<T>> calls(static_cast<std::size_t>(count), packed);
           for (std::int64_t s = 0; s < count; ++s) {
-            AttentionArgs<T>& args = sequences[static_cast<std::size_t>(s)];
+            AttentionArgs<T>& args = calls[static_cast<std::size_t>(s)];
             args.query = Rows(packed.query, queries.start[s], queries.length[s]);
             args.key = Rows(packed.key, keys.start[s], keys.length[s]);
             args.value = Rows(packed.value, keys.start[s], keys.length[s]);
@@ -102,12 +102,11 @@ void RegisterAttentionVarlen(py::module_& module) {
             args.spec.offset = offset[s];
           }
           const ReleasedGil release;
-          AttentionVarlen(sequences);
+          AttentionVarlen(calls);
         });
       },
-      py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"), py::arg("lse"), py::arg("query_starts"),
-      py::arg("query_lengths"), py::arg("key_starts"), py::arg("key_lengths"), py::arg("offsets"), py::arg("slopes"),
-      py::arg("sinks"), py::arg("scale"), py::arg("softcap"), py::arg("left"), py::arg("right"), py::arg("precision"));
+      py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"), py::arg("lse"), py::arg("sequences"),
+      py::arg("spec"));
 }
 
 }  // namespace headwise::bindings

@@ -1,6 +1,9 @@
-"""The native extension: the functions of :class:`headwise._backend.Backend`, which says what they take."""
+"""The native extension: the functions of :class:`headwise._runtime.backend.Backend`, which documents them.
 
-from collections.abc import Sequence
+``spec`` is a :class:`headwise._base.attention_spec.AttentionSpec` and ``sequences`` a
+:class:`headwise._base.attention_spec.PackedSequences`, read by position.
+"""
+
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,18 +20,7 @@ def attention(
     output: NDArray[Any],
     weights: NDArray[Any] | None,
     lse: NDArray[Any] | None,
-    keep: Sequence[NDArray[Any]],
-    bias: Sequence[NDArray[Any]],
-    drop: NDArray[Any] | None,
-    slopes: NDArray[Any] | None,
-    sinks: NDArray[Any] | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    right: int,
-    offset: int,
-    drop_scale: float,
-    precision: str,
+    spec: tuple[Any, ...],
 ) -> None: ...
 def attention_varlen(
     query: NDArray[Any],
@@ -36,18 +28,8 @@ def attention_varlen(
     value: NDArray[Any],
     output: NDArray[Any],
     lse: NDArray[Any] | None,
-    query_starts: NDArray[Any],
-    query_lengths: NDArray[Any],
-    key_starts: NDArray[Any],
-    key_lengths: NDArray[Any],
-    offsets: NDArray[Any],
-    slopes: NDArray[Any] | None,
-    sinks: NDArray[Any] | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    right: int,
-    precision: str,
+    sequences: tuple[Any, ...],
+    spec: tuple[Any, ...],
 ) -> None: ...
 def apply_rope(x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], out: NDArray[Any], interleaved: bool) -> None: ...
 def add_alibi(scores: NDArray[Any], slopes: NDArray[Any], offset: int, out: NDArray[Any]) -> None: ...

@@ -6,13 +6,14 @@ do not show it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import headwise as hw
+from headwise._base.attention_spec import AttentionSpec, PackedSequences
 from headwise._runtime import backend as _backend
 from operations import Case, Sizes, cases, changed
 from support import LAYOUTS, dtype_named, laid_out, normal
@@ -36,6 +37,15 @@ def check(arrays: list[np.ndarray], dtype: np.dtype[Any]) -> None:
         assert all(stride % array.itemsize == 0 for stride in array.strides)
 
 
+def flat(fields: Any) -> Iterator[Any]:
+    """The entries of tuples within tuples."""
+    for field in fields:
+        if isinstance(field, tuple):
+            yield from flat(field)
+        else:
+            yield field
+
+
 # Operations that read and write halves.
 OF_HALVES = (
     "softmax", "log_softmax", "logsumexp", "attention", "attention_varlen", "apply_rope", "add_alibi", "linear",
@@ -52,11 +62,13 @@ class Contract:
         self.dtypes: set[str] = set()
         self.biases: set[str] = set()  # dtypes of attention's
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.endswith(("_threads", "_target", "_targets")):
+            return getattr(self.backend, name)
+
         def passed_on(*arguments: Any) -> Any:
             self.calls += 1
-            lists = [x if isinstance(x, (list, tuple)) else [x] for x in arguments]
-            arrays = [x for items in lists for x in items if isinstance(x, np.ndarray) and x.dtype != np.int64]
+            arrays = [x for x in flat(arguments) if isinstance(x, np.ndarray) and x.dtype != np.int64]
             dtype = arrays[0].dtype
             self.dtypes.add(dtype.name)
             if name in OF_HALVES and dtype.itemsize == 2:
@@ -67,7 +79,7 @@ class Contract:
             else:
                 assert dtype in (np.float32, np.float64)
                 check(arrays, dtype)
-            getattr(self, f"check_{name}")(*arguments)
+            getattr(type(self), f"check_{name}")(self, *arguments)
             return getattr(self.backend, name)(*arguments)
 
         return passed_on
@@ -83,9 +95,8 @@ class Contract:
         assert contiguous_last(x if x.shape[2] > 1 else x[:, :, 0])
 
     def check_attention(
-        self, query: Any, key: Any, value: Any, output: Any, weights: Any, lse: Any, *rest: Any
+        self, query: Any, key: Any, value: Any, output: Any, weights: Any, lse: Any, spec: AttentionSpec
     ) -> None:
-        keep, bias, drop, slopes, sinks = rest[:5]
         batch, heads, query_len, head_dim = query.shape
         scores = (batch, heads, query_len, key.shape[2])
         assert key.shape[::3] == (batch, head_dim) and heads % key.shape[1] == 0
@@ -93,34 +104,45 @@ class Contract:
         assert all(map(contiguous_last, (query, key, value, output)))
         assert weights is None or (weights.shape == scores and weights.flags.c_contiguous)
         assert lse is None or (lse.shape == scores[:3] and lse.flags.c_contiguous)
-        for mask in (*keep, *bias, *(() if drop is None else (drop,))):
+        keeps = (*spec.keep, *(() if spec.dropout_keep is None else (spec.dropout_keep,)))
+        for mask in (*keeps, *spec.bias):
             assert one_or_full(mask, scores) and contiguous_last(mask)
         wide = np.float32 if query.itemsize == 2 else query.dtype
-        assert all(mask.dtype == bool for mask in (*keep, *(() if drop is None else (drop,))))
+        assert all(mask.dtype == bool for mask in keeps)
         assert weights is None or weights.dtype == query.dtype
-        assert all(one.dtype in (wide, query.dtype) for one in bias)
-        self.biases.update(one.dtype.name for one in bias)
+        assert all(one.dtype in (wide, query.dtype) for one in spec.bias)
+        self.biases.update(one.dtype.name for one in spec.bias)
         assert lse is None or lse.dtype == wide
-        for one in (slopes, sinks):
-            assert one is None or (one.shape == (heads,) and one.dtype == wide and one.flags.c_contiguous)
+        self.check_spec(spec, heads, wide)
 
-    def check_attention_varlen(self, query: Any, key: Any, value: Any, output: Any, lse: Any, *rest: Any) -> None:
-        *vectors, slopes, sinks, _, _, left, right, precision = rest
+    def check_attention_varlen(
+        self, query: Any, key: Any, value: Any, output: Any, lse: Any, sequences: PackedSequences, spec: AttentionSpec
+    ) -> None:
         heads, rows, head_dim = query.shape
         assert key.shape[2] == head_dim and heads % key.shape[0] == 0
         assert value.shape[:2] == key.shape[:2] and output.shape == (heads, rows, value.shape[2])
         assert all(map(contiguous_last, (query, key, value, output)))
         wide = np.float32 if query.itemsize == 2 else query.dtype
         assert lse is None or (lse.shape == (heads, rows) and lse.dtype == wide)
-        for one in (slopes, sinks):
-            assert one is None or (one.shape == (heads,) and one.dtype == wide and one.flags.c_contiguous)
-        assert len(vectors) == 5
-        for vector in vectors:
-            assert vector.dtype == np.int64 and vector.dtype.isnative and vector.shape == vectors[0].shape
+        assert type(sequences) is PackedSequences
+        for vector in sequences:
+            assert vector.dtype == np.int64 and vector.dtype.isnative and vector.shape == sequences.offsets.shape
             assert vector.flags.c_contiguous and vector.flags.aligned
-        for starts, lengths, size in ((*vectors[:2], rows), (*vectors[2:4], key.shape[1])):
+        for starts, lengths, size in (
+            (sequences.query_starts, sequences.query_lengths, rows),
+            (sequences.key_starts, sequences.key_lengths, key.shape[1]),
+        ):
             assert (starts >= 0).all() and (lengths >= 0).all() and (starts + lengths <= size).all()
-        assert isinstance(left, int) and isinstance(right, int) and precision in ("highest", "high", "medium")
+        assert spec.keep == spec.bias == () and spec.dropout_keep is None
+        self.check_spec(spec, heads, wide)
+
+    def check_spec(self, spec: AttentionSpec, heads: int, wide: Any) -> None:
+        assert type(spec) is AttentionSpec and type(spec.keep) is type(spec.bias) is tuple
+        for one in (spec.alibi_slopes, spec.sinks):
+            assert one is None or (one.shape == (heads,) and one.dtype == wide and one.flags.c_contiguous)
+        assert all(type(number) is float for number in (spec.scale, spec.softcap, spec.dropout_scale))
+        assert all(type(number) is int for number in (spec.left, spec.right, spec.offset))
+        assert spec.precision in ("highest", "high", "medium")
 
     def check_apply_rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray, _: bool) -> None:
         assert x.ndim == 4 and x.shape == out.shape
@@ -150,10 +172,11 @@ class Contract:
 
 
 @pytest.fixture
-def contract(monkeypatch: pytest.MonkeyPatch) -> Contract:
-    contract = Contract(_backend.current())
-    monkeypatch.setattr(_backend, "current", lambda: contract)
-    return contract
+def contract() -> Iterator[Contract]:
+    before, contract = _backend.name(), Contract(_backend.current())
+    _backend.use(contract)  # type: ignore[arg-type]
+    yield contract
+    _backend.use(before)
 
 
 SIZES = Sizes((2, 3), 3, 9, 9, 12, 12)

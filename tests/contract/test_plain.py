@@ -12,7 +12,7 @@ import pytest
 
 import headwise as hw
 from headwise._base.arrays import cast_layout, is_canonical, promote
-from headwise._ops.attention import dense as _sdpa
+from headwise._ops.attention import dropout as _dropout
 from support import LAYOUTS, normal, read_only, unaligned
 
 
@@ -155,7 +155,7 @@ def test_attention_of_values_without_entries() -> None:
 def test_dropout_under_a_mask_of_one_entry_along_an_axis(
     shape: tuple[int, ...], keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sdpa, "_DROPOUT_BLOCK", 2 * 4 * 5 * 4)  # rows in blocks of 4, 4 and 1
+    monkeypatch.setattr(_dropout, "_BLOCK", 2 * 4 * 5 * 4)  # rows in blocks of 4, 4 and 1
     small = normal(shape, 5) > -1 if keep else normal(shape, 5)
     calls = [
         {"mask" if keep else "bias": mask, "dropout_rate": 0.25, "rng": 0, "return_lse": True}

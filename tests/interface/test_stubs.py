@@ -22,8 +22,7 @@ STUB = Path(headwise.__file__).with_name("_core.pyi")
 SPELLINGS = {
     "numpy.ndarray": "NDArray[Any]",
     "Optional[numpy.ndarray]": "NDArray[Any] | None",
-    "collections.abc.Sequence[numpy.ndarray]": "Sequence[NDArray[Any]]",
-    "list[numpy.ndarray]": "Sequence[NDArray[Any]]",
+    "tuple": "tuple[Any, ...]",
     "typing.SupportsFloat | typing.SupportsIndex": "float",
     "typing.SupportsInt | typing.SupportsIndex": "int",
     "headwise._core.PackedLinear": "PackedLinear",

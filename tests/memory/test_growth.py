@@ -12,6 +12,7 @@ import pytest
 
 import headwise as hw
 from conftest import PROFILE
+from headwise._base.attention_spec import AttentionSpec, PackedSequences
 from headwise._runtime import backend as _backend
 from in_process import in_process
 from memory.memory_calls import CHEAP, ERRORS, INPUTS
@@ -232,12 +233,9 @@ def test_no_reference_is_lost_in_errors_of_the_bindings(implementation: str) -> 
         "softmax": [x[0], x[0].copy()],
         "log_softmax": [x[0], x[0].copy()],
         "logsumexp": [x[0], np.ones((3, 16), np.float32)],
-        "attention": [
-            x, x, x, x.copy(), None, None, [], [x[..., :8].copy()], None, None, None, 1.0, 0.0, -1, -1, 0, 1.0,
-            "highest",
-        ],
+        "attention": [x, x, x, x.copy(), None, None, AttentionSpec(1.0, bias=(x[..., :8].copy(),))],
         "attention_varlen": [
-            x[0], x[0], x[0], x[0].copy(), None, ints, ints, ints, ints, ints, None, None, 1.0, 0.0, -1, -1, "highest"
+            x[0], x[0], x[0], x[0].copy(), None, PackedSequences(*[ints] * 5), AttentionSpec(1.0)
         ],
         "apply_rope": [x, x[..., :8].copy(), x[..., :8].copy(), x.copy(), False],
         "add_alibi": [x, vector[:3], 0, x.copy()],

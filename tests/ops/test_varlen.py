@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import headwise as hw
 import oracle
+from headwise._base.attention_spec import AttentionSpec, PackedSequences
 from headwise._runtime import backend as _backend
 from support import LAYOUTS, assert_close, atol_in_parts, dtype_named, normal, read_only, spaced
 
@@ -321,8 +322,9 @@ def test_keywords_only() -> None:
 def ragged(
     arrays: list[Array], output: Array, lse: Array | None, *vectors: list[int], scale: float = 1.0, right: int = -1
 ) -> None:
-    integers = [np.array(vector, np.int64) for vector in vectors]
-    _backend.current().attention_varlen(*arrays, output, lse, *integers, None, None, scale, 0.0, -1, right, "highest")
+    sequences = PackedSequences(*(np.array(vector, np.int64) for vector in vectors))
+    query, key, value = arrays
+    _backend.current().attention_varlen(query, key, value, output, lse, sequences, AttentionSpec(scale, right=right))
 
 
 def test_ranges_apart_and_offsets() -> None:

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from headwise._base.arrays import cast_layout, promote
+from headwise._base.attention_spec import PackedSequences
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
-from headwise._base.scalars import check_flag, check_real
+from headwise._base.scalars import check_flag
 from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
 from headwise._kv_cache.rows import equal
 from headwise._ops.attention.dense import scaled_dot_product_attention
-from headwise._ops.attention.spec import attention_masks, check_shapes, check_softcap, check_window, per_head
+from headwise._ops.attention.shapes import check_shapes
+from headwise._ops.attention.spec import NO_OPTIONS, array_options, attention_spec, check_window
 from headwise._runtime.backend import current
-from headwise._runtime.precision import check_precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike
-
+    from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array
     from headwise._kv_cache.rows import CacheRows
-
-    Options = tuple[Array | None, Array | None, float, float, int, int]  # slopes, sinks, scale, softcap, left, right
+    from headwise._ops.attention.options import SpecOptions
 
 _KEYWORDS = frozenset(CacheOptions.__annotations__)
+
+
+class Spans(NamedTuple):
+    """Which rows of the cache the queries of each sequence see.
+
+    Sequence ``i`` sees ``seen[i]`` rows from row ``starts[i]`` on. Its first ``counts[i]`` queries have the positions
+    of the last of these rows; its other queries are padding.
+    """
+
+    starts: Sequence[int]
+    seen: Sequence[int]
+    counts: Sequence[int]
 
 
 def attend_rows(rows: CacheRows, query: Array, counts: Sequence[int], options: CacheOptions) -> Any:
@@ -56,88 +67,64 @@ def attend_rows(rows: CacheRows, query: Array, counts: Sequence[int], options: C
             is_causal=True, causal_alignment="lower_right", **options,
         )  # fmt: skip
     else:
-        answer = _attend_ragged(query, rows.keys, rows.values, starts, seen, counts, **options)
+        answer = _attend_ragged(query, rows, Spans(starts, seen, counts), options)
     return answer if weights_too or len(answer) == 3 else answer[0]
 
 
 def _attend_ragged(
-    query: Array,  # (batch, heads, new, head_dim)
-    keys: Array,  # (batch, kv_heads, room, head_dim)
-    values: Array,  # (batch, kv_heads, room, value_dim), both of the query's dtype
-    starts: Sequence[int],  # entry i sees the rows from starts[i] on ...
-    seen: Sequence[int],  # ... of which there are seen[i],
-    counts: Sequence[int],  # and its first counts[i] queries stand at the last of them; the others are padding
-    *,
-    mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    scale: float | None = None,
-    window_size: int | tuple[int, int] | None = None,
-    softcap: float | None = None,
-    alibi_slopes: ArrayLike | None = None,
-    sinks: ArrayLike | None = None,
-    need_weights: bool = False,
-    return_lse: bool = False,
-    precision: str | None = None,
-    out: Array | None = None,
+    query: Array, rows: CacheRows, spans: Spans, options: CacheOptions
 ) -> tuple[Array, Array | None] | tuple[Array, Array | None, Array]:
-    """What :func:`headwise.scaled_dot_product_attention` returns, causal, with ``max(seen)`` columns of weights; for
-    padding 0, and -inf for its lse."""
+    """Causal attention with the results of :func:`headwise.scaled_dot_product_attention`.
+
+    ``query`` is (batch, heads, new, head_dim), in the dtype of the cache. Weights have ``max(seen)`` columns. Padding
+    gets output 0 and an lse of -inf.
+    """
+    keys, values = rows.keys, rows.values
     compute, dtype = promote(("query", query))
-    longest = max(seen)
-    scores = check_shapes(
+    longest = max(spans.seen)
+    shape = check_shapes(
         query.shape, (*keys.shape[:2], longest, keys.shape[3]), (*values.shape[:2], longest, values.shape[3])
     )
-    batch, heads, new, _ = scores.four
-    left, _ = check_window(window_size, new + longest)
-    factor = scores.scale if scale is None else check_real(scale, "scale")
-    masks = attention_masks(mask, bias, None, scores, compute, dtype)
-    slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
-    sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
-    cap = check_softcap(softcap)
-    level = check_precision(precision)
-    need_weights, return_lse = check_flag(need_weights, "need_weights"), check_flag(return_lse, "return_lse")
+    spec_options = _spec_options(options)
+    spec = attention_spec(shape, (compute, dtype), spec_options)
+    need_weights = check_flag(options.get("need_weights", False), "need_weights")
+    return_lse = check_flag(options.get("return_lse", False), "return_lse")
+    out = options.get("out")
     if out is not None:
-        given = (("mask", mask), ("bias", bias), ("alibi_slopes", alibi_slopes), ("sinks", sinks))
-        others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
-        check_out(
-            out, scores.output, dtype, ("query", query), ("the cache's keys", keys), ("its values", values), *others
-        )
+        inputs = ("query", query), ("the cache's keys", keys), ("its values", values)
+        check_out(out, shape.output, dtype, *inputs, *array_options(spec_options))
 
     q = cast_layout(query, dtype, last=True)
-    result = resolve_out(out, scores.output, dtype)
-    weights = np.zeros(scores.four, dtype) if need_weights else None
-    lse = np.full((batch, heads, new), -np.inf, compute) if return_lse else None
-    options = (slopes, sink, factor, cap, left, 0)
-    if weights is None and not any(masks):
-        _packed(q, keys, values, result, lse, starts, seen, counts, options, level)
+    result = resolve_out(out, shape.output, dtype)
+    weights = np.zeros(shape.scores, dtype) if need_weights else None
+    lse = np.full(shape.scores[:3], -np.inf, compute) if return_lse else None
+    if weights is None and not spec.keep and not spec.bias:
+        _packed(q, rows, result, lse, spans, spec)
     else:
-        _one_by_one(q, keys, values, result, weights, lse, starts, seen, counts, masks, options, level)
-    for entry, count in enumerate(counts):
+        _one_by_one(q, rows, result, weights, lse, spans, spec)
+    for entry, count in enumerate(spans.counts):
         result[entry, :, count:] = 0
     output = finalize(result, out, dtype)
     return (output, weights) if lse is None else (output, weights, lse)
 
 
-def _packed(
-    query: Array,
-    keys: Array,
-    values: Array,
-    output: Array,
-    lse: Array | None,
-    starts: Sequence[int],
-    seen: Sequence[int],
-    counts: Sequence[int],
-    options: Options,
-    precision: str,
-) -> None:
-    """All at once: each sequence is a range of the rows that :func:`_in_line` makes of the batch."""
+def _spec_options(options: CacheOptions) -> SpecOptions:
+    """The options of :func:`headwise._ops.attention.spec.attention_spec`, causal."""
+    given: Any = {name: value for name, value in options.items() if name in NO_OPTIONS}
+    causal: SpecOptions = NO_OPTIONS | given | {"is_causal": True}
+    return causal
+
+
+def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spans: Spans, spec: AttentionSpec) -> None:
+    """All sequences in one call: each is a range of the rows that :func:`_in_line` makes of the batch."""
     batch, heads, new, _ = query.shape
     where = np.arange(batch, dtype=np.int64)
-    query_lengths, first, length = (np.array(numbers, np.int64) for numbers in (counts, starts, seen))
+    starts, seen, counts = (np.array(numbers, np.int64) for numbers in spans)
+    sequences = PackedSequences(where * new, counts, where * rows.keys.shape[2] + starts, seen, seen - counts)
     out, out_lse = _in_line(output), None if lse is None else _in_line(lse[..., np.newaxis])
     current().attention_varlen(
-        _in_line(query), _in_line(keys), _in_line(values), out, None if out_lse is None else out_lse[..., 0],
-        where * new, query_lengths, where * keys.shape[2] + first, length, length - query_lengths, *options, precision,
+        _in_line(query), _in_line(rows.keys), _in_line(rows.values), out, None if out_lse is None else out_lse[..., 0],
+        sequences, spec,
     )  # fmt: skip
     for there, back in ((output, out), (lse, out_lse)):
         if there is not None and back is not None and not np.may_share_memory(there, back):
@@ -145,38 +132,40 @@ def _packed(
 
 
 def _in_line(a: Array) -> Array:
-    """(batch, heads, rows, dim) as (heads, batch * rows, dim): a view of a cache's rows, of one row for each sequence,
-    and of heads that stand side by side in memory, as layers have them; else a copy."""
+    """``a``, (batch, heads, rows, dim), as (heads, batch * rows, dim).
+
+    A view of a cache's rows, of one row for each sequence, and of heads that are adjacent in memory, as layers have
+    them; else a copy.
+    """
     batch, heads, rows, dim = a.shape
     return a.swapaxes(0, 1).reshape(heads, batch * rows, dim)
 
 
 def _one_by_one(
     query: Array,
-    keys: Array,
-    values: Array,
+    rows: CacheRows,
     output: Array,
     weights: Array | None,
     lse: Array | None,
-    starts: Sequence[int],
-    seen: Sequence[int],
-    counts: Sequence[int],
-    masks: tuple[list[Array], list[Array]],
-    options: Options,
-    precision: str,
+    spans: Spans,
+    spec: AttentionSpec,
 ) -> None:
-    """With weights or masks, which have no form for sequences of different lengths."""
+    """One call for each sequence, for weights and masks, which packed sequences do not support."""
     heads, attention = query.shape[1], current().attention
-    for entry, (start, length, count) in enumerate(zip(starts, seen, counts, strict=True)):
+    for entry, (start, length, count) in enumerate(zip(*spans, strict=True)):
         if count == 0:
             continue
-        one, rows = slice(entry, entry + 1), slice(start, start + length)
+        one, seen = slice(entry, entry + 1), slice(start, start + length)
         part_weights = None if weights is None else allocate((1, heads, count, length), weights.dtype)
         part_lse = None if lse is None else allocate((1, heads, count), lse.dtype)
-        keep, added = ([_part(m, entry, count, length) for m in those] for those in masks)
+        part_spec = spec._replace(
+            offset=length - count,
+            keep=tuple(_part(m, entry, count, length) for m in spec.keep),
+            bias=tuple(_part(m, entry, count, length) for m in spec.bias),
+        )
         attention(
-            query[one, :, :count], keys[one, :, rows], values[one, :, rows], output[one, :, :count], part_weights,
-            part_lse, keep, added, None, *options, length - count, 1.0, precision,
+            query[one, :, :count], rows.keys[one, :, seen], rows.values[one, :, seen], output[one, :, :count],
+            part_weights, part_lse, part_spec,
         )  # fmt: skip
         if weights is not None and part_weights is not None:
             weights[one, :, :count, :length] = part_weights
@@ -185,7 +174,7 @@ def _one_by_one(
 
 
 def _part(m: Array, entry: int, rows: int, columns: int) -> Array:
-    """What a mask (batch, heads, query_len, key_len), or 1 along some of these, says of one entry."""
+    """The part of one batch entry of a mask whose axes are (batch, heads, query_len, key_len) or 1."""
     if m.shape[0] > 1:
         m = m[entry : entry + 1]
     if m.shape[2] > 1:

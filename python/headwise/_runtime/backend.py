@@ -11,17 +11,14 @@ import importlib
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from headwise._runtime.threads import default_count
 from headwise._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+    from headwise._base.attention_spec import AttentionSpec, PackedSequences
+    from headwise._base.typing import Array
 
 
 class PackedLinear(Protocol):
@@ -58,51 +55,32 @@ class Backend(Protocol):
 
     def attention(
         self,
-        query: Array,  # (batch, heads, query_len, head_dim), last axis contiguous, any other strides; may be halves
+        query: Array,  # (batch, heads, query_len, head_dim), last axis contiguous, any other strides
         key: Array,  # (batch, kv_heads, key_len, head_dim), likewise, as the next two
         value: Array,  # (batch, kv_heads, key_len, value_dim)
         output: Array,  # (batch, heads, query_len, value_dim)
-        weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous, to be filled if given
-        lse: Array | None,  # (batch, heads, query_len), C-contiguous, to be filled if given; natural logarithm
-        keep: Sequence[Array],  # bool, each axis as that of weights or 1, last axis contiguous; all must hold
-        bias: Sequence[Array],  # floating, likewise, halves as query is or not; all are added
-        drop: Array | None,  # bool, likewise: weights applied to value are kept (and scaled) where true
-        slopes: Array | None,  # (heads,): minus slope * abs(i + offset - j) is added
-        sinks: Array | None,  # (heads,): a logit in the denominator
-        scale: float,
-        softcap: float,  # 0.0: none
-        left: int,  # key j is kept for query i when i + offset - left <= j; -1: open
-        right: int,  # ... and j <= i + offset + right; -1: open
-        offset: int,  # the position of query 0 on the axis of the keys
-        drop_scale: float,
-        precision: str,
+        weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous, filled if given
+        lse: Array | None,  # (batch, heads, query_len), C-contiguous, filled if given; natural logarithm
+        spec: AttentionSpec,
     ) -> None:
-        """Scale, softcap, then keep / bias / ALiBi, then softmax, then (dropped) weights times value. A row that keeps
-        nothing gives output 0, weights 0 and lse -inf (or the sink's logit). Without ``weights`` nothing of size
-        query_len x key_len is built. Whatever stands in a dropped key or value, NaN included, reaches nothing."""
+        """Scale, softcap, keep-masks, biases and ALiBi, softmax, dropout, then the weighted sum of the values.
+
+        A row without any kept key gives output 0, weights 0 and an lse of -inf (or the sink's logit). Without
+        ``weights`` no array of size query_len x key_len is allocated. Masked keys and values affect no result, whatever
+        their entries are, NaN included."""
 
     def attention_varlen(
         self,
-        query: Array,  # (heads, rows of queries, head_dim), last axis contiguous, any other strides; may be halves
-        key: Array,  # (kv_heads, rows of keys, head_dim), likewise, as the next two
-        value: Array,  # (kv_heads, rows of keys, value_dim)
-        output: Array,  # (heads, rows of queries, value_dim)
-        lse: Array | None,  # (heads, rows of queries), any strides, to be filled if given
-        query_starts: Array,  # (sequences,) of int64, contiguous, as the next four; each sequence has a range of
-        query_lengths: Array,  # the queries, which no other has any of,
-        key_starts: Array,  # and a range of the keys
-        key_lengths: Array,
-        offsets: Array,  # the positions of their queries 0 among their keys
-        slopes: Array | None,  # from here on as in attention, of each sequence
-        sinks: Array | None,
-        scale: float,
-        softcap: float,
-        left: int,
-        right: int,
-        precision: str,
+        query: Array,  # (heads, query rows, head_dim), last axis contiguous, any other strides
+        key: Array,  # (kv_heads, key rows, head_dim), likewise, as the next two
+        value: Array,  # (kv_heads, key rows, value_dim)
+        output: Array,  # (heads, query rows, value_dim)
+        lse: Array | None,  # (heads, query rows), any strides, filled if given
+        sequences: PackedSequences,
+        spec: AttentionSpec,  # without masks, biases and dropout
     ) -> None:
-        """:meth:`attention` of each sequence by itself, to the bit. Rows of ``output`` and ``lse`` that belong to no
-        sequence stay as they are."""
+        """:meth:`attention` of each sequence by itself, bit for bit. Rows of ``output`` and ``lse`` that belong to no
+        sequence are not written."""
 
     def apply_rope(self, x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) -> None:
         """``x, out``: (batch, heads, seq, dim); ``cos, sin``: (batch, heads, seq, dim / 2), any of the first three
@@ -155,7 +133,7 @@ def current() -> Backend:
 
 
 def name() -> str:
-    """``"native"`` or ``"numpy"``."""
+    """``"native"``, ``"numpy"`` or ``"custom"``."""
     return _name
 
 
@@ -179,13 +157,20 @@ def remedy(error: str) -> str:
     return f"a library is missing (on Debian and Ubuntu: apt-get install {package})"
 
 
-def use(choice: str) -> None:
+def use(choice: str | Backend) -> None:
     """Switch this process to the backend ``"native"`` or ``"numpy"``, or to ``"auto"``, the first of them that loads.
 
-    ImportError, with the reason, if a native core that was asked for cannot be loaded; the backend is then what it was.
+    ``choice`` may also be a :class:`Backend` itself, named ``"custom"`` then.
+
+    Raises ImportError, with the reason, if a native core that was asked for cannot be loaded; the backend does not
+    change then.
     """
+    global _current, _name, _error
     threads = _current.get_num_threads()
-    _select(choice)
+    if isinstance(choice, str):
+        _select(choice)
+    else:
+        _current, _name, _error = choice, "custom", None
     _current.set_num_threads(threads)
 
 

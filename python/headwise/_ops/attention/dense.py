@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: its checks, and the way from the caller's arrays to a backend's normal form."""
+"""Scaled dot-product attention over arrays of one sequence length."""
 
 from __future__ import annotations
 
@@ -9,32 +9,20 @@ import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
-from headwise._base.scalars import check_flag, check_real, check_rng
+from headwise._base.scalars import check_flag
 from headwise._base.typing import FLOAT32
-from headwise._ops.attention.spec import (
-    attention_masks,
-    check_shapes,
-    check_softcap,
-    check_window,
-    dropout_rate_of,
-    per_head,
-    query_offset,
-)
-from headwise._runtime import backend as _backend
-from headwise._runtime.precision import check_precision
+from headwise._ops.attention.dropout import attend_with_dropout
+from headwise._ops.attention.shapes import check_shapes
+from headwise._ops.attention.spec import array_options, attention_spec, check_dropout
+from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
     from headwise._base.typing import Array
-    from headwise._ops.attention.options import CoreOptions
-
-# Entries of one block of dropout's random numbers: 16 MB of float32. A matter of the result, not only of memory: the
-# blocks decide the order of the draws, so they depend on shapes alone.
-_DROPOUT_BLOCK = 1 << 22
+    from headwise._ops.attention.options import CoreOptions, SpecOptions
+    from headwise._ops.attention.spec import Dropout
 
 
 @overload
@@ -178,10 +166,13 @@ def scaled_dot_product_attention(
     >>> bool(np.allclose(weights.sum(axis=-1), 1)), float(weights[0, 0, 2])
     (True, 0.0)
     """
-    output, weights, lse = _attend(
-        query, key, value, mask, dropout, dropout_rate, bias, is_causal, causal_alignment, scale, window_size, softcap,
-        alibi_slopes, sinks, key_padding_mask, need_weights, return_lse, precision, rng, out,
-    )  # fmt: skip
+    options: SpecOptions = {
+        "mask": mask, "bias": bias, "key_padding_mask": key_padding_mask, "is_causal": is_causal,
+        "causal_alignment": causal_alignment, "scale": scale, "window_size": window_size, "softcap": softcap,
+        "alibi_slopes": alibi_slopes, "sinks": sinks, "precision": precision,
+    }  # fmt: skip
+    drops = check_dropout(dropout, dropout_rate, rng)
+    output, weights, lse = _attend(query, key, value, options, drops, need_weights, return_lse, out)
     return (output, weights, lse) if return_lse else (output, weights)
 
 
@@ -266,150 +257,69 @@ def flash_attention(
     >>> hw.flash_attention(*[x.astype(np.float16) for x in (q, *kv)]).dtype
     dtype('float16')
     """
-    output, _, lse = _attend(
-        query, key, value, mask, 0.0, dropout_rate, bias, is_causal, causal_alignment, scale, window_size, softcap,
-        alibi_slopes, sinks, key_padding_mask, False, return_lse, precision, rng, out,
-    )  # fmt: skip
+    options: SpecOptions = {
+        "mask": mask, "bias": bias, "key_padding_mask": key_padding_mask, "is_causal": is_causal,
+        "causal_alignment": causal_alignment, "scale": scale, "window_size": window_size, "softcap": softcap,
+        "alibi_slopes": alibi_slopes, "sinks": sinks, "precision": precision,
+    }  # fmt: skip
+    drops = None if dropout_rate is None and rng is None else check_dropout(0.0, dropout_rate, rng)
+    output, _, lse = _attend(query, key, value, options, drops, False, return_lse, out)
     return (output, lse) if return_lse else output
-
-
-# --- normal form ---
 
 
 def _attend(
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
-    mask: ArrayLike | None,
-    dropout: float,
-    dropout_rate: float | None,
-    bias: ArrayLike | None,
-    is_causal: bool,
-    causal_alignment: str,
-    scale: float | None,
-    window_size: int | tuple[int, int] | None,
-    softcap: float | None,
-    alibi_slopes: ArrayLike | None,
-    sinks: ArrayLike | None,
-    key_padding_mask: ArrayLike | None,
+    options: SpecOptions,
+    dropout: Dropout | None,
     need_weights: bool,
     return_lse: bool,
-    precision: str | None,
-    rng: int | np.random.Generator | None,
     out: Array | None,
 ) -> tuple[Array, Array | None, Array | None]:
-    """(output, weights, lse) of both public functions, whose arguments come by position: with this many, keywords would
-    cost as much as all their checks."""
+    """(output, weights, lse) of both public functions."""
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
     ready = is_canonical_or_16bit(q, k, v)
     if ready:
         compute, dtype = FLOAT32 if q.itemsize == 2 else q.dtype, q.dtype
     else:
         compute, dtype = promote(("query", q), ("key", k), ("value", v))
-    stored = dtype if dtype.itemsize == 2 else compute  # halves stay what they are
-    scores = check_shapes(q.shape, k.shape, v.shape)
-    batch, heads, query_len, key_len = scores.four
-
-    offset = query_offset(causal_alignment, query_len, key_len)
-    left, right = check_window(window_size, query_len + key_len)
-    if check_flag(is_causal, "is_causal"):
-        right = 0
-    factor = scores.scale if scale is None else check_real(scale, "scale")
-    rate = dropout_rate_of(dropout, dropout_rate)
-    keep: Sequence[Array] = ()
-    biases: Sequence[Array] = ()
-    if mask is not None or bias is not None or key_padding_mask is not None:
-        keep, biases = attention_masks(mask, bias, key_padding_mask, scores, compute, stored)
-    slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
-    sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
-    cap = check_softcap(softcap)
-    precision = check_precision(precision)
-    generator = check_rng(rng) if rate > 0.0 or rng is not None else None
-    need_weights, return_lse = check_flag(need_weights, "need_weights"), check_flag(return_lse, "return_lse")
-
-    shape = scores.output
+    stored = dtype if dtype.itemsize == 2 else compute  # backends read and write 16-bit arrays as they are
+    shape = check_shapes(q.shape, k.shape, v.shape)
+    spec = attention_spec(shape, (compute, stored), options)
+    need_weights = need_weights is not False and check_flag(need_weights, "need_weights")
+    return_lse = return_lse is not False and check_flag(return_lse, "return_lse")
     if out is not None:
-        given = (
-            ("mask", mask), ("bias", bias), ("key_padding_mask", key_padding_mask), ("alibi_slopes", alibi_slopes),
-            ("sinks", sinks),
-        )  # fmt: skip
-        others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
-        check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
-    result = resolve_out(out, shape, stored)
-    weights = allocate(scores.four, stored) if need_weights else None
-    lse = allocate((batch, heads, query_len), compute) if return_lse else None
+        check_out(out, shape.output, dtype, ("query", q), ("key", k), ("value", v), *array_options(options))
+    result = resolve_out(out, shape.output, stored)
+    weights = allocate(shape.scores, stored) if need_weights else None
+    lse = allocate(shape.scores[:3], compute) if return_lse else None
 
     if not ready:
-        q, k, v = (
-            cast_layout(q, stored, last=True),
-            cast_layout(k, stored, last=True),
-            cast_layout(v, stored, last=True),
-        )
+        q, k, v = (cast_layout(a, stored, last=True) for a in (q, k, v))
     output = result
-    if len(shape) != 4:
+    if q.ndim != 4:
         q, k, v, output = _with_heads(q), _with_heads(k), _with_heads(v), _with_heads(output)
-    if key_len == 0:
+    if shape.scores[3] == 0:
         output.fill(0)
         if lse is not None:
-            lse[...] = -np.inf if sink is None else sink[:, None]
-    elif output.size or (batch * heads * query_len > 0 and (weights is not None or lse is not None)):
-        if generator is None or rate == 0.0:
-            _backend.current().attention(
-                q, k, v, output, weights, lse, keep, biases, None, slopes, sink, factor, cap, left, right, offset, 1.0,
-                precision,
-            )  # fmt: skip
+            lse[...] = -np.inf if spec.sinks is None else spec.sinks[:, None]
+    elif output.size or (math.prod(shape.scores) > 0 and (weights is not None or lse is not None)):
+        if dropout is None:
+            current().attention(q, k, v, output, weights, lse, spec)
         else:
-            options = (slopes, sink, factor, cap, left, right)
-            _run_with_dropout(q, k, v, output, weights, lse, keep, biases, options, offset, precision, rate, generator)
+            attend_with_dropout(q, k, v, output, weights, lse, spec, dropout)
 
     result = finalize(result, out, dtype)
     if weights is not None:
-        weights = finalize(weights.reshape(scores.full), None, dtype)
-    return result, weights, None if lse is None else lse.reshape(shape[:-1])
+        weights = finalize(weights.reshape(shape.scores_as_given), None, dtype)
+    return result, weights, None if lse is None else lse.reshape(shape.output[:-1])
 
 
 def _with_heads(a: Array) -> Array:
-    """(batch, heads, seq, dim) of an array of any other rank from 2."""
+    """``a``, (..., seq, dim) of any other rank, as (batch, heads, seq, dim)."""
     if a.ndim == 3:
         return a[:, None]
     if a.ndim == 2:
         return a[None, None]
     return a.reshape((math.prod(a.shape[:-3]), *a.shape[-3:]))
-
-
-def _run_with_dropout(
-    q: Array,
-    k: Array,
-    v: Array,
-    output: Array,
-    weights: Array | None,
-    lse: Array | None,
-    keep: Sequence[Array],
-    bias: Sequence[Array],
-    options: tuple[Array | None, Array | None, float, float, int, int],
-    offset: int,
-    precision: str,
-    rate: float,
-    rng: np.random.Generator,
-) -> None:
-    """Attention block of query rows by block, so that the draws for only one block at a time are in memory."""
-    batch, heads, query_len, _ = q.shape
-    key_len = k.shape[2]
-    attention = _backend.current().attention
-    drop_scale = 1.0 / (1.0 - rate)
-    rows = min(query_len, max(1, _DROPOUT_BLOCK // (batch * heads * key_len)))
-    for start in range(0, query_len, rows):
-        r = slice(start, min(start + rows, query_len))
-        shape = (batch, heads, r.stop - start)
-        drop = rng.random((*shape, key_len), dtype=np.float32) >= rate
-        part_weights = None if weights is None else allocate((*shape, key_len), weights.dtype)
-        part_lse = None if lse is None else allocate(shape, lse.dtype)
-        part_keep, part_bias = ([m if m.shape[2] == 1 else m[:, :, r] for m in masks] for masks in (keep, bias))
-        attention(
-            q[:, :, r], k, v, output[:, :, r], part_weights, part_lse, part_keep, part_bias, drop,
-            *options, offset + start, drop_scale, precision,
-        )  # fmt: skip
-        if weights is not None and part_weights is not None:
-            weights[:, :, r] = part_weights
-        if lse is not None and part_lse is not None:
-            lse[:, :, r] = part_lse

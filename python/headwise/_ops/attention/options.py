@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array, Rng
 
 
+class SpecOptions(TypedDict):
+    """The options that :func:`headwise._ops.attention.spec.attention_spec` checks, all of them."""
+
+    mask: ArrayLike | None
+    bias: ArrayLike | None
+    key_padding_mask: ArrayLike | None
+    is_causal: bool
+    causal_alignment: str
+    scale: float | None
+    window_size: int | tuple[int, int] | None
+    softcap: float | None
+    alibi_slopes: ArrayLike | None
+    sinks: ArrayLike | None
+    precision: str | None
+
+
 class ScoreOptions(TypedDict, total=False):
     """The keywords of every kind of attention."""
 

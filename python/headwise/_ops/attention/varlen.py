@@ -1,30 +1,27 @@
-"""Attention over packed sequences of different lengths: its checks, and the way to a backend's normal form."""
+"""Attention over packed sequences of different lengths."""
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, compact, is_canonical, promote
+from headwise._base.attention_spec import PackedSequences
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
-from headwise._base.scalars import check_flag, check_real
-from headwise._ops.attention.spec import check_softcap, check_window, per_head, query_offset
-from headwise._runtime import backend as _backend
-from headwise._runtime.precision import check_precision
+from headwise._base.scalars import check_flag
+from headwise._base.typing import INT64
+from headwise._ops.attention.shapes import check_packed_shapes
+from headwise._ops.attention.spec import NO_OPTIONS, array_options, attention_spec, is_lower_right
+from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
     from headwise._base.typing import Array
-    from headwise._ops.attention.options import VarlenOptions
-
-    Shape = tuple[int, ...]
-
-INT64: np.dtype[Any] = np.dtype(np.int64)
+    from headwise._ops.attention.options import SpecOptions, VarlenOptions
+    from headwise._ops.attention.shapes import AttentionShape
 
 
 @overload
@@ -135,81 +132,50 @@ def varlen_attention(
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
     ready = is_canonical(q, k, v)
     compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
-    stored = dtype if dtype.itemsize == 2 else compute  # halves stay what they are
-    shape, factor = _check_shapes(q.shape, k.shape, v.shape)
-    starts_q, lengths_q = starts_k, lengths_k = _check_starts(cu_seqlens_q, "cu_seqlens_q", len(q), "query")
-    if cu_seqlens_k is not None:
-        starts_k, lengths_k = _check_starts(cu_seqlens_k, "cu_seqlens_k", len(k), "key")
-        if len(lengths_k) != len(lengths_q):
-            raise ValueError(f"cu_seqlens_k: {len(lengths_k)} sequences, expected {len(lengths_q)} as cu_seqlens_q has")
-    elif len(k) != len(q):
-        raise ValueError(f"cu_seqlens_k: None, expected to be given for {len(k)} rows of key and {len(q)} of query")
-    lower_right = query_offset(causal_alignment, 0, 1) == 1
-    offsets = lengths_k - lengths_q if lower_right else np.zeros(len(lengths_q), INT64)
-    left, right = check_window(window_size, len(q) + len(k))
-    if check_flag(is_causal, "is_causal"):
-        right = 0
-    factor = factor if scale is None else check_real(scale, "scale")
-    heads = q.shape[1]
-    slopes = None if alibi_slopes is None else per_head(alibi_slopes, "alibi_slopes", heads, compute)
-    sink = None if sinks is None else per_head(sinks, "sinks", heads, compute)
-    cap = check_softcap(softcap)
-    precision = check_precision(precision)
+    stored = dtype if dtype.itemsize == 2 else compute  # backends read and write 16-bit arrays as they are
+    shape = check_packed_shapes(q.shape, k.shape, v.shape)
+    sequences = _packed_sequences(cu_seqlens_q, cu_seqlens_k, shape, lower_right=is_lower_right(causal_alignment))
+    options: SpecOptions = NO_OPTIONS | {
+        "is_causal": is_causal, "scale": scale, "window_size": window_size, "softcap": softcap,
+        "alibi_slopes": alibi_slopes, "sinks": sinks, "precision": precision,
+    }  # fmt: skip
+    spec = attention_spec(shape, (compute, stored), options)
     return_lse = check_flag(return_lse, "return_lse")
 
     if out is not None:
-        given = (
-            ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k), ("alibi_slopes", alibi_slopes),
-            ("sinks", sinks),
-        )  # fmt: skip
-        others = [(name, other) for name, other in given if isinstance(other, np.ndarray)]
-        check_out(out, shape, dtype, ("query", q), ("key", k), ("value", v), *others)
-    result = resolve_out(out, shape, stored)
-    lse = allocate((heads, len(q)), compute) if return_lse else None
+        lengths = (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k))
+        given = [(name, a) for name, a in lengths if isinstance(a, np.ndarray)]
+        check_out(out, shape.output, dtype, ("query", q), ("key", k), ("value", v), *given, *array_options(options))
+    result = resolve_out(out, shape.output, stored)
+    lse = allocate(shape.scores[1:3], compute) if return_lse else None
     if not ready:
-        q, k, v = (
-            cast_layout(q, stored, last=True),
-            cast_layout(k, stored, last=True),
-            cast_layout(v, stored, last=True),
-        )
+        q, k, v = (cast_layout(a, stored, last=True) for a in (q, k, v))
     if result.size or lse is not None:
-        _backend.current().attention_varlen(
-            q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, starts_q, lengths_q,
-            starts_k, lengths_k, offsets, slopes, sink, factor, cap, left, right, precision,
-        )  # fmt: skip
+        current().attention_varlen(
+            q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, sequences, spec
+        )
     result = finalize(result, out, dtype)
     return result if lse is None else (result, lse)
 
 
-@lru_cache(maxsize=256)
-def _check_shapes(query: Shape, key: Shape, value: Shape) -> tuple[Shape, float]:
-    """The shape of the output and the default scale, if the three go together."""
-    for name, shape, expected in (
-        ("query", query, "(total_query_len, heads, head_dim)"),
-        ("key", key, "(total_key_len, kv_heads, head_dim)"),
-        ("value", value, "(total_key_len, kv_heads, value_dim)"),
-    ):
-        if len(shape) != 3:
-            raise ValueError(f"{name}: shape {shape}, expected three axes {expected}")
-    if query[2] == 0:
-        raise ValueError(f"query: shape {query} has head_dim 0, expected at least 1")
-    if key[2] != query[2]:
-        raise ValueError(f"key: shape {key} does not match query {query}: head_dim is {key[2]}, expected {query[2]}")
-    if value[:2] != key[:2]:
-        raise ValueError(
-            f"value: shape {value} does not match key {key}: (total_key_len, kv_heads) is {value[:2]}, "
-            f"expected {key[:2]}"
-        )
-    heads, kv_heads = query[1], key[1]
-    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads):
-        raise ValueError(
-            f"key: shape {key} does not match query {query}: {heads} query heads are not divisible by {kv_heads}"
-        )
-    return (*query[:2], value[2]), 1.0 / math.sqrt(query[2])
+def _packed_sequences(
+    cu_seqlens_q: ArrayLike, cu_seqlens_k: ArrayLike | None, shape: AttentionShape, *, lower_right: bool
+) -> PackedSequences:
+    """Where each sequence lies, from the cumulative lengths."""
+    rows, keys = shape.scores[2:]
+    starts_q, lengths_q = starts_k, lengths_k = _check_starts(cu_seqlens_q, "cu_seqlens_q", rows, "query")
+    if cu_seqlens_k is not None:
+        starts_k, lengths_k = _check_starts(cu_seqlens_k, "cu_seqlens_k", keys, "key")
+        if len(lengths_k) != len(lengths_q):
+            raise ValueError(f"cu_seqlens_k: {len(lengths_k)} sequences, expected {len(lengths_q)} as cu_seqlens_q has")
+    elif keys != rows:
+        raise ValueError(f"cu_seqlens_k: None, expected to be given for {keys} rows of key and {rows} of query")
+    offsets = lengths_k - lengths_q if lower_right else np.zeros(len(lengths_q), INT64)
+    return PackedSequences(starts_q, lengths_q, starts_k, lengths_k, offsets)
 
 
 def _check_starts(x: ArrayLike, name: str, total: int, rows_of: str) -> tuple[Array, Array]:
-    """Where sequences start and how long they are, as int64, of cumulative lengths which lead from 0 to ``total``."""
+    """(starts, lengths) of the sequences, int64, from cumulative lengths that go from 0 to ``total``."""
     a = as_array(x, name)
     if a.dtype.kind not in "iu" and a.size:
         raise TypeError(f"{name}: dtype {a.dtype}, expected integers")
@@ -219,7 +185,7 @@ def _check_starts(x: ArrayLike, name: str, total: int, rows_of: str) -> tuple[Ar
         raise ValueError(f"{name}: starts at {a[0]}, expected 0")
     if a[-1] != total:
         raise ValueError(f"{name}: ends at {a[-1]}, expected {total}, the number of rows of {rows_of}")
-    if a.dtype.kind == "u" and compact(a).max() > total:  # which uint64 can be without being an int64
+    if a.dtype.kind == "u" and compact(a).max() > total:  # a uint64 may not fit into int64
         raise ValueError(f"{name}: reaches {a.max()}, expected numbers that do not decrease, up to {total}")
     a = cast_layout(a, INT64, last=True)
     starts = a[:-1]

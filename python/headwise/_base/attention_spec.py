@@ -1,0 +1,55 @@
+"""The description of attention that every backend reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from headwise._base.typing import Array
+
+
+class AttentionSpec(NamedTuple):
+    """Everything that describes attention except its input and output arrays.
+
+    For query ``i`` and key ``j`` of one batch entry and head::
+
+        position = i + offset
+        score    = softcap * tanh(scale * dot(query[i], key[j]) / softcap)
+                   + sum(bias)[i, j] - alibi_slope * abs(position - j)
+        kept     = all(keep)[i, j] and position - left <= j <= position + right
+
+    The softmax runs over the kept scores and the head's sink logit. With dropout, weights are multiplied by
+    ``dropout_keep * dropout_scale`` before they multiply the values.
+
+    :func:`headwise._ops.attention.spec.attention_spec` builds it from the caller's options. The order of the fields is
+    part of the interface: ``csrc/python/attention.cc`` reads them by position.
+    """
+
+    scale: float
+    softcap: float = 0.0  # 0: none
+    left: int = -1  # keys before the query's position that it sees; -1: all
+    right: int = -1  # keys after it; -1: all, 0: causal
+    offset: int = 0  # position of query 0 among the keys
+    precision: str = "highest"
+    # Arrays of (batch, heads, query_len, key_len), each axis of full size or 1, last axis contiguous:
+    keep: tuple[Array, ...] = ()  # bool
+    bias: tuple[Array, ...] = ()  # in the dtype of the computation or of the query; -inf masks the key
+    alibi_slopes: Array | None = None  # (heads,), in the dtype of the computation
+    sinks: Array | None = None  # (heads,), likewise
+    dropout_keep: Array | None = None  # bool, like `keep`: the weights that dropout keeps
+    dropout_scale: float = 1.0
+
+
+class PackedSequences(NamedTuple):
+    """Where each sequence lies in packed arrays: int64 arrays of (sequences,), C-contiguous.
+
+    Sequence ``s`` has queries ``query_starts[s]`` to ``query_starts[s] + query_lengths[s] - 1``; they belong to no
+    other sequence. Its keys and values are given likewise, and may be shared. Its query 0 has the position
+    ``offsets[s]`` among its keys, which replaces :attr:`AttentionSpec.offset`.
+    """
+
+    query_starts: Array
+    query_lengths: Array
+    key_starts: Array
+    key_lengths: Array
+    offsets: Array

@@ -1,0 +1,177 @@
+"""Attention in blocks of query rows, without an array of all scores (Vaswani et al. 2017, equation 1)."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headwise._base.arrays import compact
+from headwise._numpy.blocks import BLOCK, head_blocks
+from headwise._numpy.score_modifiers import ScoreBlock, modify_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headwise._base.attention_spec import AttentionSpec, PackedSequences
+    from headwise._base.typing import Array
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    spec: AttentionSpec,
+) -> None:
+    """Each block has some batch entries and heads, some query rows, and all keys that these rows see.
+
+    Query heads that share a key head are stacked, (group, rows) -> group * rows, so each block is one matrix product
+    per key head.
+    """
+    batch, heads, query_len, head_dim = query.shape
+    kv_heads, key_len = key.shape[1:3]
+    value_dim = value.shape[3]
+    group = heads // kv_heads
+    is_16bit = query.dtype.itemsize == 2
+    dtype = np.dtype(np.float32) if is_16bit else query.dtype
+    width = max(head_dim, value_dim) if is_16bit else 0  # entries per key that are converted
+    shape = (batch, heads, query_len, key_len)
+    keep, bias = ([np.broadcast_to(mask, shape) for mask in masks] for masks in (spec.keep, spec.bias))
+
+    with np.errstate(all="ignore"):
+        for b, g, r in _blocks(batch, kv_heads, group, query_len, max(key_len, width), key_len * width):
+            h = slice(g.start * group, g.stop * group)
+            first, rows = spec.offset + r.start, r.stop - r.start
+            k = _visible_keys(first, rows, key_len, spec)
+            block = (b.stop - b.start, h.stop - h.start, rows, k.stop - k.start)
+            stacked = (block[0], g.stop - g.start, group * rows)
+            pieces = list(_pieces(k, stacked[0] * stacked[1] * width))
+
+            scaled = np.empty((*block[:3], head_dim), dtype)
+            np.multiply(query[b, h, r].astype(dtype, copy=False), spec.scale, out=scaled)
+            scores = np.empty(block, dtype)
+            grouped = scores.reshape((*stacked, block[3]))
+            for columns, keys in pieces:
+                transposed = key[b, g, keys].astype(dtype, copy=False).swapaxes(2, 3)
+                np.matmul(scaled.reshape((*stacked, head_dim)), transposed, out=grouped[..., columns])
+            block_keep = [compact(mask[b, h, r, k]) for mask in keep]
+            block_bias = [compact(mask[b, h, r, k]).astype(dtype, copy=False) for mask in bias]
+            modify_scores(ScoreBlock(scores, block_keep, block_bias, h, first, k.start), spec)
+
+            total, peak = _exponentials(scores, None if spec.sinks is None else spec.sinks[h, None, None])
+            if lse is not None:
+                lse[b, h, r] = (np.log(total) + peak)[..., 0]
+            total[total == 0] = 1  # a row without keys has weights and output 0
+            if weights is not None:
+                # 0 * total: NaN in rows that are NaN, for keys outside the block as for those within.
+                weights[b, h, r, : k.start] = weights[b, h, r, k.stop :] = 0 * total
+                np.divide(scores, total, out=weights[b, h, r, k], casting="unsafe")  # casts to 16-bit types
+            if spec.dropout_keep is not None:
+                scores *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
+                total /= spec.dropout_scale
+            average = reduce(
+                np.add,
+                (
+                    _weighted_sum(grouped[..., columns], value[b, g, keys].astype(dtype, copy=False))
+                    for columns, keys in pieces
+                ),
+            )
+            average /= total.reshape((*stacked, 1))
+            output[b, h, r] = average.reshape((*block[:3], value_dim))
+
+
+def attention_varlen(
+    query: Array,
+    key: Array,
+    value: Array,
+    output: Array,
+    lse: Array | None,
+    sequences: PackedSequences,
+    spec: AttentionSpec,
+) -> None:
+    """One call of :func:`attention` for each sequence."""
+    rows_of = zip(*(vector.tolist() for vector in sequences), strict=True)
+    for query_start, query_length, key_start, key_length, offset in rows_of:
+        r = np.s_[None, :, query_start : query_start + query_length]
+        k = np.s_[None, :, key_start : key_start + key_length]
+        part_lse = None if lse is None else lse[r]
+        if key_length == 0:
+            output[r] = 0
+            if part_lse is not None:
+                part_lse[...] = -np.inf if spec.sinks is None else spec.sinks[:, None]
+        elif query_length > 0 and len(query) > 0:
+            attention(query[r], key[k], value[k], output[r], None, part_lse, spec._replace(offset=offset))
+
+
+def _blocks(
+    batch: int, kv_heads: int, group: int, query_len: int, row_size: int, head_size: int
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Slices (batch entries, key heads, query rows) of about ``BLOCK`` entries.
+
+    ``row_size`` is the number of entries per query row, ``head_size`` that per key head. A block takes more than one
+    head only if it has all query rows: few rows see few keys under a causal mask or a window, and skip the others.
+    """
+    rows = min(query_len, max(1, BLOCK // (group * row_size)))
+    for b, g in head_blocks(batch, kv_heads, max(group * rows * row_size, head_size)):
+        for r in range(0, query_len, rows):
+            yield b, g, slice(r, min(r + rows, query_len))
+
+
+def _visible_keys(first: int, rows: int, key_len: int, spec: AttentionSpec) -> slice:
+    """The keys inside the window of any of the ``rows`` queries from position ``first``."""
+    start = max(0, first - spec.left) if spec.left >= 0 else 0
+    stop = min(key_len, first + rows + spec.right) if spec.right >= 0 else key_len
+    return slice(start, max(start, stop))
+
+
+def _pieces(keys: slice, size: int) -> Iterator[tuple[slice, slice]]:
+    """Pairs (columns of the block, keys) of about ``BLOCK`` entries, with ``size`` entries for each key.
+
+    A ``size`` of 0 gives one pair. An empty range gives one empty pair.
+    """
+    step = max(1, BLOCK // size if size else keys.stop - keys.start)
+    for start in range(keys.start, max(keys.start + 1, keys.stop), step):
+        stop = min(start + step, keys.stop)
+        yield slice(start - keys.start, stop - keys.start), slice(start, stop)
+
+
+def _exponentials(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
+    """Replaces ``scores`` by ``exp(scores - peak)``; returns the softmax denominator over ``exp(peak)``, and ``peak``.
+
+    Both have shape (batch, heads, rows, 1).
+    """
+    peak = scores.max(axis=3, keepdims=True, initial=-np.inf)
+    if sinks is not None:
+        np.maximum(peak, sinks, out=peak)
+    peak[np.isneginf(peak)] = 0  # a row without keys: exp(-inf - 0) makes its weights 0
+    scores -= peak
+    np.exp(scores, out=scores)
+    total: Array = scores.sum(axis=3, keepdims=True)
+    if sinks is not None:
+        total += np.exp(sinks - peak)
+    return total, peak
+
+
+def _weighted_sum(weights: Array, value: Array) -> Array:
+    """``weights @ value``, where a weight of 0 contributes 0 even if the value is infinite or NaN.
+
+    By IEEE rules 0 * inf and 0 * NaN are NaN, so such a value shows in every row of the product. Only then, the finite
+    values are summed alone, and each non-finite value is added to the rows whose weight for it is not 0.
+    """
+    product: Array = np.matmul(weights, value)
+    if np.isfinite(product).all():
+        return product
+    finite = np.isfinite(value)
+    if finite.all():
+        return product
+    product = np.matmul(weights, np.where(finite, value, 0))
+    nonzero = (weights != 0).astype(weights.dtype)
+    for special in (np.inf, -np.inf, np.nan):
+        where = np.isnan(value) if np.isnan(special) else value == special
+        if where.any():
+            product += np.where(np.matmul(nonzero, where.astype(weights.dtype)) != 0, special, 0).astype(weights.dtype)
+    return product

@@ -1,0 +1,41 @@
+"""Blocks that stay in cache, and the conversion of 16-bit types within one block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from headwise._base.typing import Array
+
+# Entries of a block. A temporary of a block has half a MB in float32, so a few of them fit into a second-level cache.
+BLOCK = 1 << 17
+
+
+def in_float32(function: Callable[[Array, Array], None], x: Array, out: Array) -> None:
+    """``function(x, out)`` without floating-point warnings; 16-bit types are computed in float32 and rounded once."""
+    with np.errstate(all="ignore"):
+        if x.dtype.itemsize > 2:
+            function(x, out)
+            return
+        result = np.empty(out.shape, np.float32)
+        function(x.astype(np.float32), result)
+        out[...] = result
+
+
+def row_blocks(x: Array) -> Iterator[slice]:
+    """Slices of the first axis of ``x``, of about ``BLOCK`` entries each."""
+    step = max(1, BLOCK * len(x) // max(1, x.size))
+    for start in range(0, len(x), step):
+        yield slice(start, start + step)
+
+
+def head_blocks(batch: int, heads: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Slices (batch entries, heads) of about ``BLOCK`` entries together, with ``size`` entries for each head."""
+    fit = max(1, BLOCK // max(1, size))
+    for b in range(0, batch, max(1, fit // heads)):
+        for h in range(0, heads, fit):
+            yield slice(b, min(b + max(1, fit // heads), batch)), slice(h, min(h + fit, heads))

@@ -1,0 +1,28 @@
+"""Threads and targets: NumPy has one target, and its BLAS has threads of its own."""
+
+from __future__ import annotations
+
+_threads = 1
+
+
+def set_num_threads(n: int) -> None:
+    """Remembered only."""
+    global _threads
+    _threads = n
+
+
+def get_num_threads() -> int:
+    return _threads
+
+
+def set_target(name: str) -> None:
+    if name != "numpy":
+        raise ValueError(f"target: {name!r}, expected one of those available: numpy")
+
+
+def get_target() -> str:
+    return "numpy"
+
+
+def list_targets() -> list[str]:
+    return ["numpy"]

@@ -1,0 +1,152 @@
+"""The arguments ``mask=``, ``key_padding_mask=`` and ``bias=`` as keep-masks and biases that a backend reads.
+
+A keep-mask is bool, a bias is floating; both have the axes (batch, heads, query_len, key_len), each of full size or 1.
+Masks are never combined into a larger one and never expanded in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise._base.arrays import as_array, cast_layout, check_dtype, compact, fits, four_axes, is_bfloat16
+from headwise._ops.attention.masks import CausalMask, PaddingMask
+
+if TYPE_CHECKING:
+    from headwise._base.typing import Array
+    from headwise._ops.attention.options import SpecOptions
+    from headwise._ops.attention.shapes import AttentionShape
+
+    Dtypes = tuple[np.dtype[Any], np.dtype[Any]]  # of the computation, of the arrays that the backend reads
+
+# Above this number of entries, looking at one row first is worth a NumPy call.
+_LARGE = 1 << 14
+
+
+def keep_and_bias(
+    options: SpecOptions, shape: AttentionShape, dtypes: Dtypes
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The keep-masks and the biases that ``mask``, ``key_padding_mask`` and ``bias`` amount to."""
+    mask, key_padding_mask, bias = options["mask"], options["key_padding_mask"], options["bias"]
+    keeps: list[Array] = []
+    biases: list[Array] = []
+    if mask is not None:
+        array = as_array(mask, "mask")
+        check_dtype(array.dtype, "mask")
+        if isinstance(mask, PaddingMask) and mask.ndim == 2:
+            keeps.append(_keep(_over_keys(array, "mask", shape), shape))
+        else:
+            aligned = compact(_align(array, "mask", shape, pairs_only=isinstance(mask, CausalMask)))
+            keep = _as_keep(aligned)
+            if keep is None:
+                biases.append(_bias(aligned, shape, dtypes))
+            else:
+                keeps.append(_keep(keep, shape))
+    if key_padding_mask is not None:
+        array = as_array(key_padding_mask, "key_padding_mask")
+        check_dtype(array.dtype, "key_padding_mask")
+        keeps.append(_keep(_over_keys(array, "key_padding_mask", shape), shape))
+    if bias is not None:
+        array = as_array(bias, "bias")
+        check_dtype(array.dtype, "bias")
+        if array.dtype.kind == "b":
+            raise TypeError("bias: dtype bool, expected numbers to add to the scores; a keep-mask goes to mask=")
+        biases.append(_bias(compact(_align(array, "bias", shape)), shape, dtypes))
+    return tuple(keeps), tuple(biases)
+
+
+def _over_keys(m: Array, name: str, shape: AttentionShape) -> Array:
+    """``m``, (*batch, key_len), with axes of size 1 for heads and queries inserted."""
+    expected = (*shape.batch, shape.key_len)
+    if not shape.batch and m.shape == (1, shape.key_len):
+        m = m[0]
+    if m.ndim != len(expected) or m.shape[-1] != shape.key_len or not fits(m.shape, expected):
+        raise ValueError(f"{name}: shape {m.shape}, expected (batch, key_len) = {expected}")
+    between = (1, 1) if shape.has_heads else (1,)
+    return m.reshape((*m.shape[:-1], *between, m.shape[-1]))
+
+
+def _align(m: Array, name: str, shape: AttentionShape, *, pairs_only: bool = False) -> Array:
+    """``m``, checked to broadcast against the scores in the caller's rank.
+
+    ``pairs_only`` excludes the reading of two axes as (batch, key_len).
+    """
+    full = shape.scores_as_given
+    as_given = m.shape
+    if m.ndim == 4 and len(full) == 3 and m.shape[1] == 1:  # (batch, heads, query_len, key_len) without heads
+        m = m[:, 0]
+    elif len(full) == 2 and m.ndim in (3, 4) and math.prod(m.shape[:-2]) == 1:
+        m = m.reshape(m.shape[-2:])
+    elif m.ndim == 2 and len(shape.batch) == 1 and not pairs_only and not fits(m.shape, full):
+        m = _over_keys(m, name, shape) if m.shape == (*shape.batch, shape.key_len) else m
+    if m.ndim == 0 or not fits(m.shape, full):
+        raise ValueError(
+            f"{name}: shape {as_given} does not fit the scores {full}, expected each axis to be 1 or of full size, "
+            "(query_len, key_len) last"
+        )
+    return m
+
+
+def _as_keep(m: Array) -> Array | None:
+    """``m`` as a keep-mask, or None if ``m`` is additive.
+
+    A floating mask that holds only 0.0 and 1.0, with at least one 1.0, is a keep-mask: this is what
+    ``np.tril(np.ones(...))`` gives, and an additive mask has no reason to hold only these two numbers.
+    """
+    if m.dtype.kind == "b":
+        return m
+    if m.dtype.kind in "iu":
+        return np.not_equal(m, 0)
+    if m.size > _LARGE:  # most additive masks show it in one row
+        row = m[(slice(0, 1),) * (m.ndim - 1)]
+        if not np.all(_equals(row, 1) | _equals(row, 0)):
+            return None
+    one = _equals(m, 1)
+    return one if one.any() and bool(np.all(one | _equals(m, 0))) else None
+
+
+def _equals(m: Array, number: int) -> Array:
+    """Where a floating ``m`` is ``number``, 0 or 1."""
+    digits, bits = m, number
+    if m.itemsize == 2 and m.dtype.isnative:  # compared as integers: NumPy converts 16-bit floats one by one
+        digits = m.view(np.uint16)
+        if number == 0:
+            digits = digits & 0x7FFF  # without the sign
+        else:
+            bits = 0x3F80 if is_bfloat16(m.dtype) else 0x3C00
+    same: Array = np.equal(digits, bits)
+    return same
+
+
+def _bias(m: Array, shape: AttentionShape, dtypes: Dtypes) -> Array:
+    """The aligned ``m`` as a bias: unchanged in the dtype of the arrays, else cast to that of the computation.
+
+    A finite entry beyond the range of that dtype, such as the lowest float64, becomes its lowest or highest finite
+    number. As -inf it would mask the key, and a row with no other key would give 0 in place of uniform weights.
+    """
+    compute, stored = dtypes
+    if m.dtype == stored and m.flags.aligned:
+        return _four_axes(m, shape)
+    if is_bfloat16(m.dtype):
+        m = m.astype(np.float32)
+    cast = cast_layout(m, compute)
+    if m.dtype.kind == "f" and m.dtype.itemsize > compute.itemsize:
+        overflown = np.isinf(cast) & np.isfinite(m)
+        if overflown.any():
+            cast = np.where(overflown, np.copysign(np.finfo(compute).max, cast), cast)
+    return _four_axes(cast, shape)
+
+
+def _keep(m: Array, shape: AttentionShape) -> Array:
+    """The aligned ``m`` as a keep-mask."""
+    return _four_axes(m if m.dtype.kind == "b" else np.not_equal(m, 0), shape)
+
+
+def _four_axes(m: Array, shape: AttentionShape) -> Array:
+    """The aligned ``m`` as (batch, heads, query_len, key_len), each of full size or 1, last axis contiguous."""
+    m = cast_layout(compact(m), m.dtype, last=True)
+    if m.ndim == 3 and not shape.has_heads:
+        m = m[:, None]
+    return four_axes(m, shape.scores_as_given)
