@@ -12,31 +12,17 @@ from importlib import import_module as _import_module
 
 from headwise import attention, cache, layers, masks, normalization, plot, positional_encoding, relative, rope
 from headwise._base.public_modules import name_public_modules as _name_public_modules
-from headwise._ops import (
-    PackedLinear,
-    add_alibi,
-    alibi_bias,
-    alibi_slopes,
-    apply_rope,
-    config,
-    dropout,
-    flash_attention,
-    get_num_threads,
-    get_precision,
-    layer_normalization,
-    linear,
-    list_targets,
-    log_softmax,
-    logsumexp,
-    precision,
-    scaled_dot_product_attention,
-    set_num_threads,
-    set_precision,
-    set_target,
-    show_config,
-    softmax,
-    varlen_attention,
-)
+from headwise._ops.alibi import add_alibi, alibi_bias, alibi_slopes
+from headwise._ops.attention.dense import flash_attention, scaled_dot_product_attention
+from headwise._ops.attention.varlen import varlen_attention
+from headwise._ops.dropout import dropout
+from headwise._ops.layer_norm import layer_normalization
+from headwise._ops.linear import linear
+from headwise._ops.packed_linear import PackedLinear
+from headwise._ops.rope import apply_rope
+from headwise._ops.softmax import log_softmax, logsumexp, softmax
+from headwise._runtime.config import config, get_num_threads, list_targets, set_num_threads, set_target, show_config
+from headwise._runtime.precision import get_precision, precision, set_precision
 from headwise._version import __version__
 from headwise.attention import (
     attention_score_visualization,

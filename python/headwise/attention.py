@@ -8,8 +8,10 @@ from __future__ import annotations
 from headwise._nn.functional import multi_head_attention, multi_head_self_attention
 from headwise._nn.single_head import cross_attention, self_attention
 from headwise._nn.visualization import attention_score_visualization
-from headwise._ops import dropout, scaled_dot_product_attention, softmax
+from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.masks import create_causal_mask, create_look_ahead_mask, create_padding_mask
+from headwise._ops.dropout import dropout
+from headwise._ops.softmax import softmax
 from headwise._positions.encodings import learned_positional_encoding, positional_encoding
 
 __all__ = [

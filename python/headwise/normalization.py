@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from headwise._ops import layer_normalization
+from headwise._ops.layer_norm import layer_normalization
 
 __all__ = ["layer_normalization"]

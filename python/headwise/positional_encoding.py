@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from headwise._nn.layers import CausalAttention, MultiHeadAttention
-from headwise._ops import scaled_dot_product_attention, softmax
+from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.masks import create_causal_mask, create_look_ahead_mask, create_padding_mask
+from headwise._ops.softmax import softmax
 from headwise._positions.absolute import LearnedPositionalEmbedding, SinusoidalPositionalEncoding
 from headwise._positions.relative import ALiBiPositionalBias, RelativePositionalEncoding
 from headwise._positions.rotary import RotaryPositionalEmbedding

@@ -12,6 +12,7 @@ import pytest
 
 import headwise as hw
 from headwise._base.arrays import cast_layout, is_canonical, promote
+from headwise._base.attention_spec import AttentionSpec
 from headwise._ops.attention import dropout as _dropout
 from support import LAYOUTS, normal, read_only, unaligned
 
@@ -169,11 +170,10 @@ def test_dropout_under_a_mask_of_one_entry_along_an_axis(
 def test_the_core_refuses_what_does_not_broadcast() -> None:
     core = pytest.importorskip("headwise._core", reason="there is no native core")
     keep, table = np.ones((2, 4, 9, 4), bool), np.ones((1, 1, 8, 6), np.float32)
-    options = (None, None, None, 1.0, 0.0, -1, -1, 0, 1.0, "highest")
     output = np.empty((2, 4, 9, 7), np.float32)
     with pytest.raises(ValueError, match="keep: expected each axis to be 1 or"):
-        core.attention(X, KEY, VALUE, output, None, None, [keep], [], *options)
+        core.attention(X, KEY, VALUE, output, None, None, AttentionSpec(1.0, keep=(keep,)))
     with pytest.raises(ValueError, match="bias: expected each axis to be 1 or"):
-        core.attention(X, KEY, VALUE, output, None, None, [], [X], *options)
+        core.attention(X, KEY, VALUE, output, None, None, AttentionSpec(1.0, bias=(X,)))
     with pytest.raises(ValueError, match="cos: expected each axis to be 1 or"):
         core.apply_rope(X, table, table, X.copy(), False)

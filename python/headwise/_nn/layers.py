@@ -16,9 +16,9 @@ from headwise._kv_cache.cache import KVCache
 from headwise._nn.multi_head import Block, Call, Heads, Inputs, check_heads, check_sequences, multi_head
 from headwise._nn.parameters import MultiHeadParameters
 from headwise._nn.projections import LayerProjections, Packs
+from headwise._ops.alibi import alibi_slopes
 from headwise._ops.attention.options import AttentionOptions
 from headwise._ops.attention.spec import check_softcap, check_window
-from headwise._ops.positions import alibi_slopes
 from headwise._positions.rotary import RotaryPositionalEmbedding
 from headwise._runtime.precision import check_precision
 

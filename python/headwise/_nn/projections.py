@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
-from headwise._ops.linear import PackedLinear, linear
+from headwise._ops.linear import linear
+from headwise._ops.packed_linear import PackedLinear
 from headwise._runtime.precision import check_precision
 
 if TYPE_CHECKING:

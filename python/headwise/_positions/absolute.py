@@ -11,7 +11,7 @@ from headwise._base.arrays import as_array, check_dtype, promote
 from headwise._base.layer import Layer, Parameter, parameter_dtype
 from headwise._base.outputs import check_room, finalize
 from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
-from headwise._ops import dropout as drop
+from headwise._ops.dropout import dropout as drop
 from headwise._positions.position_table import PositionTable, as_positions
 
 if TYPE_CHECKING:

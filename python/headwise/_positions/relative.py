@@ -11,7 +11,7 @@ from headwise._base.arrays import as_array, promote
 from headwise._base.layer import Layer, Parameter
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_size
-from headwise._ops import add_alibi, alibi_slopes
+from headwise._ops.alibi import add_alibi, alibi_slopes
 from headwise._positions.absolute import fresh_embeddings
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from headwise._base.arrays import as_array, cast_layout, compact, promote
 from headwise._base.layer import Layer
 from headwise._base.outputs import check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag, check_int, check_size
-from headwise._ops.positions import rotate
+from headwise._ops.rope import rotate
 from headwise._positions.position_table import as_positions
 from headwise._positions.rope_config import check_positive, read_scaling
 from headwise._positions.rope_tables import RotaryTables

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import warnings
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -207,7 +206,6 @@ def _select(choice: str, source: str = "backend") -> None:
 
 def _load_core() -> Backend:
     """The native core, which has to be of this Python and of this version of headwise."""
-    _check_length()
     try:
         core = importlib.import_module(_CORE)
     except ModuleNotFoundError as absent:
@@ -219,32 +217,6 @@ def _load_core() -> Backend:
     if version != __version__:
         raise ImportError(f"it is of version {version}, headwise of {__version__}")
     return cast("Backend", core)
-
-
-def _check_length() -> None:
-    """ImportError if the core's file has lost its end. Linux loads it all the same, and SIGBUS ends the process."""
-    from importlib.machinery import EXTENSION_SUFFIXES
-
-    files = [os.path.join(_FOLDER, "_core" + suffix) for suffix in EXTENSION_SUFFIXES]
-    file = next(filter(os.path.isfile, files), None)
-    if file is None:
-        return
-    with open(file, "rb") as core:
-
-        def number(data: bytes, at: int, size: int) -> int:
-            return int.from_bytes(data[at : at + size], sys.byteorder)
-
-        head = core.read(64)
-        if len(head) < 64 or head[:5] != b"\x7fELF\x02":
-            return  # not of 64 bits, or not for Linux: the loader judges
-        size, count = number(head, 54, 2), number(head, 56, 2)
-        core.seek(number(head, 32, 8))
-        table = core.read(size * count)
-        length = core.seek(0, os.SEEK_END)
-        # Where each segment starts in the file, and how long it is there.
-        ends = [number(table, i + 8, 8) + number(table, i + 32, 8) for i in range(0, len(table), max(size, 1))]
-        if len(table) < size * count or max(ends, default=0) > length:
-            raise ImportError(f"{file}: it is cut short, at {length} bytes")
 
 
 def _cores_of_others() -> list[str]:

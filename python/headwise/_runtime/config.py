@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from headwise._base.scalars import check_int
 from headwise._runtime import backend as _backend
 from headwise._runtime.precision import get_precision
 from headwise._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MAX_THREADS = (1 << 31) - 1  # what a C int holds
 
@@ -68,7 +71,7 @@ def show_config() -> None:
         print(f"           {_backend.remedy(facts['error'])}")
     if not _backend.core_is_installed():
         print("The native core is not installed; NumPy does the work.")
-        missing = _missing_tools()
+        missing = missing_tools()
         if missing:
             print(f"To build it, this machine lacks {', '.join(what for what, _ in missing)}. On Debian and Ubuntu:")
             print(f"    apt-get install {' '.join(package for _, package in missing)}")
@@ -174,19 +177,23 @@ def list_targets() -> list[str]:
     return _backend.current().list_targets()
 
 
-def _missing_tools() -> list[tuple[str, str]]:
-    """What a build of the native core needs and this machine lacks, with the Debian package that has it.
+def missing_tools(
+    include_dirs: Sequence[str] = _INCLUDE_DIRS, python_include: str | None = None
+) -> list[tuple[str, str]]:
+    """Build requirements of the native core that this machine lacks: (description, Debian package).
 
-    CMake is not among it: pip brings one along.
+    Headers of Highway are looked for in ``include_dirs``, those of Python in ``python_include`` or where this
+    interpreter has them. CMake is not a requirement, as pip installs it.
     """
-    import shutil  # not at the top: they cost milliseconds, and `import headwise` does not need them
+    import shutil  # not at the top: both take milliseconds to import, and only this function needs them
     import sysconfig
 
+    python_include = python_include or sysconfig.get_path("include")
     missing = []
     if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
         missing.append(("a C++ compiler", "g++"))
-    if not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    if not os.path.isfile(os.path.join(python_include, "Python.h")):
         missing.append(("the headers of Python", "python3-dev"))
-    if not any(os.path.isfile(os.path.join(folder, "hwy", "highway.h")) for folder in _INCLUDE_DIRS):
+    if not any(os.path.isfile(os.path.join(folder, "hwy", "highway.h")) for folder in include_dirs):
         missing.append(("the headers of Google Highway", _HIGHWAY))
     return missing

@@ -1,0 +1,67 @@
+"""Dropout of the entries of an array."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headwise._base.arrays import as_array, cast_layout, promote
+from headwise._base.outputs import finalize
+from headwise._base.scalars import check_flag, check_rate, check_rng
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from headwise._base.typing import Array
+
+
+def dropout(x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.random.Generator | None = None) -> Array:
+    """Set entries to 0 at random and divide the others by ``1 - rate``, which leaves the expectation as it was.
+
+    Parameters
+    ----------
+    x : array_like
+    rate : float
+        The probability in [0, 1) that an entry is dropped [1]_.
+    training : bool
+        If False, `x` is returned as it is.
+    rng : int or numpy.random.Generator, optional
+        Seed or source of the randomness; NumPy's global state is neither read nor advanced.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`, in its dtype; float64 for integers and bool. `x` itself where nothing is dropped.
+
+    Raises
+    ------
+    ValueError
+        If `rate` is not in [0, 1).
+    TypeError
+        If an argument is of a wrong type.
+
+    References
+    ----------
+    .. [1] N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", 2014.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> x = hw.dropout(np.ones(1000), 0.2, rng=0)
+    >>> np.unique(x), bool(abs(x.mean() - 1) < 0.05)
+    (array([0.  , 1.25]), True)
+    """
+    a = as_array(x, "x")
+    compute, dtype = promote(("x", a))
+    rate = check_rate(rate, "rate")
+    training = check_flag(training, "training")
+    generator = check_rng(rng) if training or rng is not None else None
+    if generator is None or not training or rate == 0.0:
+        return a if a.dtype == dtype else a.astype(dtype)
+    kept = generator.random(a.shape, dtype=np.float32) >= rate
+    result = np.zeros(a.shape, compute)
+    with np.errstate(over="ignore"):
+        np.multiply(cast_layout(a, compute), 1.0 / (1.0 - rate), out=result, where=kept)
+    return finalize(result, None, dtype)
