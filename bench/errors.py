@@ -31,19 +31,24 @@ TARGETS = ("avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4", "scalar")
 #: Levels of precision that a target tells apart, beside "highest".
 LEVELS = {"avx512_amx": ("high", "medium"), "avx512_bf16": ("medium",)}
 FALLBACK, TORCH = "NumPy backend", "PyTorch"
-# How far above its statement a column may be, and how far below. A target's bits are the same on every machine; those
-# of the fallback come from the BLAS under NumPy.
-SLACK = {FALLBACK: 2.0}
-STALE = {FALLBACK: 4.0}
+# Factors by which an error may exceed the stated one, and fall below it. The results of a target have the same bits on
+# every machine. Those of the NumPy backend depend on the kernels that NumPy and its BLAS choose for the processor: with
+# those of AVX-512, AVX2, AVX and SSE3 errors differ by a factor of up to 2.8.
+SLACK = {FALLBACK: 4.0}
+STALE = {FALLBACK: 8.0}
+# What the reference itself leaves open. For float64 it has a mantissa of 64 bits, and its exponentials and logarithms
+# are x87 instructions, whose last bits differ between processors: 2^-9 of the unit. For other types it is in float64,
+# from NumPy and a BLAS: a fraction of 10^-8 of the error.
+UNSURE, UNSURE_FRACTION = {"float64": 2.0**-9}, 2.0**-20
 
 
 def main() -> int:
     args = make_parser().parse_args()
     begin, stated = time.perf_counter(), read(FILE.read_text()) if FILE.exists() else {}
-    measured = dict(measure(args.rows, torch=not args.check))
+    measured = dict(measure(args.dtypes, args.rows, torch=not args.check))
     complaints = list(compare(measured, stated)) if args.check else []
     if not args.check:
-        FILE.write_text(document({**stated, **measured}))
+        FILE.write_text(document(stated | {cell: rounded_up(x) for cell, x in measured.items()}))
     print(*complaints, sep="\n", end="\n" if complaints else "")
     columns = ", ".join(dict.fromkeys(column for _, _, column in measured))
     done = f"compared, {len(complaints)} to complain of" if args.check else f"written to {FILE}"
@@ -64,9 +69,9 @@ def is_of_its_own(target: str, dtype: str) -> bool:
     return target != "avx512_bf16" or dtype == "bfloat16"
 
 
-def measure(substring: str, torch: bool) -> Iterator[tuple[Cell, str]]:
+def measure(dtypes: list[str], substring: str, torch: bool) -> Iterator[tuple[Cell, float]]:
     """The errors of everything that this machine has."""
-    for dtype in DTYPES:
+    for dtype in dtypes:
         if dtype == "bfloat16" and not environment.has_bfloat16():
             continue
         for row in ROWS:
@@ -79,7 +84,7 @@ def measure(substring: str, torch: bool) -> Iterator[tuple[Cell, str]]:
             if np.abs(expected).max() > float(info.max):
                 continue
             for column, result in results(row, inputs, dtype, torch):
-                yield (dtype, row.name, column), rounded_up(error(result, expected, info))
+                yield (dtype, row.name, column), error(result, expected, info)
 
 
 def inputs_of(row: Row, dtype: str) -> tuple[dict[str, Any], Any]:
@@ -151,17 +156,18 @@ def rounded_up(x: float) -> str:
     return f"{float(text):.0f}" if 100 <= float(text) < 100_000 else text
 
 
-def compare(measured: dict[Cell, str], stated: dict[Cell, str]) -> Iterator[str]:
-    for cell, text in measured.items():
+def compare(measured: dict[Cell, float], stated: dict[Cell, str]) -> Iterator[str]:
+    slack = {row.name: row.slack for row in ROWS}
+    for cell, got in measured.items():
         dtype, name, column = cell
-        where = f"{name}, {dtype}, {column}: {text}"
+        where = f"{name}, {dtype}, {column}: {rounded_up(got)}"
         if cell not in stated:
             yield f"{where}, but nothing is stated"
             continue
-        got, limit = float(text), float(stated[cell])
-        if not got <= limit * SLACK.get(column, 1.0):
+        limit = float(stated[cell])
+        if not got * (1 - UNSURE_FRACTION) - UNSURE.get(dtype, 0.0) <= limit * max(SLACK.get(column, 1.0), slack[name]):
             yield f"{where}, worse than the {stated[cell]} stated"
-        elif got * STALE.get(column, 2.0) < limit:
+        elif got * max(STALE.get(column, 2.0), 2.0 * slack[name]) < limit:
             yield f"{where}, much better than the {stated[cell]} stated"
     for name in dict.fromkeys(name for _, name, _ in stated):
         if not any(row.name == name for row in ROWS):
@@ -203,7 +209,8 @@ HEAD = """\
 
 The largest error of each operation on the inputs named, against its formula in float64 (80-bit numbers for the rows
 of float64) on the same numbers. `python bench/errors.py` writes this file; `python bench/errors.py --check`, which CI
-runs, fails where a machine finds an error larger than stated, or less than half of it.
+runs, fails where a machine finds an error larger than stated, or less than half of it; the allowances for results that
+depend on NumPy are below.
 
 **The unit** is `eps` of the type times the largest magnitude in the same row (last axis) of the exact result: the
 distance from that number to the next one, or up to twice as much. 0.5 is what rounding the exact result costs; below
@@ -215,14 +222,18 @@ beside large ones are small in this unit: it is that of sums and products, in wh
 error_rows.py has each of them. Heads have 64 features; weights of `linear` leave results of variance 1 (sums of 4,096
 numbers from 0 to 1 are 16); numbers of "subnormal" rows are a sixteenth of the smallest normal one; "everything on"
 is a boolean mask, a bias, causality, a window, softcap, ALiBi, sinks, key padding and grouped heads in one call;
-tables of angles for `apply_rope` are rounded to the type first.
+tables of angles for `apply_rope` are computed with 80 decimal digits, and rounded to float64, then to the type. Inputs
+are the same on every processor: none comes from NumPy's mathematical functions or from a BLAS.
 
 **The columns** are instruction sets, of which one is chosen when the package is imported (`headwise.list_targets()`),
 and what runs where there is no native core, here with NumPy {numpy}. Its errors, and PyTorch's ({torch}, the same
-inputs, for comparison, never compared by `--check`), depend on their libraries; those of the instruction sets are the
-same on every machine, for any number of threads. `neon` is not measured. `high` and `medium` are levels of
-`precision=`, which only avx512_amx and, at `medium`, avx512_bf16 make use of; all else but bfloat16 the latter computes
-as avx512 does. A cell is empty where an operation has no such level or peer, or the numbers go beyond the type.
+inputs, for comparison, never compared by `--check`), depend on their libraries and on the processor: `--check` allows
+the NumPy backend four times what is stated; PyTorch's for float64 were measured on a processor with AMX, with inputs
+that differ by up to 2^-31. Those of the instruction sets are the same on every machine, for any number of threads, but
+for `RotaryPositionalEmbedding`, whose tables come from NumPy's power, cosine and sine: it is allowed twice what is
+stated. `neon` is not measured. `high` and `medium` are levels of `precision=`, which only avx512_amx and, at `medium`,
+avx512_bf16 make use of; all else but bfloat16 the latter computes as avx512 does. A cell is empty where an operation
+has no such level or peer, or the numbers go beyond the type.
 
 "Scores times 30": the error of a score is that of its weight, and both grow with the score. "Subnormal": products of
 bfloat16 take subnormal numbers for 0. "Positions from 10^6" in float64: an angle of 10^6 in float64 is right to 10^-10,
@@ -234,6 +245,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with what is stated, and change nothing")
     parser.add_argument("--rows", default="", metavar="SUBSTRING", help="only rows with this in their names")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="only these types")
     return parser
 
 

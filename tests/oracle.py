@@ -8,15 +8,17 @@ Answers are float64, or np.longdouble, and computed so, where the arguments are.
 
 from __future__ import annotations
 
+import decimal
 import functools
 import hashlib
 import math
 import pickle
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Array = NDArray[Any]
 
@@ -70,6 +72,16 @@ def rounded(answer: Array, *arguments: ArrayLike) -> Array:
     return answer if asked else answer.astype(np.float64)
 
 
+def normal(rng: np.random.Generator, shape: int | tuple[int, ...]) -> Array:
+    """``rng.standard_normal(shape)``, with the same bits on every processor.
+
+    NumPy draws by the ziggurat method (Marsaglia and Tsang, 2000), which multiplies and compares up to 3.654; the few
+    numbers beyond are logarithms, whose last bits depend on the mathematical library. These are rounded to 2**-30.
+    """
+    x = rng.standard_normal(shape)
+    return np.where(np.abs(x) > 3.5, np.round(x * 2.0**30) * 2.0**-30, x)
+
+
 def softmax(x: ArrayLike, axis: int = -1) -> Array:
     """``exp(x) / sum(exp(x))``; an all -inf slice is NaN, as the formula says."""
     with np.errstate(all="ignore"):
@@ -118,11 +130,68 @@ def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, interleaved: bool = False
     return answer
 
 
-def rope_angles(positions: ArrayLike, head_dim: int, base: float = 10000.0) -> Array:
-    """``position * base ** (-2 i / head_dim)`` for every pair ``i``."""
-    positions = double(positions)
-    exponents = -2 * np.arange(head_dim // 2, dtype=positions.dtype) / head_dim
-    return np.multiply.outer(positions, positions.dtype.type(base) ** exponents)
+def rope_tables(
+    positions: ArrayLike, head_dim: int, base: float = 10000.0, dtype: DTypeLike = np.float64
+) -> tuple[Array, Array]:
+    """Cosine and sine of ``position * base ** (-2 i / head_dim)``, rounded once, from 80 digits, to ``dtype``.
+
+    The bits are the same on every processor and with every NumPy. Those of ``np.cos`` and ``np.sin`` are not: NumPy
+    chooses among implementations by instruction set.
+
+    Parameters
+    ----------
+    positions
+        Integers, of any shape (...).
+    head_dim
+        Of which each pair ``i`` is turned; an odd one has a last pair of one feature.
+    base
+        Of the geometric series of frequencies.
+    dtype
+        float64 or longdouble.
+
+    Returns
+    -------
+    cos, sin
+        Both (..., (head_dim + 1) // 2).
+    """
+    positions, pairs = np.asarray(positions, np.int64), (head_dim + 1) // 2
+    with decimal.localcontext() as context:
+        context.prec = 80
+        frequencies = [Decimal(base) ** (Decimal(-2 * i) / head_dim) for i in range(pairs)]
+        columns = [_turns(positions.ravel().tolist(), frequency) for frequency in frequencies]
+    # From text, longdouble is rounded once, too; NumPy makes one of a Decimal by way of float64.
+    number = (lambda x: np.longdouble(str(x))) if np.dtype(dtype) == np.longdouble else float
+    numbers = np.array([[list(map(number, turn)) for turn in column] for column in columns], dtype)
+    cos, sin = (
+        np.ascontiguousarray(numbers.reshape(pairs, -1, 2)[..., part].T).reshape(*positions.shape, pairs)
+        for part in (0, 1)
+    )
+    return cos, sin
+
+
+_TWO_PI = Decimal("6.2831853071795864769252867665590057683943387987502116419498891846156328125724179972560696506842")
+
+
+def _turns(positions: list[int], frequency: Decimal) -> list[tuple[Decimal, Decimal]]:
+    """Cosine and sine of ``position * frequency``, each from the ones before it by the addition theorem."""
+    cos_sin = functools.cache(lambda position: _cos_sin(position * frequency))
+    turns, before, cos, sin = [], 0, Decimal(1), Decimal(0)
+    for position in positions:
+        c, s = cos_sin(position - before)
+        cos, sin, before = cos * c - sin * s, cos * s + sin * c, position
+        turns.append((cos, sin))
+    return turns
+
+
+def _cos_sin(angle: Decimal) -> tuple[Decimal, Decimal]:
+    """Their Taylor series, after whole turns are taken off."""
+    angle -= _TWO_PI * (angle / _TWO_PI).to_integral_value()
+    sums, term, n = [Decimal(1), Decimal(0)], Decimal(1), 0
+    while n < 8 or abs(term) > Decimal("1e-70"):
+        n += 1
+        term = term * angle / n
+        sums[n % 2] += term if n % 4 < 2 else -term
+    return sums[0], sums[1]
 
 
 def alibi_slopes(num_heads: int) -> Array:

@@ -71,3 +71,8 @@ def run(code: str, first: str = "headwise", **changes: str) -> str:
     done = subprocess.run(call, env=environment(**changes), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def run_native(code: str, **changes: str) -> str:
+    """:func:`run` on the native core, also where the environment chooses NumPy for this process."""
+    return run(code, **{"HEADWISE_BACKEND": "native", **changes})

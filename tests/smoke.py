@@ -42,7 +42,7 @@ def dtypes() -> Iterator[Any]:
 
 
 def normal(dtype: Any, *shape: int) -> Array:
-    return np.random.default_rng(shape).standard_normal(shape).astype(dtype)
+    return oracle.normal(np.random.default_rng(shape), shape).astype(dtype)
 
 
 def softmaxes(dtype: Any) -> Iterator[Result]:
@@ -94,8 +94,7 @@ def varlen(dtype: Any) -> Iterator[Result]:
 
 def positions(dtype: Any) -> Iterator[Result]:
     for n in LENGTHS:
-        x, angles = normal(dtype, 2, 3, 2 * n), oracle.rope_angles(np.arange(3), 2 * n)
-        cos, sin = np.cos(angles), np.sin(angles)
+        x, (cos, sin) = normal(dtype, 2, 3, 2 * n), oracle.rope_tables(np.arange(3), 2 * n)
         for pairs in (False, True):
             turned = oracle.rope(x, cos, sin, pairs)
             yield f"rope of {n} pairs, interleaved: {pairs}", hw.apply_rope(x, cos, sin, interleaved=pairs), turned

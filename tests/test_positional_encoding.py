@@ -29,8 +29,9 @@ def embeddings(rng: np.random.Generator) -> np.ndarray:
 
 
 def sinusoid(positions: Any, d_model: int) -> np.ndarray:
-    angles = np.multiply.outer(positions, 10000.0 ** (-2 * (np.arange(d_model) // 2) / d_model))
-    return np.where(np.arange(d_model) % 2, np.cos(angles), np.sin(angles))
+    """Sine and cosine of each pair of features; the last cosine is left out where their number is odd."""
+    cos, sin = oracle.rope_tables(positions, d_model)
+    return np.stack([sin, cos], axis=-1).reshape(*np.shape(positions), 2 * cos.shape[-1])[..., :d_model]
 
 
 class TestExamples:
@@ -81,8 +82,7 @@ class TestExamples:
         x_with_rope = rope.forward(embeddings)
         assert x_with_rope.shape == embeddings.shape
         np.testing.assert_array_equal(rope.forward(embeddings, np.arange(SEQ_LEN)), x_with_rope)
-        angles = oracle.rope_angles(np.arange(SEQ_LEN), 512)
-        expected = oracle.rope(embeddings[:2], np.cos(angles), np.sin(angles))
+        expected = oracle.rope(embeddings[:2], *oracle.rope_tables(np.arange(SEQ_LEN), 512))
         np.testing.assert_allclose(x_with_rope[:2], expected, atol=2e-6)
 
     def test_alibi(self, rng: np.random.Generator) -> None:
@@ -364,18 +364,17 @@ class TestRotary:
     def test_numbers(self, rng: np.random.Generator, shape: tuple[int, ...], interleaved: bool, dtype: type) -> None:
         x = rng.standard_normal(shape).astype(dtype)
         rope = hw.RotaryPositionalEmbedding(shape[-1], base=500.0, interleaved=interleaved)
-        angles = oracle.rope_angles(np.arange(shape[-2]), shape[-1], 500.0)
-        expected = oracle.rope(x, np.cos(angles), np.sin(angles), interleaved)
+        expected = oracle.rope(x, *oracle.rope_tables(np.arange(shape[-2]), shape[-1], 500.0), interleaved)
         rotated = rope(x)
         assert rotated.dtype == dtype
         np.testing.assert_allclose(rotated, expected, atol=1e-14 if dtype is np.float64 else 1e-6)
 
     def test_tables(self) -> None:
         rope = hw.RotaryPositionalEmbedding(8, max_len=10)
-        angles = oracle.rope_angles(np.arange(10), 8)
-        np.testing.assert_allclose(rope.inv_freq, 10000.0 ** (-np.arange(0, 8, 2) / 8), rtol=1e-15)
-        np.testing.assert_allclose(rope.cos_cached, np.cos(angles), atol=1e-15)
-        np.testing.assert_allclose(rope.sin_cached, np.sin(angles), atol=1e-15)
+        cos, sin = oracle.rope_tables(np.arange(10), 8)
+        np.testing.assert_allclose(rope.inv_freq, [1.0, 0.1, 0.01, 0.001], rtol=1e-15)
+        np.testing.assert_allclose(rope.cos_cached, cos, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(rope.sin_cached, sin, rtol=0, atol=1e-15)
 
     @pytest.mark.parametrize("interleaved", [False, True])
     def test_a_true_rotation(self, rng: np.random.Generator, interleaved: bool) -> None:
@@ -393,9 +392,8 @@ class TestRotary:
         rope = hw.RotaryPositionalEmbedding(8, max_len=4)
         x = rng.standard_normal((2, 3, 5, 8))
         for positions in ([0, 2, 4, 9, 1], [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]], [[7, 6, 5, 4, 3]], [-2, -1, 0, 1, 2]):
-            angles = oracle.rope_angles(positions, 8)
-            per_head = angles if angles.ndim == 2 else angles[:, None]
-            expected = oracle.rope(x, np.cos(per_head), np.sin(per_head))
+            cos, sin = (table if table.ndim == 2 else table[:, None] for table in oracle.rope_tables(positions, 8))
+            expected = oracle.rope(x, cos, sin)
             np.testing.assert_allclose(rope(x, positions), expected, atol=1e-14)
             np.testing.assert_allclose(rope.forward(x[:, 0], positions=positions), expected[:, 0], atol=1e-14)
 
@@ -409,10 +407,10 @@ class TestRotary:
     def test_tables_grow(self, rng: np.random.Generator) -> None:
         rope = hw.RotaryPositionalEmbedding(8, max_len=4)
         x = rng.standard_normal((2, 11, 8))
-        angles = oracle.rope_angles(np.arange(11), 8)
-        np.testing.assert_allclose(rope(x), oracle.rope(x, np.cos(angles), np.sin(angles)), atol=1e-14)
+        cos, sin = oracle.rope_tables(np.arange(11), 8)
+        np.testing.assert_allclose(rope(x), oracle.rope(x, cos, sin), atol=1e-14)
         assert len(rope.cos_cached) >= 11
-        np.testing.assert_allclose(rope.sin_cached[:11], np.sin(angles), atol=1e-15)
+        np.testing.assert_allclose(rope.sin_cached[:11], sin, rtol=0, atol=1e-15)
         x32 = x.astype(np.float32)
         np.testing.assert_allclose(rope(x32), rope(x), atol=1e-6)
         rope(x[:, :1], [100])  # grows again: the float32 tables must follow
@@ -430,14 +428,15 @@ class TestRotary:
         rope = hw.RotaryPositionalEmbedding(64)
         x = np.ones((1, 3, 64), np.float32)
         positions = [10**5 + 7, 10**9, 10**12]
-        angles = oracle.rope_angles(positions, 64)
+        # Of 10^12 float64 holds an angle to 6e-5: the turn is that of the float64 product.
+        angles = np.multiply.outer(np.array(positions, float), rope.inv_freq)
         np.testing.assert_allclose(rope(x, positions), oracle.rope(x, np.cos(angles), np.sin(angles)), atol=1e-6)
         assert len(rope.cos_cached) < 10**6
         monkeypatch.setattr(PositionTable, "max_bytes", 3000 * 64 * 4)
         small = hw.RotaryPositionalEmbedding(64, max_len=2000)
         long = np.ones((1, 5000, 64))
-        angles = oracle.rope_angles(np.arange(5000), 64)
-        np.testing.assert_allclose(small(long), oracle.rope(long, np.cos(angles), np.sin(angles)), atol=1e-12)
+        expected = oracle.rope(long, *oracle.rope_tables(np.arange(5000), 64))
+        np.testing.assert_allclose(small(long), expected, rtol=0, atol=5000 * 4e-16)
         assert len(small.cos_cached) == 2000
 
     @pytest.mark.parametrize("interleaved", [False, True])
@@ -461,8 +460,7 @@ class TestRotary:
         x = rng.standard_normal((2, 300, 8)).astype(dtype)
         rotated = hw.RotaryPositionalEmbedding(8)(x)
         assert rotated.dtype == dtype
-        angles = oracle.rope_angles(np.arange(300), 8)
-        exact = oracle.rope(x, np.cos(angles), np.sin(angles))
+        exact = oracle.rope(x, *oracle.rope_tables(np.arange(300), 8))
         rounding = 2.0**-11 if name == "float16" else 2.0**-8
         np.testing.assert_allclose(rotated.astype(float), exact, rtol=1.01 * rounding, atol=1e-6)
 

@@ -13,8 +13,8 @@ pairing = pytest.mark.parametrize("interleaved", [False, True], ids=["half-split
 
 
 def tables(seq: int, dim: int, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
-    angles = oracle.rope_angles(np.arange(seq), dim)
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    cos, sin = oracle.rope_tables(np.arange(seq), dim)
+    return cos.astype(dtype), sin.astype(dtype)
 
 
 @pairing

@@ -11,7 +11,7 @@ import pytest
 
 import headwise
 from conftest import native_present
-from processes import environment, run
+from processes import environment, run, run_native
 
 pytestmark = [
     pytest.mark.single_implementation,
@@ -40,7 +40,7 @@ def test_while_other_threads_compute() -> None:
 
 @pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
 def test_while_another_thread_packs_for_a_new_target() -> None:
-    run("""
+    run_native("""
         if len(hw.list_targets()) < 2: sys.exit()
         weight, shared, going = normal(1500, 3000), [None], True
         first, second = hw.list_targets()[:2]
@@ -108,7 +108,7 @@ def test_calls_in_threads_of_a_child() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
 def test_only_a_child_of_a_parallel_call_is_serial() -> None:
-    run("""
+    run_native("""
         def started():
             before = tasks()
             hw.softmax(X)

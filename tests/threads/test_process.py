@@ -15,7 +15,7 @@ import pytest
 
 import headwise as hw
 from conftest import native_present
-from processes import command, environment, run
+from processes import command, environment, run, run_native
 from support import normal
 
 once = pytest.mark.single_implementation
@@ -112,7 +112,7 @@ print(hw.get_num_threads(), len(tasks() - before))
 
 def default_and_started(before: str = "", **changes: str) -> list[int]:
     """The default number of threads, and how many a call has started beside its own."""
-    return [int(number) for number in run(before + BY_DEFAULT, **changes).split()]
+    return [int(number) for number in run_native(before + BY_DEFAULT, **changes).split()]
 
 
 @once
@@ -138,8 +138,8 @@ def test_threads_are_as_many_as_the_environment_allows(changes: dict[str, str], 
 @on_linux
 def test_openmp_may_give_fewer_threads_than_asked_for() -> None:
     bits = "expected = work(); hw.set_num_threads(1); assert work() == expected"
-    run(bits, OMP_THREAD_LIMIT="2")
-    run(bits, OMP_DYNAMIC="true")
+    run_native(bits, OMP_THREAD_LIMIT="2")
+    run_native(bits, OMP_DYNAMIC="true")
 
 
 @once

@@ -16,7 +16,7 @@ import pytest
 import headwise as hw
 import oracle
 from conftest import native_present
-from processes import run
+from processes import run_native
 from support import Array, assert_close, normal
 
 # Each of them long enough to be shared out, which test_the_work_is_shared_out looks after.
@@ -192,7 +192,7 @@ def test_fork_after_a_parallel_call() -> None:
 @pytest.mark.single_implementation
 def test_the_work_is_shared_out() -> None:
     """A child that has not been parallel starts threads for it; without them, same bits would prove nothing."""
-    serial = run("""
+    serial = run_native("""
         hw.set_num_threads(1)
         from threads import test_threads
         hw.set_num_threads(4)
