@@ -1,10 +1,10 @@
-"""Pictures of a small causal transformer: who attends to whom, what its encodings and biases look like.
+"""Figures of a small causal transformer: its attention weights, positional encodings and biases.
 
     pip install 'headwise[plot]'
     python examples/attention_pictures.py FOLDER
 
-writes them into FOLDER, ./pictures by default. Nothing is trained: the embeddings are random, those of equal words are
-equal, and each head looks for words like the one it stands at, as far away as its ALiBi slope lets it.
+writes the figures to FOLDER, ./pictures by default. Nothing is trained: the embeddings are random, equal words have
+equal embeddings, and each head attends to words that equal the query's word, within the reach of its ALiBi slope.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LAYERS, HEADS, WIDTH = 6, 8, 128
 
 
 def embed(tokens: Sequence[str], rng: np.random.Generator) -> Array:
-    """A random vector for each different word."""
+    """(tokens, WIDTH): a random vector for each distinct word."""
     words = sorted(set(tokens))
     table = rng.standard_normal((len(words), WIDTH))
     return table[[words.index(token) for token in tokens]]
@@ -39,7 +39,7 @@ def attention_of_layers(x: Array, rng: np.random.Generator) -> list[Array]:
     collected = []
     for _ in range(LAYERS):
         attention = hw.CausalAttention(WIDTH, HEADS, rng=rng)
-        attention.W_k = attention.W_q + 0.02 * rng.standard_normal((WIDTH, WIDTH))  # alike words find one another
+        attention.W_k = attention.W_q + 0.02 * rng.standard_normal((WIDTH, WIDTH))  # equal words get large scores
         output, weights = attention(hw.layer_normalization(x, ones, 0 * ones)[np.newaxis], alibi_slopes=slopes)
         x = x + 0.3 * output[0]
         collected.append(weights)
@@ -47,7 +47,7 @@ def attention_of_layers(x: Array, rng: np.random.Generator) -> list[Array]:
 
 
 def draw(folder: Path) -> Iterator[Path]:
-    """Each file when it has been written."""
+    """Draw all figures; yields the path of each file after it has been written."""
     rng = np.random.default_rng(0)
     layers = attention_of_layers(embed(TOKENS, rng), rng)
     encoding = hw.SinusoidalPositionalEncoding(d_model=64, max_len=128)
@@ -72,7 +72,7 @@ def draw(folder: Path) -> Iterator[Path]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("pictures"), help="made if it is not there")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("pictures"), help="created if it does not exist")
     folder = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
     try:

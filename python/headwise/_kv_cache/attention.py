@@ -1,4 +1,4 @@
-"""Attention to the rows of a :class:`headwise.KVCache`, of which each sequence of the batch may have its own number."""
+"""Attention to the rows of a :class:`headwise.KVCache`, whose sequences may have different lengths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KEYWORDS = frozenset(CacheOptions.__annotations__)
 
 
 class Spans(NamedTuple):
-    """Which rows of the cache the queries of each sequence see.
+    """The rows of the cache that the queries of each sequence see.
 
     Sequence ``i`` sees ``seen[i]`` rows from row ``starts[i]`` on. Its first ``counts[i]`` queries have the positions
     of the last of these rows; its other queries are padding.
@@ -43,8 +43,10 @@ class Spans(NamedTuple):
 
 
 def attend_rows(rows: CacheRows, query: Array, counts: Sequence[int], options: CacheOptions) -> Any:
-    """What :meth:`headwise.KVCache.attend` returns; ``counts[i]`` queries of each sequence are of its latest positions,
-    and the others padding behind them."""
+    """The results of :meth:`headwise.KVCache.attend`.
+
+    The first ``counts[i]`` queries of each sequence have its latest positions; the queries behind them are padding.
+    """
     for name in options.keys() - _KEYWORDS:
         raise TypeError(f"{name}: not a keyword here, expected one of {', '.join(sorted(_KEYWORDS))}")
     starts, seen = rows.spans(counts)
@@ -53,13 +55,13 @@ def attend_rows(rows: CacheRows, query: Array, counts: Sequence[int], options: C
             raise ValueError(f"query: {count} rows, expected at most the length {length}{of(entry, counts)}")
         if start < 0:
             raise ValueError(
-                f"query: {count} rows{of(entry, counts)}, but the ring has dropped what the first of them see; "
-                "expected fewer, or extend() instead of append() and attend()"
+                f"query: {count} rows{of(entry, counts)}, but the ring has dropped keys that the first of them see; "
+                "expected fewer rows, or extend() instead of append() and attend()"
             )
     if rows.reach >= 0:
         left, _ = check_window(options.get("window_size"), sys.maxsize)
         options["window_size"] = (rows.reach if left < 0 else min(left, rows.reach), -1)
-    weights_too = options["need_weights"] = check_flag(options.get("need_weights", False), "need_weights")
+    need_weights = options["need_weights"] = check_flag(options.get("need_weights", False), "need_weights")
     if counts[0] == query.shape[2] and equal(counts) and equal(seen) and equal(starts):
         part = slice(starts[0], starts[0] + seen[0])
         answer = scaled_dot_product_attention(
@@ -68,7 +70,7 @@ def attend_rows(rows: CacheRows, query: Array, counts: Sequence[int], options: C
         )  # fmt: skip
     else:
         answer = _attend_ragged(query, rows, Spans(starts, seen, counts), options)
-    return answer if weights_too or len(answer) == 3 else answer[0]
+    return answer if need_weights or len(answer) == 3 else answer[0]
 
 
 def _attend_ragged(
@@ -116,7 +118,7 @@ def _spec_options(options: CacheOptions) -> SpecOptions:
 
 
 def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spans: Spans, spec: AttentionSpec) -> None:
-    """All sequences in one call: each is a range of the rows that :func:`_in_line` makes of the batch."""
+    """All sequences in one call, as packed sequences of the rows of :func:`_in_line`."""
     batch, heads, new, _ = query.shape
     where = np.arange(batch, dtype=np.int64)
     starts, seen, counts = (np.array(numbers, np.int64) for numbers in spans)
@@ -134,8 +136,8 @@ def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spa
 def _in_line(a: Array) -> Array:
     """``a``, (batch, heads, rows, dim), as (heads, batch * rows, dim).
 
-    A view of a cache's rows, of one row for each sequence, and of heads that are adjacent in memory, as layers have
-    them; else a copy.
+    A view if ``a`` is the rows of a cache, has one row for each sequence, or has adjacent heads in memory, as in
+    layers; else a copy.
     """
     batch, heads, rows, dim = a.shape
     return a.swapaxes(0, 1).reshape(heads, batch * rows, dim)
