@@ -1,7 +1,6 @@
 # `cmake --install BUILD --component cpp`: the static library, its headers and find_package(headwise CONFIG). The wheel
 # installs the component `python` and nothing of this.
 include(CMakePackageConfigHelpers)
-include(GNUInstallDirs)
 
 set(config_folder ${CMAKE_INSTALL_LIBDIR}/cmake/headwise)
 install(TARGETS headwise EXPORT headwise-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT cpp)
