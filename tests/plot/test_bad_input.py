@@ -25,7 +25,7 @@ pytestmark = pytest.mark.single_implementation
         ({"tokens": 3}, TypeError, "tokens: int, expected a sequence of str"),
         ({"head": 2}, ValueError, "head: 2, expected -2 to 1"),
         ({"head": [0, -3]}, ValueError, "head: -3, expected -2 to 1"),
-        ({"head": []}, ValueError, "head: none in the sequence"),
+        ({"head": []}, ValueError, "head: an empty sequence"),
         ({"head": "max"}, ValueError, "head: 'max', expected 'mean', an integer, several or None"),
         ({"head": 0.5}, TypeError, "head: 0.5 of type float, expected an integer"),
         ({"batch": 1}, ValueError, "batch: 1, expected -1 to 0"),
@@ -73,7 +73,7 @@ def test_bad_numbers(given: Any, error: type[Exception], message: str) -> None:
 def test_bad_weights() -> None:
     with pytest.raises(ValueError, match=r"^weights: -0.5 at \(0, 0, 1\), expected attention weights, .*plot.bias"):
         plot.attention([[1.5, -0.5]])
-    with pytest.raises(ValueError, match=r"^weights: a mapping with the entries \['a'\], expected what headwise"):
+    with pytest.raises(ValueError, match=r"^weights: a mapping with the entries \['a'\], expected the result of"):
         plot.attention({"a": 1})
     with pytest.raises(ValueError, match=r"^weights: shape .* headwise.plot.grid draws several layers$"):
         plot.attention(np.ones((2, 1, 2, 3, 3)))

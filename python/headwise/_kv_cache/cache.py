@@ -77,7 +77,7 @@ class KVCache(CachedSequences):
     Notes
     -----
     In memory, keys and values are (kv_heads, batch, slots, dim). A ring has a quarter more slots than ``capacity``, at
-    least 32 more. Rows are written one behind another; when the last slot is reached, the latest rows move to the
+    least 32 more. Rows are written in order; when the last slot is reached, the latest rows move to the
     first slots. So the cost of an append is proportional to the rows written, and keys are always in order, as every
     keyword of attention requires.
 
@@ -177,7 +177,7 @@ class KVCache(CachedSequences):
         need_weights: bool = False, return_lse: bool = False, **options: Unpack[AttendOptions],
     ) -> Any: ...  # fmt: skip
     def attend(self, query: ArrayLike, *, lengths: ArrayLike | None = None, **options: Unpack[CacheOptions]) -> Any:
-        """Attention of the latest positions to the stored keys, each to those up to its own position.
+        """Attention of the latest positions to the stored keys, causal: a query sees the keys up to its position.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Sizes of a :class:`headwise.KVCache`, and the checks of what its methods are given against them."""
+"""The sizes of a :class:`headwise.KVCache`, and the checks of its methods' arguments against them."""
 
 from __future__ import annotations
 

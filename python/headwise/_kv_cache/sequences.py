@@ -98,7 +98,7 @@ class CachedSequences:
 
         Returns
         -------
-        ndarray of int64, (new,), or (batch, new) where lengths differ
+        ndarray of int64, (new,), or (batch, new) if lengths differ
 
         Raises
         ------

@@ -74,7 +74,7 @@ class MultiHeadAttention(MultiHeadParameters):
         place.
     b_q, b_k, b_v, b_o : ndarray or None
         Added to the products: (d_model,), (num_kv_heads * d_k,), (num_kv_heads * d_k,) and (d_model,). None without
-        ``bias``; each may be set on its own.
+        ``bias``; each may be set separately.
     sinks : ndarray, (num_heads,), or None
     d_k : int
         Width of a head.

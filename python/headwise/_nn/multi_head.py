@@ -47,7 +47,7 @@ class Block(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What attends, and to what: all (batch, seq, width) or all (seq, width)."""
+    """The input arrays: all (batch, seq, width) or all (seq, width)."""
 
     query: Array
     key: Array
@@ -55,7 +55,7 @@ class Inputs(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The arguments of one call, besides its inputs and the keywords of scaled dot-product attention."""
+    """The arguments of one call except its inputs and the keywords of scaled dot-product attention."""
 
     mask: ArrayLike | None
     dropout: float

@@ -44,7 +44,7 @@ class MultiHeadParameters(Layer):
     _kv_width: int  # num_kv_heads * d_k
 
     def _initialize(self, rng: np.random.Generator, dtype: DTypeLike | None, *, bias: bool, sinks: bool) -> None:
-        """Draw the weights, and create biases and sinks, zero, or None where the layer has none."""
+        """Draw the weights; set biases and sinks to zero, or to None if the layer has none."""
         made = parameter_dtype(dtype)
         for name in (*_WEIGHTS, *_BIASES, "sinks"):
             parameter: Parameter[Any] = getattr(type(self), name)
@@ -93,8 +93,8 @@ class MultiHeadParameters(Layer):
         Parameters
         ----------
         state : mapping of str to array_like
-            NumPy arrays, PyTorch tensors and so on, of the shapes that :meth:`state_dict` returns. The names tell the
-            format.
+            NumPy arrays, PyTorch tensors and so on, of the shapes that :meth:`state_dict` returns. The format is found
+            from the names.
         prefix : str
             The beginning of the names of this layer's entries; other entries are ignored.
         strict : bool

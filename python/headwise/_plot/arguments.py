@@ -135,8 +135,8 @@ def check_limit(vmax: object) -> float | None:
 def _of_view(view: Mapping[Any, Any]) -> Mapping[Any, Any]:
     if "weights" not in view:
         raise ValueError(
-            f"weights: a mapping with the entries {sorted(map(str, view))}, expected what "
-            "headwise.attention_score_visualization returns"
+            f"weights: a mapping with the entries {sorted(map(str, view))}, expected the result "
+            "of headwise.attention_score_visualization"
         )
     return view
 
@@ -186,7 +186,7 @@ def _chosen(heads: Array, name: str, head: object) -> tuple[Array, tuple[str, ..
         return heads.mean(axis=0, dtype=np.float64, keepdims=True), (f"mean of {count} heads",)
     if isinstance(head, (list, tuple, range)):
         if not head:
-            raise ValueError("head: none in the sequence, expected at least one")
+            raise ValueError("head: an empty sequence, expected at least one head")
         numbers = [_index(number, "head", count, name, heads.shape) for number in head]
     else:
         numbers = [_index(head, "head", count, name, heads.shape)]
@@ -212,7 +212,7 @@ def _labels(tokens: Any, name: str, count: int, kind: str) -> tuple[str, ...]:
     return labels
 
 
-def _first(values: Array, where: Array) -> str:
+def _first(values: Array, invalid: Array) -> str:
     """The first of the invalid numbers, and its index."""
-    place = tuple(int(i) for i in np.argwhere(where)[0])
-    return f"{values[place]} at {place}"
+    index = tuple(int(i) for i in np.argwhere(invalid)[0])
+    return f"{values[index]} at {index}"

@@ -10,7 +10,6 @@ import numpy as np
 try:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import Colormap, ListedColormap, to_rgb
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     from headwise._plot.sheet import (
@@ -37,6 +36,7 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from headwise._base.typing import Array
     from headwise._plot.arguments import Maps

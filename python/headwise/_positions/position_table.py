@@ -50,9 +50,9 @@ class PositionTable:
 
     def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
         """The rows of any integer positions: (…, width)."""
-        own = compact(positions)  # without the repetitions of broadcast axes
-        if own.size and own.min() >= 0:
-            table = self._covering(int(own.max()) + 1, dtype)
+        distinct = compact(positions)  # without the repetitions of broadcast axes
+        if distinct.size and distinct.min() >= 0:
+            table = self._covering(int(distinct.max()) + 1, dtype)
             if table is not None:
                 return np.take(table, positions.astype(np.intp, copy=False), axis=0)
         return self._function(positions.astype(np.float64)).astype(dtype, copy=False)

@@ -175,7 +175,9 @@ def _divisors(value: object, name: str) -> Array:
         raise ValueError(f"{name}: shape {numbers.shape}, expected a number for each pair")
     numbers = numbers.astype(FLOAT64)
     if not (np.isfinite(numbers) & (numbers > 0.0)).all():
-        raise ValueError(f"{name}: {numbers.min()} among others, expected positive numbers")
+        raise ValueError(
+            f"{name}: {numbers[~(numbers > 0.0) | np.isinf(numbers)][0]}, expected finite positive numbers"
+        )
     return numbers
 
 

@@ -9,7 +9,6 @@ of rotated features, ``b`` the base, ``s`` the factor, ``L`` the length that the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,8 @@ from headwise._base.outputs import check_room
 from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from headwise._base.typing import Array
 
 

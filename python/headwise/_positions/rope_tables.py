@@ -40,9 +40,9 @@ class RotaryTable(PositionTable):
             table = self._covering(stop, dtype)
             if table is not None:
                 return table[start:stop]
-        asked, last = (start, stop, dtype), self._last
-        if last is None or last[0] != asked:
-            last = asked, self._rows(start, stop).astype(dtype, copy=False)
+        span, last = (start, stop, dtype), self._last
+        if last is None or last[0] != span:
+            last = span, self._rows(start, stop).astype(dtype, copy=False)
             if last[1].nbytes <= self.max_bytes:
                 self._last = last
         return last[1]

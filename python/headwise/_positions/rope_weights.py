@@ -61,8 +61,8 @@ def permute_rope_weights(
     >>> interleaved = hw.RotaryPositionalEmbedding(4, interleaved=True)
     >>> scores = interleaved(x @ query[:4]) @ interleaved(x @ key[:4]).T
     >>> query, key = (hw.permute_rope_weights(weight[:4], 1, to="half") for weight in (query, key))
-    >>> halves = hw.RotaryPositionalEmbedding(4)
-    >>> np.allclose(halves(x @ query) @ halves(x @ key).T, scores)
+    >>> half = hw.RotaryPositionalEmbedding(4)
+    >>> np.allclose(half(x @ query) @ half(x @ key).T, scores)
     True
     """
     features = as_array(weight, "weight")
@@ -71,8 +71,8 @@ def permute_rope_weights(
         raise TypeError(f"to: {type(to).__name__}, expected 'half' or 'interleaved'")
     if to not in ("half", "interleaved"):
         raise ValueError(f"to: {to!r}, expected 'half' or 'interleaved'")
-    where = check_axis(axis, features, "weight")
-    size = features.shape[where]
+    features_axis = check_axis(axis, features, "weight")
+    size = features.shape[features_axis]
     if size == 0 or size % heads:
         raise ValueError(f"weight: shape {features.shape}, expected axis {axis} divisible by num_heads = {heads}")
     head_dim = size // heads
@@ -83,4 +83,4 @@ def permute_rope_weights(
     order = np.arange(size).reshape(heads, head_dim)
     pairs = order[:, :width].reshape((heads, -1, 2) if to == "half" else (heads, 2, -1))
     order[:, :width] = pairs.swapaxes(1, 2).reshape(heads, width)
-    return np.take(features, order.ravel(), axis=where)
+    return np.take(features, order.ravel(), axis=features_axis)

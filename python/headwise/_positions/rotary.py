@@ -1,7 +1,7 @@
 """The layer of rotary position embedding.
 
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), https://arxiv.org/abs/2104.09864,
-equations 14 and 34. :func:`headwise.apply_rope` is the rotation itself, given the cosines and sines.
+equations 14 and 34. :func:`headwise.apply_rope` is the rotation by given cosines and sines.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class RotaryPositionalEmbedding(Layer):
         where = self._check_positions(positions, shape)
         if where.size == 0:
             return self._tables.trained.span(0, 0, dtype).reshape(*where.shape, self.rotary_dim)
-        low, high = _extent(where)
+        low, high = _min_and_max(where)
         table = self._tables.of(high + 1)
         # A single position (a decoding step) is a span too.
         return table.span(low, high + 1, dtype) if where.size == 1 else table.between(low, high, where, dtype)
@@ -277,7 +277,7 @@ class RotaryPositionalEmbedding(Layer):
         raise ValueError(f"positions: shape {where.shape}, expected {expected} for x of shape {shape}")
 
 
-def _extent(positions: Array) -> tuple[int, int]:
+def _min_and_max(positions: Array) -> tuple[int, int]:
     """The minimum and the maximum. For few positions Python's functions are faster than NumPy's."""
     if positions.size > 32:
         own = compact(positions)
