@@ -1,4 +1,4 @@
-"""What errors.py measures: operations and their inputs, which are part of the statement."""
+"""The rows of ERRORS.md: operations with their inputs and references."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Draw:
-    """Numbers of one type, the same at every run."""
+    """Random numbers of one dtype, the same in every run."""
 
     def __init__(self, dtype: np.dtype[Any], info: Any) -> None:
         self._rng, self.dtype = np.random.default_rng(0), dtype
@@ -34,7 +34,7 @@ class Draw:
         return self.cast(self._rng.random(shape))
 
     def kept(self, *shape: int) -> Array:
-        """True, three times out of four."""
+        """Booleans that are true with probability 3/4."""
         return self._rng.random(shape) < 0.75
 
     def cast(self, x: Array) -> Array:
@@ -44,15 +44,15 @@ class Draw:
 
 @dataclass(frozen=True)
 class Row:
-    """``compute`` and ``exact`` get what ``inputs`` gives; ``torch`` gets the module before it."""
+    """``compute`` and ``exact`` take the result of ``inputs`` as keywords; ``torch`` takes the module as well."""
 
     name: str
     inputs: Callable[[Draw], dict[str, Any]]
     compute: Callable[..., Any]
     exact: Callable[..., Any]
     torch: Callable[..., Any] | None = None
-    products: bool = False  # of matrices, which have levels of precision
-    slack: float = 1.0  # the factor by which errors of other machines may exceed the stated ones, for a reason given
+    products: bool = False  # whether the operation has precision levels
+    slack: float = 1.0  # factor by which errors on other machines may exceed the stated ones
 
 
 def _rows_of(
@@ -82,7 +82,7 @@ _SOFTMAX = [
 def _attention(
     queries: int = 256, keys: int = 256, *, query: float = 1.0, value: float = 1.0, heads: int = 2, **options: Any
 ) -> Callable[[Draw], dict[str, Any]]:
-    """Heads of width 64."""
+    """Inputs with head_dim 64."""
     return lambda d: {
         "query": d.normal(1, heads, queries, 64, scale=query),
         "key": d.normal(1, heads, keys, 64),
@@ -95,8 +95,8 @@ def _positive_values(d: Draw) -> dict[str, Any]:
     return {"query": d.normal(1, 1, 128, 64), "key": d.normal(1, 1, 2048, 64), "value": d.uniform(1, 1, 2048, 64)}
 
 
-def _everything(d: Draw) -> dict[str, Any]:
-    """Two key heads for four of queries; a query sees about 75 of 300 keys."""
+def _all_options(d: Draw) -> dict[str, Any]:
+    """All options in one call: 4 query heads, 2 key heads; about 75 of 300 keys are kept per query."""
     return {
         "query": d.normal(2, 4, 130, 64),
         "key": d.normal(2, 2, 300, 64),
@@ -157,14 +157,14 @@ _ATTENTION = [
         products=True,
     ),
     Row(
-        "attention, everything on",
-        _everything,
+        "attention, all options",
+        _all_options,
         hw.flash_attention,
         lambda **x: oracle.attention(**x).output,
         products=True,
     ),
     Row(
-        "attention, its weights",
+        "attention, weights",
         _attention(),
         lambda **x: hw.scaled_dot_product_attention(**x)[1],
         lambda **x: oracle.attention(**x).weights,
@@ -172,7 +172,7 @@ _ATTENTION = [
         products=True,
     ),
     Row(
-        "attention, its log-sum-exp",
+        "attention, log-sum-exp",
         _attention(),
         lambda **x: hw.flash_attention(**x, return_lse=True)[1],
         lambda **x: oracle.attention(**x).lse,
@@ -190,13 +190,13 @@ _FAR = 1_000_000
 _NUMPY_TABLES = 2.0
 
 
-def _turned(d: Draw, interleaved: bool) -> dict[str, Any]:
+def _rope_inputs(d: Draw, interleaved: bool) -> dict[str, Any]:
     cos, sin = oracle.rope_tables(np.arange(_FAR, _FAR + 64), 64)
     return {"x": d.normal(2, 4, 64, 64), "cos": d.cast(cos), "sin": d.cast(sin), "interleaved": interleaved}
 
 
 def _rope_exact(x: Array, first: int) -> Array:
-    """Rows turned by the positions from ``first`` on."""
+    """Rotation by the positions from ``first`` on."""
     positions = np.arange(first, first + x.shape[-2])
     return oracle.rope(oracle.wide(x), *oracle.rope_tables(positions, x.shape[-1], dtype=np.longdouble))
 
@@ -207,8 +207,8 @@ def _alibi_exact(scores: Array, offset: int = 0) -> Array:
 
 
 _POSITIONS = [
-    Row("apply_rope, halves", partial(_turned, interleaved=False), hw.apply_rope, oracle.rope),
-    Row("apply_rope, neighbours", partial(_turned, interleaved=True), hw.apply_rope, oracle.rope),
+    Row("apply_rope, half pairs", partial(_rope_inputs, interleaved=False), hw.apply_rope, oracle.rope),
+    Row("apply_rope, interleaved", partial(_rope_inputs, interleaved=True), hw.apply_rope, oracle.rope),
     Row(
         "RotaryPositionalEmbedding, positions 0 to 63",
         lambda d: {"x": d.normal(4, 64, 64)},
@@ -232,7 +232,7 @@ _POSITIONS = [
     ),
 ]
 
-# --- what stands around attention ---
+# --- layer normalisation, linear maps, a layer ---
 
 
 def _normalized(*shape: int, **options: float) -> Callable[[Draw], dict[str, Any]]:
@@ -240,7 +240,7 @@ def _normalized(*shape: int, **options: float) -> Callable[[Draw], dict[str, Any
 
 
 def _map(rows: int, depth: int, columns: int = 128, transposed: bool = False) -> Callable[[Draw], dict[str, Any]]:
-    """Weights that leave results of size 1."""
+    """Inputs of `linear`, with weights scaled for results of variance 1."""
 
     def inputs(d: Draw) -> dict[str, Any]:
         weight = d.normal(depth, columns, scale=math.sqrt(1 / depth))
@@ -295,7 +295,7 @@ def _torch_layer(t: Any, x: Any, weights: Any, biases: Any) -> Any:
     return attended[0].swapaxes(0, 1)
 
 
-_AROUND = [
+_OTHER = [
     *_rows_of(
         "layer_normalization",
         {
@@ -333,4 +333,4 @@ _AROUND = [
     Row("MultiHeadAttention, (1, 160, 128), 2 heads", _layer_inputs, _layer, _layer_exact, _torch_layer, products=True),
 ]
 
-ROWS = [*_SOFTMAX, *_ATTENTION, *_POSITIONS, *_AROUND]
+ROWS = [*_SOFTMAX, *_ATTENTION, *_POSITIONS, *_OTHER]

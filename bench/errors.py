@@ -1,7 +1,7 @@
-"""States the largest error of each operation, for each type and instruction set, in ERRORS.md beside this file.
+"""Writes the largest error of each operation, for each dtype and instruction set, to ERRORS.md beside this file.
 
-python bench/errors.py            # measures what this machine has, and PyTorch; leaves other columns as they are
-python bench/errors.py --check    # compares instead, and names what is worse than stated, or much better
+python bench/errors.py            # measures the targets of this machine and PyTorch; other columns stay as they are
+python bench/errors.py --check    # compares instead, and prints errors that are larger or much smaller than stated
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Cell = tuple[str, str, str]  # dtype, name of the row, column
 FILE = Path(__file__).with_name("ERRORS.md")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 TARGETS = ("avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4", "scalar")
-#: Levels of precision that a target tells apart, beside "highest".
+#: Precision levels with results of their own, besides "highest".
 LEVELS = {"avx512_amx": ("high", "medium"), "avx512_bf16": ("medium",)}
 FALLBACK, TORCH = "NumPy backend", "PyTorch"
 # Factors by which an error may exceed the stated one, and fall below it. The results of a target have the same bits on
@@ -36,41 +36,41 @@ FALLBACK, TORCH = "NumPy backend", "PyTorch"
 # those of AVX-512, AVX2, AVX and SSE3 errors differ by a factor of up to 2.8.
 SLACK = {FALLBACK: 4.0}
 STALE = {FALLBACK: 8.0}
-# What the reference itself leaves open. For float64 it has a mantissa of 64 bits, and its exponentials and logarithms
-# are x87 instructions, whose last bits differ between processors: 2^-9 of the unit. For other types it is in float64,
-# from NumPy and a BLAS: a fraction of 10^-8 of the error.
-UNSURE, UNSURE_FRACTION = {"float64": 2.0**-9}, 2.0**-20
+# Uncertainty of the reference. For float64 it has a mantissa of 64 bits, and its exponentials and logarithms are x87
+# instructions, whose last bits differ between processors: 2^-9 of the unit. For other dtypes it is computed in float64
+# by NumPy and a BLAS: a fraction of 10^-8 of the error.
+UNCERTAINTY, UNCERTAIN_FRACTION = {"float64": 2.0**-9}, 2.0**-20
 
 
 def main() -> int:
     args = make_parser().parse_args()
     begin, stated = time.perf_counter(), read(FILE.read_text()) if FILE.exists() else {}
     measured = dict(measure(args.dtypes, args.rows, torch=not args.check))
-    complaints = list(compare(measured, stated)) if args.check else []
+    failures = list(compare(measured, stated)) if args.check else []
     if not args.check:
         FILE.write_text(document(stated | {cell: rounded_up(x) for cell, x in measured.items()}))
-    print(*complaints, sep="\n", end="\n" if complaints else "")
+    print(*failures, sep="\n", end="\n" if failures else "")
     columns = ", ".join(dict.fromkeys(column for _, _, column in measured))
-    done = f"compared, {len(complaints)} to complain of" if args.check else f"written to {FILE}"
+    done = f"compared, {len(failures)} failures" if args.check else f"written to {FILE}"
     print(f"{len(measured)} errors {done}, in {time.perf_counter() - begin:.0f} s: {columns}")
-    return bool(complaints)
+    return bool(failures)
 
 
 def columns_of(dtype: str) -> list[str]:
     columns = []
     for target in TARGETS:
-        columns += [target] * is_of_its_own(target, dtype)
+        columns += [target] * has_own_results(target, dtype)
         columns += [f"{target} {level}" for level in LEVELS.get(target, ()) if dtype == "float32"]
     return [*columns, FALLBACK, TORCH]
 
 
-def is_of_its_own(target: str, dtype: str) -> bool:
-    """Or computes what avx512 does."""
+def has_own_results(target: str, dtype: str) -> bool:
+    """Whether the target has a column for the dtype; otherwise it computes the same as avx512."""
     return target != "avx512_bf16" or dtype == "bfloat16"
 
 
 def measure(dtypes: list[str], substring: str, torch: bool) -> Iterator[tuple[Cell, float]]:
-    """The errors of everything that this machine has."""
+    """Measure each row on each target of this machine, on the NumPy backend and, optionally, in PyTorch."""
     for dtype in dtypes:
         if dtype == "bfloat16" and not environment.has_bfloat16():
             continue
@@ -79,7 +79,7 @@ def measure(dtypes: list[str], substring: str, torch: bool) -> Iterator[tuple[Ce
                 continue
             inputs, info = inputs_of(row, dtype)
             if not all(np.isfinite(a).all() for a in inputs.values() if isinstance(a, np.ndarray)):
-                continue  # a float16 does not go so far
+                continue  # the inputs exceed the range of float16
             expected = exact(row, inputs, dtype)
             if np.abs(expected).max() > float(info.max):
                 continue
@@ -88,7 +88,7 @@ def measure(dtypes: list[str], substring: str, torch: bool) -> Iterator[tuple[Ce
 
 
 def inputs_of(row: Row, dtype: str) -> tuple[dict[str, Any], Any]:
-    """And the ``finfo`` of the type."""
+    """Draw the inputs of a row. Returns them and the ``finfo`` of the dtype."""
     if dtype == "bfloat16":
         import ml_dtypes
 
@@ -98,7 +98,7 @@ def inputs_of(row: Row, dtype: str) -> tuple[dict[str, Any], Any]:
 
 
 def exact(row: Row, inputs: dict[str, Any], dtype: str) -> Array:
-    """From the same numbers, in longdouble for float64, in float64 for the others."""
+    """Compute the reference from the same inputs, in longdouble for float64 and in float64 for the other dtypes."""
 
     def widened(x: Any) -> Any:
         return oracle.wide(x) if isinstance(x, np.ndarray) and x.dtype == np.float64 else x
@@ -108,7 +108,7 @@ def exact(row: Row, inputs: dict[str, Any], dtype: str) -> Array:
 
 
 def results(row: Row, inputs: dict[str, Any], dtype: str, torch: bool) -> Iterator[tuple[str, Array]]:
-    """Of each column that there is for the row."""
+    """Compute the result for each column of the row."""
     used = _backend.name()
     for target in [FALLBACK, *hw.list_targets()]:
         if target == FALLBACK:
@@ -117,7 +117,7 @@ def results(row: Row, inputs: dict[str, Any], dtype: str, torch: bool) -> Iterat
             hw.set_target(target)
         else:
             continue
-        if is_of_its_own(target, dtype):
+        if has_own_results(target, dtype):
             yield target, row.compute(**inputs)
         if target == FALLBACK:
             _backend.use(used)
@@ -141,14 +141,14 @@ def by_torch(row: Row, inputs: dict[str, Any]) -> Array:
 
 
 def error(result: Array, expected: Array, info: Any) -> float:
-    """The largest, in units of the type's eps times the largest magnitude of the result's row."""
+    """Return the largest error, in units of the dtype's eps times the largest magnitude in the row of the result."""
     size = np.abs(expected).max(axis=-1, keepdims=True, initial=0)
     unit = np.maximum(float(info.eps) * size, float(info.smallest_subnormal))
     return float((np.abs(oracle.double(result) - expected) / unit).max(initial=0))
 
 
 def rounded_up(x: float) -> str:
-    """To two digits."""
+    """Round up to two digits."""
     if x == 0 or not math.isfinite(x):
         return "0" if x == 0 else str(x)
     digits = 1 - math.floor(math.log10(x))
@@ -162,16 +162,18 @@ def compare(measured: dict[Cell, float], stated: dict[Cell, str]) -> Iterator[st
         dtype, name, column = cell
         where = f"{name}, {dtype}, {column}: {rounded_up(got)}"
         if cell not in stated:
-            yield f"{where}, but nothing is stated"
+            yield f"{where}, but no error is stated"
             continue
         limit = float(stated[cell])
-        if not got * (1 - UNSURE_FRACTION) - UNSURE.get(dtype, 0.0) <= limit * max(SLACK.get(column, 1.0), slack[name]):
+        if not got * (1 - UNCERTAIN_FRACTION) - UNCERTAINTY.get(dtype, 0.0) <= limit * max(
+            SLACK.get(column, 1.0), slack[name]
+        ):
             yield f"{where}, worse than the {stated[cell]} stated"
         elif got * max(STALE.get(column, 2.0), 2.0 * slack[name]) < limit:
             yield f"{where}, much better than the {stated[cell]} stated"
     for name in dict.fromkeys(name for _, name, _ in stated):
         if not any(row.name == name for row in ROWS):
-            yield f"{name}: stated, but there is no such row"
+            yield f"{name}: stated, but the row does not exist"
 
 
 def document(cells: dict[Cell, str]) -> str:
@@ -188,7 +190,7 @@ def document(cells: dict[Cell, str]) -> str:
 
 
 def read(text: str) -> dict[Cell, str]:
-    """What `document` wrote."""
+    """Parse the text that `document` wrote."""
     cells: dict[Cell, str] = {}
     for section in text.split("\n## ")[1:]:
         dtype, *lines = section.splitlines()
@@ -207,45 +209,49 @@ def split(line: str) -> list[str]:
 HEAD = """\
 # Errors
 
-The largest error of each operation on the inputs named, against its formula in float64 (80-bit numbers for the rows
-of float64) on the same numbers. `python bench/errors.py` writes this file; `python bench/errors.py --check`, which CI
-runs, fails where a machine finds an error larger than stated, or less than half of it; the allowances for results that
-depend on NumPy are below.
+The largest error of each operation on the inputs named, against its formula in float64 (80-bit numbers for the float64
+rows) on the same inputs. `python bench/errors.py` writes this file. `python bench/errors.py --check`, which CI runs,
+fails if an error is larger than stated, or less than half as large; the exceptions for results that depend on NumPy are
+below.
 
-**The unit** is `eps` of the type times the largest magnitude in the same row (last axis) of the exact result: the
-distance from that number to the next one, or up to twice as much. 0.5 is what rounding the exact result costs; below
-it, rounding is all there is. Where numbers are subnormal the unit is the smallest of them. Errors of small numbers
-beside large ones are small in this unit: it is that of sums and products, in which rows are used. `eps` is 2.2e-16,
-1.2e-7, 9.8e-4 and 7.8e-3. Errors are rounded up to two digits.
+**Unit.** `eps` of the dtype times the largest magnitude in the same row (last axis) of the exact result, which is one
+to two times the distance from that magnitude to the next number. Rounding the exact result costs up to 0.5. For
+subnormal results the unit is the smallest subnormal number. The unit is relative to the largest entry of a row, as rows
+are used in sums and products; small entries beside large ones have small errors in this unit. `eps` is 2.2e-16
+(float64), 1.2e-7 (float32), 9.8e-4 (float16) and 7.8e-3 (bfloat16). Errors are rounded up to two digits.
 
-**The inputs** are normal numbers of variance 1 in the type of the column, but where the row says otherwise:
-error_rows.py has each of them. Heads have 64 features; weights of `linear` leave results of variance 1 (sums of 4,096
-numbers from 0 to 1 are 16); numbers of "subnormal" rows are a sixteenth of the smallest normal one; "everything on"
-is a boolean mask, a bias, causality, a window, softcap, ALiBi, sinks, key padding and grouped heads in one call;
-tables of angles for `apply_rope` are computed with 80 decimal digits, and rounded to float64, then to the type. Inputs
-are the same on every processor: none comes from NumPy's mathematical functions or from a BLAS.
+**Inputs.** Normally distributed numbers of variance 1 in the dtype of the table, unless the row says otherwise;
+`error_rows.py` defines each of them. head_dim is 64. Weights of `linear` are scaled for results of variance 1 (the sums
+of 4,096 numbers from 0 to 1 are 16). "Subnormal" rows use a sixteenth of the smallest normal number as their scale.
+"All options" is a boolean mask, a bias, causality, a window, softcap, ALiBi, sinks, key padding and grouped-query heads
+in one call. Tables for `apply_rope` are computed with 80 decimal digits and rounded to float64, then to the dtype.
+Inputs are the same on every processor: none of them comes from NumPy's mathematical functions or from a BLAS.
 
-**The columns** are instruction sets, of which one is chosen when the package is imported (`headwise.list_targets()`),
-and what runs where there is no native core, here with NumPy {numpy}. Its errors, and PyTorch's ({torch}, the same
-inputs, for comparison, never compared by `--check`), depend on their libraries and on the processor: `--check` allows
-the NumPy backend four times what is stated; PyTorch's for float64 were measured on a processor with AMX, with inputs
-that differ by up to 2^-31. Those of the instruction sets are the same on every machine, for any number of threads, but
-for `RotaryPositionalEmbedding`, whose tables come from NumPy's power, cosine and sine: it is allowed twice what is
-stated. `neon` is not measured. `high` and `medium` are levels of `precision=`, which only avx512_amx and, at `medium`,
-avx512_bf16 make use of; all else but bfloat16 the latter computes as avx512 does. A cell is empty where an operation
-has no such level or peer, or the numbers go beyond the type.
+**Columns.** The instruction sets, of which one is selected at import (`headwise.list_targets()`), the NumPy backend
+(here with NumPy {numpy}), and PyTorch {torch} on the same inputs for comparison.
 
-"Scores times 30": the error of a score is that of its weight, and both grow with the score. "Subnormal": products of
-bfloat16 take subnormal numbers for 0. "Positions from 10^6" in float64: an angle of 10^6 in float64 is right to 10^-10,
-which float32 does not feel.
+- Instruction sets: errors are the same on every machine and for any number of threads. The exception is
+  `RotaryPositionalEmbedding`, whose tables come from NumPy's power, cosine and sine: `--check` permits twice the stated
+  error. `neon` is not measured.
+- NumPy backend: errors depend on the processor, NumPy and its BLAS. `--check` permits four times the stated error.
+- PyTorch: not compared by `--check`. Its float64 column was measured on a processor with AMX, with inputs that differ
+  by up to 2^-31.
+- `high` and `medium` are levels of `precision=`. They change the results of avx512_amx and, at `medium`, of
+  avx512_bf16. Except for these and for bfloat16, avx512_bf16 computes the same as avx512.
+
+A cell is empty if the operation has no such level or peer, or if the numbers exceed the range of the dtype.
+
+**Rows that need an explanation.** "Scores times 30": the error of a weight is proportional to the error of its score,
+and the latter grows with the score. "Subnormal": bf16 backends treat subnormal numbers as 0. "Positions from 10^6" in
+float64: an angle of 10^6 radians is accurate to 10^-10 in float64, which does not affect float32.
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare with what is stated, and change nothing")
-    parser.add_argument("--rows", default="", metavar="SUBSTRING", help="only rows with this in their names")
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="only these types")
+    parser.add_argument("--check", action="store_true", help="compare with ERRORS.md instead of writing it")
+    parser.add_argument("--rows", default="", metavar="SUBSTRING", help="only rows with this text in their names")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="only these dtypes")
     return parser
 
 
