@@ -1,6 +1,6 @@
-"""A native core that is there and does not fit: which one, told once, with the way out; NumPy does the work.
+"""A native core that cannot be loaded: one warning with the cause and a remedy, and the NumPy backend instead.
 
-Real extensions, spoilt. What needs a compiler or pip to be spoilt is in .ci/states.
+The cores are real ones, damaged. States that need a compiler or pip are in .ci/states.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ STATES = [
     *(pytest.param(cut(n), "", marks=linux, id=f"cut-{n}") for n in (64,)),
     pytest.param(no_library, "invalid ELF header", marks=linux, id="garbage"),
     pytest.param(of_another_processor, "ImportError", marks=linux, id="processor"),
-    pytest.param(of_another_python, "for this Python, only _core.cpython-399-nowhere.so", id="python"),
-    pytest.param(of_another_version, f"it is of version {hw.__version__}, headwise of 0.0.1", id="version"),
+    pytest.param(of_another_python, "built for another Python or system: _core.cpython-399-nowhere.so", id="python"),
+    pytest.param(of_another_version, f"its version is {hw.__version__}, that of headwise 0.0.1", id="version"),
 ]
-REMEDY = "installing headwise again may help"
+REMEDY = "reinstalling headwise may help"
 
 
 @pytest.mark.parametrize(("spoil", "cause"), STATES)

@@ -1,4 +1,4 @@
-"""What runs here, and how to choose it."""
+"""The configuration of this process: backend, instruction set and threads."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from headwise._version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MAX_THREADS = (1 << 31) - 1  # what a C int holds
+_MAX_THREADS = (1 << 31) - 1  # INT_MAX
 
-# Where Debian, Homebrew and a local `make install` put headers.
+# Header folders of Debian, `make install` and Homebrew.
 _INCLUDE_DIRS = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
 _HIGHWAY = "libhwy-dev"
 
 
 def config() -> dict[str, Any]:
-    """What runs: version, backend, instruction set, threads, precision.
+    """The configuration: version, backend, instruction set, threads, precision.
 
     Returns
     -------
     dict
-        ``version``, ``backend`` ("native" or "numpy"), ``target`` (the instruction set in use), ``targets`` (those
-        this machine can use, best first), ``threads``, ``precision`` (what :func:`get_precision` says), ``error``
-        (why a native core that is there cannot be used, else None), ``numpy`` (NumPy's version).
+        ``version`` (of headwise), ``backend`` ("native" or "numpy"), ``target`` (the instruction set in use),
+        ``targets`` (those this machine can use, best first), ``threads``, ``precision`` (that of
+        :func:`get_precision`), ``error`` (why an installed native core cannot be loaded, else None), ``numpy`` (the
+        version of NumPy).
 
     Examples
     --------
@@ -52,7 +53,7 @@ def config() -> dict[str, Any]:
 
 
 def show_config() -> None:
-    """Print :func:`config` and, where the native core is not installed, what to install for it.
+    """Print :func:`config` and, if the native core is not installed, the packages needed to build it.
 
     Examples
     --------
@@ -70,23 +71,23 @@ def show_config() -> None:
         print(f"error      {facts['error']}")
         print(f"           {_backend.remedy(facts['error'])}")
     if not _backend.core_is_installed():
-        print("The native core is not installed; NumPy does the work.")
+        print("The native core is not installed; the NumPy backend is used.")
         missing = missing_tools()
         if missing:
-            print(f"To build it, this machine lacks {', '.join(what for what, _ in missing)}. On Debian and Ubuntu:")
+            print(f"To build it, this machine lacks {', '.join(tool for tool, _ in missing)}. On Debian and Ubuntu:")
             print(f"    apt-get install {' '.join(package for _, package in missing)}")
-            print("Then install headwise again, from its sources.")
+            print("Then reinstall headwise from source.")
         else:
-            print("This machine has what it takes to build it: install headwise again, from its sources.")
-        print("HEADWISE_REQUIRE_NATIVE=1 in pip's environment makes it an error, which says why it cannot be built.")
+            print("This machine can build it: reinstall headwise from source.")
+        print("With HEADWISE_REQUIRE_NATIVE=1 in the environment of pip, a failed build is an error with its reason.")
         if any(package == _HIGHWAY for _, package in missing):
-            print("CMAKE_ARGS=-DHEADWISE_FETCH_HIGHWAY=ON in it downloads Highway, where there is no package of it.")
+            print("CMAKE_ARGS=-DHEADWISE_FETCH_HIGHWAY=ON downloads Highway where no package of it is available.")
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads the native core may use. Results do not depend on it.
+    """Set the number of threads that the native core uses. Results do not depend on it.
 
-    The NumPy backend remembers the number, but its matrix products use the threads of NumPy's BLAS.
+    The NumPy backend stores the number; its matrix products use the threads of NumPy's BLAS.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def set_num_threads(n: int) -> None:
     ValueError
         If `n` is not positive.
     TypeError
-        If it is no integer.
+        If `n` is not an integer.
 
     Examples
     --------
@@ -113,10 +114,10 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads the native core may use.
+    """The number of threads that the native core uses.
 
-    At import this is ``HEADWISE_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of processors that this
-    process may use.
+    At import this is ``HEADWISE_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of processors that the
+    affinity mask and the cgroup quota of this process allow.
 
     Returns
     -------
@@ -137,15 +138,15 @@ def set_target(name: str) -> None:
     Parameters
     ----------
     name : str
-        Such as "avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4" or "neon"; "numpy" is the only one of the NumPy
-        backend.
+        For example "avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4" or "neon". The NumPy backend has only
+        "numpy".
 
     Raises
     ------
     ValueError
-        If `name` is unknown, or this build or processor does not have it.
+        If `name` is unknown, or this build or processor does not support it.
     TypeError
-        If it is no string.
+        If `name` is not a string.
 
     Examples
     --------
@@ -162,7 +163,7 @@ def set_target(name: str) -> None:
 
 
 def list_targets() -> list[str]:
-    """The instruction sets that this build and this machine have, best first.
+    """The instruction sets that this build and this processor support, best first.
 
     Returns
     -------

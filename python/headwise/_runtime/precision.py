@@ -1,4 +1,4 @@
-"""How exactly products of float32 are computed: the levels, their check, and the default for ``precision=None``."""
+"""The precision of matrix products in float32 and float16: levels, check, and the default for ``precision=None``."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ if TYPE_CHECKING:
 PRECISIONS = ("highest", "high", "medium")
 
 _process: str
-# Of the innermost `with precision(...)`, if any.
+# The level of the innermost `with precision(...)`, if any.
 _context: ContextVar[str | None] = ContextVar("headwise.precision", default=None)
 
 
 def set_precision(name: str) -> None:
-    """Set how exactly this process multiplies float32 and float16 where neither a call nor :func:`precision` says.
+    """Set the default precision of matrix products in this process.
 
-    At import this is ``HEADWISE_PRECISION``, else "highest".
+    The default applies where neither the ``precision=`` of a call nor a :func:`precision` block sets another. At import
+    it is ``HEADWISE_PRECISION``, else "highest".
 
     Parameters
     ----------
     name : {"highest", "high", "medium"}
-        "highest" is at least float32 accuracy. "high" and "medium" may round the numbers that are multiplied to 16 and
-        8 bits, where the instruction set is faster for it: avx512_amx at both, avx512_bf16 for float32 at "medium"; the
-        others compute all three alike. Sums are float32 always. float64 is computed in float64 at any level, and
-        bfloat16, which has 8 bits, alike at all of them.
+        "highest" has at least float32 accuracy. "high" and "medium" may round the factors of products to 16 and 8
+        significant bits (bf16 split BF16X3 and BF16) where the instruction set gains from it: avx512_amx at both
+        levels, avx512_bf16 for float32 at "medium". Other targets compute all three levels alike. Sums are always in
+        float32. float64 is always computed in float64. bfloat16, with its 8 significant bits, is computed alike at all
+        levels.
 
     Raises
     ------
     ValueError
         If `name` is unknown.
     TypeError
-        If it is no string.
+        If `name` is not a string.
 
     See Also
     --------
@@ -56,8 +58,7 @@ def set_precision(name: str) -> None:
 
 
 def get_precision() -> str:
-    """What ``precision=None`` means here and now: the level of the innermost :func:`precision` block, else the
-    process's default.
+    """The level that ``precision=None`` selects: that of the innermost :func:`precision` block, else the default.
 
     Returns
     -------
@@ -75,10 +76,10 @@ def get_precision() -> str:
 
 
 def precision(name: str) -> _GeneratorContextManager[None]:  # a decorator too, which contextlib has no public name for
-    """A context in which ``precision=None`` means `name`; blocks may be nested.
+    """A context manager that makes `name` the level of ``precision=None``; blocks may be nested.
 
-    It holds for the thread or asynchronous task that enters it, and for tasks started inside; other threads keep the
-    process's default. As a decorator it holds for the calls of a function that is not asynchronous.
+    It affects the thread or asynchronous task that enters it, and tasks started inside; other threads keep the
+    default of the process. As a decorator it affects the calls of a function that is not asynchronous.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def precision(name: str) -> _GeneratorContextManager[None]:  # a decorator too, 
     >>> x = np.random.default_rng(0).standard_normal((1, 8, 64, 32), dtype=np.float32)
     >>> with hw.precision("medium"):
     ...     fast = hw.flash_attention(x, x, x)
-    ...     exact = hw.flash_attention(x, x, x, precision="highest")  # what a call says comes first
+    ...     exact = hw.flash_attention(x, x, x, precision="highest")  # the call's own level comes first
     >>> bool(np.allclose(fast, exact, atol=0.03))
     True
     """
@@ -109,7 +110,7 @@ def precision(name: str) -> _GeneratorContextManager[None]:  # a decorator too, 
 
 
 def check_precision(precision: object) -> str:
-    """The level that an operation's argument asks for."""
+    """The level that the argument ``precision`` of an operation selects."""
     if precision is None:
         return _context.get() or _process
     return _level(precision)
@@ -127,10 +128,10 @@ def _block(level: str) -> Iterator[None]:
 def _level(name: object, source: str = "precision") -> str:
     if isinstance(name, str) and name in PRECISIONS:
         return name
-    was = repr(name) if isinstance(name, str) else type(name).__name__
-    message = f"{source}: {was}, expected one of {', '.join(map(repr, PRECISIONS))}"
+    given = repr(name) if isinstance(name, str) else type(name).__name__
+    message = f"{source}: {given}, expected one of {', '.join(map(repr, PRECISIONS))}"
     raise ValueError(message) if isinstance(name, str) else TypeError(message)
 
 
-# A bad value is an error here, where it is noticed, not at the first call.
+# A bad value raises here, at import, not at the first call.
 _process = _level(os.environ.get("HEADWISE_PRECISION", "").strip().lower() or "highest", "HEADWISE_PRECISION")

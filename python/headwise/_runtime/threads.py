@@ -1,29 +1,36 @@
-"""How many threads to use: what the environment says, else the processors that this process may use."""
+"""The default number of threads, from the environment or from the processors that this process may use."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def default_count(environ: Mapping[str, str] = os.environ) -> int:
-    """``HEADWISE_NUM_THREADS``, then ``OMP_NUM_THREADS``, then affinity and cgroup quota; of the last two no more than
-    ``OMP_THREAD_LIMIT``, which OpenMP itself goes by in any case."""
+    """``HEADWISE_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the processors that :func:`available` counts.
+
+    The last two are limited by ``OMP_THREAD_LIMIT``, which OpenMP enforces.
+    """
     ours = environ.get("HEADWISE_NUM_THREADS", "").strip()
     if ours:
         count = _positive(ours)
         if count is None:
             raise ValueError(f"HEADWISE_NUM_THREADS: {ours!r}, expected a positive integer")
         return count
-    # OpenMP's may be a list, with an entry for each level of nesting. To complain about it is not for us.
+    # OMP_NUM_THREADS may be a list with an entry for each nesting level. Bad values are OpenMP's to report.
     count = _positive(environ.get("OMP_NUM_THREADS", "").split(",")[0].strip())
     count = available() if count is None else count
     return min(count, _positive(environ.get("OMP_THREAD_LIMIT", "").strip()) or count)
 
 
 def available(root: str = "/") -> int:
-    """The processors of the affinity mask, or as many of them as the cgroup's quota pays for. ``root`` is where
-    ``proc`` and ``sys`` are."""
+    """The number of processors in the affinity mask, limited by the cgroup's CPU quota.
+
+    ``root`` is the folder that has ``proc`` and ``sys``.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     processors = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     quota = _cgroup_quota(root)
@@ -31,13 +38,13 @@ def available(root: str = "/") -> int:
 
 
 def _positive(text: str) -> int | None:
-    """``text`` as a positive number that a C int holds."""
+    """``text`` as a positive integer that fits a C int, else None."""
     digits = text.isascii() and text.isdigit() and len(text) <= 10
     return int(text) if digits and 0 < int(text) < 1 << 31 else None
 
 
 def _cgroup_quota(root: str) -> float | None:
-    """The tightest quota, in processors, of this process's cgroup and of those above it; None if there is none."""
+    """The min CPU quota, in processors, of this process's cgroup and its ancestors; None if none of them has one."""
     quotas = []
     for line in _read(root, "proc/self/cgroup").splitlines():
         hierarchy, _, rest = line.partition(":")
