@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +9,29 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import LAYOUTS, assert_rounded_once, dtype_named, normal
+from operations import Arguments, Sizes, arrays_in, cases, cast, changed
+from support import LAYOUTS, assert_rounded_once, dtype_named, laid_out, normal
 
 Array = np.ndarray[Any, Any]
 
-SLOPES = [0.5, 0.1, 3.0]
+CASES = {str(case): case for case in cases(where=lambda operation: operation.atol_16bit is not None)}
+INTO = [name for name, case in CASES.items() if case.operation.out]
+SIZES = Sizes((2, 3), 3, 9, 34, 34, 34)
+
+
+def call(name: str, dtype: str, sizes: Sizes = SIZES, scale: float = 1.0) -> Arguments:
+    """The arguments of a case, all arrays in ``dtype``, the first of them times ``scale``."""
+    arguments = CASES[name].arguments(sizes)
+    first = arrays_in(arguments)[0]
+    return cast(arguments | {first: scale * arguments[first]}, dtype_named(dtype))
+
+
+def check(name: str, arguments: Arguments) -> None:
+    """The result is of the dtype of the first array, and rounded once."""
+    (got,), expected = CASES[name].run(arguments), CASES[name].expected(arguments)
+    assert expected is not None
+    assert got.dtype == arguments[arrays_in(arguments)[0]].dtype.newbyteorder("=")
+    assert_rounded_once(got, expected[0], atol=CASES[name].operation.atol_16bit or 0.0)
 
 
 def tables(x: Array) -> tuple[Array, Array]:
@@ -23,78 +39,26 @@ def tables(x: Array) -> tuple[Array, Array]:
     return cos.astype(x.dtype), sin.astype(x.dtype)
 
 
-def rotated(x: Array, pairs: list[Array], axis: int) -> Array:
-    """Not by complex numbers, as the oracle: they make NaN of an infinite part. Pairs are stacked along ``axis``."""
-    (a, b), (cos, sin) = map(oracle.double, pairs), map(oracle.double, tables(x))
-    with np.errstate(invalid="ignore"):
-        turned = a * cos - b * sin, a * sin + b * cos
-    return np.stack(turned, axis).reshape(x.shape)
-
-
 def parameters(x: Array) -> tuple[Array, Array]:
     return normal(x.shape[-1:], 1).astype(x.dtype), normal(x.shape[-1:], 2).astype(x.dtype)
 
 
-def alibi(x: Array) -> Array:
-    bias = oracle.alibi_bias(np.float32(SLOPES), *x.shape[-2:], offset=3)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(oracle.double(x) + bias)
-
-
-@dataclass
-class Operation:
-    """Of one array (2, 3, n, m), m even; ``atol`` is what float32 may lose of numbers of size 1."""
-
-    run: Callable[..., Array]
-    expected: Callable[[Array], Array]
-    atol: float
-
-
-def softmax_like(name: str, axis: int, atol: float) -> Operation:
-    function, reference = getattr(hw, name), getattr(oracle, name)
-    return Operation(lambda x, **out: function(x, axis, **out), lambda x: reference(x, axis), atol)
-
-
-OPERATIONS = {
-    **{f"softmax-{axis}": softmax_like("softmax", axis, 0) for axis in (0, 2, 3)},
-    **{f"log_softmax-{axis}": softmax_like("log_softmax", axis, 2e-6) for axis in (0, 2, 3)},
-    **{f"logsumexp-{axis}": softmax_like("logsumexp", axis, 2e-6) for axis in (0, 2, 3)},
-    "apply_rope": Operation(
-        lambda x, **out: hw.apply_rope(x, *tables(x), **out), lambda x: rotated(x, np.split(x, 2, -1), -2), 2e-6
-    ),
-    "apply_rope-interleaved": Operation(
-        lambda x, **out: hw.apply_rope(x, *tables(x), interleaved=True, **out),
-        lambda x: rotated(x, [x[..., 0::2], x[..., 1::2]], -1),
-        2e-6,
-    ),
-    "add_alibi": Operation(lambda x, **out: hw.add_alibi(x, SLOPES, offset=3, **out), alibi, 4e-5),
-    "layer_normalization": Operation(
-        lambda x, **out: hw.layer_normalization(x, *parameters(x), **out),
-        lambda x: oracle.layer_normalization(x, *parameters(x)),
-        5e-6,
-    ),
-}
-INTO = [name for name in OPERATIONS if not name.startswith("logsumexp")]
-halves = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-operations = pytest.mark.parametrize("name", OPERATIONS)
+both_types = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+operations = pytest.mark.parametrize("name", CASES)
 
 
 def bits(x: Array) -> Array:
     return x.view(np.uint16)
 
 
-@halves
+@both_types
 @operations
 @pytest.mark.parametrize("m", [2, 6, 8, 14, 16, 18, 30, 32, 34, 62, 64, 66, 130, 300])
 def test_rounded_once(name: str, m: int, dtype: str) -> None:
-    operation = OPERATIONS[name]
-    x = (3 * normal((2, 3, 9, m))).astype(dtype_named(dtype))
-    got = operation.run(x)
-    assert got.dtype == x.dtype
-    assert_rounded_once(got, operation.expected(x), atol=operation.atol)
+    check(name, call(name, dtype, Sizes((2, 3), 3, 9, m, m, m), scale=3.0))
 
 
-@halves
+@both_types
 @pytest.mark.parametrize("shape", [(5000,), (3, 70_001), (40, 3, 5000)], ids=str)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 def test_long_rows(name: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -102,45 +66,41 @@ def test_long_rows(name: str, shape: tuple[int, ...], dtype: str) -> None:
     assert_rounded_once(np.asarray(getattr(hw, name)(x)), getattr(oracle, name)(x), atol=2e-6 * (name != "softmax"))
 
 
-@halves
+@both_types
 @pytest.mark.parametrize("name", INTO)
 def test_out_and_in_place(name: str, dtype: str) -> None:
-    x = normal((2, 3, 9, 34)).astype(dtype_named(dtype))
-    expected = OPERATIONS[name].run(x)
+    arguments = call(name, dtype)
+    x = arguments[arrays_in(arguments)[0]]
+    (expected,) = CASES[name].run(arguments)
     out = np.full_like(x, np.nan)
-    assert OPERATIONS[name].run(x, out=out) is out
+    assert CASES[name].run(arguments, out=out)[0] is out
     np.testing.assert_array_equal(bits(out), bits(expected))
-    strided = np.full((2, 3, 9, 68), np.nan, x.dtype)[..., ::2]
-    assert OPERATIONS[name].run(x, out=strided) is strided
+    strided = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan, x.dtype)[..., ::2]
+    assert CASES[name].run(arguments, out=strided)[0] is strided
     np.testing.assert_array_equal(strided, expected)
-    assert OPERATIONS[name].run(x, out=x) is x
+    assert CASES[name].run(arguments, out=x)[0] is x
     np.testing.assert_array_equal(bits(x), bits(expected))
 
 
-@halves
+@both_types
 @operations
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(name: str, layout: str, dtype: str) -> None:
     """The same numbers laid out differently give the same numbers, to the rounding of sums in another order."""
-    operation = OPERATIONS[name]
-    x = normal((2, 3, 9, 34)).astype(dtype_named(dtype))
-    assert_rounded_once(operation.run(LAYOUTS[layout](x)), operation.expected(x), atol=operation.atol)
+    check(name, changed(call(name, dtype), laid_out(layout)))
 
 
-@halves
+@both_types
 @operations
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_not_finite(name: str, odd: float, dtype: str) -> None:
-    operation = OPERATIONS[name]
     for where in [(0, 0, 0, 0), (1, 2, 4, 33), (1, 1, 8, 20)]:
-        x = normal((2, 3, 9, 34)).astype(dtype_named(dtype))
-        x[where] = odd
-        with np.errstate(invalid="ignore"):
-            expected = operation.expected(x)
-        assert_rounded_once(operation.run(x), expected, atol=operation.atol)
+        arguments = call(name, dtype)
+        arguments[arrays_in(arguments)[0]][where] = odd
+        check(name, arguments)
 
 
-@halves
+@both_types
 def test_every_number_passes_unchanged(dtype: str) -> None:
     """Slopes of 0 leave scores as they were: subnormal numbers, both zeros and infinities to the bit, NaN as NaN."""
     x = np.arange(1 << 16, dtype=np.uint16).view(dtype_named(dtype))
@@ -172,7 +132,7 @@ def test_overflow_is_infinite() -> None:
     np.testing.assert_array_equal(hw.layer_normalization(x, abs(x[0]), x[0] * 0.5), [[np.inf, -np.inf]])
 
 
-@halves
+@both_types
 def test_beside_float32_the_result_is_float32(dtype: str) -> None:
     x = normal((1, 3, 9, 34)).astype(dtype_named(dtype))
     cos, sin = (table.astype(np.float32) for table in tables(x))
@@ -185,7 +145,7 @@ def test_beside_float32_the_result_is_float32(dtype: str) -> None:
     np.testing.assert_allclose(got, oracle.layer_normalization(x, gamma, beta), rtol=4e-6, atol=5e-6)
 
 
-@halves
+@both_types
 @pytest.mark.parametrize("shape", [(9, 34), (2, 9, 34), (2, 3, 9, 34)], ids=str)
 def test_rotary_embedding_rotates_by_float32_angles(shape: tuple[int, ...], dtype: str) -> None:
     x = normal(shape).astype(dtype_named(dtype))

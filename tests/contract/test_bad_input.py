@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
+from operations import OPERATIONS, OPTIONS, Case, arrays_in, cases, cast, packed_linear
 from support import dtype_named, normal
 
 pytestmark = pytest.mark.above_operations
@@ -21,35 +22,21 @@ def array(*shape: int) -> np.ndarray:
     return normal(shape, dtype=np.float64)
 
 
-def packed(x: Any, out: Any = None) -> np.ndarray:
-    return hw.PackedLinear(array(4, 5), array(5))(x, out=out)
+def good(case: Case) -> dict[str, Any]:
+    """Arguments of float64, and ``out`` as the shape of an array, where the operation has it."""
+    arguments = cast(case.arguments(case.operation.small), np.float64)
+    return arguments | ({"out": case.run(arguments)[0].shape} if case.operation.out else {})
 
 
 #: A call that works, by keyword, for each function; the tables below spoil one argument, or two, of it.
 GOOD: dict[Callable[..., Any], dict[str, Any]] = {
-    hw.scaled_dot_product_attention: {
-        "query": array(2, 4, 5, 8), "key": array(2, 2, 7, 8), "value": array(2, 2, 7, 6), "out": (2, 4, 5, 6),
-    },
-    hw.softmax: {"x": array(3, 4), "out": (3, 4)},
-    hw.log_softmax: {"x": array(3, 4), "out": (3, 4)},
-    hw.logsumexp: {"x": array(3, 4)},
-    hw.apply_rope: {"x": array(2, 5, 8), "cos": array(5, 4), "sin": array(5, 4), "out": (2, 5, 8)},
+    operation.function: good(Case(operation, "")) for operation in OPERATIONS.values()
+} | {
     hw.alibi_slopes: {"num_heads": 4},
     hw.alibi_bias: {"num_heads": 4, "query_len": 3},
-    hw.add_alibi: {"scores": array(2, 4, 5, 6), "out": (2, 4, 5, 6)},
-    hw.linear: {"x": array(3, 4), "weight": array(4, 5), "bias": array(5), "out": (3, 5)},
     hw.PackedLinear: {"weight": array(4, 5), "bias": array(5)},
-    packed: {"x": array(3, 4), "out": (3, 5)},
-    hw.dropout: {"x": array(3, 4), "rate": 0.5},
-    hw.layer_normalization: {"x": array(3, 4), "gamma": array(4), "beta": array(4)},
     hw.set_num_threads: {"n": 1},
-    hw.varlen_attention: {
-        "query": array(9, 4, 8), "key": array(9, 2, 8), "value": array(9, 2, 6), "cu_seqlens_q": [0, 4, 9],
-        "cu_seqlens_k": [0, 4, 9], "out": (9, 4, 6),
-    },
-}  # fmt: skip
-GOOD[hw.flash_attention] = GOOD[hw.scaled_dot_product_attention]
-
+}
 BAD_DTYPES: dict[str, Any] = {
     "complex64": np.complex64(1) * np.ones(1),
     "complex128": np.ones(1, complex),
@@ -156,49 +143,7 @@ def test_attention_shapes(function: Callable[..., Any], case: str) -> None:
     refuse(function, ValueError, names, **changes)
 
 
-ATTENTION_VALUES: list[tuple[type[Exception], str, Any]] = [
-    (ValueError, "causal_alignment", "lower"),
-    (ValueError, "causal_alignment", ""),
-    (TypeError, "causal_alignment", None),
-    (TypeError, "causal_alignment", 1),
-    (ValueError, "scale", np.nan),
-    (ValueError, "scale", np.inf),
-    (TypeError, "scale", "auto"),
-    (TypeError, "scale", 1j),
-    (TypeError, "scale", [0.5]),
-    (ValueError, "softcap", 0.0),
-    (ValueError, "softcap", -1.0),
-    (ValueError, "softcap", np.nan),
-    (ValueError, "softcap", np.inf),
-    (TypeError, "softcap", "30"),
-    (ValueError, "window_size", -2),
-    (ValueError, "window_size", (-2, 3)),
-    (ValueError, "window_size", (3, -7)),
-    (ValueError, "window_size", (1, 2, 3)),
-    (ValueError, "window_size", ()),
-    (TypeError, "window_size", 1.5),
-    (TypeError, "window_size", (1.0, 2)),
-    (TypeError, "window_size", True),
-    (TypeError, "window_size", "3"),
-    (ValueError, "precision", "low"),
-    (ValueError, "precision", ""),
-    (ValueError, "precision", "HIGHEST"),
-    (TypeError, "precision", 1),
-    (TypeError, "is_causal", "yes"),
-    (TypeError, "is_causal", None),
-    (TypeError, "return_lse", 1.5),
-    (TypeError, "rng", "seed"),
-    (TypeError, "rng", 1.5),
-    (TypeError, "rng", True),
-    (ValueError, "rng", -1),
-    (TypeError, "rng", np.random.RandomState(0)),
-    (ValueError, "dropout_rate", 1.0),
-    (ValueError, "dropout_rate", -0.1),
-    (TypeError, "dropout_rate", "0.1"),
-    (TypeError, "mask", "causal"),
-    (TypeError, "mask", object()),
-    (TypeError, "bias", np.ones((5, 7), bool)),
-]
+ATTENTION_VALUES = [(error, name, value) for name, option in OPTIONS.items() for error, value in option.refused]
 
 
 @both
@@ -224,41 +169,22 @@ def test_dropout_by_both_names() -> None:
     refuse(SDPA, TypeError, "dropout_rate dropout", dropout=0.1, dropout_rate=0.1)
 
 
-ARRAYS = {
-    "query": (SDPA, (2, 4, 5, 8)),
-    "key": (SDPA, (2, 2, 7, 8)),
-    "value": (SDPA, (2, 2, 7, 6)),
-    "mask": (SDPA, (5, 7)),
-    "bias": (SDPA, (5, 7)),
-    "key_padding_mask": (SDPA, (2, 7)),
-    "alibi_slopes": (SDPA, (4,)),
-    "sinks": (SDPA, (4,)),
-    "softmax x": (hw.softmax, (3, 4)),
-    "log_softmax x": (hw.log_softmax, (3, 4)),
-    "logsumexp x": (hw.logsumexp, (3, 4)),
-    "apply_rope x": (hw.apply_rope, (2, 5, 8)),
-    "apply_rope cos": (hw.apply_rope, (5, 4)),
-    "apply_rope sin": (hw.apply_rope, (5, 4)),
-    "add_alibi scores": (hw.add_alibi, (2, 4, 5, 6)),
-    "add_alibi slopes": (hw.add_alibi, (4,)),
-    "linear x": (hw.linear, (3, 4)),
-    "linear weight": (hw.linear, (4, 5)),
-    "linear bias": (hw.linear, (5,)),
-    "PackedLinear weight": (hw.PackedLinear, (4, 5)),
-    "PackedLinear bias": (hw.PackedLinear, (5,)),
-    "packed x": (packed, (3, 4)),
-    "dropout x": (hw.dropout, (3, 4)),
-    "layer_normalization x": (hw.layer_normalization, (3, 4)),
-    "layer_normalization gamma": (hw.layer_normalization, (4,)),
-    "layer_normalization beta": (hw.layer_normalization, (4,)),
-    "varlen_attention query": (hw.varlen_attention, (9, 4, 8)),
-    "varlen_attention key": (hw.varlen_attention, (9, 2, 8)),
-    "varlen_attention value": (hw.varlen_attention, (9, 2, 6)),
-    "varlen_attention cu_seqlens_q": (hw.varlen_attention, (3,)),
-    "varlen_attention cu_seqlens_k": (hw.varlen_attention, (3,)),
-    "varlen_attention alibi_slopes": (hw.varlen_attention, (4,)),
-    "varlen_attention sinks": (hw.varlen_attention, (4,)),
-}
+def array_arguments() -> dict[str, tuple[Callable[..., Any], tuple[int, ...]]]:
+    """Each argument that takes an array, of any variant of an operation: its function, and its shape in a good call."""
+    found = {
+        "PackedLinear weight": (hw.PackedLinear, (4, 5)),
+        "PackedLinear bias": (hw.PackedLinear, (5,)),
+        "varlen_attention cu_seqlens_q": (hw.varlen_attention, (5,)),
+        "varlen_attention cu_seqlens_k": (hw.varlen_attention, (5,)),
+    }
+    for case in cases():
+        arguments = case.arguments(case.operation.small)
+        for name in arrays_in(arguments):
+            found[f"{case.operation.name} {name}"] = case.operation.function, arguments[name].shape
+    return found
+
+
+ARRAYS = array_arguments()
 
 
 @pytest.mark.parametrize("which", ARRAYS)
@@ -355,9 +281,9 @@ OTHERS: list[tuple[Callable[..., Any], type[Exception], str, dict[str, Any]]] = 
     (hw.PackedLinear, ValueError, "bias", {"bias": array(1, 5)}),
     (hw.PackedLinear, ValueError, "precision", {"precision": "fast"}),
     (hw.PackedLinear, TypeError, "precision", {"precision": 32}),
-    (packed, ValueError, "x scalar", {"x": np.float64(1)}),
-    (packed, ValueError, "x 4", {"x": array(3, 5)}),
-    (packed, ValueError, "x 4", {"x": array(4, 1)}),
+    (packed_linear, ValueError, "x scalar", {"x": np.float64(1)}),
+    (packed_linear, ValueError, "x 4", {"x": array(3, 5)}),
+    (packed_linear, ValueError, "x 4", {"x": array(4, 1)}),
     (hw.dropout, TypeError, "training", {"training": "no"}),
     (hw.dropout, TypeError, "rng", {"rng": "seed"}),
     (hw.dropout, ValueError, "rng", {"rng": -1}),

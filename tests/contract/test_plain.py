@@ -14,6 +14,7 @@ import headwise as hw
 from headwise._base.arrays import cast_layout, is_canonical, promote
 from headwise._base.attention_spec import AttentionSpec
 from headwise._ops.attention import dropout as _dropout
+from operations import Sizes, cases, cast, changed
 from support import LAYOUTS, normal, read_only, unaligned
 
 
@@ -21,27 +22,14 @@ class Subclass(np.ndarray):
     pass
 
 
-X, ANGLES, WEIGHT = normal((2, 4, 9, 12)), normal((9, 6), 1), normal((12, 12), 2)
+X = normal((2, 4, 9, 12))
 KEY, VALUE = normal((2, 2, 5, 12), 3), normal((2, 2, 5, 7), 4)
 
-#: Every operation that looks first, with ``lay`` applied to all that it reads.
-OPERATIONS: dict[str, Callable[[Callable[[np.ndarray], Any]], Any]] = {
-    "softmax": lambda lay: hw.softmax(lay(X)),
-    "softmax-axis": lambda lay: hw.softmax(lay(X), axis=1),
-    "log_softmax": lambda lay: hw.log_softmax(lay(X)),
-    "logsumexp": lambda lay: hw.logsumexp(lay(X), axis=2, keepdims=True),
-    "flash_attention": lambda lay: hw.flash_attention(lay(X), lay(KEY), lay(VALUE)),
-    "flash_attention-rank-3": lambda lay: hw.flash_attention(lay(X[:, 0]), lay(KEY[:, 0]), lay(VALUE[:, 0])),
-    "flash_attention-causal": lambda lay: hw.flash_attention(lay(X), lay(KEY), lay(VALUE), is_causal=True),
-    "attention": lambda lay: hw.scaled_dot_product_attention(lay(X), lay(KEY), lay(VALUE), return_lse=True),
-    "linear": lambda lay: hw.linear(lay(X), lay(WEIGHT), lay(WEIGHT[0])),
-    "linear-without-bias": lambda lay: hw.linear(lay(X), lay(WEIGHT)),
-    "layer_normalization": lambda lay: hw.layer_normalization(lay(X), lay(WEIGHT[0]), lay(WEIGHT[1])),
-    "layer_normalization-axis": lambda lay: hw.layer_normalization(
-        lay(X), lay(ANGLES[:, 0]), lay(ANGLES[:, 1]), axis=2
-    ),
-    "apply_rope": lambda lay: hw.apply_rope(lay(X), lay(ANGLES), lay(ANGLES)),
-}
+SIZES = Sizes((2, 4), 2, 9, 5, 12, 7)
+CASES = {str(case): (case, SIZES) for case in cases(short=True, where=lambda operation: operation.computed)}
+CASES["flash_attention-rank-3"] = CASES["flash_attention"][0], SIZES._replace(lead=(2,))
+#: Those that recognise arrays in canonical form, and skip the conversion of arguments one by one.
+RECOGNISE = [name for name, (case, _) in CASES.items() if case.operation.name not in ("add_alibi", "packed_linear")]
 #: The same numbers in arrays that have to be converted, each to what is contiguous.
 CONVERTED: dict[str, Callable[[np.ndarray], Any]] = {
     "read-only": read_only,
@@ -54,19 +42,19 @@ CONVERTED: dict[str, Callable[[np.ndarray], Any]] = {
 }
 
 
-def results(name: str, lay: Callable[[np.ndarray], Any]) -> list[np.ndarray]:
-    result = OPERATIONS[name](lay)
-    return list(result) if isinstance(result, tuple) else [result]
+def results(name: str, lay: Callable[[np.ndarray], Any], dtype: Any = np.float32) -> tuple[np.ndarray, ...]:
+    case, sizes = CASES[name]
+    return case.run(changed(cast(case.arguments(sizes), dtype), lay))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("way", CONVERTED)
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", CASES)
 def test_same_bits_as_the_same_numbers_converted(name: str, way: str, dtype: Any) -> None:
-    if name.startswith("linear") and way == "fortran":
+    if name.startswith(("linear", "packed_linear")) and way == "fortran":
         pytest.skip("a weight with its other axis contiguous is another product")
-    plainly = results(name, lambda x: x.astype(dtype, order="C"))
-    converted = results(name, lambda x: CONVERTED[way](x.astype(dtype, order="C")))
+    plainly = results(name, np.ascontiguousarray, dtype)
+    converted = results(name, lambda x: CONVERTED[way](np.ascontiguousarray(x)), dtype)
     for one, other in zip(plainly, converted, strict=True):
         assert type(one) is type(other) is np.ndarray
         assert one.dtype == other.dtype == dtype and one.dtype.isnative
@@ -90,9 +78,9 @@ def calls(function: Callable[..., Any], run: Callable[[], Any]) -> int:
     return count
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", RECOGNISE)
 def test_plain_arrays_are_not_looked_at_one_by_one(name: str) -> None:
-    assert calls(promote, lambda: results(name, np.array)) == 0
+    assert calls(promote, lambda: results(name, np.ascontiguousarray)) == 0
     assert calls(promote, lambda: results(name, read_only)) > 0
 
 

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,21 +17,39 @@ import pytest
 import headwise as hw
 import oracle
 from conftest import native_present
+from operations import cases, cast
 from processes import run_native
 from support import Array, assert_close, normal
 
-# Each of them long enough to be shared out, which test_the_work_is_shared_out looks after.
 QUERY, KEY, VALUE = normal((1, 4, 130, 16), 1), normal((1, 2, 600, 16), 2), normal((1, 2, 600, 24), 3)
-ROW, LONG_KEY, LONG_VALUE = normal((1, 4, 1, 16), 1), normal((1, 2, 7000, 16), 2), normal((1, 2, 7000, 24), 3)
-MANY = normal((8, 310, 480))
-X = normal((8, 60, 96))
-ANGLES = normal((310, 240), 4)
-LONG = normal((3, 70_000), 7)
-WEIGHT = normal((96, 3000), 5)
-PACKED = hw.PackedLinear(WEIGHT, normal((3000,), 6))
+ROWS, WEIGHT = normal((48, 960)), normal((960, 1500), 5)
 PACKED_ROWS = [normal((9000, heads, 16), seed) for seed, heads in enumerate((4, 2, 2))]
-STARTS = [0, 3, 200, 200, 300]
 LONG_STARTS = [0, 3, 6000, 6000, 9000]
+
+
+def from_table() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Calls of every operation that are large enough to be shared out, which test_the_work_is_shared_out checks: each
+    variant in float32, and the plain call of each named size in each dtype."""
+    for case in cases(short=True):
+        for size, sizes in case.operation.parallel.items():
+            for dtype in ("float32", "float16", "float64"):
+                if case.variant == "" or (size, dtype) == ("", "float32"):
+                    name = "-".join([str(case), *filter(None, [size, dtype.removeprefix("float32")])])
+                    yield name, partial(case.run, cast(case.arguments(sizes), dtype))
+
+
+WORK: dict[str, Callable[[], Any]] = dict(from_table()) | {
+    "flash-causal-float64": lambda: hw.flash_attention(*doubles(QUERY, KEY, VALUE), is_causal=True),
+    "flash-causal-float16": lambda: hw.flash_attention(*halves(QUERY, KEY, VALUE), is_causal=True, return_lse=True),
+    "varlen-one-row-each": lambda: hw.varlen_attention(PACKED_ROWS[0][:4], *PACKED_ROWS[1:], np.arange(5), LONG_STARTS),
+    "varlen-few-and-many-rows": lambda: hw.varlen_attention(
+        PACKED_ROWS[0][:151], *PACKED_ROWS[1:], [0, 2, 150, 150, 151], LONG_STARTS
+    ),
+    "dropout": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout=0.3, rng=0),
+    "linear-few-rows-transposed": lambda: hw.linear(ROWS[:9], normal((1500, 960), 5).T),
+    "linear-high": lambda: hw.linear(normal((480, 96)), normal((96, 1100), 5), normal((1100,), 6), precision="high"),
+    "linear-packing": lambda: hw.PackedLinear(WEIGHT)(ROWS[:2]),
+}
 
 
 def halves(*arrays: Array) -> list[Array]:
@@ -39,65 +58,6 @@ def halves(*arrays: Array) -> list[Array]:
 
 def doubles(*arrays: Array) -> list[Array]:
     return [array.astype(np.float64) for array in arrays]
-
-
-def packed(arrays: Sequence[Array] = PACKED_ROWS, **keywords: Any) -> Any:
-    """Sequences of 3, 197, 0 and 100 queries and keys."""
-    return hw.varlen_attention(*(array[:300] for array in arrays), STARTS, return_lse=True, **keywords)
-
-
-WORK: dict[str, Callable[[], Any]] = {
-    "attention": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, return_lse=True),
-    "flash": lambda: hw.flash_attention(QUERY, KEY, VALUE, return_lse=True),
-    "flash-one-head": lambda: hw.flash_attention(QUERY[0, 0], KEY[0, 0], VALUE[0, 0], return_lse=True),
-    "flash-one-row": lambda: hw.flash_attention(ROW, LONG_KEY, LONG_VALUE, return_lse=True),
-    "flash-everything": lambda: hw.flash_attention(
-        QUERY, KEY, VALUE, normal((130, 600)) > 0, bias=normal((4, 1, 600)), is_causal=True, window_size=(90, 5),
-        causal_alignment="lower_right", softcap=5.0, alibi_slopes=hw.alibi_slopes(4), sinks=np.ones(4), return_lse=True,
-    ),
-    "flash-float64": lambda: hw.flash_attention(*doubles(QUERY, KEY, VALUE), is_causal=True),
-    "flash-float64-one-row": lambda: hw.flash_attention(*doubles(ROW, LONG_KEY, LONG_VALUE)),
-    "attention-float16": lambda: hw.scaled_dot_product_attention(*halves(QUERY, KEY, VALUE), return_lse=True),
-    "flash-float16": lambda: hw.flash_attention(*halves(QUERY, KEY, VALUE), is_causal=True, return_lse=True),
-    "flash-float16-one-row": lambda: hw.flash_attention(*halves(ROW, LONG_KEY, LONG_VALUE), return_lse=True),
-    "varlen": lambda: packed(is_causal=True),
-    "varlen-one-row-each": lambda: hw.varlen_attention(PACKED_ROWS[0][:4], *PACKED_ROWS[1:], np.arange(5), LONG_STARTS),
-    "varlen-few-and-many-rows": lambda: hw.varlen_attention(
-        PACKED_ROWS[0][:151], *PACKED_ROWS[1:], [0, 2, 150, 150, 151], LONG_STARTS
-    ),
-    "varlen-float16": lambda: packed(halves(*PACKED_ROWS)),
-    "varlen-float64": lambda: packed(doubles(*PACKED_ROWS), softcap=5.0),
-    "dropout": lambda: hw.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout=0.3, rng=0),
-    "softmax": lambda: hw.softmax(MANY),
-    "softmax-axis-0": lambda: hw.softmax(MANY, 0),
-    "softmax-one-row": lambda: hw.softmax(MANY.reshape(1, -1)),
-    "softmax-long-rows": lambda: hw.softmax(LONG),
-    "softmax-float16": lambda: hw.softmax(*halves(MANY)),
-    "softmax-float64": lambda: hw.softmax(*doubles(MANY)),
-    "log_softmax-long-rows": lambda: hw.log_softmax(LONG),
-    "logsumexp-long-rows": lambda: hw.logsumexp(LONG),
-    "log_softmax": lambda: hw.log_softmax(MANY),
-    "log_softmax-axis-1": lambda: hw.log_softmax(MANY, 1),
-    "logsumexp": lambda: hw.logsumexp(MANY),
-    "logsumexp-axis-0": lambda: hw.logsumexp(MANY, 0),
-    "apply_rope": lambda: hw.apply_rope(MANY, np.cos(ANGLES), np.sin(ANGLES)),
-    "apply_rope-interleaved": lambda: hw.apply_rope(MANY, np.cos(ANGLES), np.sin(ANGLES), interleaved=True),
-    "apply_rope-float16": lambda: hw.apply_rope(*halves(MANY), np.cos(ANGLES), np.sin(ANGLES)),
-    "add_alibi": lambda: hw.add_alibi(MANY),
-    "add_alibi-float16": lambda: hw.add_alibi(*halves(MANY)),
-    "linear": lambda: hw.linear(X, normal((96, 150), 5), normal((150,), 6)),
-    "linear-float64": lambda: hw.linear(*doubles(X, normal((96, 150), 5))),
-    "linear-one-row": lambda: hw.linear(X.reshape(48, 960)[:1], normal((960, 1500), 5)),
-    "linear-few-rows": lambda: hw.linear(X.reshape(48, 960)[:9], normal((960, 1500), 5)),
-    "linear-few-rows-transposed": lambda: hw.linear(X.reshape(48, 960)[:9], normal((1500, 960), 5).T),
-    "linear-blocks": lambda: hw.linear(X.reshape(480, 96), normal((96, 1100), 5), normal((1100,), 6), precision="high"),
-    "linear-halves": lambda: hw.linear(*halves(X, WEIGHT)),
-    "linear-packed": lambda: PACKED(X),
-    "linear-packed-few-rows": lambda: PACKED(X[0, :9]),
-    "linear-packing": lambda: hw.PackedLinear(WEIGHT)(X[0, :2]),
-    "layer_normalization": lambda: hw.layer_normalization(MANY, ANGLES[0].repeat(2), ANGLES[1].repeat(2)),
-    "layer_normalization-float16": lambda: hw.layer_normalization(*halves(MANY), *ANGLES[:2].repeat(2, -1)),
-}  # fmt: skip
 
 
 def assert_same_bits(one: Any, other: Any) -> None:
@@ -125,7 +85,8 @@ def test_called_from_many_threads_at_once(threads: int) -> None:
         try:
             barrier.wait(timeout=60)
             names = list(WORK)
-            for name in names[12 * number :] + names[: 12 * number]:
+            first = len(names) // 4 * number
+            for name in names[first:] + names[:first]:
                 assert_same_bits(WORK[name](), expected[name])
         except BaseException as problem:
             problems.append(problem)
