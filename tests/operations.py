@@ -38,7 +38,8 @@ class Sizes(NamedTuple):
 
     @property
     def heads(self) -> int:
-        return self.lead[-1] if self.lead else 1
+        """Of attention: below four axes there is one."""
+        return self.lead[-1] if len(self.lead) > 1 else 1
 
     @property
     def rows(self) -> Shape:
@@ -67,14 +68,16 @@ def numbers(name: str, shape: Shape) -> Array:
     return rng.random(shape, np.float32) if name.endswith("slopes") else oracle.normal(rng, shape).astype(np.float32)
 
 
+#: A strategy of values for an argument, from ``hypothesis.strategies``, a strategy of arrays of a shape, and sizes.
+Draw = Callable[[Any, Callable[[Shape], Any], Sizes], Any]
+
+
 @dataclass(frozen=True)
 class Option:
     """A keyword of attention: a value that fits a call, values for hypothesis to draw, and values that are refused."""
 
     value: Callable[[Sizes, Make], Any]
-    #: From ``hypothesis.strategies``, a strategy of arrays of a shape, and the shape (..., heads, queries, keys) of the
-    #: scores: a strategy of values.
-    draw: Callable[[Any, Callable[[Shape], Any], Shape], Any]
+    draw: Draw
     refused: tuple[tuple[type[Exception], Any], ...] = ()
     needs: Arguments = field(default_factory=dict)  # keywords without which it has no effect
     varlen: bool = True  # varlen_attention takes it
@@ -87,22 +90,27 @@ def broadcast(st: Any, scores: Shape) -> Any:
     return st.tuples(sizes, st.integers(0, len(scores) - 2)).map(lambda drawn: drawn[0][drawn[1] :])
 
 
+def kept(x: Array) -> Array:
+    """A mask that keeps about two thirds; a view of one number becomes a view of one bool."""
+    return x > -0.5 if any(x.strides) else np.broadcast_to(x[(0,) * x.ndim] > -0.5, x.shape)
+
+
 def of_shapes(shapes: Any, array: Callable[[Shape], Any]) -> Any:
     return shapes.flatmap(array)
 
 
 OPTIONS: dict[str, Option] = {
     "mask": Option(
-        lambda s, make: make("mask", s.scores) > -0.5,
-        lambda st, array, scores: st.tuples(
-            of_shapes(broadcast(st, scores), array), st.sampled_from([None, -3.0, -0.5, 1.0])
+        lambda s, make: kept(make("mask", s.scores)),
+        lambda st, array, s: st.tuples(
+            of_shapes(broadcast(st, s.scores), array), st.sampled_from([None, -3.0, -0.5, 1.0])
         ).map(lambda drawn: drawn[0] if drawn[1] is None else drawn[0] > drawn[1]),
         refused=((TypeError, "causal"), (TypeError, object())),
         varlen=False,
     ),
     "bias": Option(
         lambda s, make: make("bias", s.scores),
-        lambda st, array, scores: st.tuples(of_shapes(broadcast(st, scores), array), st.booleans()).map(
+        lambda st, array, s: st.tuples(of_shapes(broadcast(st, s.scores), array), st.booleans()).map(
             lambda drawn: np.where(drawn[0] > 1.5, -np.inf, 1.0) if drawn[1] else drawn[0]
         ),
         refused=((TypeError, np.ones((5, 7), bool)),),
@@ -110,23 +118,23 @@ OPTIONS: dict[str, Option] = {
     ),
     "is_causal": Option(
         lambda s, make: True,
-        lambda st, array, scores: st.booleans(),
+        lambda st, array, s: st.booleans(),
         refused=((TypeError, "yes"), (TypeError, None)),
     ),
     "causal_alignment": Option(
         lambda s, make: "lower_right",
-        lambda st, array, scores: st.sampled_from(["upper_left", "lower_right"]),
+        lambda st, array, s: st.sampled_from(["upper_left", "lower_right"]),
         refused=((ValueError, "lower"), (ValueError, ""), (TypeError, None), (TypeError, 1)),
         needs={"is_causal": True},
     ),
     "scale": Option(
         lambda s, make: -0.3,
-        lambda st, array, scores: st.floats(-1, 1),
+        lambda st, array, s: st.floats(-1, 1),
         refused=((ValueError, np.nan), (ValueError, np.inf), (TypeError, "auto"), (TypeError, 1j), (TypeError, [0.5])),
     ),
     "window_size": Option(
         lambda s, make: (s.keys // 3, s.keys // 4),
-        lambda st, array, scores: st.integers(-1, 70) | st.tuples(st.integers(-1, 70), st.integers(-1, 70)),
+        lambda st, array, s: st.integers(-1, 70) | st.tuples(st.integers(-1, 70), st.integers(-1, 70)),
         refused=(
             (ValueError, -2),
             (ValueError, (-2, 3)),
@@ -141,43 +149,43 @@ OPTIONS: dict[str, Option] = {
     ),
     "softcap": Option(
         lambda s, make: 3.0,
-        lambda st, array, scores: st.floats(0.1, 50),
+        lambda st, array, s: st.floats(0.1, 50),
         refused=(
             (ValueError, 0.0), (ValueError, -1.0), (ValueError, np.nan), (ValueError, np.inf), (TypeError, "30"),
         ),
     ),
     "alibi_slopes": Option(
         lambda s, make: make("alibi_slopes", (s.heads,)),
-        lambda st, array, scores: array((scores[-3] if len(scores) > 2 else 1,)),
+        lambda st, array, s: array((s.heads,)),
     ),
     "sinks": Option(
         lambda s, make: make("sinks", (s.heads,)),
-        lambda st, array, scores: array((scores[-3] if len(scores) > 2 else 1,)).map(
+        lambda st, array, s: array((s.heads,)).map(
             lambda drawn: np.where(drawn > 0.8, -np.inf, drawn)
         ),
     ),
     "key_padding_mask": Option(
-        lambda s, make: make("key_padding_mask", (s.lead[0] if s.lead else 1, s.keys)) > -0.5,
-        lambda st, array, scores: st.tuples(
-            array((*(scores[:-3] or scores[:-2] or (1,)), scores[-1])), st.sampled_from([1.3, -1.3])
+        lambda s, make: kept(make("key_padding_mask", (s.lead[0] if s.lead else 1, s.keys))),
+        lambda st, array, s: st.tuples(
+            array((*(s.lead[:-1] or s.lead or (1,)), s.keys)), st.sampled_from([1.3, -1.3])
         ).map(lambda drawn: drawn[0] > drawn[1]),
         varlen=False,
     ),
     "precision": Option(
         lambda s, make: "highest",
-        lambda st, array, scores: st.sampled_from([None, "highest", "high", "medium"]),
+        lambda st, array, s: st.sampled_from([None, "highest", "high", "medium"]),
         refused=((ValueError, "low"), (ValueError, ""), (ValueError, "HIGHEST"), (TypeError, 1)),
         exact=False,
     ),
     "return_lse": Option(
         lambda s, make: True,
-        lambda st, array, scores: st.booleans(),
+        lambda st, array, s: st.booleans(),
         refused=((TypeError, 1.5),),
         exact=False,
     ),
     "dropout_rate": Option(
         lambda s, make: 0.3,
-        lambda st, array, scores: st.floats(0, 0.9),
+        lambda st, array, s: st.floats(0, 0.9),
         refused=((ValueError, 1.0), (ValueError, -0.1), (TypeError, "0.1")),
         needs={"rng": 3},
         varlen=False,
@@ -185,7 +193,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "rng": Option(
         lambda s, make: 3,
-        lambda st, array, scores: st.just(3),
+        lambda st, array, s: st.just(3),
         refused=(
             (TypeError, "seed"),
             (TypeError, 1.5),
@@ -238,6 +246,9 @@ class Operation:
     variants: dict[str, Variant]
     #: Those for suites where a call takes long: as a rule all of them.
     short: tuple[str, ...] = ()
+    #: Optional arguments that hypothesis draws, besides a variant.
+    draws: dict[str, Draw] = field(default_factory=dict)
+    pairs: bool = False  # head_dim is even
     computed: bool = True  # by a backend
     out: bool = True
     in_place: bool = True  # out= may be the first array
@@ -261,6 +272,7 @@ def x_only(s: Sizes, make: Make) -> Arguments:
     return {"x": make("x", s.rows)}
 
 
+AXIS: dict[str, Draw] = {"axis": lambda st, array, s: st.integers(-len(s.rows), len(s.rows) - 1)}
 AXES = PLAIN | {f"axis-{axis}": keywords(axis=axis) for axis in (0, 1, -2)}
 MANY = Sizes((8,), 1, 310, 480, 480, 480)
 SOFTMAX_PARALLEL = {
@@ -358,13 +370,16 @@ def expected_varlen(
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
     for operation in [
-        Operation(hw.softmax, x_only, oracle.softmax, AXES, atol_16bit=0.0, parallel=SOFTMAX_PARALLEL),
-        Operation(hw.log_softmax, x_only, oracle.log_softmax, AXES, atol_16bit=2e-6, parallel=SOFTMAX_PARALLEL),
+        Operation(hw.softmax, x_only, oracle.softmax, AXES, draws=AXIS, atol_16bit=0.0, parallel=SOFTMAX_PARALLEL),
+        Operation(
+            hw.log_softmax, x_only, oracle.log_softmax, AXES, draws=AXIS, atol_16bit=2e-6, parallel=SOFTMAX_PARALLEL
+        ),
         Operation(
             hw.logsumexp,
             x_only,
             oracle.logsumexp,
             AXES | {"keepdims": keywords(keepdims=True)},
+            draws=AXIS,
             out=False,
             atol_16bit=2e-6,
             parallel=SOFTMAX_PARALLEL,
@@ -374,6 +389,7 @@ OPERATIONS: dict[str, Operation] = {
             rope_arguments,
             oracle.rope,
             PLAIN | {"interleaved": keywords(interleaved=True)},
+            pairs=True,
             atol_16bit=2e-6,
             small=Sizes((2,), 1, 5, 5, 8, 8),
             parallel={"": MANY},
@@ -384,9 +400,10 @@ OPERATIONS: dict[str, Operation] = {
             oracle.add_alibi,
             PLAIN
             | {
-                "slopes": lambda s, make: {"slopes": make("slopes", (s.heads,))},
-                "offset": lambda s, make: {"slopes": make("slopes", (s.heads,)), "offset": 3},
+                "slopes": lambda s, make: {"slopes": make("slopes", s.lead[-1:])},
+                "offset": lambda s, make: {"slopes": make("slopes", s.lead[-1:]), "offset": 3},
             },
+            draws={"offset": lambda st, array, s: st.integers(-50, 500)},
             atol_16bit=4e-5,
             small=Sizes((2, 4), 4, 5, 6, 8, 8),
             parallel={"": MANY},
@@ -405,6 +422,7 @@ OPERATIONS: dict[str, Operation] = {
                 },
                 "eps": keywords(eps=0.5),
             },
+            draws={"eps": lambda st, array, s: st.sampled_from([1e-5, 1e-3, 1.0])},
             atol_16bit=5e-6,
             parallel={"": MANY},
         ),
@@ -417,6 +435,7 @@ OPERATIONS: dict[str, Operation] = {
                 "bias": lambda s, make: {"bias": make("bias", (s.value_dim,))},
                 "transposed": lambda s, make: {"weight": make("weight", (s.value_dim, s.head_dim)).T},
             },
+            draws={"precision": OPTIONS["precision"].draw},
             in_place=False,
             parallel=LINEAR_PARALLEL,
             large=Sizes((), 1, 4096, 1, 512, 2048),
@@ -426,6 +445,7 @@ OPERATIONS: dict[str, Operation] = {
             linear_arguments,
             expected_linear,
             PLAIN | {"bias": lambda s, make: {"bias": make("bias", (s.value_dim,))}},
+            draws={"precision": OPTIONS["precision"].draw},
             in_place=False,
             parallel=LINEAR_PARALLEL,
             large=Sizes((), 1, 4096, 1, 512, 2048),
@@ -444,6 +464,7 @@ OPERATIONS: dict[str, Operation] = {
             expected_attention("output"),
             attention_variants(),
             short=("", "all"),
+            draws={name: option.draw for name, option in OPTIONS.items()},
             in_place=False,
             small=ATTENTION_SMALL,
             parallel=ATTENTION_PARALLEL,
@@ -455,6 +476,7 @@ OPERATIONS: dict[str, Operation] = {
             expected_attention("output", "weights"),
             attention_variants(),
             short=("", "all"),
+            draws={name: option.draw for name, option in OPTIONS.items()},
             in_place=False,
             small=ATTENTION_SMALL,
             parallel={"": ATTENTION_PARALLEL[""]},
@@ -466,11 +488,12 @@ OPERATIONS: dict[str, Operation] = {
             expected_varlen,
             attention_variants(varlen=True),
             short=("", "all"),
+            draws={name: option.draw for name, option in OPTIONS.items() if option.varlen},
             in_place=False,
-            small=Sizes((4,), 2, 9, 9, 8, 6),
-            parallel={"": Sizes((4,), 2, 300, 300, 16, 16)},
-            large=Sizes((4,), 4, 4096, 4096, 64, 64),
-            lead=(1,),
+            small=Sizes((1, 4), 2, 9, 9, 8, 6),
+            parallel={"": Sizes((1, 4), 2, 300, 300, 16, 16)},
+            large=Sizes((1, 4), 4, 4096, 4096, 64, 64),
+            lead=(1, 1),
         ),
     ]
 }

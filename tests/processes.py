@@ -17,18 +17,24 @@ PRELUDE = """
 import os, signal, sys, threading, time
 import numpy as np
 import headwise as hw
+from operations import cases
 
 def normal(*shape):
     return np.random.default_rng(shape).standard_normal(shape, np.float32)
 
-X, W, KEY = normal(301, 400), normal(400, 600), normal(4, 2500, 64)
+X, W = normal(301, 400), normal(400, 600)
 PACKED = hw.PackedLinear(W)  # too small for threads: nothing has been parallel before the first work()
 
+# Every operation, in calls that are shared out.
+CALLS = [
+    (case, case.arguments(case.operation.parallel[size]))
+    for case in cases(short=True, where=lambda operation: operation.computed)
+    for size in ("", "one-row")
+    if case.variant == "" and size in case.operation.parallel
+]
+
 def work():
-    results = (
-        hw.softmax(X), hw.linear(X, W), PACKED(X), hw.flash_attention(KEY[:, :200], KEY[:, :500], KEY[:, :500]),
-        hw.flash_attention(KEY[:, :1], KEY, KEY),
-    )
+    results = [PACKED(X), *(result for case, arguments in CALLS for result in case.run(arguments))]
     return b"".join(result.tobytes() for result in results)
 
 def fork(function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import headwise as hw
+from operations import OPTIONS, Operation, Sizes
+from operations import Case as OperationCase
 
-Call = tuple[list[Any], dict[str, Any]]
+Call = dict[str, Any]  # arguments by name
 SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 63, 64, 65, 130]))
 DTYPES = st.sampled_from(["float32", "float64", "float16"])
 SEEDS = st.integers(0, 2**32 - 1)
@@ -55,110 +58,27 @@ def numbers(draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", *, 
 
 
 @st.composite
-def attention_keywords(draw: st.DrawFn, scores: tuple[int, ...], *, packed: bool = False) -> dict[str, Any]:
-    """Keywords that fit scores of the shape (..., heads, query_len, key_len)."""
-    heads = scores[-3] if len(scores) > 2 else 1
-
-    def extra() -> np.ndarray:
-        shape = tuple(
-            size if draw(st.booleans()) else 1 for size in scores[len(scores) - draw(st.integers(2, len(scores))) :]
-        )
-        return draw(numbers(shape, "float64", odd=False))
-
-    makers: dict[str, Any] = {
-        "is_causal": st.booleans,
-        "causal_alignment": lambda: st.sampled_from(["upper_left", "lower_right"]),
-        "scale": lambda: st.floats(-1, 1),
-        "window_size": lambda: st.integers(-1, 70) | st.tuples(st.integers(-1, 70), st.integers(-1, 70)),
-        "softcap": lambda: st.floats(0.1, 50),
-        "alibi_slopes": lambda: numbers((heads,), "float64"),
-        "sinks": lambda: numbers((heads,), "float64"),
-        "return_lse": st.booleans,
-        "precision": lambda: PRECISIONS,
-    }
-    if not packed:
-        makers |= {
-            "mask": lambda: st.just(extra() > draw(st.sampled_from([-3.0, -0.5, 1.0]))) | st.just(extra()),
-            "bias": lambda: st.just(np.where(extra() > 1, draw(st.sampled_from([-np.inf, np.inf, np.nan, 2.0])), 0.5)),
-            "key_padding_mask": lambda: st.just(draw(numbers((scores[0], scores[-1]), odd=False)) > -1),
-            "dropout_rate": lambda: st.floats(0, 0.9),
-        }  # fmt: skip
-    chosen = draw(st.sets(st.sampled_from(sorted(makers)), max_size=5))
-    keywords = {name: draw(makers[name]()) for name in sorted(chosen)}
-    return keywords | ({"rng": 3} if "dropout_rate" in keywords else {})
+def sizes(draw: st.DrawFn, operation: Operation) -> Sizes:
+    """Sizes that fit an operation: of attention with one, two or no axes in front, and grouped heads."""
+    kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    leads = [(), (kv_heads * group,), (draw(st.integers(1, 2)), kv_heads * group)]
+    lead = draw(st.sampled_from([lead for lead in leads if len(lead) >= len(operation.lead)]))
+    head_dim = 2 * draw(st.integers(1, 65)) if operation.pairs else draw(SIZES)
+    return Sizes(lead, kv_heads, draw(SIZES), draw(SIZES), head_dim, draw(st.integers(0, 40) | SIZES))
 
 
 @st.composite
-def attention_calls(draw: st.DrawFn) -> Call:
-    """Query, key and value of four axes, with shared heads, and keywords."""
-    batch, kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    query_len, key_len, dim, value_dim = draw(SIZES), draw(SIZES), draw(st.integers(1, 40)), draw(st.integers(0, 40))
-    dtype = draw(DTYPES)
-    shapes = (
-        (batch, kv_heads * group, query_len, dim),
-        (batch, kv_heads, key_len, dim),
-        (batch, kv_heads, key_len, value_dim),
-    )
-    keywords = draw(attention_keywords((batch, kv_heads * group, query_len, key_len)))
-    return [draw(numbers(shape, dtype)) for shape in shapes], keywords
-
-
-@st.composite
-def varlen_calls(draw: st.DrawFn) -> Call:
-    lengths = draw(st.lists(st.integers(0, 30), min_size=1, max_size=5))
-    key_lengths = draw(st.none() | st.lists(st.integers(0, 30), min_size=len(lengths), max_size=len(lengths)))
-    kv_heads, group, dim, dtype = (
-        draw(st.integers(1, 2)),
-        draw(st.integers(1, 3)),
-        draw(st.integers(1, 40)),
-        draw(DTYPES),
-    )
-    ends = np.cumsum([0, *lengths])
-    key_ends = ends if key_lengths is None else np.cumsum([0, *key_lengths])
-    arrays = [
-        draw(numbers((ends[-1], kv_heads * group, dim), dtype)),
-        draw(numbers((key_ends[-1], kv_heads, dim), dtype)),
-        draw(numbers((key_ends[-1], kv_heads, draw(st.integers(1, 20))), dtype)),
-    ]
-    keywords = draw(attention_keywords((kv_heads * group, 1, 1), packed=True))
-    return [*arrays, ends, *([] if key_lengths is None else [key_ends])], keywords
-
-
-@st.composite
-def softmax_calls(draw: st.DrawFn) -> Call:
-    x = draw(numbers(draw(hnp.array_shapes(max_dims=4, max_side=40)), draw(DTYPES)))
-    return [x, draw(st.integers(-x.ndim, x.ndim - 1))], {}
-
-
-@st.composite
-def layer_norm_calls(draw: st.DrawFn) -> Call:
-    shape = draw(hnp.array_shapes(max_dims=3, max_side=70))
-    axis, dtype = draw(st.integers(-len(shape), len(shape) - 1)), draw(DTYPES)
-    arrays = [draw(numbers(shape, dtype)), *(draw(numbers((shape[axis],), "float32", odd=False)) for _ in range(2))]
-    return arrays, {"axis": axis, "eps": draw(st.sampled_from([1e-5, 1e-3, 1.0]))}
-
-
-@st.composite
-def linear_calls(draw: st.DrawFn) -> Call:
-    rows, depth, columns, dtype = draw(SIZES), draw(SIZES), draw(SIZES), draw(DTYPES)
-    bias = draw(st.none() | numbers((columns,), dtype))
-    return [draw(numbers((rows, depth), dtype)), draw(numbers((depth, columns), dtype)), bias], {
-        "precision": draw(PRECISIONS)
-    }
-
-
-@st.composite
-def rope_calls(draw: st.DrawFn) -> Call:
-    lead, seq, pairs, dtype = draw(hnp.array_shapes(max_dims=2, max_side=3)), draw(SIZES), draw(SIZES), draw(DTYPES)
-    angles = [draw(numbers((seq, pairs))) for _ in range(2)]
-    return [draw(numbers((*lead, seq, 2 * pairs), dtype)), *angles], {"interleaved": draw(st.booleans())}
-
-
-@st.composite
-def alibi_calls(draw: st.DrawFn) -> Call:
-    heads, rows, keys = draw(st.integers(1, 5)), draw(SIZES), draw(SIZES)
-    slopes = draw(st.none() | numbers((heads,), "float64"))
-    return [draw(numbers((2, heads, rows, keys), draw(DTYPES))), slopes], {"offset": draw(st.integers(-50, 500))}
+def calls(draw: st.DrawFn, operation: Operation) -> Call:
+    """Arguments of an operation, with odd numbers in its arrays, and any of its options."""
+    drawn, dtype = draw(sizes(operation)), draw(DTYPES)
+    variant = "" if operation.short else draw(st.sampled_from(list(operation.variants)))
+    arguments = OperationCase(operation, variant).arguments(drawn, lambda name, shape: draw(numbers(shape, dtype)))
+    options = draw(st.sets(st.sampled_from(sorted(operation.draws)), max_size=5)) if operation.draws else ()
+    for name in sorted(options):
+        arguments[name] = draw(operation.draws[name](st, partial(numbers, dtype="float64"), drawn))
+        if name in OPTIONS and operation.short:
+            arguments |= OPTIONS[name].needs
+    return arguments
 
 
 ROPE_SCALINGS = st.none() | st.fixed_dictionaries(
@@ -175,12 +95,9 @@ ROPE_SCALINGS = st.none() | st.fixed_dictionaries(
         "long_factor": st.lists(st.floats(1, 2), min_size=4, max_size=4),
     },
 )
-ROPE_PARAMETERS = st.tuples(
-    st.tuples(st.sampled_from([8, 2, 64, 7])).map(list),
-    st.fixed_dictionaries(
-        {"scaling": ROPE_SCALINGS},
-        optional={"seq_len": st.integers(0, 9000), "max_position_embeddings": st.integers(1, 5000)},
-    ),
+ROPE_PARAMETERS = st.fixed_dictionaries(
+    {"dim": st.sampled_from([8, 2, 64, 7]), "scaling": ROPE_SCALINGS},
+    optional={"seq_len": st.integers(0, 9000), "max_position_embeddings": st.integers(1, 5000)},
 )
 
 LAYERS = st.fixed_dictionaries(

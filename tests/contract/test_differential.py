@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import headwise as hw
 import strategies
 from conftest import IMPLEMENTATIONS, PROFILE, choose
-from strategies import ODD, Call, attention_calls, numbers
+from operations import OPERATIONS
+from strategies import ODD, Call, calls, numbers
 
 NATIVE = [name for name in IMPLEMENTATIONS if name != "numpy"]
 pytestmark = [
@@ -72,29 +73,23 @@ def both(native: str, call: Callable[[], Any], precision: Any = None) -> None:
 
 
 CALLS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[Call]]] = {
-    "softmax": (hw.softmax, strategies.softmax_calls()),
-    "log_softmax": (hw.log_softmax, strategies.softmax_calls()),
-    "logsumexp": (hw.logsumexp, strategies.softmax_calls()),
-    "layer_normalization": (hw.layer_normalization, strategies.layer_norm_calls()),
-    "linear": (hw.linear, strategies.linear_calls()),
-    "PackedLinear": (lambda x, w, b, **k: hw.PackedLinear(w, b, **k)(x), strategies.linear_calls()),
-    "apply_rope": (hw.apply_rope, strategies.rope_calls()),
-    "add_alibi": (hw.add_alibi, strategies.alibi_calls()),
-    "alibi_slopes": (hw.alibi_slopes, st.tuples(st.tuples(st.integers(-1, 70)).map(list), st.just({}))),
-    "alibi_bias": (hw.alibi_bias, st.tuples(st.tuples(*[st.integers(-1, 20)] * 3).map(list), st.just({}))),
+    name: (operation.function, calls(operation)) for name, operation in OPERATIONS.items()
+} | {
+    "alibi_slopes": (hw.alibi_slopes, st.fixed_dictionaries({"num_heads": st.integers(-1, 70)})),
+    "alibi_bias": (
+        hw.alibi_bias,
+        st.fixed_dictionaries({name: st.integers(-1, 20) for name in ("num_heads", "query_len", "key_len")}),
+    ),
     "rope_parameters": (hw.rope_parameters, strategies.ROPE_PARAMETERS),
-    "flash_attention": (hw.flash_attention, attention_calls()),
-    "scaled_dot_product_attention": (hw.scaled_dot_product_attention, attention_calls()),
-    "varlen_attention": (hw.varlen_attention, strategies.varlen_calls()),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 @given(st.data())
 def test_calls_that_fit(native: str, name: str, data: st.DataObject) -> None:
-    function, calls = CALLS[name]
-    arguments, keywords = data.draw(calls)
-    both(native, lambda: function(*arguments, **keywords), keywords.get("precision"))
+    function, strategy = CALLS[name]
+    arguments = data.draw(strategy)
+    both(native, lambda: function(**arguments), arguments.get("precision"))
 
 
 DROPS = np.where(np.arange(50) % 3 == 0, -np.inf, 0.0)[None]
@@ -118,18 +113,16 @@ def test_calls_that_differed(native: str, found: str, queries: int) -> None:
 @given(st.data())
 def test_calls_that_are_spoilt(native: str, name: str, data: st.DataObject) -> None:
     """One argument, or one keyword, is anything, or has lost an axis or an entry."""
-    function, calls = CALLS[name]
-    arguments, keywords = data.draw(calls)
-    places: list[Any] = [*range(len(arguments)), *keywords]
-    place = data.draw(st.sampled_from(places))
-    holder: Any = arguments if isinstance(place, int) else keywords
-    old = holder[place]
+    function, strategy = CALLS[name]
+    arguments = data.draw(strategy)
+    place = data.draw(st.sampled_from(list(arguments)))
+    old = arguments[place]
     spoilt = [ODD]
     if isinstance(old, np.ndarray) and old.ndim and old.shape[0]:
         spoilt += [st.just(old[0]), st.just(old[..., :-1]), st.just(old[None]), st.just(old[1:])]
-    holder[place] = data.draw(st.one_of(spoilt))
-    note(f"{name}, {place}: {holder[place]!r}")
-    both(native, lambda: function(*arguments, **keywords), keywords.get("precision"))
+    arguments[place] = data.draw(st.one_of(spoilt))
+    note(f"{name}, {place}: {arguments[place]!r}")
+    both(native, lambda: function(**arguments), arguments.get("precision"))
 
 
 LAYER_INPUTS = st.tuples(st.integers(1, 2), st.integers(1, 12), st.sampled_from([12, 24, 24, 24, 7]))
@@ -173,11 +166,11 @@ def test_positional_layers(native: str, shape: tuple[int, ...], start: int, rate
         both(native, call)
 
 
-@given(name=st.sampled_from(["highest", "high", "medium"]) | ODD, call=strategies.linear_calls())
-@example(name="low", call=([np.ones((2, 3)), np.ones((3, 2))], {}))
+@given(name=st.sampled_from(["highest", "high", "medium"]) | ODD, call=calls(OPERATIONS["linear"]))
+@example(name="low", call={"x": np.ones((2, 3)), "weight": np.ones((3, 2))})
 def test_precision(native: str, name: Any, call: Call) -> None:
     def run() -> Any:
         with hw.precision(name):
-            return hw.get_precision(), hw.linear(*call[0])
+            return hw.get_precision(), hw.linear(**(call | {"precision": None}))
 
     both(native, run, name)

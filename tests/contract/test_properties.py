@@ -11,9 +11,11 @@ from hypothesis.extra import numpy as hnp
 
 import headwise as hw
 import oracle
-from strategies import ODD, SEEDS, SIZES, Call
+from operations import OPTIONS, Sizes
+from strategies import ODD, SEEDS, SIZES
 from support import assert_close, check_attention
 
+Call = tuple[list[np.ndarray], dict[str, Any]]  # query, key and value, and keywords
 DTYPES = st.sampled_from(["float32", "float64"])
 
 
@@ -34,28 +36,13 @@ def attention_calls(draw: st.DrawFn) -> Call:
         rng.standard_normal((*kv_lead, key_len, head_dim)).astype(dtype),
         rng.standard_normal((*kv_lead, key_len, value_dim)).astype(dtype),
     ]
-    scores = (*lead, query_len, key_len)
+    sizes = Sizes(lead, kv_heads, query_len, key_len, head_dim, value_dim)
+    chosen = draw(st.sets(st.sampled_from(sorted(name for name in OPTIONS if OPTIONS[name].exact)), max_size=6))
+    return arrays, {name: draw(OPTIONS[name].draw(st, normals, sizes)) for name in sorted(chosen)}
 
-    def extra() -> np.ndarray:
-        axes = draw(st.integers(2, rank))
-        full = scores[rank - axes :]
-        shape = tuple(size if draw(st.booleans()) else 1 for size in full)
-        return rng.standard_normal(shape)
 
-    makers = {
-        "mask": lambda: extra() > draw(st.sampled_from([-3.0, -0.5, 1.0])) if draw(st.booleans()) else extra(),
-        "bias": lambda: np.where(extra() > 1.5, -np.inf, 1.0) * 1.0 if draw(st.booleans()) else extra(),
-        "is_causal": lambda: True,
-        "causal_alignment": lambda: draw(st.sampled_from(["upper_left", "lower_right"])),
-        "scale": lambda: draw(st.floats(-1, 1)),
-        "window_size": lambda: draw(st.integers(-1, 70) | st.tuples(st.integers(-1, 70), st.integers(-1, 70))),
-        "softcap": lambda: draw(st.floats(0.1, 50)),
-        "alibi_slopes": lambda: rng.uniform(0, 1, heads),
-        "sinks": lambda: np.where(rng.random(heads) < 0.2, -np.inf, rng.standard_normal(heads)),
-        "key_padding_mask": lambda: rng.random((*(batch or (1,)), key_len)) < draw(st.sampled_from([0.1, 0.9])),
-    }
-    chosen = draw(st.sets(st.sampled_from(sorted(makers)), max_size=6))
-    return arrays, {name: makers[name]() for name in sorted(chosen)}
+def normals(shape: tuple[int, ...]) -> st.SearchStrategy[np.ndarray]:
+    return SEEDS.map(lambda seed: oracle.normal(np.random.default_rng(seed), shape))
 
 
 @given(attention_calls())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import headwise as hw
 from headwise.attention import positional_encoding
+from operations import Arguments, Case, Sizes, arrays_in, cases, cast
 from support import normal
 
 
@@ -57,8 +59,6 @@ ONES, ONES_100 = np.ones(64, np.float32), np.ones(100, np.float32)
 IN = normal((2, 100, 256), 8)
 LONG = normal((2, 70_000), 9)
 MASK = normal((100, 220), 10) > 0
-#: What calls read, and hold on to no longer than they take.
-INPUTS = (X, KEY, VALUE, *HALVES, MANY, ROWS, WEIGHT, BIAS, ANGLES, ONES, IN, LONG, MASK)
 
 
 def layer(**options: Any) -> hw.MultiHeadAttention:
@@ -105,50 +105,45 @@ def then(made: Any, change: Callable[[Any], object]) -> Any:
 
 
 STATES = {format: layer().state_dict(format) for format in ("headwise", "llama")}
-EVERYTHING: dict[str, Any] = {
-    "bias": normal((4, 100, 1), 11), "is_causal": True, "window_size": (30, 5), "causal_alignment": "lower_right",
-    "softcap": 5.0, "alibi_slopes": np.ones(4), "sinks": np.ones(4), "key_padding_mask": np.ones((2, 220), bool),
-    "return_lse": True,
-}  # fmt: skip
+#: Of operations. Allocations that are larger than 64 KB can be made to fail.
+SIZES = Sizes((2, 4), 2, 100, 220, 64, 48)
+SIZES_OF = {"linear": SIZES._replace(value_dim=1200), "packed_linear": SIZES._replace(value_dim=1200)}
+TABLE_INPUTS: list[np.ndarray] = []
 
-SUBJECTS: dict[str, Subject] = {
-    "flash": Subject(lambda _: hw.flash_attention(X, KEY, VALUE)),
-    "flash, everything": Subject(lambda _: hw.flash_attention(X, KEY, VALUE, MASK, **EVERYTHING)),
-    "flash of halves": Subject(lambda _: hw.flash_attention(*HALVES, is_causal=True, return_lse=True)),
+
+def run(case: Case, arguments: Arguments, _: object) -> object:
+    return case.run(arguments)
+
+
+def of_operations() -> Iterator[tuple[str, Subject]]:
+    """Every operation in float32, and its plain and its fullest call in float16."""
+    for case in cases(short=True):
+        sizes = SIZES_OF.get(case.operation.name, SIZES)
+        for dtype in ("float32", "float16") if case.variant in ("", "all") else ("float32",):
+            arguments = cast(case.arguments(sizes), dtype)
+            TABLE_INPUTS.extend(arguments[name] for name in arrays_in(arguments))
+            yield (
+                f"{case} of {dtype}",
+                Subject(partial(run, case, arguments)),
+            )
+
+
+SUBJECTS: dict[str, Subject] = dict(of_operations()) | {
     "flash of integers": Subject(lambda _: hw.flash_attention(X.astype(np.int64), KEY, VALUE)),
     "flash of strided arrays": Subject(lambda _: hw.flash_attention(X[..., ::2], KEY[..., ::2], VALUE[..., ::-1])),
     "few queries": Subject(lambda _: hw.flash_attention(X[:, :, :1], MANY, MANY, return_lse=True)),
     "few queries of halves": Subject(lambda _: hw.flash_attention(HALVES[0][:, :, :2], *[MANY.astype(np.float16)] * 2)),
-    "weights": Subject(lambda _: hw.scaled_dot_product_attention(X, KEY, VALUE, MASK, **EVERYTHING)),
-    "weights of halves": Subject(lambda _: hw.scaled_dot_product_attention(*HALVES)),
     "dropout of weights": Subject(lambda _: hw.scaled_dot_product_attention(X, KEY, VALUE, dropout=0.3, rng=0)),
-    "varlen": Subject(lambda _: hw.varlen_attention(ROWS, ROWS, ROWS, STARTS, is_causal=True, return_lse=True)),
-    "varlen of halves": Subject(lambda _: hw.varlen_attention(*[ROWS.astype(np.float16)] * 3, STARTS)),
-    "softmax": Subject(lambda _: hw.softmax(X)),
-    "softmax, axis 1": Subject(lambda _: hw.softmax(X, 1)),
     "softmax of long rows": Subject(lambda _: hw.softmax(LONG)),
-    "softmax of halves": Subject(lambda _: hw.softmax(HALVES[0])),
     "softmax of strided arrays": Subject(lambda _: hw.softmax(X[..., ::2])),
-    "log_softmax": Subject(lambda _: hw.log_softmax(X)),
-    "logsumexp": Subject(lambda _: hw.logsumexp(X, 1)),
-    "linear": Subject(lambda _: hw.linear(X, WEIGHT, BIAS)),
     "linear of few rows": Subject(lambda _: hw.linear(X[0, 0, :9].repeat(40, 1), WEIGHT.repeat(40, 0), BIAS)),
-    "linear of halves": Subject(lambda _: hw.linear(HALVES[0], WEIGHT.astype(np.float16), BIAS.astype(np.float16))),
     "linear of float64": Subject(lambda _: hw.linear(X.astype(float), WEIGHT, BIAS)),
-    "PackedLinear": Subject(lambda _: hw.PackedLinear(WEIGHT, BIAS)(X)),
     "PackedLinear, a call": Subject(lambda p: p(X), lambda: packed(np.float32)),
-    "PackedLinear of halves": Subject(lambda p: p(HALVES[0]), lambda: packed(np.float16)),
     "PackedLinear, pickled": Subject(lambda p: pickle.loads(pickle.dumps(p))(X), lambda: packed(np.float32)),
-    "apply_rope": Subject(lambda _: hw.apply_rope(X, ANGLES, ANGLES)),
-    "apply_rope of halves": Subject(lambda _: hw.apply_rope(HALVES[0], *[ANGLES.astype(np.float16)] * 2)),
     "permute_rope_weights": Subject(lambda _: hw.permute_rope_weights(WEIGHT.T, 4, to="interleaved")),
     "rope_parameters": Subject(lambda _: hw.rope_parameters(40_000)[0]),
-    "add_alibi": Subject(lambda _: hw.add_alibi(X)),
     "alibi_slopes": Subject(lambda _: hw.alibi_slopes(20_000)),
     "alibi_bias": Subject(lambda _: hw.alibi_bias(2, 100)),
-    "layer_normalization": Subject(lambda _: hw.layer_normalization(X, ONES, ONES)),
-    "layer_normalization, axis 2": Subject(lambda _: hw.layer_normalization(X, ONES_100, ONES_100, axis=2)),
-    "dropout": Subject(lambda _: hw.dropout(X, 0.5, rng=0)),
     "create_causal_mask": Subject(lambda _: hw.create_causal_mask(200)),
     "create_padding_mask": Subject(lambda _: hw.create_padding_mask(MASK)),
     "self_attention": Subject(lambda _: hw.self_attention(IN, 256, rng=0)),
@@ -215,9 +210,11 @@ SUBJECTS: dict[str, Subject] = {
     "KVCache, copied": Subject(copy.deepcopy, filled),
 }  # fmt: skip
 
-_DEAR = ("a layer", "MultiHead", "multi_head", "load_state", "state_dict", "softmax of long", "Relative")
+#: Arrays that calls read, and to which they keep no reference.
+INPUTS = (X, KEY, VALUE, *HALVES, MANY, ROWS, WEIGHT, BIAS, ANGLES, ONES, IN, LONG, MASK, *TABLE_INPUTS)
+_SLOW = ("a layer", "MultiHead", "multi_head", "load_state", "state_dict", "softmax of long", "Relative")
 #: Those that take about a millisecond at most, for many calls.
-CHEAP = [subject for name, subject in SUBJECTS.items() if not name.startswith(_DEAR)]
+CHEAP = [subject for name, subject in SUBJECTS.items() if not name.startswith(_SLOW)]
 SMALL_LAYER = hw.CausalAttention(8, 2, bias=True, rng=0)
 SMALL = normal((2, 5, 8), 12)
 

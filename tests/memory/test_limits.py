@@ -14,7 +14,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/sel
 #: Each takes 64 MB or more, of inputs that take none.
 CODE = """
 import resource
+from functools import partial
 from headwise.attention import positional_encoding
+from operations import Sizes, cases
+
+def endless_argument(name, shape):
+    return endless(*shape)
 
 def endless(*shape, dtype="float32"):
     return np.broadcast_to(np.ones((), dtype), shape)
@@ -30,24 +35,16 @@ cache.append(*[endless(2, 1, 2**18, 64)] * 2)
 growing = hw.SinusoidalPositionalEncoding(64, 8), hw.RotaryPositionalEmbedding(64, 8)
 positions = endless(2**18, dtype="int64")
 CALLS = {
-    "flash_attention": lambda: hw.flash_attention(rows, small, small),
+    str(case): partial(case.run, case.arguments(Sizes(case.operation.lead, 1, 2**22, 4, 8, 8), endless_argument))
+    for case in cases(short=True)
+} | {
     "flash_attention of halves": lambda: hw.flash_attention(*[endless(2**23, 8, dtype="float16")] * 3),
     "weights": lambda: hw.scaled_dot_product_attention(rows[:5000], rows[:5000], rows[:5000]),
-    "varlen_attention": lambda: hw.varlen_attention(rows[:, None], small[:, None], small[:, None], [0, 2**22], [0, 4]),
-    "softmax": lambda: hw.softmax(wide),
-    "softmax, axis 0": lambda: hw.softmax(wide, 0),
-    "log_softmax": lambda: hw.log_softmax(wide),
-    "logsumexp": lambda: hw.logsumexp(wide),
-    "linear": lambda: hw.linear(rows, small.T @ small),
     "PackedLinear": lambda: hw.PackedLinear(wide),
     "PackedLinear, a call": lambda: packed(rows),
-    "apply_rope": lambda: hw.apply_rope(rows, keys[0], keys[0]),
     "permute_rope_weights": lambda: hw.permute_rope_weights(wide, 2, to="interleaved"),
-    "add_alibi": lambda: hw.add_alibi(wide[None]),
     "alibi_slopes": lambda: hw.alibi_slopes(2**24),
     "alibi_bias": lambda: hw.alibi_bias(1, 4096),
-    "layer_normalization": lambda: hw.layer_normalization(rows, small[0], small[0]),
-    "dropout": lambda: hw.dropout(wide, 0.5, rng=0),
     "create_causal_mask": lambda: hw.create_causal_mask(5000),
     "create_padding_mask": lambda: hw.create_padding_mask(wide),
     "positional_encoding": lambda: positional_encoding(2**18, 64),

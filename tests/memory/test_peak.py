@@ -15,7 +15,9 @@ pytestmark = [
 
 CODE = """
 import ctypes, gc
+from functools import cache, partial
 from headwise.attention import positional_encoding
+from operations import cases
 
 # The core has working memory for each thread, the NumPy backend a few blocks of 2**17 entries. Neither depends on
 # lengths, but NumPy's scores of one query, and of its group of heads, are never divided.
@@ -26,6 +28,13 @@ libc = ctypes.CDLL(None)
 
 def array(*shape, dtype="float32"):
     return np.random.default_rng(0).random(shape, dtype=np.float32).astype(dtype)
+
+@cache
+def by_shape(shape):
+    return array(*shape)
+
+def argument(name, shape):
+    return by_shape(shape)
 
 def mb(*arrays):
     return sum(a.nbytes for a in arrays) / 1e6
@@ -54,29 +63,24 @@ sinusoidal, rotary = hw.SinusoidalPositionalEncoding(128, 4096), hw.RotaryPositi
 learned, relative = hw.LearnedPositionalEmbedding(4096, 128, rng=0), hw.RelativePositionalEncoding(128, rng=0)
 state = layer.state_dict("llama")
 
-# What each takes in MB, besides its result and the scratch memory: nothing, unless there is a reason.
+# The memory of each call in MB, besides its result and the scratch memory: none, unless there is a reason.
+MORE = {
+    "dropout": x.size / 1e6,  # bool: which entries are kept
+    # A copy of the weights, and the packed form: as much again, or 1.5 times.
+    "packed_linear": 2.5 * mb(weight),
+}
 CALLS = {
-    "softmax": (lambda: hw.softmax(x), 0),
+    str(case): (
+        partial(case.run, case.arguments(case.operation.large, argument)), MORE.get(case.operation.name, 0)
+    )
+    for case in cases(short=True)
+} | {
     "softmax in place": (lambda: hw.softmax(out, out=out), -mb(out)),
     "softmax of long rows": (lambda: hw.softmax(long_row), 0),
-    "softmax, axis 0": (lambda: hw.softmax(columns, 0), 0),
     "softmax of halves": (lambda: hw.softmax(halves), 0),
-    "log_softmax": (lambda: hw.log_softmax(x), 0),
-    "logsumexp": (lambda: hw.logsumexp(x), 0),
-    "logsumexp, axis 0": (lambda: hw.logsumexp(columns, 0), 0),
-    "apply_rope": (lambda: hw.apply_rope(x, angles, angles), 0),
     "apply_rope of halves": (lambda: hw.apply_rope(halves, half_angles, half_angles), 2 * mb(angles)),  # in float32
-    "add_alibi": (lambda: hw.add_alibi(x), 0),
-    "layer_normalization": (lambda: hw.layer_normalization(x, ones, ones), 0),
-    "dropout": (lambda: hw.dropout(x, 0.5, rng=0), x.size / 1e6),  # what is kept
-    "linear": (lambda: hw.linear(rows, weight, bias), 0),
     "linear of halves": (lambda: hw.linear(half_rows, half_weight), 0),
-    # A copy of the weights, and the packed form: as much again, or 1.5 times.
-    "PackedLinear": (lambda: hw.PackedLinear(weight, bias), 2.5 * mb(weight)),
     "PackedLinear, a call": (lambda: packed(rows), 0),
-    "flash": (lambda: hw.flash_attention(q, q, q), 0),
-    "flash of all kinds": (lambda: hw.flash_attention(q, q, q, mask, bias=additive, is_causal=True, sinks=ones[:4],
-                                                      alibi_slopes=ones[:4], softcap=3.0, return_lse=True), 0),
     "flash, integer mask": (lambda: hw.flash_attention(q, q, q, numbers), mb(mask)),  # as bool
     "flash, float mask": (lambda: hw.flash_attention(q, q, q, additive), 0),
     "flash, float mask of 0 and 1": (lambda: hw.flash_attention(q, q, q, binary), 3 * mb(mask)),  # as bool; is it one?
@@ -86,9 +90,7 @@ CALLS = {
     "flash, many keys": (lambda: hw.flash_attention(q[:, :, :512], many, many), 0),
     "one query, many keys": (lambda: hw.flash_attention(one, many, many), 0),
     "dropout of weights": (lambda: hw.flash_attention(q, q, q, dropout_rate=0.5, rng=0), DRAWS),
-    "weights": (lambda: hw.scaled_dot_product_attention(q, q, q), 0),
     "weights, dropout": (lambda: hw.scaled_dot_product_attention(q, q, q, dropout=0.5, rng=0), DRAWS + 4 * 2**22 / 1e6),
-    "varlen": (lambda: hw.varlen_attention(packed_rows, packed_rows, packed_rows, starts, is_causal=True), 0),
     "alibi_bias": (lambda: hw.alibi_bias(4, 1024), 2 * 8 * 1024**2 / 1e6),  # distances
     "create_causal_mask": (lambda: hw.create_causal_mask(2048), mb(mask)),
     "create_padding_mask": (lambda: hw.create_padding_mask(mask), mb(mask)),

@@ -3,13 +3,15 @@ error of NumPy's about a bad value, or an array that is smaller than it was aske
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 
 import headwise as hw
 from headwise.attention import positional_encoding
+from operations import Sizes, cases
 
 pytestmark = pytest.mark.above_operations
 
@@ -32,8 +34,21 @@ ROPE = hw.RotaryPositionalEmbedding(8, 4)
 SINUSOIDAL = hw.SinusoidalPositionalEncoding(8, 4)
 RELATIVE = hw.RelativePositionalEncoding(8, 4, rng=0)
 
-#: Of arrays as large as one likes, where their results, or copies of them, are not.
-VIEWS: dict[str, Callable[[], object]] = {
+
+def of_operations() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Each operation in each floating dtype, with more rows than an address space has bytes."""
+    for case in cases(short=True):
+        sizes = Sizes(case.operation.lead, 1, ROWS, 4, 8, 8)
+        for dtype in ("float32", "float16"):
+            yield f"{case} of {dtype}", partial(case.run, case.arguments(sizes, partial(endless_argument, dtype)))
+
+
+def endless_argument(dtype: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return endless(*shape, dtype=dtype)
+
+
+#: Of arrays whose results, or copies, are larger than memory.
+VIEWS: dict[str, Callable[[], object]] = dict(of_operations()) | {
     "flash": lambda: hw.flash_attention(LONG, LONG[:4], LONG[:4]),
     "flash past int64": lambda: hw.flash_attention(LONG, LONG[:4], endless(4, 2**20)),
     "flash lse": lambda: hw.flash_attention(LONG, LONG[:4], LONG[:4, :0], return_lse=True),
@@ -142,7 +157,7 @@ def assert_works() -> None:
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_of_views_that_have_no_end(name: str) -> None:
+def test_results_larger_than_memory_raise_memory_error(name: str) -> None:
     with pytest.raises(MemoryError, match=r"\d"):
         VIEWS[name]()
     assert_works()
@@ -150,7 +165,7 @@ def test_of_views_that_have_no_end(name: str) -> None:
 
 @pytest.mark.parametrize("number", [2**50, 2**60 - 1, 2**62, MOST], ids=["2**50", "2**60-1", "2**62", "2**63-1"])
 @pytest.mark.parametrize("name", NUMBERS)
-def test_of_numbers_that_have_no_end(name: str, number: int) -> None:
+def test_sizes_larger_than_memory_raise_memory_error(name: str, number: int) -> None:
     with pytest.raises(MemoryError, match=r"\d"):
         NUMBERS[name](number)
     assert_works()
