@@ -16,7 +16,6 @@ import pytest
 import headwise as hw
 import oracle
 from headwise import positional_encoding
-from headwise._positions.position_table import PositionTable
 
 BATCH, SEQ_LEN, D_MODEL = 32, 50, 512
 
@@ -424,7 +423,7 @@ class TestRotary:
             sizes.add(len(rope.cos_cached))
         assert len(sizes) < 15
 
-    def test_far_positions_are_exact_and_cost_no_table(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_far_positions_are_exact_and_cost_no_table(self) -> None:
         rope = hw.RotaryPositionalEmbedding(64)
         x = np.ones((1, 3, 64), np.float32)
         positions = [10**5 + 7, 10**9, 10**12]
@@ -432,12 +431,15 @@ class TestRotary:
         angles = np.multiply.outer(np.array(positions, float), rope.inv_freq)
         np.testing.assert_allclose(rope(x, positions), oracle.rope(x, np.cos(angles), np.sin(angles)), atol=1e-6)
         assert len(rope.cos_cached) < 10**6
-        monkeypatch.setattr(PositionTable, "max_bytes", 3000 * 64 * 4)
-        small = hw.RotaryPositionalEmbedding(64, max_len=2000)
-        long = np.ones((1, 5000, 64))
-        expected = oracle.rope(long, *oracle.rope_tables(np.arange(5000), 64))
-        np.testing.assert_allclose(small(long), expected, rtol=0, atol=5000 * 4e-16)
-        assert len(small.cos_cached) == 2000
+
+    def test_long_sequences_cost_no_table_above_its_limit(self) -> None:
+        """64 MB are 4096 positions of 2048 features in float64."""
+        rope = hw.RotaryPositionalEmbedding(2048, max_len=2000)
+        x = np.ones((1, 5000, 2048))
+        some = [0, 2000, 4999]
+        expected = oracle.rope(x[:, some], *oracle.rope_tables(some, 2048))
+        np.testing.assert_allclose(rope(x)[:, some], expected, rtol=0, atol=5000 * 4e-16)
+        assert len(rope.cos_cached) == 2000
 
     @pytest.mark.parametrize("interleaved", [False, True])
     def test_rotate_half(self, rng: np.random.Generator, interleaved: bool) -> None:

@@ -21,11 +21,10 @@ from support import Array, dtype_named, normal
 matplotlib = pytest.importorskip("matplotlib", reason="pictures need the package matplotlib")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.font_manager import FontProperties, findfont, get_font  # noqa: E402
+from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager, get_font  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 
 from headwise import plot  # noqa: E402
-from headwise._plot import text  # noqa: E402
 
 pytestmark = pytest.mark.single_implementation
 
@@ -212,8 +211,11 @@ def test_characters_without_a_glyph(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         set(get_font(findfont(FontProperties(family=name))).get_charmap()) for name in ("DejaVu Sans", "STIXGeneral")
     )
     missing = chr(min(code for code in more - has if chr(code).isprintable()))
-    for families, shown in (((), text._escape(missing)), (("No such font", "STIXGeneral"), missing)):
-        monkeypatch.setattr(text, "_FALLBACKS", families)
+    # Matplotlib's own fonts, which include none of those that are looked for; then one of these, with STIX's glyphs.
+    own = [font for font in fontManager.ttflist if font.fname.startswith(matplotlib.get_data_path())]
+    symbols = FontEntry(fname=findfont(FontProperties(family="STIXGeneral")), name="Symbola")
+    for fonts, shown in ((own, missing.encode("unicode_escape").decode()), ([*own, symbols], missing)):
+        monkeypatch.setattr(fontManager, "ttflist", fonts)
         for draw in (plot.attention, plot.lines):
             figure = draw(weights(2, 2), [f"a{missing}", "b"], title=missing, path=tmp_path / "a.png")
             assert queries(panels(figure)[0]) == [f"a{shown}", "b"]

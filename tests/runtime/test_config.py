@@ -430,15 +430,10 @@ def test_the_command_prints_its_version() -> None:
 
 
 @once
-def test_the_command_shows_what_runs_and_times_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import headwise.__main__ as command
-
-    monkeypatch.setattr(command, "_SECONDS", 0.0)
-    monkeypatch.setattr(command, "_REPEATS", 1)
-    command.main([])
-    printed = capsys.readouterr().out
+def test_the_command_shows_what_runs_and_times_it() -> None:
+    result = run("import sys; sys.argv = ['headwise']; import headwise.__main__ as m; m.main()")
+    assert result.returncode == 0, result.stderr
+    printed = result.stdout
     assert f"headwise {hw.__version__}" in printed
     assert "(32, 50, 512) -> output (32, 50, 512), weights (32, 8, 50, 50)" in printed
     assert "False" not in printed
