@@ -87,7 +87,9 @@ class AttentionProblem {
              AttentionArgs<T> some = args_;
              some.query = Slice(some.query, 2, begin, size);
              for (auto& keep : some.spec.keep) keep = Slice(keep, 2, begin, size);
-             for (auto& bias : some.spec.bias) bias = Slice(bias, 2, begin, size);
+             for (Bias<T>& bias : some.spec.bias) {
+               std::visit([&](auto& view) { view = Slice(view, 2, begin, size); }, bias);
+             }
              some.spec.offset += begin;
              const reference::AttentionResult expected = reference::Attention(some);
              const double error = RelativeError(Slice(output_.view(), 2, begin, size), expected.output);
@@ -129,7 +131,8 @@ class AttentionProblem {
         break;
       }
       case Extra::kBias:
-        args_.spec.bias.push_back({bias_.FillNormal(4).data(), scores, {0, c.query_len * c.key_len, c.key_len, 1}});
+        args_.spec.bias.push_back(View<const Accumulator<T>, 4>{
+            bias_.FillNormal(4).data(), scores, {0, c.query_len * c.key_len, c.key_len, 1}});
         break;
       case Extra::kPadding:
         for (int64_t n = 0; n < c.batch; ++n) std::fill_n(padding_.view().at(n), Length(c, n), std::uint8_t{1});

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "alibi/score-inl.h"
 #include "hwy/highway.h"
 #include "simd/rows-inl.h"
 
@@ -25,9 +26,9 @@ void AddAlibiRow(const T* scores, Accumulator<T> slope, std::int64_t position, s
                  bool streamed) {
   using A = Accumulator<T>;
   const hn::ScalableTag<A> d;
-  const auto minus_slope = hn::Set(d, -slope);
+  const auto slopes = hn::Set(d, slope);
   const auto result = [&](auto lanes, std::int64_t j, auto distance) HWY_ATTR {
-    lanes.Store(hn::MulAdd(minus_slope, hn::Abs(distance), lanes.Load(d, scores + j)), d, out + j);
+    lanes.Store(AlibiScore(d, lanes.Load(d, scores + j), slopes, distance), d, out + j);
   };
   if (streamed) {
     ForEachVectorStreamed(d, key_len, out, [&](auto lanes, std::int64_t j) HWY_ATTR {

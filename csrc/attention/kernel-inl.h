@@ -1,24 +1,26 @@
-// Many queries against all keys that any of them keeps: flash attention for one core.
+// Attention for many queries: one block of queries against all keys that any of them keeps, on one core
+// (FlashAttention-2, Dao 2023, arXiv:2307.08691, algorithm 1).
 //
-// Keys go by in blocks (256 in float32). A block's keys and values are packed once, then every tile of rows of the
-// block of queries
-//   1. is multiplied with the keys: scores, which carry the scale, in L1, and the largest of each row;
-//   2. changes and limits the scores where anything asks for it (scores-inl.h);
-//   3. moves its rows' maxima m, all at once, and takes p_j = exp(s_j - m), sum p_j;
-//   4. adds p V to its outputs, times exp(old m - new m).
-// One division per output ends it. Weights, where they are wanted, are written as they stand in step 3, and multiplied
-// with exp(m then - m in the end) / sum as soon as the rows have met all keys, while they still are in L2.
+// RunAttention goes through the keys in blocks (256 keys in float32). It packs a block's keys and values once; then
+// every tile of rows of the block of queries goes through these steps, which each matmul backend arranges in its own
+// order (FmaKeyBlock, DotKeyBlock, AmxKeyBlock):
+//   1. ComputeScores: the product of queries and keys, with the scale, in L1; FinishScores: score modifiers
+//      (modifiers/) and the max of each row;
+//   2. UpdateTileMaxima: the running maxima m of all rows of the tile;
+//   3. weights p_j = exp(s_j - m) and their sums;
+//   4. output = output * exp(old m - new m) + p V.
+// FinishRows divides the outputs by the sums. Requested weights are stored in step 3 and multiplied by
+// exp(m at the time - final m) / sum as soon as the rows have met all keys, while they are still in L2.
 //
-// Both products are the Products': attention_fma-inl.h on every target, attention_parts-inl.h in parts of bfloat16.
-// They say how many rows a tile has, how many keys a block, and how many tiles are under way at once.
+// Products is the matmul backend's part: FmaProducts (backends/fma-inl.h, every target) or SplitProducts
+// (backends/bf16-inl.h). It sets the rows of a tile, the keys of a block and the number of tiles in flight.
 //
-// Blocks of keys and panels begin at multiples of their size from key 0, whatever the block of queries: what a row adds
-// up, and in which order, depends on that row alone, so that results are the same bits for any number of threads.
+// Key blocks and panels begin at multiples of their size from key 0, whatever the block of queries: the order of a
+// row's additions depends on that row alone, so results have the same bits for any number of threads.
 //
-// Work: 4 * head_dim operations a score in the products, about 15 vector operations per vector of scores besides.
-// Scratch: the packed queries and outputs of the block of queries, one packed block of keys and of values, one tile of
-// scores; nothing grows with the number of keys, but with weights: one number for each row and block of keys, and rows
-// of keys for weights that wait there.
+// Cost: 4 * head_dim operations per score in the products, and about 15 vector operations per vector of scores.
+// Scratch: packed queries and outputs of the block of queries, one packed block of keys and of values, one tile of
+// scores. Only requested weights need scratch that grows with the number of keys.
 
 #if defined(HEADWISE_ATTENTION_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_KERNEL_INL_H_
@@ -41,13 +43,31 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// Up to kRows rows, and the keys that any and that all of them keep.
+// Up to kRows rows: the union [low, high) and the intersection [all_low, all_high) of their windows.
 template <int kRows>
 struct Tile {
   int64_t first_row;
   int rows, height;  // height: rows that are computed
   int64_t low, high, all_low, all_high;
   Row row[kRows];
+};
+
+// The keys [from, to) of the current block, counted from its first, of which a tile keeps some; and the modifiers of
+// their scores.
+struct TileKeys {
+  int64_t from = 0, to = 0;  // from: a multiple of a panel
+  ScoreModifiers modifiers;
+  bool fused = false;  // the matmul backend applies FusedModifiers
+  bool empty() const { return from >= to; }
+};
+
+// A tile between its two products, and the index of its score buffer.
+template <int kRows>
+struct Stage {
+  const Tile<kRows>* tile = nullptr;
+  TileKeys keys;
+  int buffer = 0;
+  explicit operator bool() const { return tile != nullptr; }
 };
 
 template <class Products>
@@ -68,24 +88,25 @@ struct AttentionScratch {
         shift(arena.Allocate<T>(Products::kStages * Products::kRows)),
         rescale(arena.Allocate<T>(Products::kStages * Products::kRows)),
         block_max(arena.Allocate<T>(padded_rows, blocks)),
-        strip_width(blocks > 0 && (kIs16Bit<Stored> || args.key.shape[2] <= kMostStripKeys) ? args.key.shape[2] : 0),
-        strip(arena.Allocate<T>(padded_rows, strip_width)) {}
+        staging_width(blocks > 0 && (kIs16Bit<Stored> || args.key.shape[2] <= kMaxStagedKeys) ? args.key.shape[2] : 0),
+        staging(arena.Allocate<T>(padded_rows, staging_width)) {}
 
-  // Longer rows would leave L2 on the way; halves cannot wait in their own memory.
-  static constexpr int64_t kMostStripKeys = 8192 / sizeof(T);
+  // Longer rows would be evicted from L2 before they are finished. Weights of 16-bit types are always staged, because
+  // they are rounded once.
+  static constexpr int64_t kMaxStagedKeys = 8192 / sizeof(T);
 
   int64_t tile_count, padded_rows, value_width;
-  int64_t blocks;  // of keys, where weights have to wait for the last; else 0
+  int64_t blocks;  // key blocks, if weights are requested and there are several; else 0
   Tile<Products::kRows>* tiles;
-  T* output;     // [padded_rows][value_width], not divided by the sum yet
-  T* max;        // [padded_rows] of the scores so far
-  T* sum;        // [padded_rows] of exp(score - max) so far
+  T* output;     // [padded_rows][value_width], not yet divided by the sum
+  T* max;        // [padded_rows] running maxima of the scores
+  T* sum;        // [padded_rows] running sums of exp(score - max)
   T* scores;     // [kStages][kRows][kStride], then weights
-  T* shift;      // [kStages][kRows]: largest of the tile's scores, then what to subtract from them
+  T* shift;      // [kStages][kRows]: max of each row of the tile, then (UpdateTileMaxima) the subtrahend of its scores
   T* rescale;    // [kStages][kRows] factors for the outputs of the tile
-  T* block_max;  // [padded_rows][blocks]: max, when the weights of each block were taken
-  int64_t strip_width;
-  T* strip;  // [padded_rows][strip_width]: these weights; where it is empty they wait in their own memory
+  T* block_max;  // [padded_rows][blocks]: the running max that the weights of each key block were computed with
+  int64_t staging_width;
+  T* staging;  // [padded_rows][staging_width]: unfinished weights; if empty, they are in the result array
 };
 
 template <class Products, typename T>
@@ -96,264 +117,275 @@ std::size_t AttentionScratchBytes(const AttentionArgs<T>& args, int64_t rows) {
   return measure.used();
 }
 
+// One block of queries at work.
 template <class Products>
-class AttentionRun {
- public:
-  using Stored = typename Products::Stored;  // what arrays hold
+struct AttentionRun {
+  using Stored = typename Products::Stored;  // element type of the arrays
   using T = Accumulator<Stored>;
   static constexpr int kRows = Products::kRows;
+  using Tile = HWY_NAMESPACE::Tile<kRows>;
+  using Stage = HWY_NAMESPACE::Stage<kRows>;
 
-  AttentionRun(const AttentionArgs<Stored>& args, const AttentionBlock& block, std::byte* memory)
-      : args_(args),
-        batch_(block.batch),
-        kv_head_(block.kv_head),
-        query_begin_(block.query_begin),
-        queries_(block.query_end - block.query_begin),
-        group_(args.query.shape[1] / args.key.shape[1]),
-        rows_(queries_ * group_),
-        head_dim_(args.query.shape[3]),
-        value_dim_(args.value.shape[3]),
-        keys_(KeysOf(args, block.batch, block.query_begin, block.query_end)),
-        changes_(ChangesOf(args)),
-        arena_(memory),
-        scratch_(arena_, args, rows_),
-        products_(arena_, args, block, scratch_.padded_rows) {}
-  virtual ~AttentionRun() = default;
-
-  void Run() {
-    Begin();
-    ForKeyBlocks(Products::kKeys, keys_, [this](int64_t begin, int64_t end) HWY_ATTR {
-      products_.PackKeys(begin, end);
-      products_.PackValues(begin, end);
-      Online(begin, end);
-    });
-    Finish();
-  }
-
- protected:
-  // The keys of the current block, counted from its first, that a tile keeps any of.
-  struct Part {
-    int64_t from = 0, to = 0;  // from: a multiple of a panel
-    Changes changes;
-    bool alibi = false;  // straight after the product
-    bool empty() const { return from >= to; }
-  };
-
-  // A tile between its two products, and which of the buffers it uses.
-  struct Stage {
-    const Tile<kRows>* tile = nullptr;
-    Part part;
-    int buffer = 0;
-    explicit operator bool() const { return tile != nullptr; }
-  };
-
-  Part PartOf(const Tile<kRows>& tile, int64_t begin, int64_t end) const {
-    const int64_t low = std::max(tile.low, begin), high = std::min(tile.high, end);
-    Part part;
-    if (low < high) part.from = (low - begin) / kPanel<T> * kPanel<T>, part.to = high - begin;
-    part.changes = changes_;
-    if (changes_.keep) {
-      bool all = true;
-      for (const auto& keep : args_.spec.keep) {
-        if (part.empty()) break;
-        const KeptKeys kept = KeptByMask<T>(keep, batch_, tile.row, tile.rows, begin, part.from, part.to);
-        part.from = kept.from, part.to = kept.to, all &= kept.all;
-      }
-      part.changes.keep = !all;
-    }
-    if (part.empty()) return part;
-    part.changes.limit = tile.all_low > begin + part.from || tile.all_high < begin + part.to;
-    part.alibi = part.changes.alibi && !part.changes.softcap;
-    part.changes.alibi &= !part.alibi;
-    return part;
-  }
-
-  void Begin() const {
-    const int64_t padded = scratch_.padded_rows;
-    std::fill_n(scratch_.output, padded * scratch_.value_width, T{0});
-    std::fill_n(scratch_.rescale, Products::kStages * kRows, T{1});
-    std::fill_n(scratch_.max, padded, kMinusInf<T>);
-    std::fill_n(scratch_.sum, padded, T{0});
-    int64_t member = 0, query = 0;  // of the group, of the queries
-    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
-      Tile<kRows>& tile = scratch_.tiles[t];
-      tile.first_row = t * kRows;
-      tile.rows = static_cast<int>(std::min<int64_t>(kRows, rows_ - tile.first_row));
-      tile.height = Products::Height(tile.rows);
-      tile.low = tile.all_high = args_.key.shape[2], tile.high = tile.all_low = 0;
-      for (int r = 0; r < tile.rows; ++r) {
-        const Row& row = tile.row[r] = MakeRow(args_, kv_head_ * group_ + member, query_begin_ + query);
-        if (row.low < row.high) tile.low = std::min(tile.low, row.low), tile.high = std::max(tile.high, row.high);
-        tile.all_low = std::max(tile.all_low, row.low), tile.all_high = std::min(tile.all_high, row.high);
-        if (args_.spec.sinks && args_.spec.sinks[row.head] != kMinusInf<T>) {
-          scratch_.max[tile.first_row + r] = args_.spec.sinks[row.head];
-          scratch_.sum[tile.first_row + r] = SinkTerm(args_.spec.sinks[row.head]);
-        }
-        if (++query == queries_) query = 0, ++member;
-      }
-      PrefetchKeys(tile.first_row, tile.first_row + kRows);
-      products_.PackQueries(tile);
-    }
-  }
-
-  // The first block's keys and values: of short sequences, which come from memory as often as not, they are all.
-  void PrefetchKeys(int64_t from, int64_t to) const {
-    constexpr int64_t kLine = 64 / sizeof(Stored);
-    to = std::min<int64_t>({to, Products::kKeys, keys_.end - keys_.begin});
-    for (int64_t j = from; j < to; ++j) {
-      const Stored* key = args_.key.at(batch_, kv_head_, keys_.begin + j);
-      const Stored* value = args_.value.at(batch_, kv_head_, keys_.begin + j);
-      for (int64_t i = 0; i < head_dim_; i += kLine) hwy::Prefetch(key + i);
-      for (int64_t i = 0; i < value_dim_; i += kLine) hwy::Prefetch(value + i);
-    }
-  }
+  AttentionRun(const AttentionArgs<Stored>& arguments, const AttentionBlock& queries, std::byte* memory)
+      : args(arguments),
+        block(queries),
+        keys(KeysOf(args, block.batch, block.query_begin, block.query_end)),
+        modifiers(ModifiersOf(args.spec)),
+        arena(memory),
+        scratch(arena, args, (block.query_end - block.query_begin) * (args.query.shape[1] / args.key.shape[1])),
+        products(arena, args, block, scratch.padded_rows) {}
 
   T* Scores(const Stage& stage, int r = 0) const {
-    return scratch_.scores + (stage.buffer * kRows + r) * Products::kStride;
+    return scratch.scores + (stage.buffer * kRows + r) * Products::kStride;
   }
-  T* Shift(const Stage& stage) const { return scratch_.shift + stage.buffer * kRows; }
-  T* Rescale(const Stage& stage) const { return scratch_.rescale + stage.buffer * kRows; }
-  T* Output(const Stage& stage) const { return scratch_.output + stage.tile->first_row * scratch_.value_width; }
+  T* Shift(const Stage& stage) const { return scratch.shift + stage.buffer * kRows; }
+  T* Rescale(const Stage& stage) const { return scratch.rescale + stage.buffer * kRows; }
+  T* Max(const Stage& stage) const { return scratch.max + stage.tile->first_row; }
+  T* Sum(const Stage& stage) const { return scratch.sum + stage.tile->first_row; }
+  T* Output(const Stage& stage) const { return scratch.output + stage.tile->first_row * scratch.value_width; }
 
-  Stored* WeightsOf(const Row& row, int64_t key) const { return args_.weights.at(batch_, row.head, row.query, key); }
-
-  // A block of keys and its values, packed, meets all rows.
-  virtual void Online(int64_t begin, int64_t end) = 0;
-
-  // The next tile, from the t-th on, that keeps any of the block's keys.
-  Stage Next(int64_t& t, int64_t begin, int64_t end, int buffer = 0) const {
-    while (t < scratch_.tile_count) {
-      const Tile<kRows>& tile = scratch_.tiles[t++];
-      const Stage stage{&tile, PartOf(tile, begin, end), buffer};
-      if (!stage.part.empty()) return stage;
-      if (!args_.weights) continue;
-      for (int r = 0; r < tile.rows; ++r) StoreWeights(stage, r, begin, end);
-    }
-    return {};
+  Stored* Weights(const Row& row, int64_t key) const { return args.weights.at(block.batch, row.head, row.query, key); }
+  T* Staging(int64_t padded_row, int64_t key) const {
+    return scratch.staging + padded_row * scratch.staging_width + key;
   }
+  T* BlockMax(int64_t padded_row) const { return scratch.block_max + padded_row * scratch.blocks; }
 
-  // `work`: what the Products may do meanwhile.
-  template <class... Work>
-  void Score(const Stage& stage, int64_t begin, Work&&... work) const {
-    products_.Score(*stage.tile, stage.part.from, stage.part.to, begin, stage.part.alibi, Scores(stage), Shift(stage),
-                    work...);
-  }
-
-  // What the product left becomes scores; the greatest of each row go to the shifts.
-  void FinishScores(const Stage& stage, int64_t begin) const {
-    const Tile<kRows>& tile = *stage.tile;
-    const Part& part = stage.part;
-    products_.FinishScores(tile, part.from, part.to, begin, part.alibi, Scores(stage), Shift(stage));
-    if (!part.changes) return;
-    for (int r = 0; r < tile.rows; ++r) {
-      const ScoreRow<T> row(Scores(stage, r), begin, part.from, part.to);
-      row.Change(args_, batch_, tile.row[r], part.changes);
-      Shift(stage)[r] = row.Max();
-    }
-  }
-
-  void MoveMaxima(const Stage& stage, T slack = T{0}) const {
-    const int64_t first = stage.tile->first_row;
-    HWY_NAMESPACE::MoveMaxima(kRows, scratch_.max + first, scratch_.sum + first, Shift(stage), Rescale(stage), slack);
-  }
-
-  void WeightsOfRow(const Stage& stage, int r, int64_t begin, int64_t end) const {
-    const Part& part = stage.part;
-    scratch_.sum[stage.tile->first_row + r] += Exponentials(Scores(stage, r), part.from, part.to, Shift(stage)[r]);
-    if (args_.weights) StoreWeights(stage, r, begin, end);
-    TakeWeights(stage, r, begin);
-  }
-
-  // Weights, which dropout still changes, on their way to the values.
-  void TakeWeights(const Stage& stage, int r, int64_t begin) const {
-    const Part& part = stage.part;
-    if (args_.spec.dropout_keep) {
-      const Row& row = stage.tile->row[r];
-      DropWeights(args_.spec.dropout_keep.at(batch_, row.head, row.query, begin), args_.spec.dropout_keep.stride[3],
-                  static_cast<T>(args_.spec.dropout_scale), part.from, part.to, Scores(stage, r));
-    }
-    products_.TakeWeights(r, part.from, part.to, Scores(stage, r), stage.buffer);
-  }
-
-  void AddValues(const Stage& stage) const {
-    products_.AddValues(*stage.tile, stage.part.from, stage.part.to, Scores(stage), stage.buffer, Rescale(stage),
-                        Output(stage));
-  }
-
-  // The row's weights for the keys [begin, end), from scores that have become weights: final if these are all keys,
-  // else waiting for the factor that Finish finds.
-  void StoreWeights(const Stage& stage, int r, int64_t begin, int64_t end) const {
-    const int64_t row = stage.tile->first_row + r;
-    if (scratch_.blocks > 0) BlockMax(row)[begin / Products::kKeys - keys_.begin / Products::kKeys] = scratch_.max[row];
-    const Part& part = stage.part;
-    const T factor = scratch_.blocks > 0 ? T{1} : Normaliser(scratch_.sum[row]);
-    const T nothing = T{0} * factor;  // NaN where the row is
-    const auto store = [&](auto* weights) HWY_ATTR {
-      FillRow(weights, part.from, nothing);
-      ScaleRow(Scores(stage, r) + part.from, part.to - part.from, factor, weights + part.from);
-      FillRow(weights + part.to, end - begin - part.to, nothing);
-    };
-    if (scratch_.strip_width > 0) return store(Strip(row, begin));
-    store(WeightsOf(stage.tile->row[r], begin));
-  }
-
-  T* Strip(int64_t row, int64_t key) const { return scratch_.strip + row * scratch_.strip_width + key; }
-
-  // The largest score of a padded row up to each block of keys.
-  T* BlockMax(int64_t row) const { return scratch_.block_max + row * scratch_.blocks; }
-
-  // exp(score - max so far) of each block becomes exp(score - max) / sum.
-  void FinishWeights(const Row& row, int64_t padded_row) const {
-    const Tag<T> d;
-    const int64_t blocks = (keys_.end - 1) / Products::kKeys - keys_.begin / Products::kKeys + 1;
-    T* factors = BlockMax(padded_row);
-    const auto max = hn::Set(d, scratch_.max[padded_row]);
-    const auto normaliser = hn::Set(d, Normaliser(scratch_.sum[padded_row]));
-    ForEachVector(d, blocks, [&](auto lanes, int64_t i) HWY_ATTR {
-      const auto before = lanes.Load(d, factors + i);
-      // Where nothing but -inf was seen the weights are 0, or NaN with the row.
-      const auto nothing = hn::Eq(before, hn::Set(d, kMinusInf<T>));
-      const auto grown = hn::IfThenElse(nothing, hn::Set(d, T{1}), AttentionExp(d, hn::Sub(before, max)));
-      lanes.Store(hn::Mul(grown, normaliser), d, factors + i);
-    });
-    ForKeyBlocks(Products::kKeys, keys_, [&](int64_t begin, int64_t end) HWY_ATTR {
-      Stored* const weights = WeightsOf(row, begin);
-      const T factor = *factors++;
-      if (scratch_.strip_width > 0) return ScaleRow(Strip(padded_row, begin), end - begin, factor, weights);
-      ScaleRow(weights, end - begin, factor, weights);
-    });
-  }
-
-  void Finish() const {
-    for (int64_t t = 0; t < scratch_.tile_count; ++t) {
-      const Tile<kRows>& tile = scratch_.tiles[t];
-      for (int r = 0; r < tile.rows; ++r) {
-        const Row& row = tile.row[r];
-        const T sum = scratch_.sum[tile.first_row + r];
-        ScaleRow(scratch_.output + (tile.first_row + r) * scratch_.value_width, value_dim_, Normaliser(sum),
-                 args_.output.at(batch_, row.head, row.query));
-        if (args_.lse) {
-          *args_.lse.at(batch_, row.head, row.query) = LogSumExp(scratch_.max[tile.first_row + r], sum);
-        }
-        if (args_.weights) {
-          if (scratch_.blocks > 0 && keys_.begin < keys_.end) FinishWeights(row, tile.first_row + r);
-          // NaN where the row is: which keys the block of queries has met must not show.
-          const T nothing = T{0} * Normaliser(sum);
-          FillRow(WeightsOf(row, 0), keys_.begin, nothing);
-          FillRow(WeightsOf(row, keys_.end), args_.key.shape[2] - keys_.end, nothing);
-        }
-      }
-    }
-  }
-
-  const AttentionArgs<Stored>& args_;
-  const int64_t batch_, kv_head_, query_begin_, queries_, group_, rows_, head_dim_, value_dim_;
-  const KeyRange keys_;
-  const Changes changes_;
-  Arena arena_;
-  const AttentionScratch<Products> scratch_;
-  Products products_;
+  const AttentionArgs<Stored>& args;
+  const AttentionBlock block;
+  const KeyRange keys;
+  const ScoreModifiers modifiers;
+  Arena arena;
+  const AttentionScratch<Products> scratch;
+  Products products;
 };
+
+// Prefetches keys and values [from, to) of the first key block: short sequences often come from memory, and this block
+// is all of them.
+template <class Products>
+void PrefetchKeys(const AttentionRun<Products>& run, int64_t from, int64_t to) {
+  using Stored = typename Products::Stored;
+  constexpr int64_t kLine = 64 / sizeof(Stored);
+  const auto &key = run.args.key, &value = run.args.value;
+  to = std::min<int64_t>({to, Products::kKeys, run.keys.end - run.keys.begin});
+  for (int64_t j = from; j < to; ++j) {
+    const Stored* key_row = key.at(run.block.batch, run.block.kv_head, run.keys.begin + j);
+    const Stored* value_row = value.at(run.block.batch, run.block.kv_head, run.keys.begin + j);
+    for (int64_t i = 0; i < key.shape[3]; i += kLine) hwy::Prefetch(key_row + i);
+    for (int64_t i = 0; i < value.shape[3]; i += kLine) hwy::Prefetch(value_row + i);
+  }
+}
+
+// Divides the rows (heads of the group, times queries) into tiles, packs the queries and sets the softmax's start: the
+// sinks, or nothing.
+template <class Products>
+void StartRows(AttentionRun<Products>& run) {
+  using T = typename AttentionRun<Products>::T;
+  constexpr int kRows = Products::kRows;
+  const auto& args = run.args;
+  const auto& scratch = run.scratch;
+  const int64_t queries = run.block.query_end - run.block.query_begin, group = args.query.shape[1] / args.key.shape[1];
+  std::fill_n(scratch.output, scratch.padded_rows * scratch.value_width, T{0});
+  std::fill_n(scratch.rescale, Products::kStages * kRows, T{1});
+  std::fill_n(scratch.max, scratch.padded_rows, kMinusInf<T>);
+  std::fill_n(scratch.sum, scratch.padded_rows, T{0});
+  int64_t member = 0, query = 0;  // head of the group, query of the block
+  for (int64_t t = 0; t < scratch.tile_count; ++t) {
+    Tile<kRows>& tile = scratch.tiles[t];
+    tile.first_row = t * kRows;
+    tile.rows = static_cast<int>(std::min<int64_t>(kRows, queries * group - tile.first_row));
+    tile.height = Products::Height(tile.rows);
+    tile.low = tile.all_high = args.key.shape[2], tile.high = tile.all_low = 0;
+    for (int r = 0; r < tile.rows; ++r) {
+      const Row& row = tile.row[r] = MakeRow(args, run.block.kv_head * group + member, run.block.query_begin + query);
+      if (row.low < row.high) tile.low = std::min(tile.low, row.low), tile.high = std::max(tile.high, row.high);
+      tile.all_low = std::max(tile.all_low, row.low), tile.all_high = std::min(tile.all_high, row.high);
+      if (args.spec.sinks && args.spec.sinks[row.head] != kMinusInf<T>) {
+        scratch.max[tile.first_row + r] = args.spec.sinks[row.head];
+        scratch.sum[tile.first_row + r] = SinkTerm(args.spec.sinks[row.head]);
+      }
+      if (++query == queries) query = 0, ++member;
+    }
+    PrefetchKeys(run, tile.first_row, tile.first_row + kRows);
+    run.products.PackQueries(tile);
+  }
+}
+
+// The keys of block [begin, end) that the tile needs, by windows and masks.
+template <class Products>
+TileKeys KeysOfTile(const AttentionRun<Products>& run, const Tile<Products::kRows>& tile, int64_t begin, int64_t end) {
+  using T = typename AttentionRun<Products>::T;
+  const int64_t low = std::max(tile.low, begin), high = std::min(tile.high, end);
+  TileKeys keys;
+  if (low < high) keys.from = (low - begin) / kPanel<T> * kPanel<T>, keys.to = high - begin;
+  keys.modifiers = run.modifiers;
+  if (run.modifiers.keep) {
+    bool all = true;
+    for (const auto& keep : run.args.spec.keep) {
+      if (keys.empty()) break;
+      const KeptKeys kept = KeptByMask<T>(keep, run.block.batch, tile.row, tile.rows, begin, keys.from, keys.to);
+      keys.from = kept.from, keys.to = kept.to, all &= kept.all;
+    }
+    keys.modifiers.keep = !all;
+  }
+  if (keys.empty()) return keys;
+  keys.modifiers.window = tile.all_low > begin + keys.from || tile.all_high < begin + keys.to;
+  keys.fused = keys.modifiers.TakeFused();
+  return keys;
+}
+
+// Stores row r's weights for the keys [begin, end) from its scores, which have become weights: final if this is the
+// only key block, else to be multiplied by FinishWeights.
+template <class Products>
+void StoreWeights(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int r, int64_t begin,
+                  int64_t end) {
+  using T = typename AttentionRun<Products>::T;
+  const auto& scratch = run.scratch;
+  const int64_t row = stage.tile->first_row + r, from = stage.keys.from, to = stage.keys.to;
+  if (scratch.blocks > 0) {
+    run.BlockMax(row)[begin / Products::kKeys - run.keys.begin / Products::kKeys] = scratch.max[row];
+  }
+  const T factor = scratch.blocks > 0 ? T{1} : Normaliser(scratch.sum[row]);
+  const T zero = T{0} * factor;  // NaN if the row is NaN
+  const auto store = [&](auto* weights) HWY_ATTR {
+    FillRow(weights, from, zero);
+    ScaleRow(run.Scores(stage, r) + from, to - from, factor, weights + from);
+    FillRow(weights + to, end - begin - to, zero);
+  };
+  if (scratch.staging_width > 0) return store(run.Staging(row, begin));
+  store(run.Weights(stage.tile->row[r], begin));
+}
+
+// The next tile from tile t on that keeps any key of the block [begin, end), and t past it; empty if there is none.
+template <class Products>
+Stage<Products::kRows> NextTile(const AttentionRun<Products>& run, int64_t& t, int64_t begin, int64_t end,
+                                int buffer = 0) {
+  while (t < run.scratch.tile_count) {
+    const Tile<Products::kRows>& tile = run.scratch.tiles[t++];
+    const Stage<Products::kRows> stage{&tile, KeysOfTile(run, tile, begin, end), buffer};
+    if (!stage.keys.empty()) return stage;
+    if (!run.args.weights) continue;
+    for (int r = 0; r < tile.rows; ++r) StoreWeights(run, stage, r, begin, end);
+  }
+  return {};
+}
+
+// The first product. `work`: vector work that the matmul backend interleaves with it.
+template <class Products, class... Work>
+void ComputeScores(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int64_t begin,
+                   Work&&... work) {
+  run.products.Score(*stage.tile, stage.keys.from, stage.keys.to, begin, stage.keys.fused, run.Scores(stage),
+                     run.Shift(stage), work...);
+}
+
+// Completes the backend's scores, applies the modifiers and leaves the max of each row in Shift(stage).
+template <class Products>
+void FinishScores(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int64_t begin) {
+  const auto& [tile, keys, buffer] = stage;
+  run.products.FinishScores(*tile, keys.from, keys.to, begin, keys.fused, run.Scores(stage), run.Shift(stage));
+  if (!keys.modifiers) return;
+  for (int r = 0; r < tile->rows; ++r) {
+    ModifyRow(run.args, run.block.batch, tile->row[r], keys.modifiers, begin, keys.from, keys.to, run.Scores(stage, r));
+    run.Shift(stage)[r] = MaxScore(run.Scores(stage, r), keys.from, keys.to);
+  }
+}
+
+template <class Products, typename T = Accumulator<typename Products::Stored>>
+void UpdateTileMaxima(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, T slack = T{0}) {
+  UpdateMaxima(Products::kRows, run.Max(stage), run.Sum(stage), run.Shift(stage), run.Rescale(stage), slack);
+}
+
+// Applies dropout to row r's weights and prepares them for the second product.
+template <class Products>
+void PrepareWeights(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int r, int64_t begin) {
+  using T = typename AttentionRun<Products>::T;
+  const auto& spec = run.args.spec;
+  const auto& keys = stage.keys;
+  if (spec.dropout_keep) {
+    const Row& row = stage.tile->row[r];
+    DropWeights(spec.dropout_keep.at(run.block.batch, row.head, row.query, begin), spec.dropout_keep.stride[3],
+                static_cast<T>(spec.dropout_scale), keys.from, keys.to, run.Scores(stage, r));
+  }
+  run.products.PrepareWeights(r, keys.from, keys.to, run.Scores(stage, r), stage.buffer);
+}
+
+// Row r's scores become weights; the row's sum follows.
+template <class Products>
+void ComputeWeights(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int r, int64_t begin,
+                    int64_t end) {
+  run.Sum(stage)[r] += Exponentials(run.Scores(stage, r), stage.keys.from, stage.keys.to, run.Shift(stage)[r]);
+  if (run.args.weights) StoreWeights(run, stage, r, begin, end);
+  PrepareWeights(run, stage, r, begin);
+}
+
+// The second product.
+template <class Products>
+void AddValues(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage) {
+  run.products.AddValues(*stage.tile, stage.keys.from, stage.keys.to, run.Scores(stage), stage.buffer,
+                         run.Rescale(stage), run.Output(stage));
+}
+
+// Stored exp(score - running max) of each key block becomes exp(score - max) / sum.
+template <class Products>
+void FinishWeights(const AttentionRun<Products>& run, const Row& row, int64_t padded_row) {
+  using T = typename AttentionRun<Products>::T;
+  const Tag<T> d;
+  const int64_t blocks = (run.keys.end - 1) / Products::kKeys - run.keys.begin / Products::kKeys + 1;
+  T* factors = run.BlockMax(padded_row);
+  const auto max = hn::Set(d, run.scratch.max[padded_row]);
+  const auto normaliser = hn::Set(d, Normaliser(run.scratch.sum[padded_row]));
+  ForEachVector(d, blocks, [&](auto lanes, int64_t i) HWY_ATTR {
+    const auto before = lanes.Load(d, factors + i);
+    // After only scores of -inf the weights are 0, or NaN if the row is NaN.
+    const auto none = hn::Eq(before, hn::Set(d, kMinusInf<T>));
+    const auto grown = hn::IfThenElse(none, hn::Set(d, T{1}), AttentionExp(d, hn::Sub(before, max)));
+    lanes.Store(hn::Mul(grown, normaliser), d, factors + i);
+  });
+  ForKeyBlocks(Products::kKeys, run.keys, [&](int64_t begin, int64_t end) HWY_ATTR {
+    auto* const weights = run.Weights(row, begin);
+    const T factor = *factors++;
+    if (run.scratch.staging_width > 0) {
+      return ScaleRow(run.Staging(padded_row, begin), end - begin, factor, weights);
+    }
+    ScaleRow(weights, end - begin, factor, weights);
+  });
+}
+
+// Outputs, lse and weights of all rows, once they have met all keys.
+template <class Products>
+void FinishRows(const AttentionRun<Products>& run) {
+  using T = typename AttentionRun<Products>::T;
+  const auto& args = run.args;
+  const auto& scratch = run.scratch;
+  for (int64_t t = 0; t < scratch.tile_count; ++t) {
+    const Tile<Products::kRows>& tile = scratch.tiles[t];
+    for (int r = 0; r < tile.rows; ++r) {
+      const Row& row = tile.row[r];
+      const int64_t padded_row = tile.first_row + r;
+      const T sum = scratch.sum[padded_row];
+      ScaleRow(scratch.output + padded_row * scratch.value_width, args.value.shape[3], Normaliser(sum),
+               args.output.at(run.block.batch, row.head, row.query));
+      if (args.lse) *args.lse.at(run.block.batch, row.head, row.query) = LogSumExp(scratch.max[padded_row], sum);
+      if (!args.weights) continue;
+      if (scratch.blocks > 0 && run.keys.begin < run.keys.end) FinishWeights(run, row, padded_row);
+      // A NaN row is NaN throughout: its weights must not depend on the range of keys of the block of queries.
+      const T zero = T{0} * Normaliser(sum);
+      FillRow(run.Weights(row, 0), run.keys.begin, zero);
+      FillRow(run.Weights(row, run.keys.end), args.key.shape[2] - run.keys.end, zero);
+    }
+  }
+}
+
+// The driver. key_block(begin, end) takes all tiles through steps 1 to 4 for the packed keys [begin, end).
+template <class Products, class KeyBlock>
+void RunAttention(AttentionRun<Products>& run, const KeyBlock& key_block) {
+  StartRows(run);
+  ForKeyBlocks(Products::kKeys, run.keys, [&](int64_t begin, int64_t end) HWY_ATTR {
+    run.products.PackKeys(begin, end);
+    run.products.PackValues(begin, end);
+    key_block(begin, end);
+  });
+  FinishRows(run);
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

@@ -1,5 +1,5 @@
-// What attention over many queries (attention-inl.h) and over few (decode-inl.h) share: the keys they go through, and
-// the way from scores to weights.
+// The online softmax, shared by attention for many queries (kernel-inl.h) and decode (decode/kernel-inl.h): the keys of
+// a block of queries, and the steps from scores to weights.
 
 #if defined(HEADWISE_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_SOFTMAX_INL_H_
@@ -22,12 +22,13 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// Keys that some of the queries may keep, and whole panels of them.
+// A range of keys.
 struct KeyRange {
   int64_t begin, end;  // begin: a multiple of a panel
 };
 
-// As far as causality, the window and key padding tell.
+// Keys that some of the queries may keep, by the window (modifiers/window-inl.h) and by masks that all heads and
+// queries share (key padding).
 template <typename T>
 KeyRange KeysOf(const AttentionArgs<T>& args, int64_t batch, int64_t query_begin, int64_t query_end) {
   int64_t begin = MakeRow(args, 0, query_begin).low;
@@ -53,28 +54,28 @@ HWY_INLINE void ForKeyBlocks(int64_t size, const KeyRange& keys, const Function&
   }
 }
 
-// The online softmax of `rows` rows: max[r] moves to seen[r] if that is greater by more than `slack`, sum[r] follows,
-// factor[r] is what outputs so far have to be multiplied with. seen[r] becomes what to subtract from the new scores:
-// the maximum, or 0 where nothing but -inf was seen, for which the exponential is 0 either way.
+// The running maxima of `rows` rows. On entry shift[r] is the max of the new scores. If it exceeds max[r] by more than
+// `slack`, max[r] becomes shift[r]. rescale[r] = exp(old max - new max) is the factor for the outputs so far, and is
+// applied to sum[r]. On return shift[r] is the subtrahend of the new scores: the max, or 0 where all scores were -inf
+// (their exponentials are 0 either way).
 template <typename T>
-HWY_INLINE void MoveMaxima(int64_t rows, T* max, T* sum, T* seen, T* factor, T slack = T{0}) {
+HWY_INLINE void UpdateMaxima(int64_t rows, T* max, T* sum, T* shift, T* rescale, T slack = T{0}) {
   const Tag<T> d;
   ForEachVector(d, rows, [&](auto lanes, int64_t r) HWY_ATTR {
-    const auto before = lanes.Load(d, max + r), found = lanes.Load(d, seen + r);
+    const auto before = lanes.Load(d, max + r), found = lanes.Load(d, shift + r);
     const auto stays = hn::Le(found, hn::Add(before, hn::Set(d, slack)));  // not if either is NaN
     const auto now = hn::IfThenElse(stays, before, found);
     const auto same = hn::Eq(before, now);
     const auto scale = hn::IfThenElse(same, hn::Set(d, T{1}), AttentionExp(d, hn::Sub(before, now)));
     lanes.Store(now, d, max + r);
-    lanes.Store(scale, d, factor + r);
+    lanes.Store(scale, d, rescale + r);
     lanes.Store(hn::Mul(lanes.Load(d, sum + r), scale), d, sum + r);
-    lanes.Store(hn::IfThenZeroElse(hn::Eq(now, hn::Set(d, kMinusInf<T>)), now), d, seen + r);
+    lanes.Store(hn::IfThenZeroElse(hn::Eq(now, hn::Set(d, kMinusInf<T>)), now), d, shift + r);
   });
 }
 
-// scores[from, to) become exp(score - shift), in place; returns their sum. `from` is a multiple of a panel. Which lane
-// adds up which score follows from its place alone, so that zeros at either end change no bit of the sum. NaN stays
-// NaN.
+// scores[from, to) become exp(score - shift), in place; returns their sum. `from` is a multiple of a panel. A score's
+// position alone determines the lane that adds it, so zeros at either end change no bit of the sum. NaN stays NaN.
 template <typename T>
 HWY_INLINE T Exponentials(T* scores, int64_t from, int64_t to, T shift) {
   const Tag<T> d;
@@ -99,13 +100,14 @@ HWY_INLINE T Exponentials(T* scores, int64_t from, int64_t to, T shift) {
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
 }
 
-// What an output of weights exp(score - max) is multiplied with in the end. A row that kept nothing is 0 as it is.
+// The final factor of an output of weights exp(score - max): 1 / sum, or 1 for a row that keeps nothing, whose output
+// is 0.
 template <typename T>
 T Normaliser(T sum) {
   return sum == T{0} ? T{1} : T{1} / sum;
 }
 
-// exp(sink - sink), which is NaN for an infinite one, as for an infinite score.
+// exp(sink - max) where the sink is the max: 1, or NaN for an infinite sink, as for an infinite score.
 template <typename T>
 T SinkTerm(T sink) {
   return T{1} + (sink - sink);
@@ -117,7 +119,7 @@ T LogSumExp(T max, T sum) {
   return static_cast<T>(static_cast<double>(max) + std::log(static_cast<double>(sum)));
 }
 
-// to[0, n) = value. May be of halves.
+// to[0, n) = value. `To` may be a 16-bit type.
 template <typename T, typename To>
 HWY_INLINE void FillRow(To* to, int64_t n, T value) {
   const Tag<T> d;
@@ -125,7 +127,7 @@ HWY_INLINE void FillRow(To* to, int64_t n, T value) {
   ForEachVector(d, n, [&](auto lanes, int64_t i) HWY_ATTR { lanes.Store(all, d, to + i); });
 }
 
-// to[0, n) = from * factor. Either may be of halves.
+// to[0, n) = from[0, n) * factor. From and To may be 16-bit types.
 template <typename From, typename T, typename To>
 HWY_INLINE void ScaleRow(const From* from, int64_t n, T factor, To* to) {
   const Tag<T> d;

@@ -72,12 +72,16 @@ void ReadSpec(const py::tuple& fields, AttentionArgs<T>& args) {
   for (const py::handle mask : ToTuple(fields[SpecField::kKeep], "keep")) {
     spec.keep.push_back(ToScoreView<std::uint8_t>(ToArray(mask, "keep"), "keep", args));
   }
-  for (const py::handle item : ToTuple(fields[SpecField::kBias], "bias")) {
-    const py::array bias = ToArray(item, "bias");
-    if (kIs16Bit<T> && HasType<T>(bias)) {
-      spec.half_bias.push_back(ToScoreView<T>(bias, "bias", args));
-    } else {
-      spec.bias.push_back(ToScoreView<A>(bias, "bias", args));
+  // Biases of the accumulator type first: the order of the additions decides the bits.
+  for (const bool stored : {false, true}) {
+    for (const py::handle item : ToTuple(fields[SpecField::kBias], "bias")) {
+      const py::array bias = ToArray(item, "bias");
+      if (stored != (kIs16Bit<T> && HasType<T>(bias))) continue;
+      if (stored) {
+        spec.bias.push_back(ToScoreView<T>(bias, "bias", args));
+      } else {
+        spec.bias.push_back(ToScoreView<A>(bias, "bias", args));
+      }
     }
   }
   spec.alibi_slopes =

@@ -77,8 +77,7 @@ void RegisterAttentionVarlen(py::module_& module) {
           packed.lse = WithBatch(ToView<Accumulator<T>, 2>(lse, "lse"));
           CheckPacked(packed);
           ReadSpec(spec, packed);
-          Check(packed.spec.keep.empty() && packed.spec.bias.empty() && packed.spec.half_bias.empty() &&
-                    !packed.spec.dropout_keep,
+          Check(packed.spec.keep.empty() && packed.spec.bias.empty() && !packed.spec.dropout_keep,
                 "spec: packed sequences have no masks, biases or dropout");
 
           CheckFields(sequences, SequencesField::kCount, "sequences");

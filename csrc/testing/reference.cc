@@ -65,8 +65,9 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
               (args.spec.right < 0 || j <= position + args.spec.right);
     for (const auto& keep : args.spec.keep) kept[j] = kept[j] && *keep.at(n, h, i, j) != 0;
     const auto for_each_bias = [&](const auto& visit) {
-      for (const auto& bias : args.spec.bias) visit(static_cast<double>(*bias.at(n, h, i, j)));
-      for (const auto& bias : args.spec.half_bias) visit(ToDouble(*bias.at(n, h, i, j)));
+      for (const Bias<T>& bias : args.spec.bias) {
+        visit(std::visit([&](const auto& view) { return ToDouble(*view.at(n, h, i, j)); }, bias));
+      }
     };
     for_each_bias([&](double bias) { kept[j] = kept[j] && bias != -kInf; });
     scores[j] = -kInf;

@@ -72,10 +72,10 @@ class AttentionArguments {
   void AddBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
     args.spec.bias.push_back(Broadcast(AddBiasTo(biases_, deviation, dropped, full)));
   }
-  // In T, where that is a half.
-  void AddHalfBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
+  // In T.
+  void AddStoredBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
     if (!kIs16Bit<T>) return AddBias(deviation, dropped, full);
-    args.spec.half_bias.push_back(Broadcast(AddBiasTo(half_biases_, deviation, dropped, full)));
+    args.spec.bias.push_back(Broadcast(AddBiasTo(stored_biases_, deviation, dropped, full)));
   }
   void AddSlopes(double deviation) {
     slopes_.emplace(std::array<std::int64_t, 1>{heads}, shape.guard);
@@ -93,9 +93,10 @@ class AttentionArguments {
     for (const auto& keep : args.spec.keep) {
       if (*keep.at(n, h, i, j) == 0) return false;
     }
-    const auto drops = [&](const auto& bias) { return reference::ToDouble(*bias.at(n, h, i, j)) == -kInf; };
-    return std::none_of(args.spec.bias.begin(), args.spec.bias.end(), drops) &&
-           std::none_of(args.spec.half_bias.begin(), args.spec.half_bias.end(), drops);
+    const auto drops = [&](const Bias<T>& bias) {
+      return std::visit([&](const auto& view) { return reference::ToDouble(*view.at(n, h, i, j)); }, bias) == -kInf;
+    };
+    return std::none_of(args.spec.bias.begin(), args.spec.bias.end(), drops);
   }
 
   // Plants NaN and Inf in every key and value that nobody keeps. Returns how many there are.
@@ -120,7 +121,7 @@ class AttentionArguments {
     ReadOnly inputs(query, key, value);
     for (const Tensor<std::uint8_t, 4>& bytes : bytes_) inputs.Add(bytes);
     for (const Tensor<Number, 4>& bias : biases_) inputs.Add(bias);
-    for (const Tensor<T, 4>& bias : half_biases_) inputs.Add(bias);
+    for (const Tensor<T, 4>& bias : stored_biases_) inputs.Add(bias);
     if (slopes_) inputs.Add(*slopes_);
     if (sinks_) inputs.Add(*sinks_);
     Attention(args);
@@ -150,7 +151,7 @@ class AttentionArguments {
   double MostOfBiases() const {
     double most = 0;
     for (const Tensor<Number, 4>& bias : biases_) most += MaxAbs(bias);
-    for (const Tensor<T, 4>& bias : half_biases_) most += MaxAbs(bias);
+    for (const Tensor<T, 4>& bias : stored_biases_) most += MaxAbs(bias);
     return most;
   }
 
@@ -178,7 +179,7 @@ class AttentionArguments {
  protected:
   std::vector<Tensor<std::uint8_t, 4>> bytes_;
   std::vector<Tensor<Number, 4>> biases_;
-  std::vector<Tensor<T, 4>> half_biases_;
+  std::vector<Tensor<T, 4>> stored_biases_;
   std::optional<Tensor<Number, 1>> slopes_, sinks_;
 
  private:

@@ -40,7 +40,7 @@ AttentionCase<T> RandomCase(std::uint64_t seed) {
   for (std::int64_t biases = Chance(random, 0.4) ? Integer(random, 1, 2) : 0; biases > 0; --biases) {
     test.AddBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
   }
-  if (kIs16Bit<T> && Chance(random, 0.3)) test.AddHalfBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
+  if (kIs16Bit<T> && Chance(random, 0.3)) test.AddStoredBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
   if (Chance(random, 0.3))
     test.AddDrop(0.3, Chance(random, 0.8) ? std::array<bool, 4>{true, true, true, true} : full());
   if (Chance(random, 0.3)) test.AddSlopes(0.2);

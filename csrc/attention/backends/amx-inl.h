@@ -1,13 +1,13 @@
-// Attention on tiles: the tile unit and the vector unit at work on three tiles of rows at once.
+// The matmul backend AMX tiles: the tile unit and the vector unit work on three tiles of rows at once.
 //
-// While the tile unit multiplies the weights of one tile with the values and then the queries of another with the keys,
-// the vector unit makes weights of the scores of the one between them, and adds the first one's product to its outputs
-// (attention_amx_work-inl.h): about ten operations after each instruction on tiles. So finely since a processor looks
-// ahead only so far; where a core is shared by two threads, tens of operations in a row, or loads of tiles in a row,
-// already make the units take turns.
+// While the tile unit multiplies the weights of one tile with the values, and then the queries of another with the
+// keys, the vector unit computes the weights of the tile between them and adds the first one's product to its outputs
+// (interleaved_softmax-inl.h): about ten vector operations after each tile instruction. The interleaving is this fine
+// because a core's out-of-order window is short: where two threads share a core, tens of vector operations in a row, or
+// tile loads in a row, already make the units take turns.
 //
-// Per tile of 32 rows by 128 keys, at 64 features and three parts: 384 products of 16 cycles, and 5,500 vector
-// operations, one per cycle while tiles are multiplied, for these take one of two ports.
+// Cost per tile of 32 rows by 128 keys, at head_dim 64 and three terms: 384 tile products of 16 cycles, and 5,500
+// vector operations at one per cycle, because tile products occupy one of the two vector ports.
 
 #if defined(HEADWISE_ATTENTION_BACKENDS_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_BACKENDS_AMX_INL_H_
@@ -31,135 +31,132 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-template <typename S, int kParts>
-using AmxProducts = PartsProducts<S, kParts, AmxBackend>;
+template <typename S, int kTerms>
+using AmxProducts = SplitProducts<S, kTerms, AmxBackend>;
 
-template <typename S, int kParts>
-class AmxAttentionRun final : public AttentionRun<AmxProducts<S, kParts>> {
-  using Products = AmxProducts<S, kParts>;
-  using Base = AttentionRun<Products>;
-  using typename Base::Part;
-  using typename Base::Stage;
+template <typename S, int kTerms>
+using AmxWeights = TileWeights<kTerms, AmxProducts<S, kTerms>::kStride>;
 
- public:
-  using Base::Base;
+// A running max stays while no score exceeds it by more than this, so that few tiles have to rescale their outputs.
+// Weights are then up to e^5.5, which fits, as split values are below 2^110. With fewer than three terms weights are
+// rounded, except a max weight of exactly 1, which is often most of its row: there the max is exact.
+template <int kTerms>
+constexpr float kMaxSlack = kTerms == 3 ? 5.5f : 0.0f;
 
- private:
-  using Weights = TileWeights<kParts, Products::kStride>;
-  using Outputs = AmxOutputs<kParts>;
-  using WeightsAndOutputs = AmxWeightsAndOutputs<kParts, Products::kStride>;
+// Requested weights, and weights that dropout will change, overwrite the scores.
+template <typename S, int kTerms>
+bool WeightsInPlace(const AttentionRun<AmxProducts<S, kTerms>>& run) {
+  return run.args.weights || run.args.spec.dropout_keep;
+}
 
-  // A maximum stays while no score is greater by more than this, so that few tiles' outputs have to follow a new one.
-  // Weights are up to e^5.5 then, values below 2^110. Weights in fewer than three parts are rounded, but for the
-  // greatest if it is 1, which often is most of its row: there a maximum is what it says.
-  static constexpr float kSlack = Weights::kWatch ? 5.5f : 0.0f;
+// Whether weights may be computed with the running maxima before the tile's own maxima are known. If a score turns out
+// to exceed its max by too much, they are computed again, for which the scores must still be there.
+template <typename S, int kTerms>
+bool CanReuseMaxima(const AttentionRun<AmxProducts<S, kTerms>>& run, const Stage<kSide>& stage) {
+  if (!AmxWeights<S, kTerms>::kTrackMax || stage.keys.modifiers || WeightsInPlace<S, kTerms>(run)) return false;
+  const Tag<float> d;
+  bool finite = true;
+  for (int r = 0; r < kSide; r += kLanes<float>) {
+    finite &= hn::AllTrue(d, hn::IsFinite(hn::Load(d, run.Max(stage) + r)));
+  }
+  return finite;
+}
 
-  void Online(int64_t begin, int64_t end) override {
-    // Weights that go to values that do not split are made by rows.
-    const bool by_rows = !products_.ValuesSplit();
-    Stage behind, now, ahead;
-    int64_t t = 0;
-    for (int buffer = 0; (ahead = this->Next(t, begin, end, buffer)) || now || behind; buffer ^= 1) {
-      const bool as_before = now && !by_rows && MaximaMayStay(now);
-      if (now) {
-        if (as_before) {
-          AdjustScores(now, begin);
-          std::fill_n(this->Rescale(now), Products::kRows, 1.0f);
-        } else {
-          this->FinishScores(now, begin);
-          this->MoveMaxima(now, by_rows ? 0.0f : kSlack);
-        }
-        if (by_rows) {
-          for (int r = 0; r < now.tile->rows; ++r) this->WeightsOfRow(now, r, begin, end);
-        } else {
-          StartWeights(now, as_before ? Maxima(now) : this->Shift(now), ChunkProducts(ahead, behind));
-        }
+// Sets the tile's weights up to be computed alongside chunk_products chunk products.
+template <typename S, int kTerms>
+void StartWeights(const AttentionRun<AmxProducts<S, kTerms>>& run, const Stage<kSide>& stage, const float* shift,
+                  int64_t chunk_products, AmxWeights<S, kTerms>& weights) {
+  const auto& [tile, keys, buffer] = stage;
+  const int64_t first = keys.from / kChunk;
+  weights.Start(run.Scores(stage) + first * kChunk, run.products.Weights(0, buffer), shift, tile->height,
+                Chunks(keys.to) - first, chunk_products, WeightsInPlace<S, kTerms>(run));
+}
+
+// Computes the tile's weights again, with its own maxima.
+template <typename S, int kTerms>
+void RecomputeWeights(const AttentionRun<AmxProducts<S, kTerms>>& run, const Stage<kSide>& stage,
+                      AmxWeights<S, kTerms>& weights) {
+  const auto& [tile, keys, buffer] = stage;
+  run.products.MaxScores(*tile, keys.from, keys.to, run.Scores(stage), run.Shift(stage));
+  UpdateTileMaxima(run, stage, kMaxSlack<kTerms>);
+  StartWeights<S, kTerms>(run, stage, run.Shift(stage), 0, weights);
+  weights.Finish();
+}
+
+// Multiplies a tile's weights with the values, alongside `weights` of another tile, and rescales its outputs. Returns
+// the addition of the product to the outputs, which is left to do.
+template <typename S, int kTerms>
+OutputAdditions<kTerms> MultiplyValues(const AttentionRun<AmxProducts<S, kTerms>>& run, const Stage<kSide>& stage,
+                                       AmxWeights<S, kTerms>& weights) {
+  const auto& [tile, keys, buffer] = stage;
+  float* const output = run.Output(stage);
+  const float* const rescale = run.Rescale(stage);
+  if (!run.products.ValuesSplit()) {
+    run.products.AddValuesInFloat32(*tile, keys.from, keys.to, run.Scores(stage), rescale, output);
+    return {};
+  }
+  run.products.MultiplyValues(*tile, keys.from, keys.to, buffer, weights);
+  const int64_t width = run.scratch.value_width;
+  for (int r = 0; r < tile->rows; ++r) {
+    if (rescale[r] != 1.0f) ScaleRow(output + r * width, width, rescale[r], output + r * width);
+  }
+  return {output, run.products.Product(), tile->rows * width};
+}
+
+// A pipeline of three tiles: `ahead` is multiplied with the keys, `now` gets its weights, `behind` is multiplied with
+// the values.
+template <typename S, int kTerms>
+void AmxKeyBlock(const AttentionRun<AmxProducts<S, kTerms>>& run, int64_t begin, int64_t end,
+                 AmxWeights<S, kTerms>& weights) {
+  const auto& products = run.products;
+  const bool by_rows = !products.ValuesSplit();  // weights of values that do not split stay in float32
+  Stage<kSide> behind, now, ahead;
+  int64_t t = 0;
+  for (int buffer = 0; (ahead = NextTile(run, t, begin, end, buffer)) || now || behind; buffer ^= 1) {
+    const bool reuse_maxima = now && !by_rows && CanReuseMaxima<S, kTerms>(run, now);
+    if (now) {
+      if (reuse_maxima) {
+        products.AdjustScores(*now.tile, now.keys.from, now.keys.to, begin, now.keys.fused, run.Scores(now));
+        std::fill_n(run.Rescale(now), kSide, 1.0f);
+      } else {
+        FinishScores(run, now, begin);
+        UpdateTileMaxima(run, now, by_rows ? 0.0f : kMaxSlack<kTerms>);
       }
-      // The tile behind first: the one ahead takes over its buffer.
-      Outputs outputs = behind ? MultiplyValues(behind) : Outputs();
-      if (ahead) this->Score(ahead, begin, WeightsAndOutputs{weights_, outputs});
-      outputs.Finish();
-      if (now && !by_rows) {
-        weights_.Finish();
-        if (as_before && weights_.Exceeds(kSlack)) MakeAgain(now);
-        weights_.AddSums(this->scratch_.sum + now.tile->first_row);
-        for (int r = 0; r < now.tile->rows; ++r) {
-          if (this->args_.weights) this->StoreWeights(now, r, begin, end);
-          if (this->args_.spec.dropout_keep) this->TakeWeights(now, r, begin);
-        }
+      if (by_rows) {
+        for (int r = 0; r < now.tile->rows; ++r) ComputeWeights(run, now, r, begin, end);
+      } else {
+        const int64_t chunk_products = products.ScoreChunks(ahead.keys.from, ahead.keys.to) +
+                                       products.ValueChunks(behind.keys.from, behind.keys.to);
+        StartWeights<S, kTerms>(run, now, reuse_maxima ? run.Max(now) : run.Shift(now), chunk_products, weights);
       }
-      behind = now, now = ahead;
     }
-  }
-
-  float* Maxima(const Stage& stage) const { return this->scratch_.max + stage.tile->first_row; }
-
-  // Whether weights may be taken with the maxima so far, before anyone has looked for greater scores. If there are any,
-  // they are taken again, for which the scores have to be there still.
-  bool MaximaMayStay(const Stage& stage) const {
-    if (!Weights::kWatch || stage.part.changes || InPlace()) return false;
-    const Tag<float> d;
-    const float* max = Maxima(stage);
-    bool finite = true;
-    for (int r = 0; r < Products::kRows; r += kLanes<float>) {
-      finite &= hn::AllTrue(d, hn::IsFinite(hn::Load(d, max + r)));
+    // `behind` before `ahead`, which takes over its buffer.
+    OutputAdditions<kTerms> additions;
+    if (behind) additions = MultiplyValues<S, kTerms>(run, behind, weights);
+    if (ahead) {
+      ComputeScores(run, ahead, begin,
+                    WeightsAndAdditions<kTerms, AmxProducts<S, kTerms>::kStride>{weights, additions});
     }
-    return finite;
-  }
-
-  void MakeAgain(const Stage& stage) {
-    const auto& [tile, part, buffer] = stage;
-    products_.GreatestScores(*tile, part.from, part.to, this->Scores(stage), this->Shift(stage));
-    this->MoveMaxima(stage, kSlack);
-    StartWeights(stage, this->Shift(stage), 0);
-    weights_.Finish();
-  }
-
-  // Weights that are wanted, or that dropout changes, take the place of the scores.
-  bool InPlace() const { return this->args_.weights || this->args_.spec.dropout_keep; }
-
-  void AdjustScores(const Stage& stage, int64_t begin) const {
-    const auto& [tile, part, buffer] = stage;
-    products_.AdjustScores(*tile, part.from, part.to, begin, part.alibi, this->Scores(stage));
-  }
-
-  void StartWeights(const Stage& stage, const float* shift, int64_t chunk_products) {
-    const auto& [tile, part, buffer] = stage;
-    const int64_t first = part.from / kChunk;
-    weights_.Start(this->Scores(stage) + first * kChunk, products_.Weights(0, buffer), shift, tile->height,
-                   Chunks(part.to) - first, chunk_products, InPlace());
-  }
-
-  // What the outputs still lack: the product of weights and values.
-  Outputs MultiplyValues(const Stage& stage) {
-    const auto& [tile, part, buffer] = stage;
-    float* const output = this->Output(stage);
-    const float* const rescale = this->Rescale(stage);
-    if (!products_.ValuesSplit()) {
-      products_.AddPlainly(*tile, part.from, part.to, this->Scores(stage), rescale, output);
-      return {};
+    additions.Finish();
+    if (now && !by_rows) {
+      weights.Finish();
+      if (reuse_maxima && weights.Exceeds(kMaxSlack<kTerms>)) RecomputeWeights<S, kTerms>(run, now, weights);
+      weights.AddSums(run.Sum(now));
+      for (int r = 0; r < now.tile->rows; ++r) {
+        if (run.args.weights) StoreWeights(run, now, r, begin, end);
+        if (run.args.spec.dropout_keep) PrepareWeights(run, now, r, begin);
+      }
     }
-    products_.MultiplyValues(*tile, part.from, part.to, buffer, weights_);
-    const int64_t width = this->scratch_.value_width;
-    for (int r = 0; r < tile->rows; ++r) {
-      if (rescale[r] != 1.0f) ScaleRow(output + r * width, width, rescale[r], output + r * width);
-    }
-    return {output, products_.Product(), tile->rows * width};
+    behind = now, now = ahead;
   }
+}
 
-  int64_t ChunkProducts(const Stage& ahead, const Stage& behind) const {
-    return products_.ScoreChunks(ahead.part.from, ahead.part.to) +
-           products_.ValueChunks(behind.part.from, behind.part.to);
-  }
-
-  using Base::products_;
-  Weights weights_;  // of the tile between its products
-};
-
-template <typename S, int kParts>
+template <typename S, int kTerms>
 void AmxAttentionBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
   const AmxBackend::Scope tiles;
-  AmxAttentionRun<S, kParts>(args, block, scratch).Run();
+  AttentionRun<AmxProducts<S, kTerms>> run(args, block, scratch);
+  AmxWeights<S, kTerms> weights;
+  RunAttention(run, [&](int64_t begin, int64_t end) HWY_ATTR { AmxKeyBlock<S, kTerms>(run, begin, end, weights); });
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,4 +1,4 @@
-// Compiled for AVX-512 alone, whose vectors do all but the products. float64 does not go by tiles.
+// The matmul backend AMX tiles, compiled for AVX-512 alone, which does all but the products. Every type but float64.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "attention/backends/amx.cc"
 #include <algorithm>

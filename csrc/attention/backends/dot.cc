@@ -1,4 +1,5 @@
-// Compiled for AVX-512 alone, with products by AVX512_BF16: of bfloat16, and of float32 at "medium".
+// The matmul backend BF16 dot (AVX512_BF16), compiled for AVX-512 alone: attention of bfloat16, and of float32 at
+// precision "medium".
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "attention/backends/dot.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -15,55 +16,50 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename S>
-using DotProducts = PartsProducts<S, 1, DotBackend>;
+using DotProducts = SplitProducts<S, 1, DotBackend>;
+
+// A tile's weights, split to one term as they are computed.
+template <typename S>
+void DotWeights(const AttentionRun<DotProducts<S>>& run, const Stage<kSide>& stage, int64_t begin, int64_t end,
+                TileWeights<1, DotProducts<S>::kStride>& weights) {
+  const auto& [tile, keys, buffer] = stage;
+  const int64_t first = keys.from / kChunk;
+  weights.Start(run.Scores(stage) + first * kChunk, run.products.Weights(0, buffer), run.Shift(stage), tile->height,
+                Chunks(keys.to) - first, 0, run.args.weights || run.args.spec.dropout_keep);
+  weights.Finish();
+  weights.AddSums(run.Sum(stage));
+  for (int r = 0; r < tile->rows; ++r) {
+    if (run.args.weights) StoreWeights(run, stage, r, begin, end);
+    if (run.args.spec.dropout_keep) PrepareWeights(run, stage, r, begin);
+  }
+}
 
 // One tile of rows after the other.
 template <typename S>
-class DotAttentionRun final : public AttentionRun<DotProducts<S>> {
-  using Base = AttentionRun<DotProducts<S>>;
-  using typename Base::Stage;
-
- public:
-  using Base::Base;
-
- private:
-  void Online(int64_t begin, int64_t end) override {
-    for (int64_t t = 0; const Stage stage = this->Next(t, begin, end);) {
-      this->Score(stage, begin);
-      this->FinishScores(stage, begin);
-      this->MoveMaxima(stage);
-      if (this->products_.ValuesSplit()) {
-        TakeWeights(stage, begin, end);
-      } else {
-        for (int r = 0; r < stage.tile->rows; ++r) this->WeightsOfRow(stage, r, begin, end);
-      }
-      this->AddValues(stage);
+void DotKeyBlock(const AttentionRun<DotProducts<S>>& run, int64_t begin, int64_t end,
+                 TileWeights<1, DotProducts<S>::kStride>& weights) {
+  for (int64_t t = 0; const auto stage = NextTile(run, t, begin, end);) {
+    ComputeScores(run, stage, begin);
+    FinishScores(run, stage, begin);
+    UpdateTileMaxima(run, stage);
+    if (run.products.ValuesSplit()) {
+      DotWeights(run, stage, begin, end, weights);
+    } else {
+      for (int r = 0; r < stage.tile->rows; ++r) ComputeWeights(run, stage, r, begin, end);
     }
+    AddValues(run, stage);
   }
-
-  void TakeWeights(const Stage& stage, int64_t begin, int64_t end) {
-    const auto& [tile, part, buffer] = stage;
-    const int64_t first = part.from / kChunk;
-    weights_.Start(this->Scores(stage) + first * kChunk, this->products_.Weights(0, buffer), this->Shift(stage),
-                   tile->height, Chunks(part.to) - first, 0, this->args_.weights || this->args_.spec.dropout_keep);
-    weights_.Finish();
-    weights_.AddSums(this->scratch_.sum + tile->first_row);
-    for (int r = 0; r < tile->rows; ++r) {
-      if (this->args_.weights) this->StoreWeights(stage, r, begin, end);
-      if (this->args_.spec.dropout_keep) Base::TakeWeights(stage, r, begin);
-    }
-  }
-
-  TileWeights<1, DotProducts<S>::kStride> weights_;
-};
-
-template <typename S>
-void DotBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
-  DotAttentionRun<S>(args, block, scratch).Run();
 }
 
 template <typename S>
-constexpr AttentionKernel<S> kDotAttention{&AttentionScratchBytes<DotProducts<S>>, &DotBlock<S>};
+void DotAttentionBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
+  AttentionRun<DotProducts<S>> run(args, block, scratch);
+  TileWeights<1, DotProducts<S>::kStride> weights;
+  RunAttention(run, [&](int64_t begin, int64_t end) HWY_ATTR { DotKeyBlock(run, begin, end, weights); });
+}
+
+template <typename S>
+constexpr AttentionKernel<S> kDotAttention{&AttentionScratchBytes<DotProducts<S>>, &DotAttentionBlock<S>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

@@ -1,7 +1,8 @@
-// The products of attention by fused multiply-adds: the register tile of gemm-inl.h over packed panels.
+// The matmul backend FMA: both products of attention with fused multiply-adds, by the register tile of
+// matmul/fma-inl.h over packed panels. Runs on every target and for every type; compiled by backends/fma.cc.
 //
-// Queries, which carry the scale, become tiles [head_dim][height], a block's keys panels [head_dim][panel], its values
-// panels [keys][panel] (pack-inl.h).
+// Packed layouts (matmul/pack-inl.h): queries, multiplied by the scale, as tiles [head_dim][height]; a block's keys as
+// panels [head_dim][panel] and its values as panels [keys][panel].
 
 #if defined(HEADWISE_ATTENTION_BACKENDS_FMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_BACKENDS_FMA_INL_H_
@@ -24,7 +25,7 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// A cache line more than a block: rows of a tile of scores do not fall on the same cache sets.
+// A key block and a cache line, so that the rows of a tile of scores do not fall on the same cache sets.
 template <typename T>
 constexpr int kScoreStride = kKeyBlock<T> + 64 / sizeof(T);
 
@@ -58,31 +59,28 @@ struct StoreScores {
   }
 };
 
-// The same after -slope * |query - key|.
+// The same after the fused modifiers.
 template <typename T>
-struct StoreAlibiScores {
+struct ModifyAndStoreScores {
   StoreScores<T> store;
-  const T* slopes;
-  int64_t offset;
+  const FusedModifiers<T>& modifiers;
   const Tile<kTileRows>& tile;
-  int64_t key;  // of the first score
+  int64_t key_begin, column;  // of the key block; of the first score in it
 
   template <int kVectors>
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
     const Tag<T> d;
-    const Row& row = tile.row[r < tile.rows ? r : 0];
-    const auto slope = hn::Set(d, slopes[row.head]);
-    hn::Vec<Tag<T>> biased[kVectors];
+    const auto modifier = modifiers.ForRow(tile.row[r < tile.rows ? r : 0], key_begin);
+    hn::Vec<Tag<T>> modified[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t from_query = key + v * kLanes<T> - row.query - offset;
-      biased[v] = hn::NegMulAdd(slope, hn::Abs(hn::Iota(d, static_cast<T>(from_query))), sums[v]);
+      modified[v] = modifier(d, sums[v], column + v * kLanes<T>, store.valid - v * kLanes<T>);
     }
-    store(r, biased);
+    store(r, modified);
   }
 };
 
-// Adds a block's weighted values to the outputs, which are rescaled as they are loaded. The block's sum is its own, so
-// that rounding grows with the length of a block and the number of blocks, not with the number of keys.
+// output = output * rescale + a key block's weighted values. Each block has a sum of its own, so that the rounding
+// error grows with the keys of a block plus the number of blocks, not with the number of keys.
 template <typename T>
 struct AddToOutputs {
   T* output;
@@ -108,7 +106,8 @@ bool AllFinite(const T* packed, int64_t count) {
   return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
 }
 
-// What is packed, and its products: the same code whatever it was packed from.
+// Packed arrays and their products, in the accumulator type T: one copy of this code for all element types that share
+// it.
 template <typename T>
 class FmaTiles {
  public:
@@ -126,30 +125,29 @@ class FmaTiles {
         query_(arena.Allocate<T>(padded_rows, head_dim_)),
         key_(arena.Allocate<T>(kKeys, head_dim_)),
         value_(arena.Allocate<T>(kKeys, value_width_)),
-        slopes_(args.spec.alibi_slopes),
-        offset_(args.spec.offset),
+        fused_(args.spec),
         lane_max_(arena.Allocate<T>(kRows * kLanes<T>)) {}
 
-  // scores [kRows][kStride] of the packed block's keys [from, to), the first of which is `begin`; -inf in the rest of
-  // the last vector. greatest[r]: the row's largest, may overlook NaN.
-  void Score(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool alibi, T* scores,
-             T* greatest) const {
+  // scores [kRows][kStride] of keys [from, to) of the packed block, whose first key is `begin`; -inf in the rest of the
+  // last vector. max[r]: the row's max; may overlook NaN.
+  void Score(const Tile<kRows>& tile, int64_t from, int64_t to, int64_t begin, bool fused, T* scores, T* max) const {
     const Tag<T> d;
     std::fill_n(lane_max_, kRows * kLanes<T>, kMinusInf<T>);
     WithHeight(tile.height, [&](auto height) HWY_ATTR {
       for (int64_t column = from; column < to; column += kPanel<T>) {
         const StoreScores<T> store{scores + column, lane_max_, to - column};
         if (PanelWidth<T>(column, keys_) == kPanel<T>) {
-          ScorePanel<height.value, 2>(tile, column, begin, alibi, store);
+          ScorePanel<height.value, 2>(tile, column, begin, fused, store);
         } else {
-          ScorePanel<height.value, 1>(tile, column, begin, alibi, store);
+          ScorePanel<height.value, 1>(tile, column, begin, fused, store);
         }
       }
     });
-    for (int r = 0; r < kRows; ++r) greatest[r] = MaxLane(d, hn::Load(d, lane_max_ + r * kLanes<T>));
+    for (int r = 0; r < kRows; ++r) max[r] = MaxLane(d, hn::Load(d, lane_max_ + r * kLanes<T>));
   }
 
-  // Adds weights (the scores) times values of the packed block's keys [from, to) to rescale[r] * output[r].
+  // output[r] = rescale[r] * output[r] + weights times values, over keys [from, to) of the packed block. weights
+  // [kRows][kStride]: the buffer of the scores.
   void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const T* weights, int /*buffer*/, const T* rescale,
                  T* output) const {
     WithHeight(tile.height, [&](auto height) HWY_ATTR {
@@ -181,19 +179,19 @@ class FmaTiles {
 
  private:
   template <int kHeight, int kVectors>
-  HWY_INLINE void ScorePanel(const Tile<kRows>& tile, int64_t column, int64_t begin, bool alibi,
+  HWY_INLINE void ScorePanel(const Tile<kRows>& tile, int64_t column, int64_t begin, bool fused,
                              const StoreScores<T>& store) const {
     const T* query = query_ + tile.first_row * head_dim_;
     const T* key = key_ + column * head_dim_;
-    if (alibi) {
+    if (fused) {
       GemmTile<kHeight, kVectors, 1, kHeight>(head_dim_, query, key, FromZero<T>(),
-                                              StoreAlibiScores<T>{store, slopes_, offset_, tile, begin + column});
+                                              ModifyAndStoreScores<T>{store, fused_, tile, begin, column});
     } else {
       GemmTile<kHeight, kVectors, 1, kHeight>(head_dim_, query, key, FromZero<T>(), store);
     }
   }
 
-  // For values with NaN or Inf among them: a key of weight 0 is passed over, for 0 * NaN is not 0.
+  // The same for values with NaN or Inf: keys of weight 0 are skipped, because 0 * NaN is NaN.
   HWY_NOINLINE void AddNonFinite(int rows, int64_t depth, const T* values, int64_t width, const T* weights,
                                  const AddToOutputs<T>& outputs) const {
     const Tag<T> d;
@@ -209,8 +207,7 @@ class FmaTiles {
     }
   }
 
-  const T* const slopes_;
-  const int64_t offset_;
+  const FusedModifiers<T> fused_;
   T* const lane_max_;  // [kRows][lanes] of a tile's scores
 };
 
@@ -236,7 +233,7 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
     T* packed = query_ + tile.first_row * head_dim_;
     if (tile.rows < tile.height) std::fill_n(packed, head_dim_ * tile.height, T{0});
     for (int r = 0; r < tile.rows;) {
-      // A tile may reach into the next head, whose rows are elsewhere.
+      // A tile may extend into the next head, whose rows are elsewhere in memory.
       int count = 1;
       while (r + count < tile.rows && tile.row[r + count].head == tile.row[r].head) ++count;
       const auto [rows, stride] = Wide(args_.query, tile.row[r].head, tile.row[r].query, count);
@@ -259,11 +256,11 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
     values_finite_ = AllFinite(value_, keys_ * value_width_);
   }
 
-  // What Score leaves to do.
+  // Score post-processing: none here.
   void FinishScores(const Tile<kRows>&, int64_t, int64_t, int64_t, bool, T*, T*) const {}
 
-  // What AddValues wants done with the weights of row r before.
-  void TakeWeights(int, int64_t, int64_t, const T*, int) const {}
+  // Preparation of row r's weights: none here.
+  void PrepareWeights(int, int64_t, int64_t, const T*, int) const {}
 
  private:
   struct Rows {
@@ -271,7 +268,7 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
     int64_t stride;
   };
 
-  // Some rows of a head, with halves widened.
+  // Rows [first, first + count) of a head, widened from 16-bit types.
   Rows Wide(const View<const S, 4>& array, int64_t head, int64_t first, int64_t count) const {
     if constexpr (kIs16Bit<S>) {
       const int64_t width = array.shape[3];
@@ -292,31 +289,25 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
   using Base::values_finite_;
   const AttentionArgs<S>& args_;
   const AttentionBlock block_;
-  T* const wide_;  // rows on their way from halves into panels
+  T* const wide_;  // [kKeys][max width] staging buffer of widened rows
 };
 
+// One tile of rows after the other.
 template <typename S>
-class FmaAttentionRun final : public AttentionRun<FmaProducts<S>> {
-  using Base = AttentionRun<FmaProducts<S>>;
-
- public:
-  using Base::Base;
-
- private:
-  void Online(int64_t begin, int64_t end) override {
-    for (int64_t t = 0; const typename Base::Stage stage = this->Next(t, begin, end);) {
-      this->Score(stage, begin);
-      this->FinishScores(stage, begin);
-      this->MoveMaxima(stage);
-      for (int r = 0; r < stage.tile->rows; ++r) this->WeightsOfRow(stage, r, begin, end);
-      this->AddValues(stage);
-    }
+void FmaKeyBlock(const AttentionRun<FmaProducts<S>>& run, int64_t begin, int64_t end) {
+  for (int64_t t = 0; const auto stage = NextTile(run, t, begin, end);) {
+    ComputeScores(run, stage, begin);
+    FinishScores(run, stage, begin);
+    UpdateTileMaxima(run, stage);
+    for (int r = 0; r < stage.tile->rows; ++r) ComputeWeights(run, stage, r, begin, end);
+    AddValues(run, stage);
   }
-};
+}
 
 template <typename S>
 void FmaAttentionBlock(const AttentionArgs<S>& args, const AttentionBlock& block, std::byte* scratch) {
-  FmaAttentionRun<S>(args, block, scratch).Run();
+  AttentionRun<FmaProducts<S>> run(args, block, scratch);
+  RunAttention(run, [&](int64_t begin, int64_t end) HWY_ATTR { FmaKeyBlock(run, begin, end); });
 }
 
 }  // namespace HWY_NAMESPACE

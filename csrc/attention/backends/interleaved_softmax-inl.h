@@ -1,9 +1,10 @@
-// What the vector unit does alongside the products of attention on tiles (NoWork in amx_parts-inl.h says how): the
-// weights of one tile of rows from its scores, and the outputs of another from its product with the values.
+// Softmax steps written as short portions, which AMX interleaves with its tile products (NoWork in
+// matmul/bf16_amx-inl.h is the interface): the weights of one tile of rows from its scores, and the outputs of another
+// from its product with the values. The BF16 dot backend runs the same weights without interleaving.
 //
-// Operations come in the order in which they stand here, which the compiler is kept from changing: four that do not
-// wait for each other, then four that need them. A processor looks ahead only so far, less where its core is shared by
-// two threads, and the tile unit must not wait for it.
+// Operations execute in source order, which the compiler is kept from changing: four independent ones, then four that
+// depend on them. A core's out-of-order window is short, shorter where two threads share the core, and the tile unit
+// must not wait for it.
 
 #if defined(HEADWISE_ATTENTION_BACKENDS_INTERLEAVED_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_BACKENDS_INTERLEAVED_SOFTMAX_INL_H_
@@ -26,36 +27,36 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// exp(score - shift) of a tile, in parts, and their sums; nothing before it is started. A unit is 8 rows by a chunk of
-// 32 keys; in it, two rows at a time, four vectors of scores, go through kSteps steps. attention_dot.cc takes all at
-// once.
-template <int kParts, int kStride>
+// The weights exp(score - shift) of a tile, split into kTerms terms, and their sums. Idle until Start. A unit of work
+// is 8 rows by a chunk of 32 keys; in it two rows at a time, four vectors of scores, go through kSteps steps.
+template <int kTerms, int kStride>
 class TileWeights {
  public:
   using V = hn::Vec<Tag<float>>;
 
-  // Whether it looks out for scores greater than their shift (Exceeds).
-  static constexpr bool kWatch = kParts == 3;
+  // Whether the max of score - shift is tracked (Exceeds).
+  static constexpr bool kTrackMax = kTerms == 3;
 
   struct Unit {
     float* scores;
     std::uint32_t* weights;
     const float* shift;
     float* sums;
-    float* greatest;
+    float* max;
     bool in_place;
   };
 
-  // Of the two rows: a score, then its parts; its exponent, then a part; its weight, then what is left of it.
+  // Register reuse: x = score, then its reduced argument; n = exponent, then a term of the split; p = weight, then the
+  // residual of the split.
   struct State {
     struct {
       V x, n, p;
     } vector[4];
-    V greatest;
+    V max;
   };
 
-  // Of `rows` rows, 16 or 32, by `chunks` chunks, to go along with chunk_products products. With in_place the scores
-  // become weights too.
+  // `rows` rows (16 or 32) by `chunks` chunks, spread over chunk_products chunk products. With in_place the weights
+  // overwrite the scores.
   void Start(float* scores, std::uint32_t* weights, const float* shift, int rows, int64_t chunks,
              int64_t chunk_products, bool in_place) {
     scores_ = scores, weights_ = weights, shift_ = shift, in_place_ = in_place;
@@ -63,28 +64,28 @@ class TileWeights {
     left_ = rows / kUnitRows * static_cast<int>(chunks);
     share_ = static_cast<int>((left_ + 1) * kOne / std::max<int64_t>(1, chunk_products)) + 1, due_ = 0;
     std::fill_n(sums_, rows * kLanes<float>, 0.0f);
-    std::fill_n(greatest_, kLanes<float>, kMinusInf<float>);
+    std::fill_n(max_, kLanes<float>, kMinusInf<float>);
   }
 
   HWY_INLINE bool Begin(Unit& unit) {
     if ((due_ += share_) < kOne || left_ == 0) return false;
     due_ -= kOne;
-    Take(unit);
+    NextUnit(unit);
     return true;
   }
 
   template <int kPortion>
   static HWY_INLINE void At(const Unit& unit, State& state) {
-    constexpr int kAll = kUnitRows / 2 * kSteps, kPortions = kInstructions<kParts>;
+    constexpr int kAll = kUnitRows / 2 * kSteps, kPortions = kInstructions<kTerms>;
     Steps<kPortion * kAll / kPortions, (kPortion + 1) * kAll / kPortions>(unit, state);
   }
 
-  // What is left.
+  // Computes the remaining units.
   void Finish() {
     while (left_ > 0) {
       Unit unit;
       State state;
-      Take(unit);
+      NextUnit(unit);
       Steps<0, kUnitRows / 2 * kSteps>(unit, state);
     }
   }
@@ -92,7 +93,7 @@ class TileWeights {
   // Whether some score exceeds its shift by more than `slack`; NaN does not.
   bool Exceeds(float slack) const {
     const Tag<float> d;
-    return !hn::AllFalse(d, hn::Gt(hn::Load(d, greatest_), hn::Set(d, slack)));
+    return !hn::AllFalse(d, hn::Gt(hn::Load(d, max_), hn::Set(d, slack)));
   }
 
   // sums[r] += that of row r. Rows come in fours.
@@ -109,25 +110,21 @@ class TileWeights {
 
  private:
   static constexpr int kUnitRows = 8;
-  static constexpr int kOne = 1024;  // unit
+  static constexpr int kOne = 1024;  // a unit, in the fixed-point arithmetic of share_ and due_
 
   static constexpr int kDegree = static_cast<int>(std::size(AttentionExpConstants<float>::kCoefficients)) - 1;
   static constexpr int kScale = 5 + kDegree;  // the last but one of AttentionExp's steps
   static constexpr int kSum = kScale + 2;
-  static constexpr int kFirstPart = kSum + 1;
-  static constexpr int kStepsOfPart = 3;  // the last part has two
-  static constexpr int kSteps = kFirstPart + kStepsOfPart * (kParts - 1) + 2;
+  static constexpr int kFirstTerm = kSum + 1;
+  static constexpr int kStepsPerTerm = 3;  // the last term has two
+  static constexpr int kSteps = kFirstTerm + kStepsPerTerm * (kTerms - 1) + 2;
 
-  HWY_INLINE void Take(Unit& unit) {
-    unit = {scores_ + r_ * kStride,
-            weights_ + r_ * kTileSide,
-            shift_ + r_,
-            sums_ + r_ * kLanes<float>,
-            greatest_,
-            in_place_};
+  HWY_INLINE void NextUnit(Unit& unit) {
+    unit = {
+        scores_ + r_ * kStride, weights_ + r_ * kTileSide, shift_ + r_, sums_ + r_ * kLanes<float>, max_, in_place_};
     --left_;
     r_ += kUnitRows;
-    if (r_ == rows_) r_ = 0, scores_ += kChunk, weights_ += kChunkSize<kParts>;
+    if (r_ == rows_) r_ = 0, scores_ += kChunk, weights_ += kChunkSize<kTerms>;
   }
 
   template <int kFrom, int kTo>
@@ -141,7 +138,7 @@ class TileWeights {
   template <int kStep, int kRow>
   static HWY_INLINE void Step(const Unit& unit, State& state) {
     const Tag<float> d;
-    if constexpr (kWatch && kStep == 1 && kRow == 0) state.greatest = hn::Load(d, unit.greatest);
+    if constexpr (kTrackMax && kStep == 1 && kRow == 0) state.max = hn::Load(d, unit.max);
     if constexpr (kStep < kSum) {
       Exp<kStep, kRow, 0>(unit, state);
       Exp<kStep, kRow, 1>(unit, state);
@@ -151,13 +148,14 @@ class TileWeights {
       Sum<kRow, 0>(unit, state);
       Sum<kRow, 1>(unit, state);
     } else {
-      constexpr int kPart = (kStep - kFirstPart) / kStepsOfPart, kOfPart = (kStep - kFirstPart) % kStepsOfPart;
-      if constexpr (kOfPart == 0) CutPart<kPart, 0>(state), CutPart<kPart, 1>(state);
-      if constexpr (kOfPart == 0) CutPart<kPart, 2>(state), CutPart<kPart, 3>(state);
-      if constexpr (kOfPart == 1) StorePart<kPart, kRow, 0>(unit, state), StorePart<kPart, kRow, 1>(unit, state);
-      if constexpr (kOfPart == 2) TakePart<0>(state), TakePart<1>(state), TakePart<2>(state), TakePart<3>(state);
+      constexpr int kTerm = (kStep - kFirstTerm) / kStepsPerTerm, kTermStep = (kStep - kFirstTerm) % kStepsPerTerm;
+      if constexpr (kTermStep == 0) RoundTerm<kTerm, 0>(state), RoundTerm<kTerm, 1>(state);
+      if constexpr (kTermStep == 0) RoundTerm<kTerm, 2>(state), RoundTerm<kTerm, 3>(state);
+      if constexpr (kTermStep == 1) StoreTerm<kTerm, kRow, 0>(unit, state), StoreTerm<kTerm, kRow, 1>(unit, state);
+      if constexpr (kTermStep == 2)
+        SubtractTerm<0>(state), SubtractTerm<1>(state), SubtractTerm<2>(state), SubtractTerm<3>(state);
     }
-    if constexpr (kWatch && kStep == 1 && kRow == kUnitRows - 2) hn::Store(state.greatest, d, unit.greatest);
+    if constexpr (kTrackMax && kStep == 1 && kRow == kUnitRows - 2) hn::Store(state.max, d, unit.max);
   }
 
   template <int kStep, int kRow, int kVector>
@@ -170,7 +168,8 @@ class TileWeights {
     if constexpr (kStep == 0) {
       x = Keep(hn::Sub(hn::Load(d, scores), hn::Set(d, unit.shift[kRow + kVector / 2])));
     } else if constexpr (kStep == 1) {
-      if constexpr (kWatch) state.greatest = Keep(hn::Max(x, state.greatest));  // of a NaN the second
+      if constexpr (kTrackMax)
+        state.max = Keep(hn::Max(x, state.max));  // MAXPS returns the second operand if either is NaN
       x = Keep(ClampBelow(d, x, Constants::kLowest));
     } else if constexpr (kStep == 2) {
       n = Keep(hn::MulAdd(x, log2e, round));
@@ -197,7 +196,7 @@ class TileWeights {
     return hn::Set(Tag<float>(), Constants::kShift * Constants::kCoefficients[kPower]);
   }
 
-  // A row's sum runs in lanes: which one adds up which weight follows from its place alone.
+  // A row's sum is kept per lane; a weight's position alone determines its lane.
   template <int kRow, int kPair>
   static HWY_INLINE void Sum(const Unit& unit, State& state) {
     const Tag<float> d;
@@ -205,34 +204,34 @@ class TileWeights {
     hn::Store(hn::Add(hn::Load(d, sum), hn::Add(state.vector[2 * kPair].p, state.vector[2 * kPair + 1].p)), d, sum);
   }
 
-  // As StoreSplit<kParts, kParts == 3>, in steps; n is the part. Cutting off saves two operations of eight.
-  template <int kPart, int kVector>
-  static HWY_INLINE void CutPart(State& state) {
+  // StoreSplit<kTerms, kTerms == 3> in steps; n is the term. Truncation saves two operations of eight.
+  template <int kTerm, int kVector>
+  static HWY_INLINE void RoundTerm(State& state) {
     const Tag<float> d;
     const Tag<std::uint32_t> bits;
     auto& vector = state.vector[kVector];
-    auto part = hn::BitCast(bits, vector.p);
-    if constexpr (kParts < 3) part = hn::Add(part, hn::Set(bits, 0x8000u));
-    if constexpr (kPart + 1 < kParts) part = hn::And(part, hn::Set(bits, 0xFFFF0000u));
-    vector.n = hn::BitCast(d, part);
-    if constexpr (kParts < 3 || kPart + 1 < kParts) vector.n = Keep(vector.n);
+    auto term = hn::BitCast(bits, vector.p);
+    if constexpr (kTerms < 3) term = hn::Add(term, hn::Set(bits, 0x8000u));
+    if constexpr (kTerm + 1 < kTerms) term = hn::And(term, hn::Set(bits, 0xFFFF0000u));
+    vector.n = hn::BitCast(d, term);
+    if constexpr (kTerms < 3 || kTerm + 1 < kTerms) vector.n = Keep(vector.n);
   }
 
-  template <int kPart, int kRow, int kPair>
-  static HWY_INLINE void StorePart(const Unit& unit, const State& state) {
+  template <int kTerm, int kRow, int kPair>
+  static HWY_INLINE void StoreTerm(const Unit& unit, const State& state) {
     const Tag<std::uint32_t> bits;
     const auto x = hn::BitCast(bits, state.vector[2 * kPair].n), y = hn::BitCast(bits, state.vector[2 * kPair + 1].n);
     hn::StoreU(hn::OrAnd(hn::ShiftRight<16>(x), y, hn::Set(bits, 0xFFFF0000u)), bits,
-               unit.weights + (kRow + kPair) * kTileSide + kPart * 2 * kTileSize);
+               unit.weights + (kRow + kPair) * kTileSide + kTerm * 2 * kTileSize);
   }
 
   template <int kVector>
-  static HWY_INLINE void TakePart(State& state) {
+  static HWY_INLINE void SubtractTerm(State& state) {
     auto& vector = state.vector[kVector];
     vector.p = Keep(hn::Sub(vector.p, vector.n));
   }
 
-  // v, where it stands: volatile as the instructions on tiles are.
+  // Keeps the operation that computes v in its place: volatile, like the tile instructions.
   static HWY_INLINE V Keep(V v) {
     asm volatile("" : "+v"(v.raw));
     return v;
@@ -242,24 +241,24 @@ class TileWeights {
   std::uint32_t* weights_ = nullptr;
   const float* shift_ = nullptr;
   int rows_ = 0, r_ = 0;
-  int left_ = 0;  // units
+  int left_ = 0;  // units not yet computed
   int share_ = 0, due_ = 0;
   bool in_place_ = false;
   alignas(64) float sums_[kSide * kLanes<float>];
-  alignas(64) float greatest_[kLanes<float>];  // of scores less their shift, over rows
+  alignas(64) float max_[kLanes<float>];  // lanewise max of score - shift over all rows
 };
 
 // output[size] += product, in units of 32 vectors.
-template <int kParts>
-class AmxOutputs {
+template <int kTerms>
+class OutputAdditions {
  public:
   struct Unit {
     float* output;
-    const float* product;  // null: nothing to do
+    const float* product;  // null: no addition
   };
 
-  AmxOutputs() = default;  // none
-  AmxOutputs(float* output, const float* product, int64_t size)
+  OutputAdditions() = default;  // nothing to add
+  OutputAdditions(float* output, const float* product, int64_t size)
       : output_(output), product_(product), end_(output + size) {}
 
   HWY_INLINE void Begin(Unit& unit) {
@@ -270,13 +269,13 @@ class AmxOutputs {
 
   template <int kPortion>
   static HWY_INLINE void At(const Unit& unit) {
-    constexpr int kFrom = kPortion * kVectors / kInstructions<kParts>;
-    constexpr int kTo = (kPortion + 1) * kVectors / kInstructions<kParts>;
+    constexpr int kFrom = kPortion * kVectors / kInstructions<kTerms>;
+    constexpr int kTo = (kPortion + 1) * kVectors / kInstructions<kTerms>;
     if (kFrom == kTo || !unit.product) return;
     Add<kFrom, kTo>(unit.output, unit.product);
   }
 
-  // What is left.
+  // Adds the remaining vectors.
   void Finish() {
     for (; output_ < end_; output_ += kSide, product_ += kSide) Add<0, 2>(output_, product_);
   }
@@ -300,32 +299,32 @@ class AmxOutputs {
   float* end_ = nullptr;
 };
 
-// Both at once.
-template <int kParts, int kStride>
-struct AmxWeightsAndOutputs {
-  using Weights = TileWeights<kParts, kStride>;
-  using Outputs = AmxOutputs<kParts>;
+// Both, interleaved with the same products.
+template <int kTerms, int kStride>
+struct WeightsAndAdditions {
+  using Weights = TileWeights<kTerms, kStride>;
+  using Additions = OutputAdditions<kTerms>;
   using State = typename Weights::State;
 
   struct Unit {
     typename Weights::Unit weights;
-    typename Outputs::Unit outputs;
+    typename Additions::Unit additions;
   };
 
   HWY_INLINE bool Begin(Unit& unit) {
     if (!weights.Begin(unit.weights)) return false;
-    outputs.Begin(unit.outputs);
+    additions.Begin(unit.additions);
     return true;
   }
 
   template <int kPortion>
   static HWY_INLINE void At(const Unit& unit, State& state) {
     Weights::template At<kPortion>(unit.weights, state);
-    Outputs::template At<kPortion>(unit.outputs);
+    Additions::template At<kPortion>(unit.additions);
   }
 
   Weights& weights;
-  Outputs& outputs;
+  Additions& additions;
 };
 
 }  // namespace HWY_NAMESPACE

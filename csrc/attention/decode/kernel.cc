@@ -1,8 +1,9 @@
-// Compiled once per target: foreach_target.h includes this file again for each.
+// Decode, compiled once per target: foreach_target.h includes this file again for each.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "attention/decode/kernel.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
+#include "attention/decode/combine-inl.h"
 #include "attention/decode/kernel-inl.h"
 #include "attention/kernel.h"
 #include "base/dispatch.h"
@@ -12,7 +13,7 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr DecodeKernel<T> kDecode{&PartialBytes<T>, &DecodeScratchBytes<T>, &DecodeRunChunk<T>, &MergeChunks<T>};
+constexpr DecodeKernel<T> kDecode{&PartialBytes<T>, &DecodeScratchBytes<T>, &DecodeChunkKernel<T>, &CombineChunks<T>};
 
 const KernelSet<DecodeKernel>* DecodeKernels() {
   static constexpr KernelSet<DecodeKernel> kernels{kDecode<Float16>, kDecode<BFloat16>, kDecode<float>,

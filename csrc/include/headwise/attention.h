@@ -2,6 +2,9 @@
 // and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135).
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+#include <variant>
 #include <vector>
 
 #include "headwise/dtype.h"
@@ -13,63 +16,70 @@ namespace headwise {
 // For every batch entry b, head h (sharing key and value head h / (heads / kv_heads)) and query i:
 //
 //   s_j    = softcap * tanh(scale * query_i . key_j / softcap) + sum of biases_ij - alibi_slopes_h * |i + offset - j|
-//   kept   = every keep_ij, and left and right: i + offset - left <= j <= i + offset + right
+//   kept   = every keep_ij is nonzero, no bias_ij is -inf, and i + offset - left <= j <= i + offset + right
 //   p_j    = exp(s_j) / (sum over kept k of exp(s_k) + exp(sinks_h)), 0 where not kept
 //   output = sum over kept j of p_j * value_j  (with dropout: dropout_keep_ij ? dropout_scale * p_j : 0)
 //   lse    = log of the denominator
 //
-// Weights below 2^-86 (float64: 2^-622) of the greatest in their row may count as 0. scale * query_i is rounded first:
-// a number that this makes 0 is NaN beside an infinite one of a key.
-// A kept NaN, or a score or sink of +inf, makes its whole row NaN, weights of keys not kept included. A query that
-// keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h). Whatever stands in a key or value that is not kept,
-// NaN included, reaches nothing. Unless weights are asked for, nothing of size query_len * key_len is built.
+// T is float, double, Float16 or BFloat16. 16-bit types are computed in float; output and weights are rounded once.
 //
-// T is float, double, Float16 or BFloat16. Halves are computed in float; output and weights are rounded once.
+// Limits:
+// - A weight below 2^-86 (float64: 2^-622) of the max weight of its row may count as 0.
+// - scale * query_i is rounded before the product; an element that the scale makes 0 gives NaN with an infinite key.
+// - A kept NaN, or a score or sink of +inf, makes its whole row NaN, including the weights of keys that are not kept.
+//   A score of -inf drops its key.
+// - A query that keeps nothing gets output 0, weights 0 and lse -inf (or sinks_h).
+// - NaN and infinity in a key or value that a query does not keep do not affect that query.
+// - Memory is O(query_len + key_len) unless weights are requested.
 //
-// Where bfloat16 is multiplied (see precision.h): of Float16 the products of the lesser of two parts are left out,
-// up to 2^-16 of a product, and weights meet values in two parts, those of BFloat16 as BFloat16. Numbers below 2^-126
-// count as 0, and below 2^-110 lose their last bits: the output differs by at most 2^-124 for that unless a subnormal
-// query meets a key beyond 2^100, or the other way round. A score of -inf drops its key, on every target.
-// Everything that describes attention but its inputs and outputs. Axes of size 1 of masks and biases have stride 0.
+// On the bf16 matmul backends (precision.h): for Float16 the low x low term is omitted (relative error <= 2^-16 per
+// product) and weights are split into two terms before they meet the values; for BFloat16 weights are rounded to
+// bfloat16. Numbers below 2^-126 count as 0, and numbers below 2^-110 lose low bits. The output differs by at most
+// 2^-124 for that, unless a subnormal query meets a key beyond 2^100 or a subnormal key such a query.
+
+// An additive bias (batch, heads, query_len, key_len): in the accumulator type or, for 16-bit T, in T.
+template <typename T>
+using Bias = std::conditional_t<kIs16Bit<T>, std::variant<View<const Accumulator<T>, 4>, View<const T, 4>>,
+                                std::variant<View<const Accumulator<T>, 4>>>;
+
+// Everything that describes attention except its inputs and outputs. Masks and biases have the shape (batch, heads,
+// query_len, key_len), with stride 0 on axes that are broadcast; the last stride is 0 or 1.
 template <typename T>
 struct AttentionSpec {
   double scale = 1.0;
   double softcap = 0.0;     // 0: none
-  std::int64_t left = -1;   // -1: open
-  std::int64_t right = -1;  // -1: open; 0: causal
+  std::int64_t left = -1;   // window to the left; -1: open
+  std::int64_t right = -1;  // window to the right; -1: open; 0: causal
   std::int64_t offset = 0;  // position of query 0 among the keys
   Precision precision = Precision::kHighest;
-  std::vector<View<const std::uint8_t, 4>> keep;    // nonzero keeps; stride 0 where broadcast, last stride 0 or 1
-  std::vector<View<const Accumulator<T>, 4>> bias;  // likewise; -inf drops
-  std::vector<View<const T, 4>> half_bias;          // more of them, where T is a half
-  const Accumulator<T>* alibi_slopes = nullptr;     // (heads,); optional
-  const Accumulator<T>* sinks = nullptr;            // (heads,); optional
-  View<const std::uint8_t, 4> dropout_keep;         // weights that dropout keeps are not zero; optional
-  double dropout_scale = 1.0;                       // factor of the weights that dropout keeps
+  std::vector<View<const std::uint8_t, 4>> keep;  // nonzero keeps
+  std::vector<Bias<T>> bias;                      // added in this order; -inf drops
+  const Accumulator<T>* alibi_slopes = nullptr;   // (heads,); optional
+  const Accumulator<T>* sinks = nullptr;          // (heads,); optional
+  View<const std::uint8_t, 4> dropout_keep;       // nonzero keeps the weight; optional
+  double dropout_scale = 1.0;                     // factor of the weights that dropout keeps
 };
 
+// The last axis of every array is contiguous.
 template <typename T>
 struct AttentionArgs {
-  View<const T, 4> query;       // (batch, heads, query_len, head_dim), last axis contiguous
-  View<const T, 4> key;         // (batch, kv_heads, key_len, head_dim), last axis contiguous
-  View<const T, 4> value;       // (batch, kv_heads, key_len, value_dim), last axis contiguous
-  View<T, 4> output;            // (batch, heads, query_len, value_dim), last axis contiguous
-  View<T, 4> weights;           // (batch, heads, query_len, key_len), last axis contiguous; optional
+  View<const T, 4> query;       // (batch, heads, query_len, head_dim)
+  View<const T, 4> key;         // (batch, kv_heads, key_len, head_dim)
+  View<const T, 4> value;       // (batch, kv_heads, key_len, value_dim)
+  View<T, 4> output;            // (batch, heads, query_len, value_dim)
+  View<T, 4> weights;           // (batch, heads, query_len, key_len); optional
   View<Accumulator<T>, 3> lse;  // (batch, heads, query_len); optional
   AttentionSpec<T> spec;
 };
 
-void Attention(const AttentionArgs<float>& args);
-void Attention(const AttentionArgs<double>& args);
-void Attention(const AttentionArgs<Float16>& args);
-void Attention(const AttentionArgs<BFloat16>& args);
+// Defined for T = float, double, Float16, BFloat16.
+template <typename T>
+void Attention(const AttentionArgs<T>& args);
 
-// Many calls as one, of sequences of different lengths: each is a call with batch entries of its own, views of packed
-// arrays for instance. All share one parallel region, nothing is padded, and each comes out as it does alone, to the
-// bit. No call's outputs may overlap another's arrays.
-void AttentionVarlen(const std::vector<AttentionArgs<float>>& calls);
-void AttentionVarlen(const std::vector<AttentionArgs<double>>& calls);
-void AttentionVarlen(const std::vector<AttentionArgs<Float16>>& calls);
-void AttentionVarlen(const std::vector<AttentionArgs<BFloat16>>& calls);
+// Many calls in one parallel region, for sequences of different lengths: each call has batch entries of its own, for
+// instance views of packed arrays. Nothing is padded. Each call's results have the same bits as a call of Attention.
+// No call's outputs may overlap another call's arrays.
+template <typename T>
+void AttentionVarlen(const std::vector<AttentionArgs<T>>& calls);
 
 }  // namespace headwise

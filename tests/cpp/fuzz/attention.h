@@ -56,8 +56,8 @@ class AttentionInput : public AttentionArguments<T> {
       const std::array<bool, 4> whole = full();
       const double dropped = bytes.Bool() ? 0.3 : 0;
       if (kIs16Bit<T> && (axes & 16) != 0) {
-        this->AddHalfBias(1, dropped, whole);
-        if (bytes.Bool()) Fill(this->half_biases_.back(), bytes);
+        this->AddStoredBias(1, dropped, whole);
+        if (bytes.Bool()) Fill(this->stored_biases_.back(), bytes);
       } else {
         this->AddBias(1, dropped, whole);
         if (bytes.Bool()) Fill(this->biases_.back(), bytes);
@@ -119,7 +119,7 @@ class AttentionInput : public AttentionArguments<T> {
          << shape.value_dim << ", |query| " << MaxAbs(this->query) << ", |key| " << MaxAbs(this->key) << ", |value| "
          << MaxAbs(this->value) << ", weights " << static_cast<bool>(args.weights) << ", lse "
          << static_cast<bool>(args.lse) << ", masks " << args.spec.keep.size() << ", biases " << args.spec.bias.size()
-         << ", of halves " << args.spec.half_bias.size() << ", drop " << static_cast<bool>(args.spec.dropout_keep)
+         << ", in T " << this->stored_biases_.size() << ", drop " << static_cast<bool>(args.spec.dropout_keep)
          << ", slopes " << (args.spec.alibi_slopes != nullptr) << ", sinks " << (args.spec.sinks != nullptr)
          << ", scale " << args.spec.scale << ", softcap " << args.spec.softcap << ", left " << args.spec.left
          << ", right " << args.spec.right << ", offset " << args.spec.offset << ", precision "
