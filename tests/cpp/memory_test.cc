@@ -359,7 +359,9 @@ TEST(LargeResults, WithFailingAllocations) {
     EXPECT_FALSE(Fails(run, 3));
     EXPECT_EQ(out, expected);
   };
-  check([&] { Softmax<float>({x.data(), {8400, 1000, 1}, {1000, 1, 1}}, {out.data(), {8400, 1000, 1}, {1000, 1, 1}}); });
+  check([&] {
+    Softmax<float>({x.data(), {8400, 1000, 1}, {1000, 1, 1}}, {out.data(), {8400, 1000, 1}, {1000, 1, 1}});
+  });
   const View<const float, 4> table{angles.data(), {1, 1, 8400, 500}, {0, 0, 500, 1}};
   const std::array<std::int64_t, 4> shape{1, 1, 8400, 1000}, stride{8'400'000, 8'400'000, 1000, 1};
   check([&] { ApplyRope<float>({x.data(), shape, stride}, table, table, true, {out.data(), shape, stride}); });
