@@ -1,11 +1,19 @@
-"""One suite, every implementation: NumPy, and the native core on each instruction set this machine has.
+"""One suite for every implementation: NumPy, and the native core on each instruction set of this machine.
 
-Every test runs once per implementation, with that one forced before it and shown to be in force after it; the summary
-counts the tests each has passed. ``HEADWISE_BACKEND=numpy`` or ``native`` and ``HEADWISE_TARGET`` narrow the choice,
-``HEADWISE_REQUIRE_NATIVE=1`` makes a missing native core a failure, and ``HEADWISE_TEST_PROFILE=long`` lets hypothesis
-look for longer. Tests marked ``single_implementation`` (they start processes or choose implementations themselves) run
-once, on what a user would get. Tests marked ``above_operations`` (what they test is Python, on operations that have
-their own tests) run on NumPy and on the best instruction set, and on all in the long profile.
+A test runs once per implementation, which is forced before it and checked after it; the summary counts the tests that
+each has passed. ``HEADWISE_BACKEND=numpy`` or ``native`` and ``HEADWISE_TARGET`` narrow the choice, and
+``HEADWISE_REQUIRE_NATIVE=1`` makes a missing native core a failure.
+
+Tests marked ``single_implementation`` (they start processes or choose implementations themselves) run once, on the
+implementation that a user would get. Tests marked ``above_operations`` (they test Python code above operations that
+have their own tests) run on NumPy and on the best instruction set.
+
+``HEADWISE_TEST_PROFILE`` is one of
+
+- ``default``: NumPy and the best instruction set, without the tests marked ``slow``, unless their file is named on the
+  command line; about three minutes on two cores;
+- ``ci``: every test on every implementation, as ``.ci/run`` does;
+- ``long``: more hypothesis examples, and tests marked ``above_operations`` on every implementation.
 """
 
 from __future__ import annotations
@@ -14,51 +22,41 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Threads of OpenMP that wait spin for a while. On a machine that has other work the one they wait for then does not get
-# a processor, and calls of microseconds take a time slice each. It must be set before the core is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# The first import of headwise: it sets a variable that the core reads.
+from implementations import (
+    FEW,
+    IMPLEMENTATIONS,
+    PRESENT,
+    PROFILE,
+    SELECTION,
+    choose,
+    in_force,
+    native_present,
+    use_bf16_for_any_shape,
+)
 
-import headwise
-from headwise._runtime import backend as _backend
+import headwise  # isort: skip
+from headwise._runtime import backend as _backend  # isort: skip
 
-SELECTION = ("HEADWISE_BACKEND", "HEADWISE_TARGET")
 ONCE = "single implementation"
 PASSED: Counter[str] = Counter()
+LEFT_OUT: list[str] = []
 
-settings.register_profile(
-    "default", max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+for profile, examples in (("default", 10), ("ci", 25)):
+    settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    )
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-PROFILE = os.environ.get("HEADWISE_TEST_PROFILE", "default")
 settings.load_profile(PROFILE)
 
-
-def native_present() -> bool:
-    return importlib.util.find_spec("headwise._core") is not None
-
-
-def find_implementations() -> list[str]:
-    """``numpy`` and ``native-<target>`` for each target, as far as the environment allows them."""
-    backend, target = (os.environ.get(variable, "").strip().lower() for variable in SELECTION)
-    names = [] if backend == "native" or target else ["numpy"]
-    if backend != "numpy" and native_present():
-        before = _backend.name()
-        _backend.use("native")
-        names += [f"native-{name}" for name in headwise.list_targets() if target in ("", name)]
-        _backend.use(before)
-    return names
-
-
-IMPLEMENTATIONS = find_implementations()
-FEW = IMPLEMENTATIONS[: 1 + ("numpy" in IMPLEMENTATIONS)]  # NumPy and the best instruction set
-
-#: Computes as avx512 does but for bfloat16 and "medium": where it is not the best, only modules with these run on it.
-DOTS = "native-avx512_bf16"
+#: Differs from avx512 in bfloat16 and in "medium" only: where it is not the best, only modules with these run on it.
+BF16_DOT = "native-avx512_bf16"
 WITH_BFLOAT16 = (
     "cache.test_cache",
     "contract.test_16bit",
@@ -72,8 +70,12 @@ WITH_BFLOAT16 = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "single_implementation: run once, on the implementation a user would get")
-    config.addinivalue_line("markers", "above_operations: run on NumPy and the best instruction set")
+    for marker in (
+        "single_implementation: run once, on the implementation a user would get",
+        "above_operations: run on NumPy and the best instruction set",
+        "slow: left out of the default profile",
+    ):
+        config.addinivalue_line("markers", marker)
     if os.environ.get("HEADWISE_REQUIRE_NATIVE", "0") not in ("", "0") and not native_present():
         pytest.exit("HEADWISE_REQUIRE_NATIVE is set, but headwise has no native core (headwise._core)", returncode=1)
     if not IMPLEMENTATIONS:
@@ -81,9 +83,13 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(f"no implementation of headwise on this machine fits {asked}", returncode=1)
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
     missing = "" if native_present() else " (no native core: headwise._core is not there)"
-    return f"headwise implementations: {', '.join(IMPLEMENTATIONS)}{missing}"
+    lines = [f"headwise implementations: {', '.join(IMPLEMENTATIONS)}{missing}"]
+    if PROFILE == "default":
+        more = ", ".join(name for name in PRESENT if name not in IMPLEMENTATIONS) or "no other implementation"
+        lines.append(f"HEADWISE_TEST_PROFILE=ci adds: {more}; tests marked slow")
+    return lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -91,22 +97,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     few = metafunc.definition.get_closest_marker("above_operations") is not None and PROFILE != "long"
     names = FEW if few else IMPLEMENTATIONS
-    if PROFILE != "long" and DOTS not in FEW and metafunc.module.__name__ not in WITH_BFLOAT16:
-        names = [name for name in names if name != DOTS]
+    if PROFILE != "long" and BF16_DOT not in FEW and metafunc.module.__name__ not in WITH_BFLOAT16:
+        names = [name for name in names if name != BF16_DOT]
     metafunc.parametrize("implementation", names, indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The examples in the docstrings of headwise.plot draw, and Matplotlib is not needed for anything else."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    leave_out_slow_tests(config, items)
+    # The examples in the docstrings of headwise.plot draw, and Matplotlib is not needed for anything else.
     if importlib.util.find_spec("matplotlib") is None:
         for item in items:
-            if isinstance(item, pytest.DoctestItem) and item.name.startswith("headwise._plot."):
+            if isinstance(item, pytest.DoctestItem) and item.name.startswith("headwise.plot."):
                 item.add_marker(pytest.mark.skip(reason="pictures need the package matplotlib"))
+
+
+def leave_out_slow_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the default profile, but for those whose file is named on the command line."""
+    if PROFILE != "default":
+        return
+    named = {(config.invocation_params.dir / argument.split("::")[0]).resolve() for argument in config.args}
+    slow = [
+        item for item in items if item.get_closest_marker("slow") is not None and Path(item.path).resolve() not in named
+    ]
+    if slow:
+        LEFT_OUT.extend(item.nodeid for item in slow)
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
 
 
 @pytest.fixture(autouse=True)
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Forces one implementation for one test, and puts back what was there before."""
+    """Forces one implementation for one test, and restores the one before."""
     name = getattr(request, "param", None)
     backend, threads, target = _backend.name(), headwise.get_num_threads(), headwise.config()["target"]
     request.node.user_properties.append(("implementation", name or ONCE))
@@ -114,31 +135,10 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         choose(name)
     yield name or backend
     assert name in (None, in_force()), f"{name} was forced, {in_force()} ran"
-    tiles_for_any_shape(False)
+    use_bf16_for_any_shape(False)
     _backend.use(backend)
     headwise.set_target(target)
     headwise.set_num_threads(threads)
-
-
-def choose(name: str) -> None:
-    """Puts ``numpy`` or ``native-<target>`` in force."""
-    backend, _, target = name.partition("-")
-    _backend.use(backend)
-    if target:
-        headwise.set_target(target)
-        tiles_for_any_shape(True)
-
-
-def tiles_for_any_shape(on: bool) -> None:
-    """Small shapes go by multiply-adds where there are tiles; tests want the tiles."""
-    if _backend.name() == "native":
-        _backend.current()._set_tiles_for_any_shape(on)  # type: ignore[attr-defined]
-
-
-def in_force() -> str:
-    """The name of what runs now, as :func:`choose` takes it."""
-    now = headwise.config()
-    return "numpy" if now["backend"] == "numpy" else f"native-{now['target']}"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -150,6 +150,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("headwise implementations")
     for name in [*IMPLEMENTATIONS, ONCE]:
         terminalreporter.line(f"{name}: {PASSED[name]} tests passed")
+    if LEFT_OUT:
+        files = sorted({nodeid.split("::")[0].removeprefix("tests/") for nodeid in LEFT_OUT})
+        terminalreporter.line(f"left out, as slow: {len(LEFT_OUT)} tests of {', '.join(files)}")
 
 
 @pytest.fixture

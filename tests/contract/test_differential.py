@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import headwise as hw
 import strategies
-from conftest import IMPLEMENTATIONS, PROFILE, choose
+from implementations import IMPLEMENTATIONS, PROFILE, choose
 from operations import OPERATIONS
 from strategies import ODD, Call, calls, numbers
 

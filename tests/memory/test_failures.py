@@ -78,6 +78,7 @@ print("failures", failures)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.above_operations
 def test_each_allocation_that_fails(implementation: str, failing_malloc: str) -> None:
     counts = dict(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from conftest import PROFILE
 from headwise._base.attention_spec import AttentionSpec, PackedSequences
 from headwise._runtime import backend as _backend
+from implementations import PROFILE
 from in_process import in_process
 from memory.memory_calls import CHEAP, ERRORS, INPUTS
 from support import dtype_named, normal
@@ -43,6 +43,7 @@ def test_flash_attention_holds_no_scores(implementation: str) -> None:
     assert peak < 32
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_packed_sequences_are_neither_padded_nor_scored_as_a_whole(implementation: str, dtype: str) -> None:
@@ -115,6 +116,7 @@ def test_no_copy_of_views() -> None:
     assert peak < 3e6, "one copy would be 4 MB, or 30"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(1, 1, 2048, 4096), (8192, 1, 32, 32), (1, 8192, 32, 32)], ids=str)
 def test_halves_are_not_copied_to_float32(shape: tuple[int, ...], dtype: str) -> None:
@@ -143,6 +145,7 @@ def test_halves_are_not_copied_to_float32(shape: tuple[int, ...], dtype: str) ->
     assert peak < 16.8e6 + 8e6 + tables, "the result, and little more"
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_attention_does_not_copy_halves_to_float32(implementation: str, dtype: str) -> None:
@@ -178,6 +181,7 @@ def test_attention_does_not_copy_halves_to_float32(implementation: str, dtype: s
 CALLS = 100_000 if PROFILE == "long" else 1_000
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.above_operations
 def test_no_leak_over_many_calls(implementation: str) -> None:
@@ -207,6 +211,7 @@ def test_no_leak_over_many_calls(implementation: str) -> None:
     assert grown < 2, "10**4 calls that lost 200 bytes each would grow by 2 MB"
 
 
+@pytest.mark.slow
 def test_no_reference_is_lost_in_errors() -> None:
     """Arrays are as free after an error as before it, whatever was wrong with the call, and after a result."""
     before = [sys.getrefcount(a) for a in INPUTS]

@@ -89,6 +89,7 @@ print(len(CALLS), "fine")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.above_operations
 def test_no_memory_for_a_result(implementation: str) -> None:
     assert "fine" in in_process(implementation, CODE)

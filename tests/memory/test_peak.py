@@ -126,6 +126,7 @@ for name, (call, more) in CALLS.items():
 """
 
 
+@pytest.mark.slow
 def test_peak_memory(implementation: str) -> None:
     """Blocks of memory above 64 KB go back to the system as soon as they are free, so that the next call's are seen."""
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1"}

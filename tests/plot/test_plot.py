@@ -224,6 +224,7 @@ def test_characters_without_a_glyph(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     plot.attention(weights(3, 3), ["你好", "🚀", "नमस्ते"], path=tmp_path / "b.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "label"),
     [

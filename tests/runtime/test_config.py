@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from conftest import native_present
 from headwise._runtime import backend as _backend
 from headwise._runtime import threads as _threads
+from implementations import native_present
 from support import Array, normal
 
 VARIABLES = ("HEADWISE_BACKEND", "HEADWISE_TARGET", "HEADWISE_PRECISION", "HEADWISE_NUM_THREADS", "OMP_NUM_THREADS")
@@ -429,6 +429,7 @@ def test_the_command_prints_its_version() -> None:
     assert (result.returncode, result.stdout.strip()) == (0, f"headwise {hw.__version__}")
 
 
+@pytest.mark.slow
 @once
 def test_the_command_shows_what_runs_and_times_it() -> None:
     result = run("import sys; sys.argv = ['headwise']; import headwise.__main__ as m; m.main()")

@@ -75,6 +75,7 @@ STATES = [
 REMEDY = "reinstalling headwise may help"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "cause"), STATES)
 def test_what_does_not_fit_is_told_once(core: Path, spoil: Callable[[Path], None], cause: str) -> None:
     spoil(core)

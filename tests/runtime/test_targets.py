@@ -52,6 +52,7 @@ def test_case_and_blanks_do_not_matter_in_the_environment() -> None:
     assert config_with(HEADWISE_BACKEND=" NumPy ", HEADWISE_TARGET=" NUMPY ")["target"] == "numpy"
 
 
+@pytest.mark.slow
 @once
 @pytest.mark.parametrize("nothing", ["", "  ", "\t\n"])
 def test_an_empty_variable_is_none(nothing: str) -> None:
@@ -60,6 +61,7 @@ def test_an_empty_variable_is_none(nothing: str) -> None:
         assert config_with(HEADWISE_BACKEND=backend or nothing, HEADWISE_TARGET=nothing) == expected
 
 
+@pytest.mark.slow
 @once
 @pytest.mark.parametrize("backend", ["auto", "numpy"])
 def test_bytes_that_are_no_text(backend: str) -> None:

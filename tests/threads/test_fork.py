@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import headwise
-from conftest import native_present
+from implementations import native_present
 from processes import environment, run, run_native
 
 pytestmark = [
@@ -140,6 +140,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_pools_of_processes(method: str, tmp_path: Path) -> None:
     script = tmp_path / "pools.py"
@@ -149,6 +150,7 @@ def test_pools_of_processes(method: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ran", ["torch", "headwise", "torch, headwise"])
 @pytest.mark.parametrize("first", ["torch", "headwise"])
 def test_beside_pytorch(first: str, ran: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from conftest import native_present
+from implementations import native_present
 from processes import command, environment, run, run_native
 from support import normal
 
@@ -241,6 +241,7 @@ same(before, others())
 """
 
 
+@pytest.mark.slow
 @once
 @on_linux
 @pytest.mark.parametrize("beside", ["nothing", "torch"])

@@ -16,7 +16,7 @@ import pytest
 
 import headwise as hw
 import oracle
-from conftest import native_present
+from implementations import native_present
 from operations import cases, cast
 from processes import run_native
 from support import Array, assert_close, normal
@@ -75,6 +75,7 @@ def test_same_bits_for_any_number_of_threads(name: str) -> None:
         assert_same_bits(WORK[name](), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 4])
 def test_called_from_many_threads_at_once(threads: int) -> None:
     hw.set_num_threads(threads)
@@ -119,6 +120,7 @@ def test_errors_from_many_threads_at_once() -> None:
     assert len(refusals) == 400 and len(set(refusals)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_after_a_parallel_call() -> None:

@@ -1,0 +1,61 @@
+"""The implementations of headwise on this machine, and the profile of the tests: which of them a test runs on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+# Threads of OpenMP spin while they wait. On a busy machine the thread that they wait for then gets no processor, and
+# calls of microseconds take a time slice each. It must be set before the core is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import headwise
+from headwise._runtime import backend as _backend
+
+SELECTION = ("HEADWISE_BACKEND", "HEADWISE_TARGET")
+#: ``default``: about three minutes; ``ci``: every test on every implementation; ``long``: more hypothesis examples.
+PROFILE = os.environ.get("HEADWISE_TEST_PROFILE", "default")
+
+
+def native_present() -> bool:
+    return importlib.util.find_spec("headwise._core") is not None
+
+
+def find_implementations() -> list[str]:
+    """``numpy`` and ``native-<target>`` for each target, as far as the environment allows them."""
+    backend, target = (os.environ.get(variable, "").strip().lower() for variable in SELECTION)
+    names = [] if backend == "native" or target else ["numpy"]
+    if backend != "numpy" and native_present():
+        before = _backend.name()
+        _backend.use("native")
+        names += [f"native-{name}" for name in headwise.list_targets() if target in ("", name)]
+        _backend.use(before)
+    return names
+
+
+PRESENT = find_implementations()
+#: NumPy and the best instruction set.
+FEW = PRESENT[: 1 + ("numpy" in PRESENT)]
+#: Those that tests run on.
+IMPLEMENTATIONS = FEW if PROFILE == "default" else PRESENT
+
+
+def choose(name: str) -> None:
+    """Puts ``numpy`` or ``native-<target>`` in force."""
+    backend, _, target = name.partition("-")
+    _backend.use(backend)
+    if target:
+        headwise.set_target(target)
+        use_bf16_for_any_shape(True)
+
+
+def use_bf16_for_any_shape(on: bool) -> None:
+    """Small shapes use FMA where the target has bf16 products; tests want these for them, too."""
+    if _backend.name() == "native":
+        _backend.current()._set_tiles_for_any_shape(on)  # type: ignore[attr-defined]
+
+
+def in_force() -> str:
+    """The name of the implementation that runs now, as :func:`choose` takes it."""
+    now = headwise.config()
+    return "numpy" if now["backend"] == "numpy" else f"native-{now['target']}"
