@@ -9,7 +9,7 @@
 // and a KVCache moves rows under views of them.
 PYBIND11_MODULE(_core, module) {
   using namespace headwise::bindings;
-  module.doc() = "The native backend of headwise. Arguments are those of headwise._backend.Backend.";
+  module.doc() = "The native backend of headwise. Arguments are those of headwise._runtime.backend.Backend.";
   module.attr("__version__") = HEADWISE_VERSION;
   py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {

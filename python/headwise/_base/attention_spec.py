@@ -22,7 +22,7 @@ class AttentionSpec(NamedTuple):
     ``dropout_keep * dropout_scale`` before they multiply the values.
 
     :func:`headwise._ops.attention.spec.attention_spec` builds it from the caller's options. The order of the fields is
-    part of the interface: ``csrc/python/attention.cc`` reads them by position.
+    part of the interface: ``csrc/python/attention_spec.h`` reads them by position.
     """
 
     scale: float

@@ -1,4 +1,4 @@
-"""ALiBi: its slopes, its bias as an array, and scores with the bias added."""
+"""ALiBi: slopes, the bias as an array, and the bias added to scores (Press et al. 2021)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     from headwise._base.typing import Array
 
-# Max distance that float64 represents exactly, like all smaller ones.
+# float64 represents every integer distance up to here exactly.
 _MAX_OFFSET = 1 << 53
 
 
 def alibi_slopes(num_heads: int) -> Array:
-    """The slopes of ALiBi: ``2 ** (-8 i / n)`` for heads ``i = 1 .. n``.
+    """The slopes of ALiBi [1]_: ``2 ** (-8 i / n)`` for heads ``i = 1 .. n``.
 
-    For a number of heads that is no power of two, those of the largest power of two below it come first, then every
-    other one of the next power's, as in the authors' code [1]_.
+    If the number of heads is not a power of two, the slopes for the largest power of two below it come first, followed
+    by every other slope for the next power of two, as in the authors' code.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def alibi_slopes(num_heads: int) -> Array:
     ValueError
         If `num_heads` is not positive.
     TypeError
-        If it is no integer.
+        If `num_heads` is not an integer.
 
     References
     ----------
@@ -65,18 +65,18 @@ def alibi_slopes(num_heads: int) -> Array:
 
 
 def alibi_bias(num_heads: int, query_len: int, key_len: int | None = None, *, offset: int = 0) -> Array:
-    """The bias of ALiBi, ``-slope * abs(i + offset - j)``, as an array.
+    """The bias of ALiBi, ``-slope * abs(i + offset - j)`` for query ``i`` and key ``j``, as an array.
 
-    :func:`scaled_dot_product_attention` takes ``alibi_slopes=`` for the same effect without it.
+    Attention with ``alibi_slopes=`` has the same result without this array.
 
     Parameters
     ----------
     num_heads, query_len : int
         At least 1.
     key_len : int, optional
-        As `query_len` if None.
+        `query_len` if None.
     offset : int
-        The position of query 0 on the axis of the keys.
+        The position of query 0 among the keys.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def alibi_bias(num_heads: int, query_len: int, key_len: int | None = None, *, of
     ValueError
         If a size is not positive.
     TypeError
-        If an argument is no integer.
+        If an argument is not an integer.
 
     Examples
     --------
@@ -100,9 +100,9 @@ def alibi_bias(num_heads: int, query_len: int, key_len: int | None = None, *, of
     slopes = alibi_slopes(num_heads)
     rows = check_size(query_len, "query_len")
     columns = rows if key_len is None else check_size(key_len, "key_len")
-    shift = _check_offset(offset)
+    first = _check_offset(offset)
     bias = allocate((len(slopes), rows, columns), FLOAT64)
-    distance = np.abs(np.arange(shift, shift + rows)[:, None] - np.arange(columns))
+    distance = np.abs(np.arange(first, first + rows)[:, None] - np.arange(columns))
     np.multiply(slopes[:, None, None], -distance, out=bias)
     return bias
 
@@ -110,29 +110,32 @@ def alibi_bias(num_heads: int, query_len: int, key_len: int | None = None, *, of
 def add_alibi(
     scores: ArrayLike, slopes: ArrayLike | None = None, *, offset: int = 0, out: Array | None = None
 ) -> Array:
-    """``scores - slope * abs(i + offset - j)``, without an array of the biases.
+    """``scores - slope * abs(i + offset - j)`` for query ``i`` and key ``j``, without an array of the bias.
 
     Parameters
     ----------
     scores : array_like, (..., heads, query_len, key_len)
+        Real numbers.
     slopes : array_like, (heads,), optional
-        Those of :func:`alibi_slopes` if None. Taken in float64 if `scores` is computed in it, else in float32.
+        :func:`alibi_slopes` if None. Cast to float64 for float64 scores, else to float32.
     offset : int
-        The position of query 0 on the axis of the keys.
+        The position of query 0 among the keys.
     out : ndarray, optional
-        Where to write the result, of its shape and dtype; it may be `scores` itself.
+        Array of the result's shape and dtype that the result is written to; it may be `scores` itself.
 
     Returns
     -------
-    ndarray
-        Of the shape and dtype of `scores`. float16 and bfloat16 are computed in float32 and rounded once.
+    ndarray, (..., heads, query_len, key_len)
+        In the dtype of `scores`; float64 for integers and bool. float16 and bfloat16 are computed in float32 and
+        rounded once.
 
     Raises
     ------
     ValueError
-        If a shape does not fit.
+        If `scores` has fewer than three axes, `slopes` is not of shape (heads,), or `out` does not have the result's
+        shape.
     TypeError
-        If an argument is not real, or `offset` no integer.
+        If an array is not real, or `offset` is not an integer.
 
     Examples
     --------
@@ -147,19 +150,19 @@ def add_alibi(
         raise ValueError(f"scores: shape {a.shape}, expected (..., heads, query_len, key_len)")
     heads = a.shape[-3]
     if slopes is None:
-        steepness = alibi_slopes(heads) if heads else np.empty(0)
+        chosen = alibi_slopes(heads) if heads else np.empty(0)
     else:
-        steepness = as_array(slopes, "slopes")
-        check_dtype(steepness.dtype, "slopes")
-    if steepness.shape != (heads,):
-        raise ValueError(f"slopes: shape {steepness.shape}, expected one entry for each head, ({heads},)")
-    shift = _check_offset(offset)
+        chosen = as_array(slopes, "slopes")
+        check_dtype(chosen.dtype, "slopes")
+    if chosen.shape != (heads,):
+        raise ValueError(f"slopes: shape {chosen.shape}, expected one entry for each head, ({heads},)")
+    first = _check_offset(offset)
     if out is not None:
-        check_out(out, a.shape, dtype, ("scores", a), ("slopes", steepness), inplace=a)
+        check_out(out, a.shape, dtype, ("scores", a), ("slopes", chosen), inplace=a)
     result = resolve_out(out, a.shape, dtype)
     if result.size:
         source, target = four_axes(cast_layout(a, dtype, last=True), a.shape), four_axes(result, a.shape)
-        current().add_alibi(source, cast_layout(steepness, compute, last=True), shift, target)
+        current().add_alibi(source, cast_layout(chosen, compute, last=True), first, target)
     return finalize(result, out, dtype)
 
 

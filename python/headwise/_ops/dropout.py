@@ -17,29 +17,30 @@ if TYPE_CHECKING:
 
 
 def dropout(x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.random.Generator | None = None) -> Array:
-    """Set entries to 0 at random and divide the others by ``1 - rate``, which leaves the expectation as it was.
+    """Set random entries to 0 and divide the others by ``1 - rate``, which preserves the expectation [1]_.
 
     Parameters
     ----------
     x : array_like
+        Real numbers, of any shape.
     rate : float
-        The probability in [0, 1) that an entry is dropped [1]_.
+        The probability in [0, 1) that an entry becomes 0.
     training : bool
-        If False, `x` is returned as it is.
+        If False, `x` is returned unchanged.
     rng : int or numpy.random.Generator, optional
-        Seed or source of the randomness; NumPy's global state is neither read nor advanced.
+        Seed or generator of the random numbers. NumPy's global random state is not used.
 
     Returns
     -------
     ndarray
-        Of the shape of `x`, in its dtype; float64 for integers and bool. `x` itself where nothing is dropped.
+        In the shape and dtype of `x`; float64 for integers and bool. `x` itself if no entry can become 0.
 
     Raises
     ------
     ValueError
         If `rate` is not in [0, 1).
     TypeError
-        If an argument is of a wrong type.
+        If `x` is not real, or another argument has a wrong type.
 
     References
     ----------

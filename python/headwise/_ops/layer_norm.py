@@ -28,37 +28,37 @@ def layer_normalization(
 ) -> Array:
     """Shift and scale ``x`` to mean 0 and variance 1 along an axis, then multiply by `gamma` and add `beta`.
 
-    ``(x - mean) / sqrt(variance + eps) * gamma + beta`` [1]_, with the variance that divides by n.
+    ``(x - mean) / sqrt(variance + eps) * gamma + beta``, equation (4) of [1]_. The variance divides by n.
 
     Parameters
     ----------
-    x : array_like
-        Any shape with at least one axis.
+    x : array_like, (..., n, ...)
+        Real numbers; at least one axis.
     gamma, beta : array_like, (n,)
-        With n the size of `axis`.
+        The scale and the shift of each entry along the axis.
     eps : float
-        Added to the variance; not negative.
+        Added to the variance; at least 0.
     axis : int
         The axis to normalise.
     out : ndarray, optional
-        Where to write the result, of its shape and dtype; it may be `x` itself.
+        Array of the result's shape and dtype that the result is written to; it may be `x` itself.
 
     Returns
     -------
-    ndarray
-        Of the shape of `x`, in the dtype that `x`, `gamma` and `beta` promote to. float16 and bfloat16 are computed in
+    ndarray, (..., n, ...)
+        In the shape of `x` and the dtype to which `x`, `gamma` and `beta` promote. float16 and bfloat16 are computed in
         float32 and rounded once.
 
     Raises
     ------
     ValueError
-        If a shape does not fit, or `eps` is negative.
+        If `gamma` or `beta` is not of shape (n,), `eps` is negative, or `out` does not have the result's shape.
     TypeError
         If an argument is not real.
 
     References
     ----------
-    .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", 2016, equation (4).
+    .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", 2016.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The linear map ``x @ weight + bias``, for weights that come once and for weights that stay."""
+"""The linear map ``x @ weight + bias``."""
 
 from __future__ import annotations
 
@@ -30,30 +30,32 @@ def linear(
     Parameters
     ----------
     x : array_like, (..., in_features)
+        Real numbers, as in the other arrays.
     weight : array_like, (in_features, out_features)
+        Constant weights are faster as a :class:`PackedLinear`.
     bias : array_like, (out_features,), optional
+        Added to each row.
     precision : {"highest", "high", "medium"}, optional
-        How exactly products of float32 and float16 are computed, see :func:`set_precision`; None is what
-        :func:`get_precision` says.
-    out : ndarray, optional
-        Where to write the result, of its shape and dtype, sharing no memory with an input.
+        The precision of products in float32 and float16, see :func:`set_precision`; :func:`get_precision` if None.
+    out : ndarray, (..., out_features), optional
+        Array of the result's dtype that the result is written to; it shares no memory with an input.
 
     Returns
     -------
     ndarray, (..., out_features)
-        In the dtype that the arguments promote to. float16 and bfloat16 are summed up in float32 and rounded once, as
-        they are: neither `x` nor `weight` is copied to float32.
+        In the dtype to which the arrays promote. float16 and bfloat16 products are accumulated in float32 and rounded
+        once; neither `x` nor `weight` is converted to float32 as a whole.
 
     Raises
     ------
     ValueError
-        If a shape does not fit, or `precision` is unknown.
+        If shapes do not match, or `precision` is unknown.
     TypeError
-        If an argument is not real.
+        If an array is not real, or `out` has another dtype.
 
     See Also
     --------
-    PackedLinear : for weights that many calls share.
+    PackedLinear : A linear map with constant weights, packed once.
 
     Examples
     --------

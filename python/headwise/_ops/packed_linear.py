@@ -1,4 +1,4 @@
-"""The linear map with constant weights, packed once."""
+"""The linear map with constant weights."""
 
 from __future__ import annotations
 
@@ -21,37 +21,39 @@ if TYPE_CHECKING:
 
 
 class PackedLinear:
-    """:func:`linear` with weights that stay: they are copied once, into the form that products read fastest, and not
-    rearranged at every call.
+    """:func:`linear` with constant weights, packed once into the layout that the matrix product reads.
 
-    The copy is made when the object is; a later change of the caller's arrays changes nothing here. Results have the
-    bits of :func:`linear`.
+    The constructor copies the weights; later changes to the caller's arrays have no effect. Results equal those of
+    :func:`linear` bit for bit.
 
     Parameters
     ----------
     weight : array_like, (in_features, out_features)
+        Real numbers.
     bias : array_like, (out_features,), optional
+        Added to each row.
     precision : {"highest", "high", "medium"}, optional
-        As for :func:`linear`; None is what it means at the time of a call.
+        As in :func:`linear`; None is resolved at each call.
 
     Attributes
     ----------
     in_features, out_features : int
+        The shape of the weight.
     dtype : numpy.dtype
-        What `weight` and `bias` promote to.
+        The dtype to which `weight` and `bias` promote.
 
     Raises
     ------
     ValueError
-        If a shape does not fit, or `precision` is unknown.
+        If shapes do not match, or `precision` is unknown.
     TypeError
-        If an argument is not real.
+        If an array is not real.
 
     Notes
     -----
-    The packed form belongs to the backend, the instruction set and the precision in force; when one of them has
-    changed, the next call packs anew, from the copy. Any number of threads may call one object. Copies and pickles are
-    made from the weights, and pack for themselves.
+    The packed layout depends on the backend, the instruction set and the precision. When one of them changes, the next
+    call packs the copied weights again. Several threads may call one object at once. Copies and pickles hold the
+    weights, and pack them again.
 
     Examples
     --------
@@ -79,7 +81,7 @@ class PackedLinear:
         self.in_features, self.out_features = w.shape
         self.dtype = dtype
         self._precision = precision
-        # Copies, converted as `linear` converts, with the contiguous axis that it would have: the bits are the same.
+        # Converted as in `linear`, with the same contiguous axis, so that results have the same bits.
         self._weight = np.array(cast_layout(w, dtype), order="K")
         self._bias = None if b is None else np.array(cast_layout(b, compute), order="C")
         if self._weight.itemsize not in self._weight.strides:
@@ -94,21 +96,22 @@ class PackedLinear:
         Parameters
         ----------
         x : array_like, (..., in_features)
-        out : ndarray, optional
-            Where to write the result, of its shape and dtype, sharing no memory with `x`.
+            Real numbers.
+        out : ndarray, (..., out_features), optional
+            Array of the result's dtype that the result is written to; it shares no memory with `x`.
 
         Returns
         -------
         ndarray, (..., out_features)
-            In the dtype that `x` and the weights promote to. Where that is not :attr:`dtype`, it is computed by
-            :func:`linear`, which gains nothing from packing.
+            In the dtype to which `x` and the weights promote. If it differs from :attr:`dtype`, :func:`linear` computes
+            the result without the packed weights.
 
         Raises
         ------
         ValueError
-            If a shape does not fit.
+            If shapes do not match.
         TypeError
-            If `x` is not real.
+            If `x` is not real, or `out` has another dtype.
 
         Examples
         --------
@@ -149,7 +152,7 @@ class PackedLinear:
         return partial(type(self), precision=self._precision), (self._weight, bias)
 
     def _pack(self) -> backend.PackedLinear:
-        """The weights packed for what is in force; the native core looks at the instruction set by itself."""
+        """The weights packed for the current backend and precision; the native core tracks the instruction set."""
         running, precision = current(), check_precision(self._precision)
         packed = self._packed
         if packed is None or packed[0] is not running or packed[1] != precision:

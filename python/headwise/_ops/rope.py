@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def apply_rope(
     x: ArrayLike, cos: ArrayLike, sin: ArrayLike, *, interleaved: bool = False, out: Array | None = None
 ) -> Array:
-    """Rotate pairs of entries of the last axis by the angles whose cosines and sines are given.
+    """Rotate pairs of entries of the last axis by angles with given cosines and sines.
 
     Each pair ``(a, b)`` becomes ``(a cos - b sin, b cos + a sin)``, equation (34) of [1]_.
 
@@ -28,26 +28,25 @@ def apply_rope(
     ----------
     x : array_like, (..., seq_len, dim)
         `dim` is even.
-    cos, sin : array_like
-        Broadcast against ``x[..., : dim // 2]``: (seq_len, dim / 2) serves every head.
+    cos, sin : array_like, (..., seq_len, dim / 2)
+        Broadcast to the shape of ``x[..., : dim // 2]``; tables of (seq_len, dim / 2) are shared by all heads.
     interleaved : bool
-        What a pair is: entries ``i`` and ``i + dim / 2`` (GPT-NeoX, Hugging Face, ONNX), or, if True, ``2 i`` and
-        ``2 i + 1`` (the original LLaMA).
+        If False, a pair is entries ``i`` and ``i + dim / 2`` (GPT-NeoX, Hugging Face, ONNX); if True, entries ``2 i``
+        and ``2 i + 1`` (the original LLaMA).
     out : ndarray, optional
-        Where to write the result, of its shape and dtype; it may be `x` itself.
+        Array of the result's shape and dtype that the result is written to; it may be `x` itself.
 
     Returns
     -------
-    ndarray
-        Of the shape of `x`, in the dtype that the three arguments promote to. float16 and bfloat16 are computed in
-        float32 and rounded once.
+    ndarray, (..., seq_len, dim)
+        In the dtype to which the three arrays promote. float16 and bfloat16 are computed in float32 and rounded once.
 
     Raises
     ------
     ValueError
-        If `dim` is odd, or a shape does not fit.
+        If `dim` is odd, `cos` or `sin` does not broadcast, or `out` does not have the result's shape.
     TypeError
-        If an argument is not real.
+        If an array is not real, or another argument has a wrong type.
 
     References
     ----------
@@ -88,14 +87,14 @@ def apply_rope(
 
 
 def rotate(a: Array, cos: Array, sin: Array, interleaved: bool, result: Array) -> None:
-    """:func:`apply_rope` of arrays that a backend takes, but for the number of their axes."""
+    """:func:`apply_rope` of checked arrays of any rank, written to ``result``."""
     half = (*a.shape[:-1], a.shape[-1] // 2)
     c, s = four_axes(_full_last(cos, half[-1]), half), four_axes(_full_last(sin, half[-1]), half)
     current().apply_rope(four_axes(a, a.shape), c, s, four_axes(result, a.shape), interleaved)
 
 
 def _full_last(a: Array, size: int) -> Array:
-    """``a`` with a last axis of ``size``, contiguous, where it was 1 or missing."""
+    """``a`` with a contiguous last axis of ``size``, broadcast if it was 1 or missing."""
     if a.ndim and a.shape[-1] == size:
         return a
     return np.ascontiguousarray(np.broadcast_to(a, (*a.shape[:-1], size)))

@@ -1,4 +1,4 @@
-"""Softmax, its logarithm, and the logarithm of its denominator, along one axis."""
+"""softmax, log_softmax and logsumexp along one axis."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 
 
 def softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
-    """``exp(x) / sum(exp(x))`` along an axis, with the maximum subtracted first so that large entries do not overflow.
+    """``exp(x) / sum(exp(x))`` along an axis. The max is subtracted first, so large entries do not overflow.
 
     Parameters
     ----------
-    x : array_like
-        Any shape with at least one axis.
+    x : array_like, (..., n, ...)
+        Real numbers; at least one axis.
     axis : int
-        The axis that sums to 1.
+        The axis along which the result sums to 1.
     out : ndarray, optional
-        Where to write the result, of its shape and dtype; it may be `x` itself.
+        Array of the result's shape and dtype that the result is written to; it may be `x` itself.
 
     Returns
     -------
-    ndarray
-        Of the shape of `x`, in its dtype; float64 for integers and bool. float16 and bfloat16 are computed in float32
-        and rounded once. NaN along an axis of nothing but -inf.
+    ndarray, (..., n, ...)
+        In the shape and dtype of `x`; float64 for integers and bool. float16 and bfloat16 are computed in float32 and
+        rounded once. NaN where all entries along the axis are -inf.
 
     Raises
     ------
     ValueError
-        If `axis` is not one of `x`, or `out` does not fit.
+        If `x` has no such `axis`, or `out` has another shape, is read-only or partly overlaps `x`.
     TypeError
-        If `x` is not real, or `axis` no integer.
+        If `x` is not real, `axis` is not an integer, or `out` has another dtype.
 
     Examples
     --------
@@ -57,27 +57,27 @@ def softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
 
 
 def log_softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
-    """``x - log(sum(exp(x)))`` along an axis: the logarithm of :func:`softmax`, without its underflow.
+    """``x - log(sum(exp(x)))`` along an axis: the logarithm of :func:`softmax` without its underflow.
 
     Parameters
     ----------
-    x : array_like
-        Any shape with at least one axis.
+    x : array_like, (..., n, ...)
+        Real numbers; at least one axis.
     axis : int
         The axis along which the exponentials of the result sum to 1.
     out : ndarray, optional
-        Where to write the result, of its shape and dtype; it may be `x` itself.
+        Array of the result's shape and dtype that the result is written to; it may be `x` itself.
 
     Returns
     -------
-    ndarray
-        Of the shape of `x`, in its dtype; float64 for integers and bool. float16 and bfloat16 are computed in float32
-        and rounded once.
+    ndarray, (..., n, ...)
+        In the shape and dtype of `x`; float64 for integers and bool. float16 and bfloat16 are computed in float32 and
+        rounded once.
 
     Raises
     ------
     ValueError, TypeError
-        As :func:`softmax`.
+        As in :func:`softmax`.
 
     Examples
     --------
@@ -89,27 +89,27 @@ def log_softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Ar
 
 
 def logsumexp(x: ArrayLike, axis: int = -1, *, keepdims: bool = False) -> Array:
-    """``log(sum(exp(x)))`` along an axis, with the maximum taken out first so that large entries do not overflow.
+    """``log(sum(exp(x)))`` along an axis. The max is subtracted first, so large entries do not overflow.
 
     Parameters
     ----------
-    x : array_like
-        Any shape with at least one axis.
+    x : array_like, (..., n, ...)
+        Real numbers; at least one axis.
     axis : int
         The axis to sum along.
     keepdims : bool
-        Keep that axis, with size 1.
+        Whether the result keeps the axis, with size 1.
 
     Returns
     -------
-    ndarray
+    ndarray, (..., ...) or (..., 1, ...)
         In the dtype of `x`; float64 for integers and bool. float16 and bfloat16 are computed in float32 and rounded
-        once. -inf for an empty axis and for one of nothing but -inf.
+        once. -inf for an axis of size 0 and where all entries along the axis are -inf.
 
     Raises
     ------
     ValueError, TypeError
-        As :func:`softmax`.
+        As in :func:`softmax`.
 
     Examples
     --------
@@ -150,7 +150,7 @@ def _normalize(kernel: Callable[[Array, Array], None], x: ArrayLike, axis: int, 
 
 @lru_cache(maxsize=256)
 def _lanes(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
-    """(outer, n, inner), with n the size of ``axis``."""
+    """``shape`` as (outer, n, inner), with n the size of ``axis``."""
     return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 

@@ -68,85 +68,89 @@ def scaled_dot_product_attention(
     out: Array | None = None,
     dropout_rate: float | None = None,
 ) -> tuple[Any, ...]:
-    """Weights of keys by their scaled dot products with queries, and the values averaged with them.
+    """Scaled dot-product attention: ``softmax(query @ key.T * scale) @ value``, equation (1) of [1]_.
 
-    ``softmax(query @ key.T * scale) @ value``, equation (1) of [1]_. In between, in this order: scale, softcap, then
-    mask, bias and ALiBi, then the softmax, then dropout.
+    The order of operations is: scale, softcap, then mask, bias and ALiBi, then softmax, then dropout.
 
     Parameters
     ----------
     query : array_like, (..., query_len, head_dim)
-        Four axes are (batch, heads, query_len, head_dim), three are (batch, query_len, head_dim).
+        Four axes are (batch, heads, query_len, head_dim); three are (batch, query_len, head_dim).
     key : array_like, (..., key_len, head_dim)
-        As many axes as `query`. With an axis of heads there may be fewer of them than query heads, which then are
-        a multiple of them: grouped-query attention, without the heads being expanded in memory.
+        As many axes as `query`. With an axis of heads, (batch, kv_heads, key_len, head_dim), the number of query heads
+        may be a multiple of `kv_heads`: grouped-query attention, which does not expand the heads in memory.
     value : array_like, (..., key_len, value_dim)
         As many heads as `key`.
-    mask : array_like, optional
-        Bool or integer: a key is kept where it is not zero. Floating: added to the scores, unless it holds only 0.0
-        and 1.0, with at least one 1.0, which is a keep-mask. Broadcast against (..., query_len, key_len); two axes may
-        also be (batch, key_len), as ``create_padding_mask`` gives them.
+    mask : array_like, (..., query_len, key_len) or (batch, key_len), optional
+        A bool or integer mask keeps a key where it is nonzero. A floating mask is added to the scores, unless it holds
+        only 0.0 and 1.0, with at least one 1.0: then it is a keep-mask. Broadcast against the scores.
+        ``create_padding_mask`` returns masks of (batch, key_len).
     dropout : float
-        The rate in [0, 1) at which weights are dropped, with those kept scaled by ``1 / (1 - dropout)``. The
-        weights returned are those before dropout.
-    bias : array_like, optional
-        Added to the scores; -inf drops a key. Broadcast as `mask`.
+        Rate in [0, 1) at which weights become 0; the others are multiplied by ``1 / (1 - dropout)``. The weights
+        returned are those before dropout.
+    bias : array_like, (..., query_len, key_len), optional
+        Added to the scores; -inf masks a key. Broadcast against the scores.
     is_causal : bool
-        Query ``i`` sees keys up to ``i``; besides any mask.
+        Whether query ``i`` sees only the keys up to its own position, in addition to any mask.
     causal_alignment : {"upper_left", "lower_right"}
-        Where query 0 stands among the keys: at key 0, or, as with a cache of keys, such that the last query meets the
-        last key. The window and ALiBi count from there too.
+        The position of query 0 among the keys: 0, or ``key_len - query_len``, so that the last query has the position
+        of the last key, as with a cache of keys. The window and ALiBi use the same positions.
     scale : float, optional
-        ``1 / sqrt(head_dim)`` if None.
+        Factor of the scores; ``1 / sqrt(head_dim)`` if None.
     window_size : int or (int, int), optional
-        ``(left, right)``: query ``i`` sees keys ``i - left`` to ``i + right``; -1 leaves a side open. One
-        number is both.
+        ``(left, right)``: query ``i`` sees keys ``i - left`` to ``i + right``; -1 leaves a side open. One number
+        sets both.
     softcap : float, optional
         Scores ``s`` become ``softcap * tanh(s / softcap)`` [2]_.
     alibi_slopes : array_like, (heads,), optional
         ``-slope * abs(i - j)`` is added to the scores [3]_; see :func:`alibi_slopes`.
     sinks : array_like, (heads,), optional
-        A logit for each head that joins the denominator of the softmax and has no value [4]_.
+        One logit per head that is added to the softmax denominator and has no value [4]_.
     key_padding_mask : array_like, (batch, key_len), optional
-        A key is kept where it is not zero.
+        Keeps a key where it is nonzero.
     need_weights : bool
-        If False, weights are None, and nothing of size query_len x key_len is built.
+        If False, the weights are None and no array of query_len x key_len is allocated.
     return_lse : bool
-        Also return the logarithm of the softmax's denominator.
+        Whether to return the logarithm of the softmax denominator as well.
     precision : {"highest", "high", "medium"}, optional
-        How exactly products of float32 and float16 are computed, see :func:`set_precision`; None is what
-        :func:`get_precision` says.
+        The precision of products in float32 and float16, see :func:`set_precision`; :func:`get_precision` if None.
     rng : int or numpy.random.Generator, optional
-        Seed or source of dropout's randomness.
-    out : ndarray, optional
-        Where to write the output, of its shape and dtype, sharing no memory with an input.
+        Seed or generator of the random numbers of dropout.
+    out : ndarray, (..., query_len, value_dim), optional
+        Array of the output's dtype that the output is written to; it shares no memory with an input.
     dropout_rate : float, optional
         Another name of `dropout`.
 
     Returns
     -------
     output : ndarray, (..., query_len, value_dim)
-        In the dtype that `query`, `key` and `value` promote to. 0 for a query that sees no key.
+        In the dtype to which `query`, `key` and `value` promote. 0 for a query that sees no key.
     weights : ndarray, (..., query_len, key_len), or None
-        Rows sum to 1; to 0 where no key is seen, to less than 1 with `sinks`.
+        In the dtype of the output. Rows sum to 1; to 0 if the query sees no key, to less than 1 with `sinks`.
     lse : ndarray, (..., query_len)
-        Only with `return_lse`; float64 for float64 inputs, else float32; -inf where no key is seen.
+        Only with `return_lse`. float64 for float64 inputs, else float32; -inf if the query sees no key and its head
+        has no sink.
 
     Raises
     ------
     ValueError
         If shapes do not match, or a number is out of its range.
     TypeError
-        If a dtype or the type of an argument is not one of those above.
+        If an array is not real, or another argument has a wrong type.
+
+    See Also
+    --------
+    flash_attention : The output alone.
 
     Notes
     -----
-    What stands in a dropped key or value, NaN included, reaches no result.
+    Masked keys and values affect no result, whatever their entries are, NaN included.
 
-    float16 and bfloat16 are computed in float32, without a copy of the arrays in it, and rounded once: the output is as
-    near to exact as in float32, and half a unit in the last place (2^-11 of it, or 2^-8). At sizes that are faster so,
-    weights meet bfloat16 values as bfloat16 on avx512_amx and avx512_bf16, up to about 2^-8 of the largest value more,
-    and float16 is multiplied in two parts on avx512_amx, up to 2^-14 more.
+    float16 and bfloat16 are computed in float32, without a float32 copy of the arrays, and rounded once: the error of
+    the output is that of a float32 computation plus half a unit in the last place (2^-11 relative for float16, 2^-8
+    for bfloat16). At sizes where the bf16 kernels are faster, bfloat16 weights are rounded to bfloat16 before the
+    product with the values on avx512_amx and avx512_bf16, which adds up to about 2^-8 of the largest value, and float16
+    is multiplied as a bf16 split of two terms on avx512_amx, which adds up to 2^-14.
 
     References
     ----------
@@ -212,34 +216,65 @@ def flash_attention(
     out: Array | None = None,
     dropout_rate: float | None = None,
 ) -> Any:
-    """Attention without the weights: the output of :func:`scaled_dot_product_attention` with ``need_weights=False``.
+    """The output of :func:`scaled_dot_product_attention` alone, with memory in O(query_len + key_len).
 
-    The softmax runs along with the products [1]_, so that memory grows with query_len + key_len, not with their
-    product.
+    ``softmax(query @ key.T * scale) @ value``, with the softmax computed online over blocks of keys [1]_.
 
     Parameters
     ----------
-    query, key, value, mask
-        As in :func:`scaled_dot_product_attention`, and so are all the keywords.
-    bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask
-        What is attended to, and how.
-    return_lse, precision, rng, out, dropout_rate
-        What comes back, how exactly and where.
+    query : array_like, (..., query_len, head_dim)
+        Four axes are (batch, heads, query_len, head_dim); three are (batch, query_len, head_dim).
+    key : array_like, (..., key_len, head_dim)
+        With an axis of heads, (batch, kv_heads, key_len, head_dim), where `heads` is a multiple of `kv_heads`.
+    value : array_like, (..., key_len, value_dim)
+        As many heads as `key`.
+    mask : array_like, (..., query_len, key_len) or (batch, key_len), optional
+        Bool or integer: keeps a key where it is nonzero. Floating: added to the scores.
+    bias : array_like, (..., query_len, key_len), optional
+        Added to the scores.
+    is_causal : bool
+        Whether query ``i`` sees only the keys up to its own position.
+    causal_alignment : {"upper_left", "lower_right"}
+        Whether query 0 has the position of key 0, or the last query that of the last key.
+    scale : float, optional
+        ``1 / sqrt(head_dim)`` if None.
+    window_size : int or (int, int), optional
+        ``(left, right)``: query ``i`` sees keys ``i - left`` to ``i + right``; -1 leaves a side open.
+    softcap : float, optional
+        Scores ``s`` become ``softcap * tanh(s / softcap)``.
+    alibi_slopes : array_like, (heads,), optional
+        ``-slope * abs(i - j)`` is added to the scores.
+    sinks : array_like, (heads,), optional
+        One logit per head that is added to the softmax denominator.
+    key_padding_mask : array_like, (batch, key_len), optional
+        Keeps a key where it is nonzero.
+    return_lse : bool
+        Whether to return the logarithm of the softmax denominator as well.
+    precision : {"highest", "high", "medium"}, optional
+        The precision of products in float32 and float16; :func:`get_precision` if None.
+    rng : int or numpy.random.Generator, optional
+        Seed or generator of the random numbers of dropout.
+    out : ndarray, (..., query_len, value_dim), optional
+        Array of the output's dtype that the output is written to.
+    dropout_rate : float, optional
+        Rate in [0, 1) of dropout of the weights; 0 if None.
 
     Returns
     -------
     output : ndarray, (..., query_len, value_dim)
+        In the dtype to which `query`, `key` and `value` promote. 0 for a query that sees no key.
     lse : ndarray, (..., query_len)
-        Only with `return_lse`: a pair is returned then.
+        Only with `return_lse`: a pair is returned then. float64 for float64 inputs, else float32.
 
     Raises
     ------
     ValueError, TypeError
         As in :func:`scaled_dot_product_attention`.
 
-    Notes
-    -----
-    float16 and bfloat16 are computed as in :func:`scaled_dot_product_attention`.
+    See Also
+    --------
+    scaled_dot_product_attention : All arguments in detail, the weights, and the precision of 16-bit types.
+    varlen_attention : Packed sequences of different lengths.
 
     References
     ----------
@@ -250,7 +285,7 @@ def flash_attention(
     >>> import numpy as np
     >>> import headwise as hw
     >>> q = np.random.default_rng(0).standard_normal((1, 8, 6, 16), dtype=np.float32)
-    >>> kv = np.random.default_rng(1).standard_normal((2, 1, 2, 6, 16), dtype=np.float32)  # 2 heads serve 8
+    >>> kv = np.random.default_rng(1).standard_normal((2, 1, 2, 6, 16), dtype=np.float32)  # 8 query heads share 2
     >>> output = hw.flash_attention(q, *kv, is_causal=True)
     >>> output.shape, output.dtype
     ((1, 8, 6, 16), dtype('float32'))

@@ -1,8 +1,8 @@
-"""Attention masks that remember what their axes mean.
+"""Keep-masks whose class states the meaning of their axes.
 
-A two-dimensional mask can be read as ``(query_len, key_len)`` or as ``(batch, key_len)``, and when ``batch`` equals
-``query_len`` its shape alone cannot tell. The creators here return integer arrays (1 keeps, 0 drops) of a class that
-can: :class:`PaddingMask` is always ``(batch, key_len)``, :class:`CausalMask` always ``(query_len, key_len)``.
+A mask of two axes can be (query_len, key_len) or (batch, key_len); if ``batch`` equals ``query_len``, its shape does
+not distinguish them. The functions here return integer arrays (1 keeps, 0 masks) of a class that does:
+:class:`PaddingMask` is always (batch, key_len), :class:`CausalMask` always (query_len, key_len).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = [
 
 
 class _Mask(np.ndarray[Any, np.dtype[Any]]):
-    """An array whose class says how its axes are read.
+    """An array whose class states the meaning of its axes.
 
-    Slices, copies, ``astype`` and elementwise functions of a mask and scalars keep the class. Arithmetic with another
-    array does not: of ``padding & causal`` neither reading is known to hold, so the result is a plain array.
+    Slices, copies, ``astype`` and elementwise functions of one mask and scalars keep the class. Arithmetic with another
+    array returns a plain array: neither meaning is known to hold for ``padding & causal``.
     """
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -44,14 +44,14 @@ class _Mask(np.ndarray[Any, np.dtype[Any]]):
         result = getattr(ufunc, method)(*(plain(x) for x in inputs), **kwargs)
         if out is not None and result is not NotImplemented:
             return out[0] if len(out) == 1 else result
-        same_reading = method == "__call__" and all(type(x) is type(self) or np.ndim(x) == 0 for x in inputs)
-        if same_reading and isinstance(result, np.ndarray) and result.shape == self.shape:
+        same_axes = method == "__call__" and all(type(x) is type(self) or np.ndim(x) == 0 for x in inputs)
+        if same_axes and isinstance(result, np.ndarray) and result.shape == self.shape:
             return result.view(type(self))
         return result
 
 
 class PaddingMask(_Mask):
-    """A keep-mask over keys, ``(batch, key_len)``, as :func:`create_padding_mask` returns it.
+    """A keep-mask of (batch, key_len), as returned by :func:`create_padding_mask`.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class PaddingMask(_Mask):
 
 
 class CausalMask(_Mask):
-    """A keep-mask over pairs, ``(query_len, key_len)``, as :func:`create_causal_mask` returns it.
+    """A keep-mask of (query_len, key_len), as returned by :func:`create_causal_mask`.
 
     Examples
     --------
@@ -86,18 +86,18 @@ def create_padding_mask(seq: ArrayLike, pad_token: int = 0) -> PaddingMask:
     seq : array_like, (batch, seq_len) or (seq_len,)
         Token ids.
     pad_token : int
-        The id that stands for padding.
+        The token id of padding.
 
     Returns
     -------
-    PaddingMask
-        Integers of the shape of ``seq``: 1 for a token, 0 for padding. As ``mask=`` of an attention function it hides
-        the padded keys of each sequence from all of its queries.
+    PaddingMask, (batch, seq_len) or (seq_len,), int64
+        1 for a token, 0 for padding. As the ``mask=`` of an attention function it masks the padded keys of each
+        sequence for all of its queries.
 
     Raises
     ------
     ValueError
-        If ``seq`` has neither one nor two dimensions.
+        If ``seq`` does not have one or two axes.
     TypeError
         If ``seq`` or ``pad_token`` is not numeric.
 
@@ -118,28 +118,28 @@ def create_padding_mask(seq: ArrayLike, pad_token: int = 0) -> PaddingMask:
 
 
 def create_look_ahead_mask(size: int | None = None, *, seq_len: int | None = None) -> CausalMask:
-    """Mask the future: query ``i`` may attend to keys ``0 .. i``.
+    """The causal mask: query ``i`` sees keys 0 to ``i``.
 
-    Attention functions take ``is_causal=True`` for the same effect without a ``size x size`` array.
+    Attention functions with ``is_causal=True`` have the same result without an array of size x size.
 
     Parameters
     ----------
     size : int
-        Length of the sequence.
+        Length of the sequence, at least 1.
     seq_len : int
         Another name of ``size``.
 
     Returns
     -------
-    CausalMask, (size, size)
-        Integers: 1 on and below the diagonal, 0 above.
+    CausalMask, (size, size), int64
+        1 on and below the diagonal, 0 above.
 
     Raises
     ------
     ValueError
         If the length is not positive.
     TypeError
-        If it is not an integer, or is given by both names or neither.
+        If the length is not an integer, or both or neither of the two arguments are given.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""The keywords of attention as types: what its functions and layers take as ``**options``.
+"""The options of attention as types, for ``**options`` and for the mapping that ``attention_spec`` reads.
 
-``need_weights`` and ``return_lse`` decide what comes back, so overloads name them beside the rest.
+``need_weights`` and ``return_lse`` determine the return type, so overloads name them beside these options.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SpecOptions(TypedDict):
-    """The options that :func:`headwise._ops.attention.spec.attention_spec` checks, all of them."""
+    """The mapping that :func:`headwise._ops.attention.spec.attention_spec` reads, with every option present."""
 
     mask: ArrayLike | None
     bias: ArrayLike | None
@@ -30,7 +30,7 @@ class SpecOptions(TypedDict):
 
 
 class ScoreOptions(TypedDict, total=False):
-    """The keywords of every kind of attention."""
+    """The keywords of all attention functions."""
 
     scale: float | None
     window_size: int | tuple[int, int] | None
@@ -42,8 +42,7 @@ class ScoreOptions(TypedDict, total=False):
 
 
 class SharedOptions(ScoreOptions, total=False):
-    """The keywords of :func:`headwise.scaled_dot_product_attention` that everything built on it hands through, but for
-    the two that decide what comes back."""
+    """The keywords of :func:`headwise.scaled_dot_product_attention` that the functions and layers above it share."""
 
     bias: ArrayLike | None
     is_causal: bool
@@ -52,26 +51,26 @@ class SharedOptions(ScoreOptions, total=False):
 
 
 class AttentionOptions(SharedOptions, total=False):
-    """The keywords of :func:`headwise.scaled_dot_product_attention` that everything built on it hands through."""
+    """:class:`SharedOptions` with ``need_weights`` and ``return_lse``."""
 
     need_weights: bool
     return_lse: bool
 
 
 class FunctionOptions(SharedOptions, total=False):
-    """Of :func:`headwise.self_attention` and :func:`headwise.cross_attention`."""
+    """The keywords of :func:`headwise.self_attention` and :func:`headwise.cross_attention`."""
 
     rng: Rng
 
 
 class CoreOptions(FunctionOptions, total=False):
-    """Of :func:`headwise.scaled_dot_product_attention` and :func:`headwise.flash_attention`."""
+    """The keywords of :func:`headwise.scaled_dot_product_attention` and :func:`headwise.flash_attention`."""
 
     dropout_rate: float | None
 
 
 class VarlenOptions(ScoreOptions, total=False):
-    """Of :func:`headwise.varlen_attention`."""
+    """The keywords of :func:`headwise.varlen_attention`."""
 
     is_causal: bool
     causal_alignment: str

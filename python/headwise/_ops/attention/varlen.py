@@ -57,44 +57,54 @@ def varlen_attention(
     precision: str | None = None,
     out: Array | None = None,
 ) -> Any:
-    """Attention of each of many sequences to itself, or to its own keys, without padding.
+    """Attention of packed sequences of different lengths, each to its own keys, without padding.
 
     ``softmax(query @ key.T * scale) @ value``, equation (1) of [1]_, for each sequence, as :func:`flash_attention`
-    computes it. The sequences lie one behind another in each array, as in ``flash_attn_varlen_func`` of
+    computes it. The sequences are concatenated along the first axis of each array, as in ``flash_attn_varlen_func`` of
     FlashAttention-2 [2]_.
 
     Parameters
     ----------
     query : array_like, (total_query_len, heads, head_dim)
+        The queries of all sequences.
     key : array_like, (total_key_len, kv_heads, head_dim)
-        Query heads are a multiple of `kv_heads`: grouped-query attention.
+        `heads` is a multiple of `kv_heads`: grouped-query attention.
     value : array_like, (total_key_len, kv_heads, value_dim)
+        As many rows and heads as `key`.
     cu_seqlens_q : array_like of integers, (sequences + 1,)
-        Cumulative lengths: sequence ``s`` is rows ``cu_seqlens_q[s]`` to ``cu_seqlens_q[s + 1] - 1`` of `query`. From 0
-        to total_query_len; equal neighbours are an empty sequence.
+        Cumulative lengths, from 0 to total_query_len: sequence ``s`` has rows ``cu_seqlens_q[s]`` to
+        ``cu_seqlens_q[s + 1] - 1`` of `query`. Equal neighbours are an empty sequence.
     cu_seqlens_k : array_like of integers, (sequences + 1,), optional
-        The same for `key` and `value`; `cu_seqlens_q` if None.
+        Cumulative lengths of `key` and `value`; `cu_seqlens_q` if None.
     is_causal : bool
-        Query ``i`` of a sequence sees the keys up to ``i`` of its sequence.
+        Whether query ``i`` of a sequence sees only the keys up to its own position.
     causal_alignment : {"upper_left", "lower_right"}
-        Where query 0 of a sequence stands among its keys: at key 0, or such that the last query meets the last key. The
-        window and ALiBi count from there too.
-    scale, window_size, softcap, alibi_slopes, sinks
-        As in :func:`scaled_dot_product_attention`, for each sequence.
+        The position of query 0 of a sequence among its keys: 0, or such that the last query has the position of the
+        last key. The window and ALiBi use the same positions.
+    scale : float, optional
+        Factor of the scores; ``1 / sqrt(head_dim)`` if None.
+    window_size : int or (int, int), optional
+        ``(left, right)``: query ``i`` sees keys ``i - left`` to ``i + right``; -1 leaves a side open.
+    softcap : float, optional
+        Scores ``s`` become ``softcap * tanh(s / softcap)``.
+    alibi_slopes : array_like, (heads,), optional
+        ``-slope * abs(i - j)`` is added to the scores.
+    sinks : array_like, (heads,), optional
+        One logit per head that is added to the softmax denominator.
     return_lse : bool
-        Also return the logarithm of the softmax's denominator.
+        Whether to return the logarithm of the softmax denominator as well.
     precision : {"highest", "high", "medium"}, optional
-        As in :func:`scaled_dot_product_attention`.
-    out : ndarray, optional
-        Where to write the output, of its shape and dtype, sharing no memory with an input.
+        The precision of products in float32 and float16; :func:`get_precision` if None.
+    out : ndarray, (total_query_len, heads, value_dim), optional
+        Array of the output's dtype that the output is written to; it shares no memory with an input.
 
     Returns
     -------
     output : ndarray, (total_query_len, heads, value_dim)
-        In the dtype that `query`, `key` and `value` promote to. 0 for a query that sees no key.
+        In the dtype to which `query`, `key` and `value` promote. 0 for a query that sees no key.
     lse : ndarray, (heads, total_query_len)
-        Only with `return_lse`: a pair is returned then. float64 for float64 inputs, else float32; -inf, or the sink,
-        where no key is seen.
+        Only with `return_lse`: a pair is returned then. float64 for float64 inputs, else float32. -inf, or the sink,
+        for a query that sees no key.
 
     Raises
     ------
@@ -102,11 +112,11 @@ def varlen_attention(
         If shapes do not match, cumulative lengths do not start at 0, decrease or do not end at the number of rows, or a
         number is out of its range.
     TypeError
-        If a dtype or the type of an argument is not one of those above.
+        If an array is not real, or another argument has a wrong type.
 
     See Also
     --------
-    flash_attention : The same for sequences of one length, to the bit.
+    flash_attention : Sequences of one length, with the same bits.
 
     Notes
     -----
