@@ -101,7 +101,7 @@ class TestQuickStart:
         np.testing.assert_allclose(weights.sum(axis=-1), 1.0)
 
 
-def test_width_of_the_inputs_other_than_d_model(qkv: np.ndarray) -> None:
+def test_inputs_narrower_than_d_model(qkv: np.ndarray) -> None:
     """The multi-head example projects vectors 64 wide to a model 512 wide."""
     q, k, v = qkv
     output, weights = attention.multi_head_attention(q, k, v, num_heads=8, d_model=512)
@@ -213,7 +213,7 @@ class TestMultiHead:
         for got, want in zip((output, weights, lse), expected, strict=True):
             np.testing.assert_allclose(got, want, atol=tolerance)
 
-    def test_the_keywords_of_attention(self, rng: np.random.Generator) -> None:
+    def test_keywords_reach_attention(self, rng: np.random.Generator) -> None:
         x = rng.standard_normal((2, 5, 8))
         params = random_params(rng, 8, 8)
         keywords: dict[str, Any] = {
@@ -265,12 +265,12 @@ class TestMultiHead:
         mapping = {name: getattr(layer, name) for name in ("W_q", "W_k", "W_v", "W_o")}
         np.testing.assert_array_equal(attention.mha(x, x, x, 2, 8, params=mapping)[0], layer(x)[0])
 
-    def test_causality_comes_with_the_layer(self, rng: np.random.Generator) -> None:
+    def test_causal_layer_parameters_make_the_call_causal(self, rng: np.random.Generator) -> None:
         x, layer = rng.standard_normal((2, 4, 8)), hw.CausalAttention(8, 2, rng=0)
         for got, expected in zip(attention.mha(x, x, x, 2, 8, params=layer), layer(x), strict=True):
             np.testing.assert_array_equal(got, expected)
 
-    def test_dropout_is_applied_and_the_weights_are_from_before_it(self, rng: np.random.Generator) -> None:
+    def test_dropout_is_applied_after_the_returned_weights(self, rng: np.random.Generator) -> None:
         x, params = rng.standard_normal((2, 50, 8)), random_params(rng, 8, 8)
         plain, weights = attention.multi_head_self_attention(x, 2, 8, params=params)
         dropped, same = attention.multi_head_self_attention(x, 2, 8, dropout_rate=0.5, params=params, rng=0)
@@ -400,7 +400,7 @@ class TestPositionalEncoding:
 class TestVisualization:
     weights = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 3, 4))
 
-    def test_one_map(self) -> None:
+    def test_a_single_map(self) -> None:
         view = attention.attention_score_visualization(self.weights[0, 0], ["the", "cat", "sat", "down"])
         np.testing.assert_array_equal(view["weights"], self.weights[0, 0])
         assert view["tokens"] == ["the", "cat", "sat", "down"]

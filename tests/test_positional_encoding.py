@@ -291,7 +291,7 @@ class TestLearned:
         layer.update_embeddings([[1000], [2000]])
         assert layer.embeddings.tolist() == [[0.0], [0.0]]
 
-    def test_an_update_is_seen_in_float32(self) -> None:
+    def test_updates_reach_the_float32_cast(self) -> None:
         """The cast that float32 inputs are served from does not outlive the embeddings."""
         layer = hw.LearnedPositionalEmbedding(4, 2, rng=0)
         x = np.zeros((4, 2), np.float32)
@@ -314,7 +314,7 @@ class TestLearned:
         with pytest.raises(ValueError, match=r"^gradients: .*at most max_len = 4"):
             layer.update_embeddings(np.zeros((5, 2)))
 
-    def test_nothing_is_lost_by_a_bad_update(self) -> None:
+    def test_a_refused_update_changes_nothing(self) -> None:
         layer = hw.LearnedPositionalEmbedding(4, 2)
         before = layer.embeddings.copy()
         for gradients, rate in ((np.ones(2), 0.1), (np.ones((4, 3)), 0.1), (np.ones((4, 2)), np.nan)):
@@ -340,7 +340,7 @@ class TestRelative:
         for i, j in np.ndindex(seq_len, seq_len):
             np.testing.assert_array_equal(encodings[i, j], layer.embeddings[reach + max(-reach, min(reach, j - i))])
 
-    def test_it_is_a_read_only_view_of_a_small_table(self) -> None:
+    def test_result_is_a_read_only_view_of_a_small_table(self) -> None:
         encodings = hw.RelativePositionalEncoding(4, 8)(1000)
         assert not encodings.flags.writeable
         owner = encodings
@@ -349,7 +349,7 @@ class TestRelative:
         assert owner.nbytes == (2 * 1000 - 1) * 4 * 8
         assert hw.RelativePositionalEncoding(64, 8)(np.int64(100_000)).nbytes > 10**12
 
-    def test_changes_are_seen(self) -> None:
+    def test_changed_embeddings_are_used(self) -> None:
         layer = hw.RelativePositionalEncoding(2, 1, dtype=np.float32)
         layer.embeddings[...] = [[1, 1], [2, 2], [3, 3]]
         assert layer(2).tolist() == [[[2, 2], [3, 3]], [[1, 1], [2, 2]]]
@@ -376,7 +376,7 @@ class TestRotary:
         np.testing.assert_allclose(rope.sin_cached, sin, rtol=0, atol=1e-15)
 
     @pytest.mark.parametrize("interleaved", [False, True])
-    def test_a_true_rotation(self, rng: np.random.Generator, interleaved: bool) -> None:
+    def test_rotation_keeps_norms_and_relative_distances(self, rng: np.random.Generator, interleaved: bool) -> None:
         """Norms are kept, and products depend on the difference of positions alone."""
         rope = hw.RotaryPositionalEmbedding(16, interleaved=interleaved)
         x = rng.standard_normal((2, 40, 16))
@@ -495,7 +495,7 @@ class TestALiBi:
             alibi.forward(scores, seq_len=9, offset=4), scores + oracle.alibi_bias(slopes, 5, 9, 4), atol=1e-6
         )
 
-    def test_same_as_inside_attention(self, rng: np.random.Generator) -> None:
+    def test_equals_alibi_inside_attention(self, rng: np.random.Generator) -> None:
         q, k, v = rng.standard_normal((3, 2, 4, 6, 8))
         alibi = hw.ALiBiPositionalBias(4)
         _, weights = hw.scaled_dot_product_attention(q, k, v, alibi_slopes=alibi.slopes)

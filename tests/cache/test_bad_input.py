@@ -68,7 +68,7 @@ NEW_ROWS: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize("call", ["append", "extend"])
 @pytest.mark.parametrize("ring", [False, True])
 @pytest.mark.parametrize(("changes", "error", "names"), NEW_ROWS, ids=[str(row[2]) for row in NEW_ROWS])
-def test_new_rows(changes: dict[str, Any], error: type[Exception], names: str, call: str, ring: bool) -> None:
+def test_bad_new_rows(changes: dict[str, Any], error: type[Exception], names: str, call: str, ring: bool) -> None:
     bad(changes, error, names, call, ring)
 
 
@@ -106,20 +106,20 @@ QUERIES: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize("lengths", [None, [3, 3], [3, 2]])
 @pytest.mark.parametrize("ring", [False, True])
 @pytest.mark.parametrize(("changes", "error", "names"), QUERIES, ids=[f"{row[2]}-{n}" for n, row in enumerate(QUERIES)])
-def test_queries_and_options(
+def test_bad_queries_and_options(
     changes: dict[str, Any], error: type[Exception], names: str, ring: bool, lengths: list[int] | None
 ) -> None:
     bad(changes | {"lengths": lengths}, error, names, ring=ring)
 
 
-def test_out_must_not_be_what_is_read() -> None:
+def test_out_must_not_overlap_the_cache() -> None:
     cache, query = full(), np.ones((2, 2, 2, 4), np.float32)
     for lengths in (None, [2, 1]):
         with pytest.raises(ValueError, match=r"^out: .*query"):
             cache.attend(query, out=query, lengths=lengths)
 
 
-def test_a_full_cache() -> None:
+def test_rows_beyond_the_capacity() -> None:
     message = r"^key: 3 new rows, but the length 3 of sequence 1 leaves only 2 of the capacity 5"
     for call in ("append", "extend"):
         cache = full()
@@ -136,7 +136,7 @@ def test_a_full_cache() -> None:
             cache.append(X[:, :, :1], X[:, :, :1])
 
 
-def test_more_queries_than_positions() -> None:
+def test_more_queries_than_stored_positions() -> None:
     with pytest.raises(ValueError, match=r"^query: 3 rows, expected at most the length 2 of sequence 0"):
         full().attend(GOOD["query"])
     with pytest.raises(ValueError, match=r"^query: 3 rows, expected at most the length 2 of sequence 1"):
@@ -148,18 +148,18 @@ SIZES = {"batch_size": 2, "num_kv_heads": 2, "capacity": 5, "head_dim": 4}
 
 @pytest.mark.parametrize("name", [*SIZES, "value_dim"])
 @pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError)])
-def test_sizes(name: str, size: Any, error: type[Exception]) -> None:
+def test_bad_sizes(name: str, size: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=f"^{name}: "):
         hw.KVCache(**SIZES | {name: size})
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.complex64, bool, "text", object])
-def test_dtypes_of_no_cache(dtype: Any) -> None:
+def test_unsupported_dtypes(dtype: Any) -> None:
     with pytest.raises(TypeError, match=r"^dtype: "):
         hw.KVCache(**SIZES, dtype=dtype)
 
 
-def test_other_refusals() -> None:
+def test_other_bad_arguments() -> None:
     cache = full()
     with pytest.raises(TypeError, match=r"^ring: "):
         hw.KVCache(**SIZES, ring="yes")  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def test_other_refusals() -> None:
             getattr(cache, name)
 
 
-def test_a_ring_cannot_go_back_for_ever() -> None:
+def test_a_ring_cannot_truncate_past_its_capacity() -> None:
     x = normal((1, 1, 1, 4))
     cache = hw.KVCache(1, 1, capacity=8, head_dim=4, ring=True)
     for _ in range(100):
@@ -197,7 +197,7 @@ def test_a_ring_cannot_go_back_for_ever() -> None:
 
 
 @pytest.mark.parametrize("new", [1, 16, 17, 33, 70])
-def test_a_ring_shows_what_it_did_after_a_refused_extend(new: int) -> None:
+def test_a_ring_is_unchanged_after_a_refused_extend(new: int) -> None:
     """Rows have moved for the new ones by then, or would have."""
     cache = hw.KVCache(1, 1, 40, 8, ring=True)
     old, more = normal((1, 1, 70, 8), 1), normal((1, 1, new, 8), 2)

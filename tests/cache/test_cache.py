@@ -98,7 +98,7 @@ def close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("keywords", KEYWORDS.values(), ids=KEYWORDS)
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-def test_chunks_give_what_one_call_gives(chunks: list[int], keywords: dict[str, Any]) -> None:
+def test_chunks_equal_one_call(chunks: list[int], keywords: dict[str, Any]) -> None:
     given, cache = arrays(), make()
     close(split(cache, given, chunks, **keywords), whole(given, **keywords))
     np.testing.assert_array_equal(cache.keys, given[1])
@@ -176,7 +176,7 @@ def test_keywords_of_a_ring(chunks: list[int], keywords: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("capacity", [1, 7, 130, 200])
-def test_a_ring_goes_round_and_round(capacity: int) -> None:
+def test_a_ring_keeps_the_latest_rows_over_many_steps(capacity: int) -> None:
     """Many times, in steps that end anywhere, longer ones than there is room for among them."""
     chunks = [*[1] * 50, *[3] * 40, 70, 300, 1, 2, 5, *[33] * 10, 16, 17, 18, 1, 90, *[1] * 100]
     given = arrays(length=sum(chunks), heads=2)
@@ -187,7 +187,7 @@ def test_a_ring_goes_round_and_round(capacity: int) -> None:
     assert cache.nbytes == before
 
 
-def test_a_ring_takes_more_rows_than_it_has_room_for() -> None:
+def test_appending_more_rows_than_a_ring_holds() -> None:
     query, key, value = arrays(length=500)
     cache = make(capacity=8, ring=True)
     cache.append(key[:, :, :490], value[:, :, :490])
@@ -213,7 +213,7 @@ def test_weights_of_a_ring(chunks: list[int]) -> None:
         close(lse, expected_lse[:, :, rows])
 
 
-def test_rows_of_a_ring_move_seldom() -> None:
+def test_rows_of_a_ring_move_rarely() -> None:
     x = np.ones((1, 1, 1, 4), np.float32)
     for capacity, positions in ((2, 16), (800, 100)):
         cache, ends = hw.KVCache(1, 1, capacity, head_dim=4, ring=True), []
@@ -223,7 +223,7 @@ def test_rows_of_a_ring_move_seldom() -> None:
         assert 2 < np.count_nonzero(np.diff(ends) < 0) <= 3000 / positions
 
 
-def test_sequences_of_a_ring_that_fall_in_step() -> None:
+def test_ring_sequences_that_become_equally_long() -> None:
     """Equally long, but elsewhere in memory: what is shown is right, and from the next step on a view again."""
     _, key, value = arrays(length=100)
     cache = make(capacity=9, ring=True)
@@ -290,7 +290,7 @@ def test_lengths_with_every_keyword(keywords: dict[str, Any]) -> None:
     one_by_one(make(), arrays(length=length), [21, 12], **columns)
 
 
-def test_masks_that_are_the_same_for_all() -> None:
+def test_masks_broadcast_over_sequences() -> None:
     """One row, one column, one entry for all: broadcast to the longest of the lengths."""
     given = arrays("float64", 6, batch=3)
     for mask in (normal((6, 1)), normal((1, 5)), normal((3, 1, 1, 5)) > 0, normal((3, 4, 6, 5)), np.ones((1, 1))):
@@ -302,7 +302,7 @@ def test_masks_that_are_the_same_for_all() -> None:
             close(output[i, :, :n], whole(rows, mask=spread[i, :, :n, :n])[0])
 
 
-def test_a_padding_mask_over_the_keys_stored() -> None:
+def test_key_padding_mask_covers_the_stored_keys() -> None:
     given, cache = arrays(length=6), make()
     output = cache.extend(*given, mask=hw.create_padding_mask([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]))
     close(output[1, :, 2:], whole([a[1:, :, 2:] for a in given])[0])
@@ -314,7 +314,7 @@ def test_a_padding_mask_over_the_keys_stored() -> None:
     keywords=st.sampled_from(["plain", "window", "softcap", "alibi", "sinks"]),
 )
 @pytest.mark.usefixtures("implementation")
-def test_each_sequence_for_itself(seed: int, capacity: int | None, keywords: str) -> None:
+def test_sequences_are_independent(seed: int, capacity: int | None, keywords: str) -> None:
     """Appends, dropped positions and new orders, at random: every sequence has what a call for it alone gives."""
     rng = np.random.default_rng(seed)
     batch, ring = 3, capacity is not None
@@ -371,7 +371,7 @@ def test_each_sequence_for_itself(seed: int, capacity: int | None, keywords: str
                 )
 
 
-def test_queries_of_the_latest_positions_alone() -> None:
+def test_attend_with_fewer_queries_than_rows() -> None:
     query, key, value = arrays()
     cache = make()
     cache.append(key, value, lengths=[30, 20])
@@ -398,7 +398,7 @@ def test_positions() -> None:
     assert ring.positions(2).tolist() == [5, 6]
 
 
-def test_rotary_embedding_by_positions() -> None:
+def test_rotary_embedding_at_cache_positions() -> None:
     """Turned step by step, for sequences of different lengths too, it is what turning all at once gives."""
     query, key, value = arrays()
     rope, cache = hw.RotaryPositionalEmbedding(DIM), make()
@@ -414,7 +414,7 @@ def test_rotary_embedding_by_positions() -> None:
 
 
 @pytest.mark.parametrize("ring", [False, True])
-def test_tokens_that_were_guessed(ring: bool) -> None:
+def test_truncating_rejected_speculative_tokens(ring: bool) -> None:
     """Four at a time, of which some are taken back: the others have what they would have had alone."""
     rng = np.random.default_rng(0)
     given, capacity = arrays(length=300), 20 if ring else 400
@@ -474,7 +474,7 @@ def test_layouts(layout: str, lengths: list[int] | None) -> None:
         close(np.ascontiguousarray(out), expected)
 
 
-def test_lists_and_no_rows() -> None:
+def test_lists_and_empty_rows() -> None:
     cache = hw.KVCache(1, 1, capacity=2, head_dim=1, dtype="float64")
     assert cache.extend([[[[1.0]]]], [[[[1.0]]]], [[[[3.0]]]]).tolist() == [[[[3.0]]]]
     none = np.zeros((1, 1, 0, 1))
@@ -486,7 +486,7 @@ def test_lists_and_no_rows() -> None:
 
 
 @pytest.mark.parametrize("ring", [False, True])
-def test_rows_of_the_cache_itself(ring: bool) -> None:
+def test_appending_the_own_rows_of_a_cache(ring: bool) -> None:
     """A cache may be fed what it shows, also when that is moved to make room."""
     _, key, value = arrays(length=30)
     cache = make(capacity=300 if not ring else 30, ring=ring)
@@ -497,7 +497,7 @@ def test_rows_of_the_cache_itself(ring: bool) -> None:
         np.testing.assert_array_equal(cache.values[:, :, -30:], value)
 
 
-def test_views_are_views_and_read_only() -> None:
+def test_keys_and_values_are_read_only_views() -> None:
     _, key, value = arrays(length=5)
     for ring in (False, True):
         cache = make(ring=ring)
@@ -532,13 +532,13 @@ def test_copies(duplicate: Callable[[hw.KVCache], hw.KVCache], ring: bool, dtype
             assert not np.shares_memory(one, two)
 
 
-def test_a_pickle_holds_what_is_stored_alone() -> None:
+def test_pickles_hold_stored_rows_only() -> None:
     cache = hw.KVCache(1, 1, capacity=100_000, head_dim=8)
     cache.append(*np.ones((2, 1, 1, 3, 8), np.float32))
     assert len(pickle.dumps(cache)) < 2000
 
 
-def test_facts() -> None:
+def test_attributes_and_repr() -> None:
     cache = hw.KVCache(2, 3, 8, 4, value_dim=5)
     assert (cache.batch_size, cache.num_kv_heads, cache.capacity, cache.head_dim, cache.value_dim) == (2, 3, 8, 4, 5)
     assert cache.nbytes == 2 * 3 * 8 * (4 + 5) * 4
@@ -554,7 +554,7 @@ def test_facts() -> None:
 
 
 @pytest.mark.parametrize("ring", [False, True])
-def test_nothing_is_allocated_as_the_cache_grows(ring: bool) -> None:
+def test_appending_allocates_nothing(ring: bool) -> None:
     """Rows are written, and those of a ring moved, in place; a step of attention allocates its output."""
     x, token = np.ones((1, 2, 10_000, 64), np.float32), np.ones((1, 2, 25, 64), np.float32)
     cache = hw.KVCache(1, 2, capacity=10_000 if ring else 20_000, head_dim=64, ring=ring)

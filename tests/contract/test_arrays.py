@@ -64,7 +64,7 @@ def test_attention_of_one_array_as_query_key_and_value() -> None:
 
 @pytest.mark.parametrize("keep", [False, True], ids=["bias", "mask"])
 @pytest.mark.parametrize("axes", [(0,), (1,), (2,), (3,), (0, 1), (2, 3), (0, 1, 2), (0, 1, 2, 3)], ids=str)
-def test_masks_of_broadcast_views(axes: tuple[int, ...], keep: bool) -> None:
+def test_masks_that_are_broadcast_views(axes: tuple[int, ...], keep: bool) -> None:
     small = normal(tuple(1 if axis in axes else size for axis, size in enumerate((2, 3, 9, 17))))
     extra = np.broadcast_to(small > -0.5 if keep else small, (2, 3, 9, 17))
     keywords = {"mask" if keep else "bias": extra}
@@ -217,7 +217,7 @@ BAD_OUTS: dict[str, tuple[type[Exception], Callable[[np.ndarray], Any]]] = {
 
 @operation
 @pytest.mark.parametrize("kind", BAD_OUTS)
-def test_out_is_checked(name: str, kind: str) -> None:
+def test_bad_out(name: str, kind: str) -> None:
     error, make = BAD_OUTS[kind]
     out = make(call(name))
     before = np.array(out, copy=True)

@@ -66,7 +66,7 @@ def refuse(function: Callable[..., Any], error: type[Exception], names: str, **c
 
 
 @pytest.mark.parametrize("function", GOOD, ids=lambda function: function.__name__)
-def test_the_good_calls_are_good(function: Callable[..., Any]) -> None:
+def test_unchanged_calls_work(function: Callable[..., Any]) -> None:
     arguments = GOOD[function].copy()
     if "out" in arguments:
         arguments["out"] = np.full(arguments["out"], SENTINEL)
@@ -138,7 +138,7 @@ both = pytest.mark.parametrize("function", [hw.scaled_dot_product_attention, hw.
 
 @both
 @pytest.mark.parametrize("case", ATTENTION_SHAPES)
-def test_attention_shapes(function: Callable[..., Any], case: str) -> None:
+def test_bad_attention_shapes(function: Callable[..., Any], case: str) -> None:
     names, changes = ATTENTION_SHAPES[case]
     refuse(function, ValueError, names, **changes)
 
@@ -148,7 +148,7 @@ ATTENTION_VALUES = [(error, name, value) for name, option in OPTIONS.items() for
 
 @both
 @pytest.mark.parametrize(("error", "name", "value"), ATTENTION_VALUES, ids=lambda value: str(value)[:20])
-def test_attention_values(function: Callable[..., Any], error: type[Exception], name: str, value: Any) -> None:
+def test_bad_attention_values(function: Callable[..., Any], error: type[Exception], name: str, value: Any) -> None:
     refuse(function, error, name, **{name: value})
 
 
@@ -160,7 +160,7 @@ def test_dropout_outside_its_range(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", ["0.1", None, True, [0.1], 1j])
-def test_dropout_of_another_type(rate: Any) -> None:
+def test_dropout_of_a_wrong_type(rate: Any) -> None:
     refuse(SDPA, TypeError, "dropout", dropout=rate)
     refuse(hw.dropout, TypeError, "rate", rate=rate)
 
@@ -189,7 +189,7 @@ ARRAYS = array_arguments()
 
 @pytest.mark.parametrize("which", ARRAYS)
 @pytest.mark.parametrize("dtype", BAD_DTYPES)
-def test_dtype(which: str, dtype: str) -> None:
+def test_unsupported_dtypes(which: str, dtype: str) -> None:
     function, shape = ARRAYS[which]
     name = which.split()[-1]
     bad = np.broadcast_to(BAD_DTYPES[dtype], shape)
@@ -198,7 +198,7 @@ def test_dtype(which: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("which", ARRAYS)
 @pytest.mark.parametrize("value", [object(), "text", {1: 2}, {"a"}], ids=["object", "str", "dict", "set"])
-def test_no_array_at_all(which: str, value: Any) -> None:
+def test_values_that_are_not_arrays(which: str, value: Any) -> None:
     function, _ = ARRAYS[which]
     name = which.split()[-1]
     refuse(function, TypeError, name, **{name: value})
@@ -212,7 +212,7 @@ def test_ragged_list(which: str) -> None:
 
 
 @pytest.mark.parametrize("which", ARRAYS)
-def test_masked_array(which: str) -> None:
+def test_masked_arrays_are_refused(which: str) -> None:
     """NumPy's masked arrays would lose their mask without a word."""
     function, shape = ARRAYS[which]
     name = which.split()[-1]
@@ -314,7 +314,7 @@ OTHERS: list[tuple[Callable[..., Any], type[Exception], str, dict[str, Any]]] = 
     OTHERS,
     ids=[f"{function.__name__}-{names}-{number}" for number, (function, _, names, _) in enumerate(OTHERS)],
 )
-def test_other_functions(
+def test_bad_arguments_of_other_functions(
     function: Callable[..., Any], error: type[Exception], names: str, changes: dict[str, Any]
 ) -> None:
     refuse(function, error, names, **changes)
@@ -328,13 +328,13 @@ def test_unknown_target(name: str) -> None:
     assert hw.config()["target"] == before
 
 
-def test_target_of_another_type() -> None:
+def test_target_of_a_wrong_type() -> None:
     with pytest.raises(TypeError, match=r"target|name"):
         hw.set_target(2)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "int4"])
-def test_only_bfloat16_of_the_narrow_types(name: str) -> None:
+def test_bfloat16_is_the_only_ml_dtypes_type(name: str) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="narrow dtypes need the package ml_dtypes")
     x = np.ones((2, 4)).astype(getattr(ml_dtypes, name))
     if name == "bfloat16":

@@ -86,7 +86,7 @@ CALLS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[Call]]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 @given(st.data())
-def test_calls_that_fit(native: str, name: str, data: st.DataObject) -> None:
+def test_valid_calls_agree(native: str, name: str, data: st.DataObject) -> None:
     function, strategy = CALLS[name]
     arguments = data.draw(strategy)
     both(native, lambda: function(**arguments), arguments.get("precision"))
@@ -104,14 +104,14 @@ FOUND: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("found", FOUND)
 @pytest.mark.parametrize("queries", [3, 20])
-def test_calls_that_differed(native: str, found: str, queries: int) -> None:
+def test_former_differences_agree(native: str, found: str, queries: int) -> None:
     query, keys = np.ones((1, 1, queries, 8), np.float32), np.ones((1, 1, 50, 8), np.float32)
     both(native, lambda: hw.scaled_dot_product_attention(query, keys, keys, return_lse=True, **FOUND[found]))
 
 
 @pytest.mark.parametrize("name", CALLS)
 @given(st.data())
-def test_calls_that_are_spoilt(native: str, name: str, data: st.DataObject) -> None:
+def test_invalid_calls_agree(native: str, name: str, data: st.DataObject) -> None:
     """One argument, or one keyword, is anything, or has lost an axis or an entry."""
     function, strategy = CALLS[name]
     arguments = data.draw(strategy)
@@ -130,7 +130,9 @@ LAYER_INPUTS = st.tuples(st.integers(1, 2), st.integers(1, 12), st.sampled_from(
 
 @pytest.mark.parametrize("layer", [hw.MultiHeadAttention, hw.CausalAttention])
 @given(keywords=strategies.LAYERS, shape=LAYER_INPUTS, data=st.data())
-def test_layers(native: str, layer: Any, keywords: dict[str, Any], shape: tuple[int, ...], data: st.DataObject) -> None:
+def test_layers_agree(
+    native: str, layer: Any, keywords: dict[str, Any], shape: tuple[int, ...], data: st.DataObject
+) -> None:
     x = data.draw(numbers(shape, data.draw(st.sampled_from(["float32", "float64"]))))
     more = data.draw(
         st.fixed_dictionaries({}, optional={"training": st.booleans(), "mask": st.just(np.eye(shape[1]) > -1)})
@@ -146,7 +148,9 @@ def test_layers(native: str, layer: Any, keywords: dict[str, Any], shape: tuple[
 
 
 @given(shape=LAYER_INPUTS, start=st.integers(0, 30), rate=st.sampled_from([0.0, 0.5, 1.0, 2.0]), data=st.data())
-def test_positional_layers(native: str, shape: tuple[int, ...], start: int, rate: float, data: st.DataObject) -> None:
+def test_positional_layers_agree(
+    native: str, shape: tuple[int, ...], start: int, rate: float, data: st.DataObject
+) -> None:
     x = data.draw(numbers(shape, data.draw(strategies.DTYPES)))
     width = data.draw(st.sampled_from([shape[2], 12]))
     for call in (
@@ -168,7 +172,7 @@ def test_positional_layers(native: str, shape: tuple[int, ...], start: int, rate
 
 @given(name=st.sampled_from(["highest", "high", "medium"]) | ODD, call=calls(OPERATIONS["linear"]))
 @example(name="low", call={"x": np.ones((2, 3)), "weight": np.ones((3, 2))})
-def test_precision(native: str, name: Any, call: Call) -> None:
+def test_precision_agrees(native: str, name: Any, call: Call) -> None:
     def run() -> Any:
         with hw.precision(name):
             return hw.get_precision(), hw.linear(**(call | {"precision": None}))

@@ -49,7 +49,7 @@ def results(name: str, lay: Callable[[np.ndarray], Any], dtype: Any = np.float32
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("way", CONVERTED)
 @pytest.mark.parametrize("name", CASES)
-def test_same_bits_as_the_same_numbers_converted(name: str, way: str, dtype: Any) -> None:
+def test_converted_arrays_give_the_same_bits(name: str, way: str, dtype: Any) -> None:
     if name.startswith(("linear", "packed_linear")) and way == "fortran":
         pytest.skip("a weight with its other axis contiguous is another product")
     plainly = results(name, np.ascontiguousarray, dtype)
@@ -78,7 +78,7 @@ def calls(function: Callable[..., Any], run: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("name", RECOGNISE)
-def test_plain_arrays_are_not_looked_at_one_by_one(name: str) -> None:
+def test_canonical_arrays_skip_promotion(name: str) -> None:
     assert calls(promote, lambda: results(name, np.ascontiguousarray)) == 0
     assert calls(promote, lambda: results(name, read_only)) > 0
 
@@ -99,7 +99,7 @@ OTHERS: dict[str, np.ndarray] = {name: LAYOUTS[name](X) for name in LAYOUTS if n
 
 @pytest.mark.single_implementation
 @pytest.mark.parametrize("name", PLAIN)
-def test_what_is_plain(name: str) -> None:
+def test_canonical_arrays(name: str) -> None:
     a = PLAIN[name]
     assert is_canonical(a) and is_canonical(a, a, np.empty(3, a.dtype))
     assert promote(("x", a)) == (a.dtype, a.dtype)
@@ -108,19 +108,19 @@ def test_what_is_plain(name: str) -> None:
 
 @pytest.mark.single_implementation
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_not_plain(name: str) -> None:
+def test_arrays_that_are_not_canonical(name: str) -> None:
     a = OTHERS[name]
     assert not is_canonical(a)
     assert not is_canonical(X, a) and not is_canonical(a, X) and not is_canonical(X, X, a)
 
 
 @pytest.mark.single_implementation
-def test_plain_arrays_of_two_dtypes_are_not_plain_together() -> None:
+def test_arrays_of_two_dtypes_are_not_canonical_together() -> None:
     assert not is_canonical(X, X.astype(np.float64)) and not is_canonical(X.astype(np.float64), X)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 3)])
-def test_no_entries(shape: tuple[int, ...]) -> None:
+def test_empty_arrays(shape: tuple[int, ...]) -> None:
     empty = np.empty(shape, np.float32)
     for axis in range(len(shape)):
         assert hw.softmax(empty, axis).shape == shape
@@ -130,7 +130,7 @@ def test_no_entries(shape: tuple[int, ...]) -> None:
     assert hw.linear(empty, np.ones((shape[-1], 2), np.float32)).shape == (*shape[:-1], 2)
 
 
-def test_attention_of_values_without_entries() -> None:
+def test_attention_of_empty_values() -> None:
     """NumPy calls such an array contiguous whatever its strides."""
     value = np.empty((2, 2, 5, 2), np.float32)[..., 1:1:2]
     output, weights = hw.scaled_dot_product_attention(X, KEY, value)
@@ -143,7 +143,7 @@ MANY = 2**18 + 1  # keys: each query of 2 x 4 heads is a block of random numbers
 
 @pytest.mark.parametrize("shape", [(1, MANY), (3, 1), (1, 1), (1, 4, 1, MANY), (2, 1, 3, 1), (2, 4, 1, 1)], ids=str)
 @pytest.mark.parametrize("keep", [False, True], ids=["bias", "mask"])
-def test_dropout_under_a_mask_of_one_entry_along_an_axis(shape: tuple[int, ...], keep: bool) -> None:
+def test_dropout_with_broadcast_masks(shape: tuple[int, ...], keep: bool) -> None:
     query, key = normal((2, 4, 3, 2)), normal((2, 2, MANY, 2), 1)
     small = normal(shape, 5) > -1 if keep else normal(shape, 5)
     calls = [
@@ -155,7 +155,7 @@ def test_dropout_under_a_mask_of_one_entry_along_an_axis(shape: tuple[int, ...],
 
 
 @pytest.mark.single_implementation
-def test_the_core_refuses_what_does_not_broadcast() -> None:
+def test_the_core_refuses_arrays_that_do_not_broadcast() -> None:
     core = pytest.importorskip("headwise._core", reason="there is no native core")
     keep, table = np.ones((2, 4, 9, 4), bool), np.ones((1, 1, 8, 6), np.float32)
     output = np.empty((2, 4, 9, 7), np.float32)

@@ -46,13 +46,13 @@ def normals(shape: tuple[int, ...]) -> st.SearchStrategy[np.ndarray]:
 
 
 @given(attention_calls())
-def test_attention_is_the_oracle(call: Call) -> None:
+def test_attention_equals_the_oracle(call: Call) -> None:
     arrays, keywords = call
     check_attention(arrays, keywords, oracle.attention(*arrays, **keywords), factor=4)
 
 
 @given(attention_calls(), SEEDS)
-def test_attention_does_not_care_for_the_order_of_keys(call: Call, seed: int) -> None:
+def test_attention_is_invariant_under_permutation_of_keys(call: Call, seed: int) -> None:
     (query, key, value), _ = call
     order = np.random.default_rng(seed).permutation(key.shape[-2])
     one = hw.flash_attention(query, key, value)
@@ -61,7 +61,7 @@ def test_attention_does_not_care_for_the_order_of_keys(call: Call, seed: int) ->
 
 
 @given(attention_calls())
-def test_attention_to_one_value_is_that_value(call: Call) -> None:
+def test_attention_to_equal_values_is_that_value(call: Call) -> None:
     """Weights that sum to 1 leave a constant as it is, whatever they are; a dropped row gives 0."""
     (query, key, value), keywords = call
     keywords.pop("sinks", None)
@@ -81,7 +81,7 @@ def test_causal_attention_of_a_prefix(call: Call, data: st.DataObject) -> None:
 
 
 @given(attention_calls())
-def test_lower_right_is_the_end_of_a_longer_query(call: Call) -> None:
+def test_lower_right_alignment_equals_the_last_rows_of_a_longer_query(call: Call) -> None:
     """Decoding: the last queries against a cache answer as they do inside the whole sequence."""
     (query, key, value), _ = call
     heads, length = query.shape[-3] if query.ndim > 3 else 1, min(query.shape[-2], key.shape[-2])
@@ -93,7 +93,7 @@ def test_lower_right_is_the_end_of_a_longer_query(call: Call) -> None:
 
 
 @given(attention_calls())
-def test_grouped_heads_are_repeated_heads(call: Call) -> None:
+def test_grouped_heads_equal_repeated_heads(call: Call) -> None:
     (query, key, value), keywords = call
     if query.ndim > 3:
         group = query.shape[-3] // key.shape[-3]
@@ -103,7 +103,7 @@ def test_grouped_heads_are_repeated_heads(call: Call) -> None:
 
 
 @given(attention_calls(), st.floats(-50, 50))
-def test_attention_is_linear_in_values_and_blind_to_a_common_bias(call: Call, shift: float) -> None:
+def test_attention_is_linear_in_values_and_invariant_under_a_constant_bias(call: Call, shift: float) -> None:
     (query, key, value), _ = call
     plain, lse = hw.flash_attention(query, key, value, return_lse=True)
     moved, moved_lse = hw.flash_attention(query, key, 2 * value, bias=np.full((1, 1), shift), return_lse=True)
@@ -119,7 +119,7 @@ TENSORS = DTYPES.flatmap(
 
 
 @given(TENSORS, st.data())
-def test_softmax_family_is_the_oracle(x: np.ndarray, data: st.DataObject) -> None:
+def test_softmax_family_equals_the_oracle(x: np.ndarray, data: st.DataObject) -> None:
     axis = data.draw(st.integers(-x.ndim, x.ndim - 1))
     assert_close(hw.softmax(x, axis), oracle.softmax(x, axis), factor=2)
     assert_close(hw.log_softmax(x, axis), oracle.log_softmax(x, axis), factor=2)
@@ -162,7 +162,7 @@ def test_rope_keeps_norms_and_depends_on_distance(
 
 
 @given(DTYPES, st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.booleans(), SEEDS)
-def test_linear_is_the_oracle(dtype: str, rows: int, width: int, columns: int, transposed: bool, seed: int) -> None:
+def test_linear_equals_the_oracle(dtype: str, rows: int, width: int, columns: int, transposed: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, bias = rng.standard_normal((rows, width)).astype(dtype), rng.standard_normal(columns).astype(dtype)
     weight = (
@@ -174,7 +174,7 @@ def test_linear_is_the_oracle(dtype: str, rows: int, width: int, columns: int, t
 
 
 @given(DTYPES, hnp.array_shapes(min_dims=1, max_dims=4, max_side=40), st.floats(1e-6, 10), SEEDS, st.data())
-def test_layer_normalization_is_the_oracle(
+def test_layer_normalization_equals_the_oracle(
     dtype: str, shape: tuple[int, ...], eps: float, seed: int, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -188,7 +188,7 @@ def test_layer_normalization_is_the_oracle(
 
 
 @given(st.integers(1, 300))
-def test_alibi_slopes_are_the_published_ones(num_heads: int) -> None:
+def test_alibi_slopes_equal_the_oracle(num_heads: int) -> None:
     np.testing.assert_allclose(hw.alibi_slopes(num_heads), oracle.alibi_slopes(num_heads), rtol=1e-15)
 
 

@@ -58,7 +58,7 @@ def test_scale(scale: float) -> None:
     assert_close(hw.flash_attention(query, key, key, scale=scale), reference(query, key, key, scale=scale), factor=2)
 
 
-def test_tensors_go_in() -> None:
+def test_tensors_are_accepted() -> None:
     query, key = (torch.from_numpy(normal(shape, 1)) for shape in ((2, 4, 17, 16), (2, 4, 50, 16)))
     expected = functional.scaled_dot_product_attention(query.double(), key.double(), key.double())
     output = hw.flash_attention(query, key, key)

@@ -66,7 +66,7 @@ def expected(decoder: Any, ids: list[int]) -> np.ndarray:
     return logits
 
 
-def test_logits_are_those_of_llama(decoder: Any, ids: list[int], expected: np.ndarray) -> None:
+def test_logits_equal_those_of_llama(decoder: Any, ids: list[int], expected: np.ndarray) -> None:
     few = 24  # enough for products of many rows
     logits = decoder.forward(ids[:few], decoder.new_cache(few))
     assert logits.dtype == np.float32
@@ -151,7 +151,7 @@ def test_bad_arguments(
 
 
 @pytest.mark.single_implementation
-def test_what_is_missing_is_said() -> None:
+def test_missing_weights_are_reported() -> None:
     """Without the weights the script ends with what to install, and no traceback."""
     hide = (
         "import sys, runpy, importlib.util as u; find = u.find_spec; "

@@ -60,7 +60,7 @@ def expected(encoder: Any) -> tuple[np.ndarray, np.ndarray]:
             return states.numpy(), torch.nn.functional.normalize(mean).numpy()
 
 
-def test_token_states_are_those_of_bert_model(encoder: Any, expected: tuple[np.ndarray, np.ndarray]) -> None:
+def test_token_states_equal_those_of_bert_model(encoder: Any, expected: tuple[np.ndarray, np.ndarray]) -> None:
     ids, mask = encoder.tokenize(SENTENCES)
     assert len(set(mask.sum(axis=1))) == len(SENTENCES), "the sentences should differ in length"
     states = encoder.hidden_states(ids, mask)
@@ -71,19 +71,19 @@ def test_token_states_are_those_of_bert_model(encoder: Any, expected: tuple[np.n
     assert abs(states - truth).max() <= 1e-5
 
 
-def test_long_sentences_are_cut(encoder: Any) -> None:
+def test_long_sentences_are_truncated(encoder: Any) -> None:
     ids, mask = encoder.tokenize(["word " * 300, "word"])
     assert ids.shape == (2, 256)
     assert mask.sum(axis=1).tolist() == [256, 3]
 
 
-def test_embeddings_are_those_of_bert_model(encoder: Any, expected: tuple[np.ndarray, np.ndarray]) -> None:
+def test_embeddings_equal_those_of_bert_model(encoder: Any, expected: tuple[np.ndarray, np.ndarray]) -> None:
     embeddings = encoder.encode(SENTENCES)
     assert embeddings.shape == (len(SENTENCES), 384)
     assert abs(embeddings - expected[1]).max() <= 1e-5
 
 
-def test_the_batch_does_not_matter(encoder: Any) -> None:
+def test_embeddings_do_not_depend_on_the_batch(encoder: Any) -> None:
     together = encoder.encode(SENTENCES[:4])
     for alone in (encoder.encode(SENTENCES[:4], batch_size=1), encoder.encode(SENTENCES[3::-1])[::-1]):
         np.testing.assert_allclose(alone, together, atol=1e-5)
@@ -93,7 +93,7 @@ def test_the_batch_does_not_matter(encoder: Any) -> None:
         encoder.encode("one sentence")
 
 
-def test_meaning(encoder: Any) -> None:
+def test_similar_sentences_are_closer(encoder: Any) -> None:
     cat, kitten, bank = encoder.encode(["A cat sleeps.", "A kitten is napping.", "The bank raised interest rates."])
     assert cat @ kitten > 0.5 > 0.2 > cat @ bank
 
@@ -111,7 +111,7 @@ def test_erf_and_gelu(dtype: type) -> None:
 
 
 @pytest.mark.single_implementation
-def test_the_matrix_it_prints(encoder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_matrix(encoder: Any, capsys: pytest.CaptureFixture[str]) -> None:
     example.main(["A cat sleeps.", "A kitten is napping.", "--time"])
     header, first, second, _, timing = capsys.readouterr().out.splitlines()
     assert header.split() == ["1", "2"]
@@ -122,7 +122,7 @@ def test_the_matrix_it_prints(encoder: Any, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.single_implementation
-def test_what_is_missing_is_said() -> None:
+def test_missing_packages_are_reported() -> None:
     """Without the extra the script ends with what to install, and no traceback."""
     hide = (
         "import sys, runpy; sys.modules['tokenizers'] = None; sys.argv = sys.argv[1:]; "

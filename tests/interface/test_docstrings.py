@@ -102,7 +102,7 @@ def complaints(thing: Any, function: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_functions_and_classes(name: str) -> None:
+def test_docstrings_of_functions_and_classes(name: str) -> None:
     thing = PUBLIC[name]
     inherits = isinstance(thing, type) and "__init__" not in vars(thing)
     assert complaints(thing, (lambda: None) if inherits else thing.__init__ if isinstance(thing, type) else thing) == []
@@ -110,7 +110,7 @@ def test_functions_and_classes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods(name: str) -> None:
+def test_docstrings_of_methods(name: str) -> None:
     """An example may stand in the docstring of the class, which calls a layer rather than its ``forward``."""
     cls, method = METHODS[name]
     assert complaints(method, method) == []
@@ -120,7 +120,7 @@ def test_methods(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, thing in PUBLIC.items() if isinstance(thing, type)])
-def test_attributes(name: str) -> None:
+def test_docstrings_of_attributes(name: str) -> None:
     """What a class or its private bases declare is among its parameters or attributes."""
     cls = PUBLIC[name]
     bases = [base for base in own_bases(cls) if base is cls or base not in (Layer, *PUBLIC.values())]
@@ -154,7 +154,7 @@ def test_examples_run(name: str) -> None:
     assert runner.summarize().failed == 0
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_the_suite_finds_public_objects() -> None:
     assert len(PUBLIC) > 40 and len(METHODS) > 20
 
 
@@ -169,7 +169,7 @@ def a_function(first: int, second: int = 0) -> int:
     return first + second
 
 
-def test_what_is_missing_is_told() -> None:
+def test_missing_sections_are_reported() -> None:
     assert complaints(a_function, a_function) == [
         "Parameters: ['second', 'first'], the signature has ['first', 'second']",
         "Returns: False, the signature says int",

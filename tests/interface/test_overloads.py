@@ -42,7 +42,7 @@ def fields(typed: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("function", "options"), OPTIONS.items(), ids=[f.__qualname__ for f in OPTIONS])
-def test_overloads_take_what_the_function_takes(function: Callable[..., Any], options: Any) -> None:
+def test_overloads_have_the_parameters_of_the_function(function: Callable[..., Any], options: Any) -> None:
     own = inspect.signature(function).parameters
     positional = [p for p in own.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     keywords = {p.name: p.annotation for p in own.values() if p.kind is p.KEYWORD_ONLY}

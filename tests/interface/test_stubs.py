@@ -87,7 +87,7 @@ def is_bound(thing: Any) -> bool:
     return callable(thing) and "->" in (getattr(thing, "__doc__", None) or "")
 
 
-def test_the_stub_is_what_the_extension_says() -> None:
+def test_the_stub_matches_the_extension() -> None:
     core = pytest.importorskip("headwise._core", reason="there is no native core to compare the stub with")
     stub, extension = in_stub(), in_extension(core)
     assert {name for name in vars(core) if not name.startswith("__")} == {name.split(".")[0] for name in stub}
@@ -96,7 +96,7 @@ def test_the_stub_is_what_the_extension_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["headwise._numpy", "headwise._core"])
-def test_backends_take_what_the_protocol_says(name: str) -> None:
+def test_backends_match_the_protocol(name: str) -> None:
     protocol = {
         name: list(inspect.signature(method).parameters)[1:]
         for name, method in vars(_backend.Backend).items()
@@ -112,5 +112,5 @@ def test_backends_take_what_the_protocol_says(name: str) -> None:
     assert taken == protocol
 
 
-def test_the_stub_and_the_marker_of_types_are_installed() -> None:
+def test_the_stub_and_py_typed_are_installed() -> None:
     assert STUB.is_file() and STUB.with_name("py.typed").is_file()

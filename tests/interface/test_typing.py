@@ -62,7 +62,7 @@ def test_values_have_the_types_that_users_count_on(user_code: dict[str, Any], tm
             run()
 
 
-def test_pictures_have_them_too(user_code: dict[str, Any], tmp_path: Path) -> None:
+def test_figures_have_the_types_that_users_count_on(user_code: dict[str, Any], tmp_path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         pytest.skip("pictures need the package matplotlib")
     user_code["pictures"](tmp_path)
@@ -78,5 +78,5 @@ def test_pictures_have_them_too(user_code: dict[str, Any], tmp_path: Path) -> No
         ((1, 2), tuple[int, None]),
     ],
 )
-def test_what_is_of_another_type_is_told(value: Any, declared: Any) -> None:
+def test_values_of_another_type_are_reported(value: Any, declared: Any) -> None:
     assert not is_a(value, declared)

@@ -46,14 +46,16 @@ def memory(rng: np.random.Generator) -> np.ndarray:
 
 class TestNumbers:
     @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 1e-5)])
-    def test_cross(self, layer: Any, query: np.ndarray, memory: np.ndarray, dtype: type, tolerance: float) -> None:
+    def test_cross_attention_equals_the_formula(
+        self, layer: Any, query: np.ndarray, memory: np.ndarray, dtype: type, tolerance: float
+    ) -> None:
         expected = by_hand(layer, query, memory, memory[::-1])
         got = layer(*(a.astype(dtype) for a in (query, memory, memory[::-1])), return_lse=True)
         for a, b in zip(got, expected, strict=True):
             assert a.dtype == dtype
             np.testing.assert_allclose(a, b, atol=tolerance)
 
-    def test_key_and_value_default_to_what_stands_before_them(self, layer: Any, query: np.ndarray, memory: Any) -> None:
+    def test_key_defaults_to_query_and_value_to_key(self, layer: Any, query: np.ndarray, memory: Any) -> None:
         np.testing.assert_array_equal(layer(query)[0], layer(query, query, query)[0])
         np.testing.assert_array_equal(layer(query, memory)[0], layer(query, memory, memory)[0])
         np.testing.assert_allclose(layer(query, value=query)[0], by_hand(layer, query, query, query).output, atol=1e-13)
@@ -64,7 +66,7 @@ class TestNumbers:
     def test_calling_is_forward(self, layer: Any, query: np.ndarray) -> None:
         np.testing.assert_array_equal(layer(query)[1], layer.forward(query)[1])
 
-    def test_every_keyword_goes_through(self, layer: Any, query: np.ndarray, memory: Any, rng: Any) -> None:
+    def test_every_keyword_reaches_attention(self, layer: Any, query: np.ndarray, memory: Any, rng: Any) -> None:
         keywords: dict[str, Any] = {
             "bias": rng.standard_normal((4, 6)),
             "is_causal": True,
@@ -115,7 +117,7 @@ class TestNumbers:
         assert (output == 0).all()
         assert weights.shape == (2, 3, 4, 0)
 
-    def test_arrays_in_awkward_memory(self, layer: Any, query: np.ndarray) -> None:
+    def test_arrays_of_any_layout(self, layer: Any, query: np.ndarray) -> None:
         expected, _ = layer(query)
         swapped = query.astype(query.dtype.newbyteorder())
         for same in (query[::-1].copy()[::-1], np.asfortranarray(query), swapped, query.tolist()):
@@ -132,7 +134,7 @@ class TestNumbers:
 
 
 class TestMasks:
-    def test_shapes(self, layer: Any, query: np.ndarray, memory: np.ndarray, rng: np.random.Generator) -> None:
+    def test_mask_shapes(self, layer: Any, query: np.ndarray, memory: np.ndarray, rng: np.random.Generator) -> None:
         for shape in ((4, 6), (2, 4, 6), (1, 4, 6), (2, 1, 6), (2, 3, 4, 6), (2, 1, 1, 6), (1, 3, 4, 6)):
             mask = rng.random(shape) < 0.6
             four = mask[:, None] if mask.ndim == 3 else mask
@@ -141,7 +143,7 @@ class TestMasks:
             np.testing.assert_allclose(weights, expected.weights, atol=1e-13)
             np.testing.assert_allclose(output, expected.output, atol=1e-13)
 
-    def test_three_axes_are_a_batch_where_heads_would_fit(self) -> None:
+    def test_a_3d_mask_is_per_sequence(self) -> None:
         """With as many sequences as heads, (n, Sq, Sk) is one map for each sequence, not for each head."""
         layer, x = hw.MultiHeadAttention(12, 3, rng=0), np.random.default_rng(0).standard_normal((3, 5, 12))
         mask = np.ones((3, 5, 5), int)
@@ -150,7 +152,7 @@ class TestMasks:
         assert (weights[1, ..., 2] == 0).all()
         assert (weights[[0, 2]] > 0).all()
 
-    def test_additive(self, layer: Any, query: np.ndarray, rng: np.random.Generator) -> None:
+    def test_additive_masks(self, layer: Any, query: np.ndarray, rng: np.random.Generator) -> None:
         added = np.where(rng.random((2, 4, 4)) < 0.3, -np.inf, rng.standard_normal((2, 4, 4)))
         expected = by_hand(layer, query, query, query, bias=added[:, None])
         np.testing.assert_allclose(layer(query, mask=added)[1], expected.weights, atol=1e-13)
@@ -158,7 +160,7 @@ class TestMasks:
         tril = np.tril(np.ones((4, 4)))
         np.testing.assert_array_equal(layer(query, mask=tril)[1], layer(query, is_causal=True)[1])
 
-    def test_padding(self, layer: Any, query: np.ndarray, memory: np.ndarray) -> None:
+    def test_padding_masks(self, layer: Any, query: np.ndarray, memory: np.ndarray) -> None:
         kept = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
         by_keyword = layer(query, memory, key_padding_mask=kept)
         assert (by_keyword[1][0, ..., 4:] == 0).all()
@@ -166,14 +168,14 @@ class TestMasks:
         np.testing.assert_array_equal(layer(query, memory, mask=hw.create_padding_mask(kept))[0], by_keyword[0])
         np.testing.assert_array_equal(layer(query, memory, mask=kept)[0], by_keyword[0])
 
-    def test_what_is_masked_is_not_seen(self, layer: Any, query: np.ndarray, memory: np.ndarray) -> None:
+    def test_masked_keys_have_no_influence(self, layer: Any, query: np.ndarray, memory: np.ndarray) -> None:
         kept = hw.create_padding_mask([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]])
         expected = layer(query, memory, mask=kept)
         memory[np.asarray(kept) == 0] = np.nan
         for got, want in zip(layer(query, memory, mask=kept), expected, strict=True):
             np.testing.assert_array_equal(got, want)
 
-    def test_a_fully_masked_row(self, layer: Any, query: np.ndarray) -> None:
+    def test_fully_masked_rows(self, layer: Any, query: np.ndarray) -> None:
         mask = np.ones((4, 4), bool)
         mask[2] = False
         output, weights = layer(query, mask=mask)
@@ -186,7 +188,7 @@ class TestCausal:
     def causal(self) -> hw.CausalAttention:
         return hw.CausalAttention(12, 3, rng=0)
 
-    def test_it_is_the_layer_with_is_causal(self, causal: Any, layer: Any, query: np.ndarray) -> None:
+    def test_causal_attention_equals_is_causal(self, causal: Any, layer: Any, query: np.ndarray) -> None:
         np.testing.assert_array_equal(causal(query)[0], layer(query, is_causal=True)[0])
         np.testing.assert_array_equal(causal(query, is_causal=False)[0], causal.forward(query, query, query)[0])
         assert isinstance(causal, hw.MultiHeadAttention)
@@ -199,7 +201,7 @@ class TestCausal:
             np.testing.assert_allclose(weights, expected.weights, atol=1e-13)
             np.testing.assert_allclose(output, expected.output, atol=1e-13)
 
-    def test_a_mask_is_anded(self, causal: Any, query: np.ndarray) -> None:
+    def test_a_mask_is_combined_with_causality(self, causal: Any, query: np.ndarray) -> None:
         padding = hw.create_padding_mask([[1, 1, 0, 1], [1, 0, 1, 1]])
         _, weights = causal(query, mask=padding)
         kept = np.tri(4, dtype=int) * np.asarray(padding)[:, None, None, :]
@@ -207,7 +209,7 @@ class TestCausal:
 
 
 class TestDropout:
-    def test_inert_unless_training(self, query: np.ndarray) -> None:
+    def test_dropout_acts_in_training_only(self, query: np.ndarray) -> None:
         layer = hw.MultiHeadAttention(12, 3, dropout=0.5, rng=0)
         assert layer.training is False
         assert layer.dropout == 0.5
@@ -219,11 +221,11 @@ class TestDropout:
         np.testing.assert_array_equal(layer(query, rng=3)[0], layer(query, rng=3)[0])
         np.testing.assert_array_equal(layer(query, training=False)[0], still)
 
-    def test_weights_are_from_before(self, query: np.ndarray) -> None:
+    def test_returned_weights_are_those_before_dropout(self, query: np.ndarray) -> None:
         layer = hw.MultiHeadAttention(12, 3, dropout=0.5, rng=0)
         np.testing.assert_allclose(layer(query, training=True)[1], layer(query)[1], atol=1e-14)
 
-    def test_the_seed_decides(self, query: np.ndarray) -> None:
+    def test_the_same_seed_gives_the_same_dropout(self, query: np.ndarray) -> None:
         one, two = (hw.CausalAttention(12, 3, rng=5) for _ in range(2))
         np.testing.assert_array_equal(one.W_v, two.W_v)
         for _ in range(2):
@@ -232,7 +234,7 @@ class TestDropout:
 
 
 class TestParameters:
-    def test_initial(self) -> None:
+    def test_initial_parameters(self) -> None:
         layer = hw.MultiHeadAttention(128, 4, rng=0)
         limit = np.sqrt(6 / 256)
         for name in NAMES:
@@ -244,7 +246,7 @@ class TestParameters:
             assert abs(W.std() - limit / np.sqrt(3)) < 0.02 * limit
 
     @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
-    def test_the_input_decides_the_dtype(self, query: np.ndarray, name: str) -> None:
+    def test_the_input_determines_the_dtype(self, query: np.ndarray, name: str) -> None:
         ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need the package ml_dtypes")
         dtype = np.dtype(getattr(ml_dtypes, name, name))
         exact = hw.MultiHeadAttention(12, 3, rng=0)
@@ -266,7 +268,7 @@ class TestParameters:
     def test_integers(self, layer: Any) -> None:
         assert layer(np.arange(24).reshape(1, 2, 12))[0].dtype == np.float64
 
-    def test_replaced(self, layer: Any, query: np.ndarray) -> None:
+    def test_replaced_parameters_are_used(self, layer: Any, query: np.ndarray) -> None:
         W = np.random.default_rng(1).standard_normal((12, 12))
         layer.W_q = W
         assert layer.W_q is W
@@ -345,7 +347,7 @@ class TestPacking:
         return {letters for letters, kept in layer._packs.items() if kept.packed is not None}
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-    def test_packed_at_the_second_call(self, layer: Any, x: np.ndarray, dtype: type) -> None:
+    def test_weights_are_packed_at_the_second_call(self, layer: Any, x: np.ndarray, dtype: type) -> None:
         x = x.astype(dtype)
         layer(x)
         assert self.packed(layer) == set()
@@ -359,7 +361,7 @@ class TestPacking:
         layer(x)
         assert self.packed(layer) == {"o"}
 
-    def test_one_product_of_what_is_the_same(self, layer: Any, x: np.ndarray) -> None:
+    def test_equal_inputs_share_one_product(self, layer: Any, x: np.ndarray) -> None:
         for _ in range(2):
             layer(x, x[:, ::-1])
         assert self.packed(layer) == {"q", "kv", "o"}
@@ -367,14 +369,14 @@ class TestPacking:
             layer(x, x[:, ::-1], x[::-1])
         assert self.packed(layer) == {"q", "k", "v", "kv", "o"}
 
-    def test_another_dtype_or_precision_packs_anew(self, layer: Any, x: np.ndarray) -> None:
+    def test_another_dtype_or_precision_packs_again(self, layer: Any, x: np.ndarray) -> None:
         for options, dtype in (({}, np.float32), ({}, np.float64), ({"precision": "medium"}, np.float64)):
             for _ in range(2):
                 layer(x.astype(dtype), **options)
             assert layer._packs["qkv"].packed.dtype == dtype
             assert layer._packs["qkv"].precision == options.get("precision", "highest")
 
-    def test_what_is_held_is_not_packed(self, layer: Any, x: np.ndarray) -> None:
+    def test_referenced_weights_are_not_packed(self, layer: Any, x: np.ndarray) -> None:
         held = layer.W_k
         expected = [layer(x)[0] for _ in range(3)]
         assert self.packed(layer) == {"o"}
@@ -383,20 +385,20 @@ class TestPacking:
             np.testing.assert_array_equal(layer(x)[0], expected[0])
         assert self.packed(layer) == {"qkv", "o"}
 
-    def test_changed_in_place(self, layer: Any, x: np.ndarray) -> None:
+    def test_weights_changed_in_place(self, layer: Any, x: np.ndarray) -> None:
         self.check(layer, x)
         layer.W_v[...] = np.random.default_rng(1).standard_normal((12, 12))
         self.check(layer, x)
         layer.W_v *= 2
         self.check(layer, x)
 
-    def test_changed_through_a_reference_held_all_along(self, layer: Any, x: np.ndarray) -> None:
+    def test_weights_changed_through_a_kept_reference(self, layer: Any, x: np.ndarray) -> None:
         held = layer.W_q
         for _ in range(3):
             self.check(layer, x)
             held += 1.0
 
-    def test_changed_through_a_view(self, layer: Any, x: np.ndarray) -> None:
+    def test_weights_changed_through_a_view(self, layer: Any, x: np.ndarray) -> None:
         view = layer.W_q[2:5].T
         for _ in range(3):
             self.check(layer, x)
@@ -406,14 +408,14 @@ class TestPacking:
             self.check(layer, x)
             buffer[0, 0] = value
 
-    def test_changed_through_the_array_it_is_a_view_of(self, layer: Any, x: np.ndarray) -> None:
+    def test_weights_changed_through_their_base_array(self, layer: Any, x: np.ndarray) -> None:
         whole = np.random.default_rng(1).standard_normal((24, 12))
         layer.W_q = whole[:12]
         for _ in range(3):
             self.check(layer, x)
             whole += 1.0
 
-    def test_changed_through_a_shallow_copy(self, layer: Any, x: np.ndarray) -> None:
+    def test_weights_changed_through_a_shallow_copy(self, layer: Any, x: np.ndarray) -> None:
         layer(x)
         other = copy.copy(layer)
         other.W_q[...] = 0
@@ -422,12 +424,12 @@ class TestPacking:
         self.check(other, x)
         self.check(layer, x)
 
-    def test_replaced(self, layer: Any, x: np.ndarray) -> None:
+    def test_replaced_parameters_are_used(self, layer: Any, x: np.ndarray) -> None:
         for seed in range(3):
             layer.W_q = np.random.default_rng(seed).standard_normal((12, 12))
             self.check(layer, x)
 
-    def test_views_and_unpickled_parameters_are_packed_too(self, layer: Any, x: np.ndarray) -> None:
+    def test_views_and_unpickled_parameters_are_packed(self, layer: Any, x: np.ndarray) -> None:
         layer.W_q = np.random.default_rng(1).standard_normal((12, 12)).T
         again = pickle.loads(pickle.dumps(layer))
         for one in (layer, again):

@@ -77,7 +77,7 @@ class TestShapes:
         layer.b_v = None
         same(layer(x)[:1], by_hand(layer, x, x, x)[:1])
 
-    def test_other_widths(self, x: np.ndarray, rng: np.random.Generator) -> None:
+    def test_separate_key_and_value_widths(self, x: np.ndarray, rng: np.random.Generator) -> None:
         layer = with_biases(hw.MultiHeadAttention(24, 4, num_kv_heads=2, kdim=10, vdim=7, bias=True, rng=0))
         key, value = rng.standard_normal((2, 5, 10)), rng.standard_normal((2, 5, 7))
         assert layer.W_k.shape == (10, 12)
@@ -120,7 +120,7 @@ class TestShapes:
 
 
 class TestDefaults:
-    def test_of_the_keywords(self, x: np.ndarray) -> None:
+    def test_default_keywords(self, x: np.ndarray) -> None:
         defaults: dict[str, Any] = {"window_size": (2, 1), "softcap": 3.0, "scale": 0.7}
         layer = hw.MultiHeadAttention(24, 6, alibi=True, sinks=True, precision="high", rng=0, **defaults)
         layer.sinks = np.linspace(-1, 1, 6)
@@ -145,7 +145,7 @@ class TestDefaults:
 class TestRope:
     @pytest.mark.parametrize("interleaved", [False, True])
     @pytest.mark.parametrize("num_kv_heads", [2, 4])
-    def test_queries_and_keys_are_turned(self, x: np.ndarray, interleaved: bool, num_kv_heads: int) -> None:
+    def test_queries_and_keys_are_rotated(self, x: np.ndarray, interleaved: bool, num_kv_heads: int) -> None:
         rope = hw.RotaryPositionalEmbedding(6, interleaved=interleaved)
         layer = hw.MultiHeadAttention(24, 4, num_kv_heads=num_kv_heads, rope=rope, rng=0)
         before = x.copy()
@@ -156,14 +156,14 @@ class TestRope:
         turned = by_hand(layer, x, x, x, lambda heads: rope(heads, positions))
         same(layer(x, positions=positions)[:2], turned[:2])
 
-    def test_unbatched_and_narrow(self, x: np.ndarray) -> None:
+    def test_unbatched_with_a_narrow_head(self, x: np.ndarray) -> None:
         layer = hw.MultiHeadAttention(24, 4, rope=hw.RotaryPositionalEmbedding(6), rng=0)
         same(layer(x[0])[:1], [layer(x)[0][0]])
         half = layer(x.astype(np.float16))[0]
         assert half.dtype == np.float16
         np.testing.assert_allclose(half, layer(x)[0], atol=5e-3)
 
-    def test_other_keys_begin_at_0_or_end_together(self, x: np.ndarray, rng: np.random.Generator) -> None:
+    def test_positions_of_cross_attention(self, x: np.ndarray, rng: np.random.Generator) -> None:
         rope = hw.RotaryPositionalEmbedding(6)
         layer = hw.MultiHeadAttention(24, 4, rope=rope, rng=0)
         memory = rng.standard_normal((2, 9, 24))
@@ -198,7 +198,9 @@ class TestCache:
         return with_biases(layer) if options.get("bias") else layer
 
     @pytest.mark.parametrize("sizes", [[1] * 7, [4, 3], [5, 1, 1], [7]])
-    def test_in_chunks(self, x: Any, options: dict[str, Any], dtype: Any, tolerance: float, sizes: list[int]) -> None:
+    def test_chunks_equal_one_call(
+        self, x: Any, options: dict[str, Any], dtype: Any, tolerance: float, sizes: list[int]
+    ) -> None:
         layer, x = self.make(options), x.astype(dtype)
         whole, weights = layer(x)
         cache = layer.make_cache(2, 7, dtype=dtype)
@@ -239,7 +241,7 @@ class TestCache:
             alone, _ = layer(x[i, :n])
             np.testing.assert_allclose(then[i], alone[-2:], atol=10 * tolerance)
 
-    def test_a_mask_is_over_what_is_stored(self, x: Any, options: dict[str, Any], dtype: Any, tolerance: float) -> None:
+    def test_masks_cover_the_stored_keys(self, x: Any, options: dict[str, Any], dtype: Any, tolerance: float) -> None:
         layer, x = self.make(options), x.astype(dtype)
         mask = np.random.default_rng(2).random((2, 7, 7)) < 0.7
         whole, _ = layer(x, mask=mask)
@@ -256,7 +258,7 @@ class TestCache:
 
 
 class TestBadCacheCalls:
-    def test_full(self, x: np.ndarray) -> None:
+    def test_full_cache_is_refused(self, x: np.ndarray) -> None:
         layer = hw.CausalAttention(24, 4, rng=0)
         cache = layer.make_cache(2, 8, dtype=np.float64)
         layer(x, cache=cache)
@@ -284,7 +286,9 @@ class TestBadCacheCalls:
             (ValueError, "^batch_size", lambda f, x, c: f.make_cache(0, 3)),
         ],
     )
-    def test_nothing_is_written(self, x: Any, error: type[Exception], message: str, call: Callable[..., Any]) -> None:
+    def test_a_refused_call_writes_nothing(
+        self, x: Any, error: type[Exception], message: str, call: Callable[..., Any]
+    ) -> None:
         layer = hw.CausalAttention(24, 4, dropout=0.1, rng=0)
         cache = layer.make_cache(2, 8, dtype=np.float64)
         with pytest.raises(error, match=message):
@@ -300,7 +304,7 @@ class TestStateDicts:
         other.load_state_dict(one.state_dict(form, prefix="a."), prefix="a.")
         np.testing.assert_array_equal(one(x)[0], other(x)[0])
 
-    def test_what_is_packed_is_replaced(self, x: np.ndarray) -> None:
+    def test_loading_replaces_packed_weights(self, x: np.ndarray) -> None:
         one, other = hw.MultiHeadAttention(24, 4, rng=1), hw.MultiHeadAttention(24, 4, rng=2)
         for _ in range(3):
             other(x)
@@ -310,7 +314,7 @@ class TestStateDicts:
         state["W_q"][...] = 0.0  # a copy was loaded, and a copy was given
         np.testing.assert_array_equal(one(x)[0], other(x)[0])
 
-    def test_nothing_is_loaded_by_half(self, x: np.ndarray) -> None:
+    def test_a_refused_load_changes_nothing(self, x: np.ndarray) -> None:
         layer = hw.MultiHeadAttention(24, 4, num_kv_heads=2, rng=1)
         before = layer(x)[0]
         state = hw.MultiHeadAttention(24, 4, num_kv_heads=2, rng=2).state_dict("llama")
@@ -323,7 +327,7 @@ class TestStateDicts:
             assert part in str(caught.value)
         np.testing.assert_array_equal(layer(x)[0], before)
 
-    def test_torch(self, x: np.ndarray) -> None:
+    def test_round_trip_through_torch(self, x: np.ndarray) -> None:
         torch = pytest.importorskip("torch", reason="compares with the package torch")
         theirs = torch.nn.MultiheadAttention(24, 4, batch_first=True, dtype=torch.float64).eval()
         ours = hw.MultiHeadAttention(24, 4, bias=True)

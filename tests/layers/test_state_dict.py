@@ -135,7 +135,9 @@ class TestTorch:
     @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
     @pytest.mark.parametrize(("kdim", "vdim"), [(None, None), (20, 12), (20, None), (None, 12), (20, 20)])
     @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-    def test_its_own(self, torch: Any, bias: bool, kdim: int | None, vdim: int | None, dtype: str) -> None:
+    def test_torch_state_dict_loads(
+        self, torch: Any, bias: bool, kdim: int | None, vdim: int | None, dtype: str
+    ) -> None:
         module = torch.nn.MultiheadAttention(D_MODEL, HEADS, bias=bias, kdim=kdim, vdim=vdim, batch_first=True)
         module = randomize(torch, module).to(getattr(torch, dtype))
         state = module.state_dict()
@@ -154,7 +156,7 @@ class TestTorch:
 
     @pytest.mark.parametrize("kdim", [None, 20])
     @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-    def test_it_loads_ours(self, torch: Any, bias: bool, kdim: int | None) -> None:
+    def test_torch_loads_our_state_dict(self, torch: Any, bias: bool, kdim: int | None) -> None:
         parameters = draw(layer_shapes(kdim=kdim, bias=bias), "float64")
         module = torch.nn.MultiheadAttention(
             D_MODEL, HEADS, bias=bias, kdim=kdim, batch_first=True, dtype=torch.float64
@@ -167,7 +169,7 @@ class TestTorch:
             expected, _ = module.eval()(*(torch.from_numpy(x) for x in inputs))
         np.testing.assert_allclose(attend(parameters, *inputs, HEADS), expected.numpy(), rtol=1e-12, atol=1e-12)
 
-    def test_in_a_model(self, torch: Any) -> None:
+    def test_state_dict_of_a_whole_model(self, torch: Any) -> None:
         layers = torch.nn.TransformerEncoder(
             torch.nn.TransformerEncoderLayer(D_MODEL, HEADS, batch_first=True), 11, enable_nested_tensor=False
         )
@@ -204,7 +206,7 @@ class TestTorch:
         said = message(state, layer_shapes(bias=True))
         assert said.count("dtype torch.bfloat16, which NumPy has from the package ml_dtypes only: pip install") == 4
 
-    def test_learned_keys_and_values_are_refused(self, torch: Any) -> None:
+    def test_learned_bias_k_and_bias_v_are_refused(self, torch: Any) -> None:
         state = torch.nn.MultiheadAttention(D_MODEL, HEADS, bias=False, add_bias_kv=True).state_dict()
         for strict in (True, False):
             assert message(state, layer_shapes(), strict=strict).splitlines()[1:] == [
@@ -212,7 +214,7 @@ class TestTorch:
                 for letter in "kv"
             ]
 
-    def test_tensors_that_numpy_cannot_have(self, torch: Any) -> None:
+    def test_tensors_without_a_numpy_equivalent(self, torch: Any) -> None:
         state = torch.nn.MultiheadAttention(D_MODEL, HEADS, bias=False, device="meta").state_dict()
         assert "\n  in_proj_weight: Tensor cannot be read as an array: " in message(state, layer_shapes())
 
@@ -221,14 +223,14 @@ class TestTransformers:
     @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
     @pytest.mark.parametrize("kv_heads", [1, 2, 4])
     @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-    def test_llama(self, torch: Any, transformers: Any, bias: bool, kv_heads: int, dtype: str) -> None:
+    def test_llama_state_dict_loads(self, torch: Any, transformers: Any, bias: bool, kv_heads: int, dtype: str) -> None:
         llama = transformers.models.llama.modeling_llama
         config = self.config(transformers.LlamaConfig, num_key_value_heads=kv_heads, attention_bias=bias)
         module = randomize(torch, llama.LlamaAttention(config, 0)).to(getattr(torch, dtype))
         self.check_decoder(torch, module, "llama", layer_shapes(kv_heads=kv_heads, bias=bias))
 
     @pytest.mark.parametrize("kv_heads", [2, 4])
-    def test_sinks_of_gpt_oss(self, torch: Any, transformers: Any, kv_heads: int) -> None:
+    def test_gpt_oss_sinks_load(self, torch: Any, transformers: Any, kv_heads: int) -> None:
         gpt_oss = transformers.models.gpt_oss.modeling_gpt_oss
         config = self.config(transformers.GptOssConfig, num_key_value_heads=kv_heads, head_dim=D_MODEL // HEADS)
         module = randomize(torch, gpt_oss.GptOssAttention(config, 0))
@@ -237,7 +239,7 @@ class TestTransformers:
             "\n  sinks: extra (shape (4,)); the layer has none (sinks=True)"
         )
 
-    def test_biases_of_some_projections(self, torch: Any, transformers: Any) -> None:
+    def test_qwen2_biases_load(self, torch: Any, transformers: Any) -> None:
         """Qwen2 has none at the output."""
         qwen = transformers.models.qwen2.modeling_qwen2
         config = self.config(transformers.Qwen2Config, num_key_value_heads=2)
@@ -248,7 +250,7 @@ class TestTransformers:
         self.check_decoder(torch, module, "llama", shapes)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-    def test_bert(self, torch: Any, transformers: Any, dtype: str) -> None:
+    def test_bert_state_dict_loads(self, torch: Any, transformers: Any, dtype: str) -> None:
         bert = transformers.models.bert.modeling_bert
         module = randomize(torch, bert.BertLayer(self.config(transformers.BertConfig))).to(getattr(torch, dtype))
         shapes = layer_shapes(bias=True)
@@ -265,7 +267,7 @@ class TestTransformers:
             expected = module.attention.output.dense(mixed).numpy()
         np.testing.assert_allclose(attend(parameters, x, x, x, HEADS), expected, atol=1e-12)
 
-    def test_bert_under_attention(self, torch: Any, transformers: Any) -> None:
+    def test_bert_prefix_of_the_attention_block(self, torch: Any, transformers: Any) -> None:
         """``output.dense`` of the layer around is the feed-forward network's."""
         bert = transformers.models.bert.modeling_bert
         module = randomize(torch, bert.BertModel(self.config(transformers.BertConfig, num_hidden_layers=2)))
@@ -337,7 +339,7 @@ def layers(draw_: st.DrawFn) -> tuple[Shapes, list[str]]:
 
 class TestRoundTrips:
     @given(layers(), st.data(), st.sampled_from(["float16", "float32", "float64"]), st.text("ab.é ", max_size=6))
-    def test_of_any_layer(self, layer: tuple[Shapes, list[str]], data: Any, dtype: str, prefix: str) -> None:
+    def test_any_layer_round_trips(self, layer: tuple[Shapes, list[str]], data: Any, dtype: str, prefix: str) -> None:
         shapes, forms = layer
         parameters = draw(shapes, dtype)
         for form in FORMATS:
@@ -371,7 +373,7 @@ class TestRoundTrips:
         assert set(said.splitlines()[1:]) == expected
 
     @pytest.mark.parametrize("form", FORMATS)
-    def test_copies(self, form: str) -> None:
+    def test_entries_are_copies(self, form: str) -> None:
         parameters = draw(layer_shapes(bias=True))
         state = write_state_dict(parameters, format=form)
         read = read_state_dict(state, layer_shapes(bias=True))
@@ -380,7 +382,7 @@ class TestRoundTrips:
             assert not any(np.shares_memory(one, other) for other in arrays[:index])
 
     @pytest.mark.parametrize("form", FORMATS)
-    def test_wide(self, form: str) -> None:
+    def test_wide_weights_are_transposed(self, form: str) -> None:
         """Transposed in more than one strip."""
         shapes = layer_shapes(300, 3, bias=True)
         parameters = draw(shapes, "float64")
@@ -392,14 +394,14 @@ class TestRoundTrips:
         key = key[300:600] if form == "torch" else key
         np.testing.assert_array_equal(key, parameters["W_k"] if form == "headwise" else parameters["W_k"].T)
 
-    def test_bfloat16(self) -> None:
+    def test_bfloat16_round_trips(self) -> None:
         parameters = draw(layer_shapes(bias=True), "bfloat16")
         for form in FORMATS:
             assert_same_bits(
                 read_state_dict(write_state_dict(parameters, format=form), layer_shapes(bias=True)), parameters
             )
 
-    def test_mixed_dtypes(self) -> None:
+    def test_mixed_dtypes_are_promoted(self) -> None:
         """Parameters that share an entry get the dtype that holds them all."""
         parameters = draw(layer_shapes())
         parameters["W_k"] = parameters["W_k"].astype(np.float64)
@@ -418,7 +420,7 @@ class TestRoundTrips:
         )
 
     @pytest.mark.parametrize("form", FORMATS)
-    def test_whatever_holds_the_numbers(self, form: str) -> None:
+    def test_any_array_like_is_accepted(self, form: str) -> None:
         """Lists, read-only and byte-swapped arrays, strides, DLPack."""
 
         class Exported:
@@ -450,7 +452,7 @@ class TestRoundTrips:
 
 
 class TestRefusals:
-    def test_everything_at_once(self) -> None:
+    def test_one_error_lists_every_problem(self) -> None:
         state = {
             "x.in_proj_weight": np.ones((48, 20), np.int8),
             "x.in_proj_bias": np.ones(48, np.complex64),
@@ -478,7 +480,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("strict", [True, False])
-    def test_biases_of_a_layer_without(self, form: str, strict: bool) -> None:
+    def test_biases_for_a_layer_without_biases(self, form: str, strict: bool) -> None:
         """Zero or not, and where strict=False ignores what is none of attention's."""
         parameters = draw(layer_shapes(bias=True))
         parameters |= {name: np.zeros_like(array) for name, array in parameters.items() if name.startswith("b_")}
@@ -497,7 +499,7 @@ class TestRefusals:
         assert_same_bits(read_state_dict(state, layer_shapes(), prefix="x.", strict=False), parameters)
         assert message(state, layer_shapes(), prefix="x.").count("extra") == 2
 
-    def test_one_weight_where_the_inputs_differ_in_width(self) -> None:
+    def test_joint_weight_for_inputs_of_different_widths(self) -> None:
         state = write_state_dict(draw(layer_shapes()), format="torch")
         assert message(state, layer_shapes(kdim=20)).splitlines()[1:] == [
             "  q_proj_weight: missing, expected shape (16, 16)",
@@ -506,13 +508,13 @@ class TestRefusals:
             "  in_proj_weight: extra (shape (48, 16)); the layer's query, key and value are 16, 20, 16 wide",
         ]
 
-    def test_three_weights_where_they_do_not(self) -> None:
+    def test_separate_weights_for_inputs_of_equal_width(self) -> None:
         state = write_state_dict(draw(layer_shapes(kdim=20)), format="torch")
         assert message(state, layer_shapes()).splitlines()[1:] == ["  k_proj_weight: shape (16, 20), expected (16, 16)"]
 
     @pytest.mark.parametrize("form", ["torch", "bert"])
     @pytest.mark.parametrize("keywords", [{"kv_heads": 2}, {"sinks": True}], ids=["grouped", "sinks"])
-    def test_what_a_format_cannot_say(self, form: str, keywords: dict[str, Any]) -> None:
+    def test_options_that_a_format_cannot_express(self, form: str, keywords: dict[str, Any]) -> None:
         why = "has no grouped key and value heads" if "kv_heads" in keywords else "has no sinks"
         parameters = draw(layer_shapes(**keywords))
         with pytest.raises(ValueError, match=f"^format: '{form}' {why}"):
@@ -520,7 +522,7 @@ class TestRefusals:
         state = write_state_dict(draw(layer_shapes()), format=form)
         assert f"the format '{form}' {why}" in message(state, layer_shapes(**keywords))
 
-    def test_some_biases_or_odd_widths_in_torch(self) -> None:
+    def test_torch_needs_all_biases_and_full_widths(self) -> None:
         parameters = draw(layer_shapes(bias=True))
         del parameters["b_o"]
         with pytest.raises(ValueError, match=r"^format: 'torch' has all biases or none.*b_q, b_k, b_v$"):
@@ -532,7 +534,7 @@ class TestRefusals:
             shapes = {name: array.shape for name, array in parameters.items()}
             assert_same_bits(read_state_dict(write_state_dict(parameters, format=form), shapes), parameters)
 
-    def test_no_format(self) -> None:
+    def test_unrecognised_entries(self) -> None:
         said = message({"a.q.weight": None, "b.q.weight": None}, layer_shapes(), prefix="a.")
         assert said.startswith("state: no names of a known format under the prefix 'a.', only a.q.weight; expected ")
         for form, name in zip(FORMATS, ("W_q", "in_proj_weight", "q_proj.weight", "self.query.weight"), strict=True):
@@ -544,12 +546,12 @@ class TestRefusals:
         assert "(300 in all)" in message(many, layer_shapes())
 
     @pytest.mark.parametrize("form", FORMATS)
-    def test_the_right_prefix_is_said(self, form: str) -> None:
+    def test_the_error_suggests_the_prefix(self, form: str) -> None:
         state = write_state_dict(draw(layer_shapes()), format=form, prefix="a.b.")
         for prefix in ("", "a.", "a.b", "b.", "A.b."):
             assert "known names have the prefix 'a.b.'; expected" in message(state, layer_shapes(), prefix=prefix)
 
-    def test_two_formats(self) -> None:
+    def test_entries_of_two_formats(self) -> None:
         parameters = draw(layer_shapes())
         state = write_state_dict(parameters) | write_state_dict(parameters, format="llama")
         said = message(state, layer_shapes())
@@ -562,13 +564,13 @@ class TestRefusals:
         assert "names of the formats 'bert' (self.query.weight" in message(both, layer_shapes())
 
     @pytest.mark.parametrize("dtype", ["int64", "bool", "complex64", "longdouble", "object", "S3"])
-    def test_dtypes(self, dtype: str) -> None:
+    def test_unsupported_dtypes(self, dtype: str) -> None:
         state = {name: np.zeros(shape, dtype) for name, shape in layer_shapes().items()}
         assert message(state, layer_shapes()).count("dtype") == 4
         with pytest.raises(ValueError, match="\n  W_o: a masked array"):
             read_state_dict(draw(layer_shapes()) | {"W_o": np.ma.zeros((16, 16))}, layer_shapes())
 
-    def test_arguments(self) -> None:
+    def test_bad_arguments(self) -> None:
         shapes = layer_shapes()
         for state in ([], None, "W_q", {1: 2}):
             with pytest.raises(TypeError, match=r"^state: "):

@@ -84,7 +84,7 @@ def test_scratch_does_not_grow_with_the_sequence(implementation: str) -> None:
 
 
 @linux
-def test_grouped_heads_are_not_expanded(implementation: str) -> None:
+def test_grouped_heads_are_not_repeated(implementation: str) -> None:
     """32 query heads over one of keys and values, 16 MB each: 512 MB each if they were repeated."""
     grown = float(
         in_process(
@@ -102,7 +102,7 @@ def test_grouped_heads_are_not_expanded(implementation: str) -> None:
     assert grown < 48
 
 
-def test_no_copy_of_views() -> None:
+def test_views_are_not_copied() -> None:
     """Heads inside the sequence, and broadcast batches, are read where they stand."""
     joined = normal((1, 4000, 4 * 64)).reshape(1, 4000, 4, 64).swapaxes(1, 2)
     batch = np.broadcast_to(normal((1, 1, 4000, 64)), (30, 1, 4000, 64))
@@ -119,7 +119,7 @@ def test_no_copy_of_views() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(1, 1, 2048, 4096), (8192, 1, 32, 32), (1, 8192, 32, 32)], ids=str)
-def test_halves_are_not_copied_to_float32(shape: tuple[int, ...], dtype: str) -> None:
+def test_16bit_arrays_are_not_copied_to_float32(shape: tuple[int, ...], dtype: str) -> None:
     """16 MB of them, which would be 32 MB of float32."""
     x = np.zeros(shape, dtype_named(dtype))
     out = np.empty_like(x)
@@ -148,7 +148,7 @@ def test_halves_are_not_copied_to_float32(shape: tuple[int, ...], dtype: str) ->
 @pytest.mark.slow
 @linux
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_attention_does_not_copy_halves_to_float32(implementation: str, dtype: str) -> None:
+def test_attention_does_not_copy_16bit_arrays_to_float32(implementation: str, dtype: str) -> None:
     """Each array is 16 MB, or 32 MB as float32: a long query over few keys, few queries and one over many keys, and
     many short sequences."""
     dtype_named(dtype)  # skips, where it is not known
@@ -269,7 +269,7 @@ def test_no_reference_is_lost_in_errors_of_the_bindings(implementation: str) -> 
 
 
 @linux
-def test_memory_error_under_a_limit_and_the_call_after_it(implementation: str) -> None:
+def test_memory_error_under_an_address_space_limit(implementation: str) -> None:
     """With the address space cut to a little more than what is in use, a large call fails, in words, and a small one
     that follows is right."""
     assert "fine" in in_process(

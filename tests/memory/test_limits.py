@@ -91,7 +91,7 @@ print(len(CALLS), "fine")
 
 @pytest.mark.slow
 @pytest.mark.above_operations
-def test_no_memory_for_a_result(implementation: str) -> None:
+def test_results_that_do_not_fit_raise_memory_error(implementation: str) -> None:
     assert "fine" in in_process(implementation, CODE)
 
 
@@ -105,7 +105,7 @@ LIMITS = {
 
 @pytest.mark.single_implementation
 @pytest.mark.parametrize("limit", LIMITS)
-def test_threads_that_cannot_be_had(implementation: str, limit: str) -> None:
+def test_calls_work_when_threads_cannot_start(implementation: str, limit: str) -> None:
     """libgomp would end the process, as at the first call in a container that has all the processes it may have."""
     if implementation == "numpy":
         pytest.skip("the threads are those of the native core")

@@ -171,7 +171,7 @@ def test_sizes_larger_than_memory_raise_memory_error(name: str, number: int) -> 
     assert_works()
 
 
-def test_nothing_is_computed_where_nothing_is_asked_for() -> None:
+def test_values_without_features_cost_nothing() -> None:
     """Values without features take no memory, and so no time, for however many queries."""
     nothing = LONG[:4, :0]
     assert hw.flash_attention(LONG, LONG[:4], nothing).shape == (ROWS, 0)
@@ -180,7 +180,7 @@ def test_nothing_is_computed_where_nothing_is_asked_for() -> None:
     assert packed.shape == (ROWS, 1, 0)
 
 
-def test_a_ring_keeps_the_last_of_however_many() -> None:
+def test_a_ring_reads_only_the_rows_it_keeps() -> None:
     """None of which is read but those."""
     cache = hw.KVCache(1, 1, 4, 8, ring=True)
     cache.append(endless(1, 1, ROWS, 8), endless(1, 1, ROWS, 8))

@@ -11,7 +11,7 @@ from support import LAYOUTS, assert_close, dtype_named, normal
 
 
 @pytest.mark.parametrize("num_heads", [*range(1, 34), 40, 48, 64, 71, 112, 128])
-def test_slopes(num_heads: int) -> None:
+def test_slopes_equal_the_oracle(num_heads: int) -> None:
     got = hw.alibi_slopes(num_heads)
     assert got.shape == (num_heads,) and got.dtype == np.float64
     np.testing.assert_allclose(got, oracle.alibi_slopes(num_heads), rtol=1e-15)
@@ -25,7 +25,7 @@ def test_slopes_as_published() -> None:
 
 @pytest.mark.parametrize("offset", [0, 3, -2])
 @pytest.mark.parametrize(("num_heads", "query_len", "key_len"), [(1, 1, 1), (3, 5, 9), (8, 17, 4), (12, 33, 33)])
-def test_bias(num_heads: int, query_len: int, key_len: int, offset: int) -> None:
+def test_bias_equals_the_oracle(num_heads: int, query_len: int, key_len: int, offset: int) -> None:
     expected = oracle.alibi_bias(oracle.alibi_slopes(num_heads), query_len, key_len, offset)
     got = hw.alibi_bias(num_heads, query_len, key_len, offset=offset)
     assert got.shape == (num_heads, query_len, key_len)
@@ -84,7 +84,7 @@ def test_add_alibi_empty(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("alignment", ["upper_left", "lower_right"])
-def test_attention_with_slopes_is_attention_with_the_bias(alignment: str) -> None:
+def test_attention_with_slopes_equals_attention_with_the_bias(alignment: str) -> None:
     query, key = normal((2, 6, 9, 16)), normal((2, 6, 21, 16))
     offset = 12 if alignment == "lower_right" else 0
     fused = hw.flash_attention(query, key, key, alibi_slopes=hw.alibi_slopes(6), causal_alignment=alignment)

@@ -207,7 +207,7 @@ def test_mask_shapes(case: AttentionCase) -> None:
     case.check()
 
 
-def test_several_masks_at_once() -> None:
+def test_several_masks_combine() -> None:
     case = AttentionCase(
         (BATCH, HEADS, QUERY_LEN, 8), (BATCH, HEADS, KEY_LEN, 8), 8,
         {
@@ -228,7 +228,7 @@ EDGES = [0, 1, 7, 8, 15, 16, 31, 32, 47, 48, 63, 64, 65, 127, 128, 129]
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("row", EDGES)
-def test_dropped_row(row: int, dtype: str) -> None:
+def test_masked_row(row: int, dtype: str) -> None:
     keep = np.ones((130, 130), bool)
     keep[row] = False
     case = AttentionCase((1, 2, 130, 8), (1, 2, 130, 8), 8, {"mask": keep}, dtype)
@@ -242,7 +242,7 @@ def test_dropped_row(row: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("way", ["bool", "-inf", "key-padding"])
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 64), (0, 65), (0, 299), (17, 290), (256, 300), (1, 300)])
-def test_dropped_stretch_of_keys(start: int, stop: int, way: str) -> None:
+def test_masked_blocks_of_keys(start: int, stop: int, way: str) -> None:
     """Whole blocks of keys dropped at either end: the running maximum starts, or stays, at -inf."""
     keep = np.ones((1, 300), bool)
     keep[:, start:stop] = False
@@ -255,7 +255,7 @@ def test_dropped_stretch_of_keys(start: int, stop: int, way: str) -> None:
 
 
 @pytest.mark.parametrize("keywords", [{}, {"softcap": 2.0}, {"alibi_slopes": np.array([1.0, 0.5])}], ids=str)
-def test_everything_dropped(keywords: dict[str, object]) -> None:
+def test_everything_masked(keywords: dict[str, object]) -> None:
     query = normal((2, 2, 70, 8))
     keep = np.zeros((70, 70), bool)
     output, weights, lse = hw.scaled_dot_product_attention(query, query, query, keep, return_lse=True, **keywords)
@@ -288,7 +288,7 @@ DROPPING = {
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("where", ["key", "value", "both"])
 @pytest.mark.parametrize("way", DROPPING)
-def test_dropped_keys_reach_nothing(way: str, where: str, poison: float, dtype: str) -> None:
+def test_masked_keys_have_no_influence(way: str, where: str, poison: float, dtype: str) -> None:
     """Rows that drop every poisoned key answer as if those keys held ordinary numbers."""
     query, key, value = (normal((1, 2, POISON_LEN, 12), seed, dtype) for seed in range(3))
     bad_key, bad_value = key.copy(), value.copy()
@@ -316,7 +316,7 @@ def test_dropped_keys_reach_nothing(way: str, where: str, poison: float, dtype: 
             assert np.isfinite(np.delete(output, 5, axis=-1)).all()
 
 
-def test_padded_queries_of_nan_stay_in_their_rows() -> None:
+def test_nan_queries_stay_in_their_rows() -> None:
     query, key, value = (normal((1, 2, 70, 8), seed) for seed in range(3))
     bad = query.copy()
     bad[..., [0, 33, 69], :] = np.nan
@@ -329,7 +329,7 @@ def test_padded_queries_of_nan_stay_in_their_rows() -> None:
 
 @pytest.mark.parametrize("keywords", [{"is_causal": True}, {"window_size": (3, 2)}], ids=str)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 40), (3, 5), (8, 300), (31, 32), (70, 300), (300, 310)])
-def test_rows_of_nan_have_nan_for_dropped_keys_too(queries: int, keys: int, keywords: dict[str, object]) -> None:
+def test_nan_rows_have_nan_weights_for_masked_keys(queries: int, keys: int, keywords: dict[str, object]) -> None:
     """Whatever keys the other queries of a block keep, and how many go by at once."""
     query, key, value = normal((1, 2, queries, 8)), normal((1, 2, keys, 8), 1), normal((1, 2, keys, 8), 2)
     query[:, 1, queries // 2] = np.nan
@@ -341,7 +341,7 @@ def test_rows_of_nan_have_nan_for_dropped_keys_too(queries: int, keys: int, keyw
 
 
 @pytest.mark.parametrize("where", ["key", "value", "bias", "mask"])
-def test_kept_nan_is_not_hidden(where: str) -> None:
+def test_unmasked_nan_propagates(where: str) -> None:
     arrays = {name: normal((1, 1, 70, 8), seed) for seed, name in enumerate(("query", "key", "value"))}
     extra = np.zeros((70, 70))
     if where in arrays:
@@ -496,7 +496,7 @@ def test_lower_precision_is_still_attention(precision: str) -> None:
     np.testing.assert_allclose(got, case.expected.output, atol=0.03)
 
 
-def test_inputs_are_left_alone() -> None:
+def test_inputs_are_not_written() -> None:
     query, key, value = (normal((2, 2, 40, 8), seed) for seed in range(3))
     before = [array.copy() for array in (query, key, value)]
     hw.scaled_dot_product_attention(query, key, value, is_causal=True, mask=normal((40, 40)))

@@ -112,7 +112,7 @@ def test_layout(query_len: int, layout: str, dtype: str) -> None:
 @halves
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 4, 40, 90), (4, 1, 90), (40, 1), (1, 1)], ids=str)
-def test_bias_of_halves(shape: tuple[int, ...], layout: str, dtype: str) -> None:
+def test_16bit_bias(shape: tuple[int, ...], layout: str, dtype: str) -> None:
     arrays = attention((2, 4, 40, 24), 90, 2, dtype)
     bias = normal(shape).astype(dtype_named(dtype))
     if bias.size > 1:
@@ -126,7 +126,7 @@ def test_bias_of_halves(shape: tuple[int, ...], layout: str, dtype: str) -> None
 
 @halves
 @pytest.mark.parametrize("queries", [1, 8, 9, 130], ids=str)
-def test_masks_of_halves(queries: int, dtype: str) -> None:
+def test_16bit_masks(queries: int, dtype: str) -> None:
     """What is a keep-mask in float32 is one in halves, above and below the size from which its first row is looked at
     before the others; so is what is none."""
     arrays = attention((1, 2, queries, 24), 300, 1, dtype)
@@ -144,7 +144,7 @@ def test_masks_of_halves(queries: int, dtype: str) -> None:
 
 
 @halves
-def test_mask_of_the_other_half(dtype: str) -> None:
+def test_mask_of_the_other_16bit_dtype(dtype: str) -> None:
     """It goes by float32, which holds both."""
     arrays = attention((1, 2, 40, 24), 90, 1, dtype)
     other = dtype_named("bfloat16" if dtype == "float16" else "float16")
@@ -175,7 +175,7 @@ def test_out(query_len: int, dtype: str) -> None:
 @pytest.mark.parametrize("first", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("last", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("query_len", [1, 40])
-def test_beside_another_dtype_they_are_widened(query_len: int, first: str, last: str) -> None:
+def test_mixed_dtypes_are_promoted(query_len: int, first: str, last: str) -> None:
     """To what they promote to, and what is computed then has the bits of the widened numbers."""
     query, key, _ = attention((1, 4, query_len, 24), 90, 4, first)
     value = attention((1, 4, query_len, 24), 90, 4, last)[2]
@@ -210,7 +210,7 @@ def test_dropout(query_len: int, dtype: str) -> None:
 @halves
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("query_len", [1, 40])
-def test_what_is_masked_reaches_nothing(query_len: int, odd: float, dtype: str) -> None:
+def test_masked_keys_have_no_influence(query_len: int, odd: float, dtype: str) -> None:
     query, key, value = attention((1, 2, query_len, 24), 90, 2, dtype)
     keep = np.arange(90) != 33
     expected = oracle.attention(query, key, value, keep[None])
@@ -250,7 +250,7 @@ def test_lower_precision(precision: str, dtype: str) -> None:
 
 
 @halves
-def test_nothing_at_all(dtype: str) -> None:
+def test_empty(dtype: str) -> None:
     query = normal((1, 2, 5, 8)).astype(dtype_named(dtype))
     output, weights, lse = hw.scaled_dot_product_attention(query, query[:, :, :0], query[:, :, :0], return_lse=True)
     assert output.dtype == weights.dtype == query.dtype and lse.dtype == np.float32

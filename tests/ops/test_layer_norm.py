@@ -11,7 +11,7 @@ from headwise.normalization import layer_normalization
 from support import LAYOUTS, assert_close, dtype_named, normal
 
 
-def test_it_is_one_function() -> None:
+def test_normalization_module_has_the_same_function() -> None:
     assert layer_normalization is hw.layer_normalization
 
 

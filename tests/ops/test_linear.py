@@ -54,7 +54,7 @@ def test_larger_than_a_block(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_sums_of_a_deep_map_are_made_of_pieces(rows: int, transposed: bool) -> None:
+def test_deep_sums_use_several_accumulators(rows: int, transposed: bool) -> None:
     """A single chain of 4,096 multiply-adds behind the bias errs by 16 eps, root mean square; in pieces by 2 to 3."""
     x, weight, bias = normal((rows, 4096), 1), normal((4096, 160), 2) / 64, normal((160,), 3)
     w = np.asfortranarray(weight) if transposed else weight
@@ -94,7 +94,7 @@ def test_dtype(dtype: str) -> None:
     [(1, 12, 9), (5, 33, 40), (16, 300, 70), (17, 9, 19), (33, 64, 65), (50, 300, 47), (40, 40, 530)],
     ids=str,
 )
-def test_halves_are_rounded_once(shape: tuple[int, int, int], transposed: bool, dtype: str) -> None:
+def test_16bit_results_are_rounded_once(shape: tuple[int, int, int], transposed: bool, dtype: str) -> None:
     rows, features_in, features_out = shape
     x, weight, bias = (
         normal(n, i).astype(dtype_named(dtype))
@@ -112,7 +112,7 @@ def test_halves_are_rounded_once(shape: tuple[int, int, int], transposed: bool, 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_halves_beside_float32_are_float32(dtype: str) -> None:
+def test_16bit_with_float32_gives_float32(dtype: str) -> None:
     x, weight, bias = normal((40, 64)).astype(dtype_named(dtype)), normal((64, 50), 1), normal((50,), 2)
     for got in (hw.linear(x, weight, bias), hw.PackedLinear(weight, bias)(x)):
         assert got.dtype == np.float32
@@ -123,7 +123,7 @@ def test_halves_beside_float32_are_float32(dtype: str) -> None:
     assert_close(got, oracle.linear(x, half, bias), factor=20)
 
 
-def test_sums_of_halves_are_not_rounded_on_the_way() -> None:
+def test_16bit_sums_are_accumulated_in_float32() -> None:
     """2048 + 1 is 2048 in float16; the sum of products that are larger than the largest float16 is not."""
     x = np.array([[2048, *[1] * 1023], [60000, 60000, -60000, *[0] * 1021]] * 20, np.float16)
     np.testing.assert_array_equal(hw.linear(x, np.ones((1024, 40), np.float16)), [[3072] * 40, [60000] * 40] * 20)
@@ -131,7 +131,7 @@ def test_sums_of_halves_are_not_rounded_on_the_way() -> None:
     assert hw.linear(x, np.ones((1024, 40), np.float16))[1, 0] == np.inf
 
 
-def test_no_input_features_is_the_bias() -> None:
+def test_no_input_features_gives_the_bias() -> None:
     nothing, bias = np.zeros((3, 0), np.float32), normal((5,))
     np.testing.assert_array_equal(hw.linear(nothing, np.zeros((0, 5), np.float32), bias), [bias] * 3)
     assert hw.linear(np.ones((3, 4)), np.ones((4, 0))).shape == (3, 0)
@@ -166,7 +166,7 @@ def test_lower_precision(precision: str, least: float, most: float, n: int, impl
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3e38, -3.4e38])
-def test_what_bfloat16_cannot_hold(odd: float, precision: str) -> None:
+def test_non_finite_and_overflowing_inputs(odd: float, precision: str) -> None:
     x, weight = normal((70, 64)), normal((64, 70), 1)
     x[40, 50], weight[20, 33] = odd, odd
     weight[50, 10] = 0
@@ -196,7 +196,7 @@ def test_out() -> None:
 @pytest.mark.parametrize("precision", [None, "highest", "high", "medium"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(1, 40, 50), (9, 12, 7), (40, 300, 90), (33, 64, 530)], ids=str)
-def test_packed_is_linear_bit_by_bit(shape: tuple[int, int, int], dtype: str, precision: str | None) -> None:
+def test_packed_has_the_bits_of_linear(shape: tuple[int, int, int], dtype: str, precision: str | None) -> None:
     rows, features_in, features_out = shape
     x, weight, bias = (
         normal(n, i).astype(dtype_named(dtype))
@@ -232,7 +232,7 @@ def test_packed_attributes() -> None:
 
 
 @pytest.mark.parametrize("rows", [3, 40])
-def test_packed_keeps_what_it_was_given(rows: int) -> None:
+def test_packed_copies_its_arguments(rows: int) -> None:
     """Not what the caller's arrays become."""
     before = hw.config()["target"]
     x, weight, bias = normal((rows, 64), 1), normal((64, 70), 2), normal((70,), 3)
@@ -261,7 +261,7 @@ def test_packed_follows_the_target_and_the_backend(rows: int) -> None:
     assert packed(x).tobytes() == hw.linear(x, weight, bias).tobytes()
 
 
-def test_packed_follows_the_precision_that_none_means() -> None:
+def test_packed_follows_the_default_precision() -> None:
     x, weight = normal((40, 64), 1), normal((64, 70), 2)
     packed = hw.PackedLinear(weight)
     assert packed(x).tobytes() == hw.linear(x, weight).tobytes()
@@ -283,7 +283,7 @@ def test_packed_dtypes_promote_as_in_linear(of_x: str, of_weight: str) -> None:
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 0, 3)], ids=str)
 @pytest.mark.parametrize("shape", [(6, 5), (0, 5), (6, 0), (0, 0)], ids=str)
-def test_packed_leading_axes_and_nothing_at_all(lead: tuple[int, ...], shape: tuple[int, int]) -> None:
+def test_packed_leading_axes_and_empty_arrays(lead: tuple[int, ...], shape: tuple[int, int]) -> None:
     x, weight, bias = normal((*lead, shape[0]), 1), normal(shape, 2), normal(shape[1:], 3)
     np.testing.assert_array_equal(hw.PackedLinear(weight, bias)(x), hw.linear(x, weight, bias))
     np.testing.assert_array_equal(hw.PackedLinear(weight)(x), hw.linear(x, weight))
@@ -291,7 +291,7 @@ def test_packed_leading_axes_and_nothing_at_all(lead: tuple[int, ...], shape: tu
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("way", ["pickle", "copy", "deepcopy"])
-def test_packed_copies(way: str, dtype: str) -> None:
+def test_packed_copy_and_pickle(way: str, dtype: str) -> None:
     x, weight, bias = (normal(n).astype(dtype) for n in [(40, 64), (64, 70), (70,)])
     ways: dict[str, Any] = {
         "pickle": lambda one: pickle.loads(pickle.dumps(one)), "copy": copy.copy, "deepcopy": copy.deepcopy,

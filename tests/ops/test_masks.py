@@ -98,7 +98,7 @@ class TestReading:
         _, weights = hw.scaled_dot_product_attention(*arrays, mask=plain)
         np.testing.assert_array_equal(weights > 0, np.broadcast_to(plain > 0, weights.shape))
 
-    def test_a_causal_mask_is_never_taken_for_padding(self) -> None:
+    def test_a_causal_mask_is_never_read_as_padding(self) -> None:
         query, key = np.ones((4, 2, 8)), np.ones((4, 4, 8))
         assert hw.scaled_dot_product_attention(query, key, key, mask=np.tri(4, dtype=int))[0].shape == (4, 2, 8)
         with pytest.raises(ValueError, match="mask"):
@@ -119,26 +119,26 @@ class TestReading:
             lambda m: pickle.loads(pickle.dumps(m)),
         ],
     )
-    def test_it_is_kept(self, arrays: np.ndarray, padding: masks.PaddingMask, change: Any) -> None:
+    def test_operations_keep_the_mask_class(self, arrays: np.ndarray, padding: masks.PaddingMask, change: Any) -> None:
         changed = change(padding)
         assert type(changed) is masks.PaddingMask
         expected = hw.scaled_dot_product_attention(*arrays, mask=padding)[1]
         np.testing.assert_array_equal(hw.scaled_dot_product_attention(*arrays, mask=changed)[1], expected)
 
-    def test_it_is_kept_in_place(self, padding: masks.PaddingMask) -> None:
+    def test_in_place_operations_keep_the_mask_class(self, padding: masks.PaddingMask) -> None:
         same = padding
         same &= 1
         same *= np.ones(self.size, int)
         assert same is padding
         assert type(same) is masks.PaddingMask
 
-    def test_mixed_masks_are_plain(self, padding: masks.PaddingMask) -> None:
+    def test_mixed_masks_become_arrays(self, padding: masks.PaddingMask) -> None:
         causal = hw.create_causal_mask(self.size)
         for mixed in (padding & causal, causal & padding, padding[:1] & causal, np.multiply(padding, np.ones(4))):
             assert type(mixed) is np.ndarray
         np.testing.assert_array_equal(padding[:1] & causal, np.asarray(padding)[:1] & np.asarray(causal))
 
-    def test_reductions_are_plain(self, padding: masks.PaddingMask) -> None:
+    def test_reductions_become_arrays(self, padding: masks.PaddingMask) -> None:
         assert type(padding.sum(axis=1)) is np.ndarray
         assert padding.sum(axis=1).tolist() == [1, 2, 3, 4]
         assert int(padding.sum()) == 10

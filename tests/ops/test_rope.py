@@ -95,7 +95,7 @@ def test_empty(interleaved: bool) -> None:
 
 
 @pairing
-def test_rotation_keeps_norms_and_depends_on_distance_alone(interleaved: bool) -> None:
+def test_rotation_keeps_norms_and_relative_distances(interleaved: bool) -> None:
     query, key = normal((64,), 1, np.float64), normal((64,), 2, np.float64)
     cos, sin = tables(60, 64, "float64")
     queries = hw.apply_rope(np.tile(query, (60, 1)), cos, sin, interleaved=interleaved)

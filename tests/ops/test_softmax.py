@@ -125,7 +125,7 @@ def test_subnormal_logits(function: Function, reference: Function, dtype: str) -
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_small_probabilities_are_right_to_the_last_digits(dtype: str) -> None:
+def test_small_probabilities_have_full_relative_precision(dtype: str) -> None:
     """Relative error, not absolute: log_softmax is what keeps the smallest ones, softmax must not lose them either."""
     depth, rtol = (80, 1e-6) if dtype == "float32" else (700, 3e-15)
     x = -np.linspace(0, depth, 97, dtype=dtype)

@@ -193,7 +193,7 @@ def test_any_partition(
         assert rows.tobytes() == alone[0].swapaxes(0, 1).tobytes() and rows_lse.tobytes() == alone_lse[0].tobytes()
 
 
-def test_nothing_passes_from_one_sequence_to_another() -> None:
+def test_sequences_are_independent() -> None:
     case = CASES["grouped"]
     query, key, value = (x.copy() for x in case.arrays)
     before = case.run()
@@ -208,7 +208,7 @@ def test_nothing_passes_from_one_sequence_to_another() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint64", ">i4"])
-def test_integers_of_any_kind(dtype: str) -> None:
+def test_starts_of_any_integer_dtype(dtype: str) -> None:
     x = normal((100, 2, 8))
     starts = np.array([0, 0, 40, 100], dtype)
     expected = hw.varlen_attention(x, x, x, [0, 0, 40, 100])
@@ -299,7 +299,7 @@ def test_bad_arguments(name: str) -> None:
     assert (out == -12345.0).all()
 
 
-def test_out_that_is_an_input() -> None:
+def test_out_must_not_overlap_an_input() -> None:
     for name in ("query", "key", "value"):
         arrays = {"query": X, "key": X, "value": X} | {name: X.copy()}
         with pytest.raises(ValueError, match=rf"out: .*{name}"):
@@ -327,7 +327,7 @@ def ragged(
     _backend.current().attention_varlen(query, key, value, output, lse, sequences, AttentionSpec(scale, right=right))
 
 
-def test_ranges_apart_and_offsets() -> None:
+def test_ranges_with_gaps_and_offsets() -> None:
     """The second sequence has no keys yet; rows between the ranges stay as they are, and NaN among the keys unread."""
     query, key, value = normal((4, 30, 8)), normal((2, 500, 8), 1), normal((2, 500, 8), 2)
     query_starts, query_lengths = [20, 0, 3, 5], [10, 1, 2, 12]
@@ -349,7 +349,7 @@ def test_ranges_apart_and_offsets() -> None:
     assert (output[:, ~owned] == 7).all() and (lse[:, ~owned] == 7).all() and not owned.all()
 
 
-def test_core_refuses_what_is_not_there() -> None:
+def test_the_core_refuses_ranges_outside_the_arrays() -> None:
     """Ranges outside the arrays, and shapes that do not go together: wrong direct calls read no memory beside."""
     if _backend.name() != "native":
         pytest.skip("the NumPy backend slices, which cannot leave an array")

@@ -89,7 +89,7 @@ def test_dtypes(dtype: str) -> None:
     np.testing.assert_array_equal(drawn(plot.attention(given))[0].data, given.astype(np.float64))
 
 
-def test_what_a_layer_returns() -> None:
+def test_weights_of_a_layer() -> None:
     _, given = hw.MultiHeadAttention(8, 2, rng=0)(normal((1, 6, 8)), is_causal=True)
     assert len(panels(plot.attention(given))) == 2
 
@@ -133,7 +133,7 @@ def test_cells_are_square() -> None:
             assert width / shape[-1] == pytest.approx(height / shape[-2], rel=0.3 if 1 in shape else 1e-9)
 
 
-def test_figures_grow_with_what_is_in_them() -> None:
+def test_figures_grow_with_their_contents() -> None:
     small, large, many = (plot.attention(weights(*s)).get_size_inches() for s in ((8, 8), (24, 24), (12, 24, 24)))
     assert (small < large).all() and large[0] < many[0] < 20
     for shape in ((400, 400), (1, 3000), (3000, 1), (33, 2, 2)):
@@ -168,7 +168,7 @@ def test_tokens_of_each_side() -> None:
     assert (queries(panel), keys(panel)) == (["x", "y"], ["7", "8"])
 
 
-def test_what_attention_score_visualization_returns() -> None:
+def test_attention_score_visualization_figures() -> None:
     given = weights(2, 4, 4)
     figure = plot.attention(hw.attention_score_visualization(given, ["a", "b"], batch=1))
     (panel,) = panels(figure)
@@ -196,7 +196,7 @@ def test_tokens_are_made_visible(token: str, shown: str, tmp_path: Path) -> None
     assert keys(panels(figure)[0]) == [shown, "a"]
 
 
-def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
+def test_dollar_signs_are_literal(tmp_path: Path) -> None:
     labels = ["$x$", "$\\frac$", "$", "\\", "_^{"]
     for draw in (plot.attention, plot.lines):
         figure = draw(weights(2, 5, 5), labels, title="$\\nothing$", path=tmp_path / "a.svg")
@@ -279,7 +279,7 @@ def test_everything_fits_on_the_figure(draw: Callable[[], Any]) -> None:
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
 
 
-def test_all_labels_are_there_while_there_is_room() -> None:
+def test_all_labels_are_drawn_if_they_fit() -> None:
     panel = panels(plot.attention(weights(30, 30), [f"word{i}" for i in range(30)]))[0]
     assert len(keys(panel)) == len(queries(panel)) == 30
     assert {label.get_rotation() for label in panel.get_xticklabels()} == {90.0}
@@ -362,7 +362,7 @@ def test_bias() -> None:
 
 
 @pytest.mark.parametrize("never", [-np.inf, -1e9, np.finfo(np.float32).min, np.finfo(np.float64).min])
-def test_masked_bias_is_grey_and_out_of_the_scale(never: float) -> None:
+def test_masked_bias_is_grey_and_not_in_the_scale(never: float) -> None:
     keep = np.tril(np.ones((5, 5), bool))
     given = np.where(keep, normal((2, 5, 5), dtype=np.float64), never)
     figure = plot.bias(given)
@@ -406,7 +406,7 @@ def test_the_same_picture_gives_the_same_bytes(name: str, kind: str, tmp_path: P
     assert matplotlib.rcParams["svg.hashsalt"] == salt
 
 
-def test_nothing_global(tmp_path: Path) -> None:
+def test_no_global_state(tmp_path: Path) -> None:
     """Pictures from many threads are those from one; pyplot is not even loaded."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder in (alone, together):
@@ -423,7 +423,7 @@ def test_nothing_global(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {home!r}); {code}"], check=True, timeout=120)
 
 
-def test_settings_of_the_user_do_not_spoil_pictures(tmp_path: Path) -> None:
+def test_user_settings_do_not_change_figures(tmp_path: Path) -> None:
     settings = {"image.origin": "lower", "axes.grid": True, "figure.autolayout": True, "image.cmap": "gray"}
     with matplotlib.rc_context(settings):
         for draw in DRAWN.values():
@@ -433,7 +433,7 @@ def test_settings_of_the_user_do_not_spoil_pictures(tmp_path: Path) -> None:
                 assert not any(line.get_visible() for line in panel.get_xgridlines())
 
 
-def test_figures_show_themselves_and_can_be_kept(tmp_path: Path) -> None:
+def test_figures_display_and_pickle(tmp_path: Path) -> None:
     figure = plot.attention(weights(3, 3))
     assert isinstance(figure, matplotlib.figure.Figure)
     assert figure._repr_png_().startswith(b"\x89PNG")

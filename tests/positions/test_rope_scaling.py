@@ -147,7 +147,9 @@ def compare(init_functions: Any, head_dim: int, base: float, fraction: float | N
 @pytest.mark.parametrize("fraction", [None, 0.25, 0.75])
 @pytest.mark.parametrize("base", [1e3, 1e4, 5e5, 5e6])
 @pytest.mark.parametrize("head_dim", [16, 80, 128, 256])
-def test_the_numbers_of_transformers(init_functions: Any, head_dim: int, base: float, fraction: float | None) -> None:
+def test_frequencies_equal_those_of_transformers(
+    init_functions: Any, head_dim: int, base: float, fraction: float | None
+) -> None:
     """Theirs are float32: a unit in the last place of the exponent times ``ln(base)``."""
     assert compare(init_functions, head_dim, base, fraction, 1e-6) == 6 * 6 + 12 * 2
 
@@ -157,7 +159,9 @@ def test_the_numbers_of_transformers(init_functions: Any, head_dim: int, base: f
 @pytest.mark.parametrize("fraction", [None, 0.5, 0.3])
 @pytest.mark.parametrize("base", [1e4, 5e5])
 @pytest.mark.parametrize("head_dim", [40, 64, 128])
-def test_the_formulas_of_transformers(init_functions: Any, head_dim: int, base: float, fraction: float | None) -> None:
+def test_formulas_equal_those_of_transformers(
+    init_functions: Any, head_dim: int, base: float, fraction: float | None
+) -> None:
     if int(head_dim * (fraction or 1.0)) % 2:
         with pytest.raises(RuntimeError):  # of a partial width that is odd their YaRN makes nothing
             compare(init_functions, head_dim, base, fraction, 1e-12)
@@ -179,7 +183,7 @@ def test_odd_partial_width(init_functions: Any) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("length", [5, 32, 33, 60])
-def test_a_layer_of_transformers(init_functions: Any, name: str, length: int) -> None:
+def test_rotation_equals_a_transformers_layer(init_functions: Any, name: str, length: int) -> None:
     import torch
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
@@ -199,7 +203,7 @@ def test_a_layer_of_transformers(init_functions: Any, name: str, length: int) ->
 
 
 @once
-def test_ways_to_say_the_same() -> None:
+def test_equivalent_configurations() -> None:
     plain, _ = rope_parameters(8, 500.0)
     np.testing.assert_array_equal(plain, rope_frequencies(8, 500.0))
     for scaling in (

@@ -55,7 +55,7 @@ def test_permutation_round_trip(dtype: str, rotary_dim: int | None) -> None:
 
 
 @once
-def test_permutation_by_hand() -> None:
+def test_permutation_of_a_small_example() -> None:
     features = np.arange(12)
     assert hw.permute_rope_weights(features, 2, to="half").tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
     assert hw.permute_rope_weights(features, 2, to="interleaved").tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]

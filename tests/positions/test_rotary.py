@@ -62,7 +62,7 @@ def parameters(name: str, length: int) -> tuple[np.ndarray, float]:
 @pairing
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_rotation(name: str, dtype: str, interleaved: bool) -> None:
+def test_rotation_equals_the_formula(name: str, dtype: str, interleaved: bool) -> None:
     rope = layer(name, interleaved=interleaved)
     for shape in ((7, 16), (3, 40, 16), (2, 3, 33, 16), (2, 3, 1, 16)):
         x = normal(shape).astype(dtype_named(dtype))
@@ -96,7 +96,7 @@ def test_norms_and_distances(name: str, interleaved: bool) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("offset", [0, 1, 31, 60, 5000, -3])
-def test_offset_and_positions(name: str, offset: int) -> None:
+def test_offset_equals_positions(name: str, offset: int) -> None:
     """The same thing said in each way, and in float64 what the formula says."""
     rope = layer(name, max_len=8)
     for seq in (1, 2, 9):
@@ -137,7 +137,7 @@ def test_far_positions_are_exact(position: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["dynamic", "longrope", "partial-factor"])
-def test_regimes_back_and_forth(name: str) -> None:
+def test_frequencies_follow_the_length_of_each_call(name: str) -> None:
     """What came before has no influence."""
     rope = layer(name, max_len=4)
     x = normal((100, 16), dtype=np.float64)
@@ -153,7 +153,7 @@ def test_regimes_back_and_forth(name: str) -> None:
     np.testing.assert_array_equal(rope.inv_freq, trained)
 
 
-def test_tables_are_what_turns() -> None:
+def test_cached_tables_rotate() -> None:
     rope = layer("yarn", max_len=6)
     angles = np.multiply.outer(np.arange(6), rope.inv_freq)
     assert rope.cos_cached.shape == rope.sin_cached.shape == (6, 8)
@@ -166,7 +166,7 @@ def test_tables_are_what_turns() -> None:
             array[:] = 0
 
 
-def test_a_far_step_costs_no_table() -> None:
+def test_far_steps_allocate_no_table() -> None:
     """Decoding at a length whose frequencies nothing else has, and behind what a table may hold."""
     x = normal((1, 16))
     for rope, offset in ((layer("dynamic"), 50_000), (layer("longrope"), 10**8), (layer("default"), 10**8)):
@@ -218,7 +218,7 @@ def test_in_place_in_a_joint_projection(name: str) -> None:
     np.testing.assert_array_equal(value, before.reshape(2, 5, 3, 2, 16).transpose(2, 0, 3, 1, 4)[2])
 
 
-def test_partial_rotation_touches_nothing_else() -> None:
+def test_partial_rotation_keeps_the_other_features() -> None:
     """NaN with its payload, infinities and subnormal numbers come out of the other features as they went in."""
     odd = np.array([np.nan, -np.inf, 1e-45, -0.0, 3e38], np.float32)
     odd[:1].view(np.uint32)[:] |= 0x1234
@@ -297,7 +297,7 @@ def test_from_many_threads(name: str) -> None:
 
 
 @once
-def test_what_is_given_is_left_alone() -> None:
+def test_inputs_are_not_written() -> None:
     scaling = longrope(4, factor=4.0)
     before = copy.deepcopy(scaling)
     rope = hw.RotaryPositionalEmbedding(8, scaling=scaling)
@@ -326,7 +326,7 @@ def test_what_is_given_is_left_alone() -> None:
         (ValueError, "^base: -2.0", {"base": -2}),
     ],
 )
-def test_bad_layers(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
+def test_bad_construction(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):
         hw.RotaryPositionalEmbedding(**{"d_model": 8, **arguments})
     assert hw.RotaryPositionalEmbedding(7, rotary_dim=4)(np.ones((2, 7))).shape == (2, 7)
@@ -359,7 +359,7 @@ def test_bad_calls(error: type[Exception], message: str, arguments: dict[str, An
         np.testing.assert_array_equal(out, before)
 
 
-def test_out_that_overlaps() -> None:
+def test_out_must_not_overlap_the_input() -> None:
     memory = np.ones((3, 8))
     with pytest.raises(ValueError, match=r"^out: shares memory with x"):
         hw.RotaryPositionalEmbedding(8)(memory[:2], out=memory[1:])

@@ -117,7 +117,7 @@ def test_auto_notices_that_a_native_core_lacks_something_else(broken_core: Path,
 
 
 @once
-def test_native_says_why_it_cannot_be(pure_python: Path, broken_core: Path) -> None:
+def test_native_reports_why_it_cannot_load(pure_python: Path, broken_core: Path) -> None:
     absent = error_with(path=str(pure_python), HEADWISE_BACKEND="native")
     assert absent.startswith("ImportError: HEADWISE_BACKEND: 'native', but there is no native core (headwise._core)")
     broken = error_with(path=str(broken_core), HEADWISE_BACKEND="native")
@@ -167,7 +167,7 @@ def test_thread_count_comes_from_the_environment(environment: dict[str, str], th
 
 @once
 @pytest.mark.parametrize("count", ["0", "-2", "two", "1.5", "4,2", "99999999999999999999"])
-def test_bad_thread_count_of_ours(count: str) -> None:
+def test_bad_thread_count_in_the_environment(count: str) -> None:
     message = error_with(HEADWISE_NUM_THREADS=count)
     assert message == f"ValueError: HEADWISE_NUM_THREADS: {count!r}, expected a positive integer"
 
@@ -287,7 +287,7 @@ def test_unknown_precision_in_the_environment() -> None:
 
 @pytest.mark.usefixtures("default_precision")
 @pytest.mark.parametrize("operation", [attend, layer, project])
-def test_every_way_to_a_precision_gives_the_same_bits(operation: Callable[..., Array], implementation: str) -> None:
+def test_every_way_to_set_a_precision_gives_the_same_bits(operation: Callable[..., Array], implementation: str) -> None:
     highest, medium = operation(precision="highest"), operation(precision="medium")
     with hw.precision("medium"):
         np.testing.assert_array_equal(operation(), medium)
@@ -335,7 +335,7 @@ def test_precision_as_a_decorator() -> None:
 
 
 @pytest.mark.usefixtures("default_precision")
-def test_precision_is_of_its_thread_the_default_of_all() -> None:
+def test_precision_is_per_thread_and_the_default_per_process() -> None:
     hw.set_precision("high")
     with ThreadPoolExecutor(1) as other:
         assert other.submit(hw.get_precision).result() == "high"  # the thread starts outside of the block
@@ -345,7 +345,7 @@ def test_precision_is_of_its_thread_the_default_of_all() -> None:
             assert (other.submit(hw.get_precision).result(), hw.get_precision()) == ("highest", "medium")
 
 
-def test_precision_is_of_its_task() -> None:
+def test_precision_is_per_task() -> None:
     async def levels(name: str) -> list[str]:
         with hw.precision(name):
             seen = [hw.get_precision()]
@@ -391,7 +391,7 @@ def test_show_config_prints_what_runs(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @once
-def test_show_config_says_what_to_install(pure_python: Path, tmp_path: Path) -> None:
+def test_show_config_lists_missing_packages(pure_python: Path, tmp_path: Path) -> None:
     result = run("import headwise; headwise.show_config()", path=str(pure_python), PATH=str(tmp_path))
     assert "native core is not installed" in result.stdout
     assert "this machine lacks a C++ compiler" in result.stdout
@@ -408,7 +408,7 @@ def test_show_config_shows_the_error_of_a_broken_core(broken_core: Path) -> None
 
 
 @once
-def test_use_keeps_the_thread_count_and_refuses_what_it_does_not_know() -> None:
+def test_use_keeps_the_thread_count_and_refuses_unknown_names() -> None:
     before = _backend.name()
     hw.set_num_threads(3)
     _backend.use("numpy")
@@ -431,7 +431,7 @@ def test_the_command_prints_its_version() -> None:
 
 @pytest.mark.slow
 @once
-def test_the_command_shows_what_runs_and_times_it() -> None:
+def test_the_command_prints_configuration_and_timings() -> None:
     result = run("import sys; sys.argv = ['headwise']; import headwise.__main__ as m; m.main()")
     assert result.returncode == 0, result.stderr
     printed = result.stdout
@@ -481,7 +481,7 @@ def test_import_leaves_the_process_as_it_was() -> None:
 
 
 @once
-def test_import_brings_along_numpy_alone() -> None:
+def test_import_loads_numpy_only() -> None:
     result = run(
         """
         import sys, numpy, importlib.machinery  # which NumPy imports, too, but on Python 3.10
@@ -498,14 +498,14 @@ def test_import_brings_along_numpy_alone() -> None:
 @pytest.mark.parametrize(
     "call", ["attention([[1.0]])", "grid([[[1.0]]])", "lines([[1.0]])", "encoding([[1.0]])", "bias([[1.0]])"]
 )
-def test_pictures_without_matplotlib_say_what_to_install(call: str) -> None:
+def test_plots_without_matplotlib_name_the_package(call: str) -> None:
     message = error_with(code=f"import sys; sys.modules['matplotlib'] = None; import headwise; headwise.plot.{call}")
     assert message.startswith("ImportError: ")
     assert message.endswith("pip install 'headwise[plot]'")
 
 
 @once
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert len(set(hw.__all__)) == len(hw.__all__)
     for name in hw.__all__:
         assert getattr(hw, name) is not None

@@ -77,7 +77,7 @@ REMEDY = "reinstalling headwise may help"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "cause"), STATES)
-def test_what_does_not_fit_is_told_once(core: Path, spoil: Callable[[Path], None], cause: str) -> None:
+def test_a_core_that_does_not_load_warns_once(core: Path, spoil: Callable[[Path], None], cause: str) -> None:
     spoil(core)
     home = str(core.parent.parent)
     result = run(PRINT_CONFIG, path=home)
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_told_once(core: Path, spoil: Callable[[Path], None
     assert run(PRINT_CONFIG, path=home, HEADWISE_BACKEND="numpy").stderr == ""
 
 
-def test_what_fits_is_taken_in_silence(core: Path) -> None:
+def test_a_core_that_loads_is_silent(core: Path) -> None:
     result = run(PRINT_CONFIG, path=str(core.parent.parent))
     assert (json.loads(result.stdout)["backend"], result.stderr) == ("native", "")
 
@@ -118,11 +118,11 @@ def test_the_core_is_of_this_version() -> None:
         ("libgomp.so.1: version `GOMP_5.0' not found", REMEDY),
     ],
 )
-def test_remedies(error: str, remedy: str) -> None:
+def test_remedies_for_load_errors(error: str, remedy: str) -> None:
     assert remedy in _backend.remedy(f"ImportError: {error}")
 
 
-def test_what_a_build_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_build_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     where = {"include_dirs": [str(tmp_path)], "python_include": str(tmp_path)}
     assert [package for _, package in missing_tools(**where)] == ["g++", "python3-dev", "libhwy-dev"]

@@ -27,7 +27,7 @@ def targets_of(backend: str) -> list[str]:
 
 @once
 @pytest.mark.parametrize("backend", ["auto", "numpy", pytest.param("native", marks=needs_native)])
-def test_what_cannot_be_had_is_an_error_that_lists_what_can(backend: str) -> None:
+def test_unavailable_targets_are_errors_that_list_the_available_ones(backend: str) -> None:
     """No name of an instruction set is quietly taken for another one, by either backend."""
     available = targets_of(backend)
     absent = [name for name in ALL if name not in available]
@@ -38,7 +38,7 @@ def test_what_cannot_be_had_is_an_error_that_lists_what_can(backend: str) -> Non
 
 @once
 @pytest.mark.parametrize("backend", ["auto", "numpy", pytest.param("native", marks=needs_native)])
-def test_each_that_is_there_can_be_forced(backend: str) -> None:
+def test_every_available_target_can_be_forced(backend: str) -> None:
     for target in targets_of(backend):
         config = config_with(HEADWISE_BACKEND=backend, HEADWISE_TARGET=target)
         assert (config["target"], config["error"]) == (target, None)
@@ -55,7 +55,7 @@ def test_case_and_blanks_do_not_matter_in_the_environment() -> None:
 @pytest.mark.slow
 @once
 @pytest.mark.parametrize("nothing", ["", "  ", "\t\n"])
-def test_an_empty_variable_is_none(nothing: str) -> None:
+def test_an_empty_variable_is_ignored(nothing: str) -> None:
     for backend in ("", "numpy"):
         expected = config_with(HEADWISE_BACKEND=backend)
         assert config_with(HEADWISE_BACKEND=backend or nothing, HEADWISE_TARGET=nothing) == expected
@@ -64,7 +64,7 @@ def test_an_empty_variable_is_none(nothing: str) -> None:
 @pytest.mark.slow
 @once
 @pytest.mark.parametrize("backend", ["auto", "numpy"])
-def test_bytes_that_are_no_text(backend: str) -> None:
+def test_non_utf8_target_names(backend: str) -> None:
     """What the environment holds need not be UTF-8; Python has it with surrogates."""
     name = "\udcffavx2"
     message = error_with(HEADWISE_BACKEND=backend, HEADWISE_TARGET=name)
@@ -72,7 +72,7 @@ def test_bytes_that_are_no_text(backend: str) -> None:
 
 
 @once
-def test_a_target_of_a_core_that_is_absent_or_broken(tmp_path: Path) -> None:
+def test_a_target_of_a_missing_or_broken_core(tmp_path: Path) -> None:
     """An instruction set was asked for; NumPy in its place would be the wrong answer."""
     copy_package(tmp_path)
     expected = f"ValueError: HEADWISE_TARGET: {refused('avx2', ['numpy'])}"
@@ -93,7 +93,7 @@ def test_set_target() -> None:
 
 
 @pytest.mark.parametrize("name", ["mmx", "", "AVX2", " scalar", "scalar\0", "\udcff"])
-def test_set_target_takes_names_as_they_are(name: str) -> None:
+def test_set_target_does_not_normalise_names(name: str) -> None:
     before, targets = hw.config()["target"], hw.list_targets()
     with pytest.raises(ValueError) as error:
         hw.set_target(name)
@@ -101,7 +101,7 @@ def test_set_target_takes_names_as_they_are(name: str) -> None:
     assert hw.config()["target"] == before
 
 
-def test_set_target_of_another_type() -> None:
+def test_set_target_of_a_wrong_type() -> None:
     before = hw.config()["target"]
     for name in (2, None, b"scalar"):
         with pytest.raises(TypeError, match="target"):

@@ -22,7 +22,7 @@ pytestmark = [
 @pytest.mark.skipif(
     headwise.config()["backend"] != "native", reason="NumPy's BLAS may hold a lock of its own over a fork, for ever"
 )
-def test_while_other_threads_compute() -> None:
+def test_fork_while_other_threads_compute() -> None:
     run("""
         expected, going, problems = work(), True, []
         def compute():
@@ -39,7 +39,7 @@ def test_while_other_threads_compute() -> None:
 
 
 @pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
-def test_while_another_thread_packs_for_a_new_target() -> None:
+def test_fork_while_another_thread_packs_for_a_new_target() -> None:
     run_native("""
         if len(hw.list_targets()) < 2: sys.exit()
         weight, shared, going = normal(1500, 3000), [None], True
@@ -61,7 +61,7 @@ def test_while_another_thread_packs_for_a_new_target() -> None:
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["fresh", "after-a-call"])
-def test_a_child_of_a_child(before: bool) -> None:
+def test_fork_of_a_child(before: bool) -> None:
     run(f"""
         here = work() if {before} else None
         reader, writer = os.pipe()
@@ -77,7 +77,7 @@ def test_a_child_of_a_child(before: bool) -> None:
 
 
 @pytest.mark.parametrize("where", ["main", "forking", "both"])
-def test_in_a_thread(where: str) -> None:
+def test_fork_in_a_thread(where: str) -> None:
     """Where a parallel call has been before."""
     run(f"""
         expected, codes = work() if {where!r} != "forking" else None, []
@@ -92,7 +92,7 @@ def test_in_a_thread(where: str) -> None:
     """)
 
 
-def test_calls_in_threads_of_a_child() -> None:
+def test_threads_in_a_child() -> None:
     run("""
         expected = work()
         def child():
@@ -142,7 +142,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_pools_of_processes(method: str, tmp_path: Path) -> None:
+def test_process_pools(method: str, tmp_path: Path) -> None:
     script = tmp_path / "pools.py"
     script.write_text(POOLS)
     call = [sys.executable, "-W", "ignore::DeprecationWarning", str(script), method]
@@ -153,7 +153,7 @@ def test_pools_of_processes(method: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ran", ["torch", "headwise", "torch, headwise"])
 @pytest.mark.parametrize("first", ["torch", "headwise"])
-def test_beside_pytorch(first: str, ran: str) -> None:
+def test_fork_with_pytorch(first: str, ran: str) -> None:
     """It has an OpenMP runtime of its own, or the same, if it is imported first. Whose threads there were before the
     fork is no matter."""
     pytest.importorskip("torch", reason="PyTorch, the other user of OpenMP, is not installed")

@@ -77,7 +77,7 @@ def test_ctrl_c_during_a_call() -> None:
 
 @once
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
-def test_a_timer_that_interrupts_all_the_while() -> None:
+def test_a_timer_that_interrupts_calls() -> None:
     """Its handler runs in the main thread between calls, and computes itself."""
     run("""
         expected, ticks, results = work(), 0, []
@@ -169,7 +169,7 @@ def cgroup() -> Iterator[Path]:
 @once
 @native
 @on_linux
-def test_quota_of_a_real_cgroup(cgroup: Path) -> None:
+def test_thread_count_follows_a_real_cgroup(cgroup: Path) -> None:
     quota = "150000"  # of 100,000 microseconds: one processor and a half
     if (cgroup / "cpu.max").exists():
         (cgroup / "cpu.max").write_text(f"{quota} 100000")
@@ -256,7 +256,7 @@ def test_import_and_calls_leave_the_process_alone(beside: str) -> None:
 
 
 @pytest.mark.above_operations
-def test_numbers_below_the_normal_ones_are_not_flushed_on_any_thread() -> None:
+def test_subnormal_numbers_are_not_flushed_on_any_thread() -> None:
     hw.set_num_threads(4)
     x = np.full((2000, 300), 1e-40, np.float32)
     assert np.array_equal(hw.add_alibi(x[None], np.zeros(1)), x[None])

@@ -168,7 +168,7 @@ def test_the_work_is_shared_out() -> None:
     assert serial == "[]\n"
 
 
-def test_number_of_threads_is_kept_per_process_not_per_thread() -> None:
+def test_number_of_threads_is_per_process() -> None:
     hw.set_num_threads(3)
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(hw.get_num_threads()))
