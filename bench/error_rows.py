@@ -168,7 +168,7 @@ _ATTENTION = [
         _attention(),
         lambda **x: hw.scaled_dot_product_attention(**x)[1],
         lambda **x: oracle.attention(**x).weights,
-        lambda t, query, key, value: t.softmax(query @ key.mT / 8, -1),
+        lambda t, query, key, **_: t.softmax(query @ key.mT / 8, -1),
         products=True,
     ),
     Row(
