@@ -1,5 +1,5 @@
-# Highway: the system's, or with HEADWISE_FETCH_HIGHWAY the version that everything is tested with, for machines whose
-# package manager has none: the images that wheels are built in.
+# Finds Highway on the system or, with HEADWISE_FETCH_HIGHWAY, downloads the version that headwise is tested with, for
+# systems without a package of it, such as the images that wheels are built in.
 if(NOT HEADWISE_FETCH_HIGHWAY)
   find_package(hwy 1.0.3 REQUIRED)
   return()
@@ -7,7 +7,7 @@ endif()
 
 include(FetchContent)
 if(POLICY CMP0135)
-  cmake_policy(SET CMP0135 NEW)  # unpacked files are new, whatever the archive says
+  cmake_policy(SET CMP0135 NEW)  # unpacked files get the time of extraction
 endif()
 set(hwy_VERSION 1.0.3)
 # The hash is also that of Debian's highway_1.0.3.orig.tar.gz; FETCHCONTENT_SOURCE_DIR_HIGHWAY takes an unpacked copy.
@@ -22,9 +22,9 @@ set(HWY_FORCE_STATIC_LIBS ON CACHE INTERNAL "")
 FetchContent_MakeAvailable(highway)
 set_target_properties(hwy PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
 get_target_property(includes hwy INTERFACE_INCLUDE_DIRECTORIES)
-set_target_properties(hwy PROPERTIES INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${includes}")  # not our warnings
+set_target_properties(hwy PROPERTIES INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${includes}")  # no warnings from its headers
 if(NOT MSVC)
-  # Its messages have file names in them: the same wherever it is built.
+  # File names in its messages do not depend on the build directory.
   target_compile_options(hwy PUBLIC $<BUILD_INTERFACE:-ffile-prefix-map=${highway_SOURCE_DIR}=highway>)
 endif()
 if(NOT TARGET hwy::hwy)

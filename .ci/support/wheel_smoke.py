@@ -1,6 +1,6 @@
-"""An installed headwise on each instruction set of the machine, in any order of import beside PyTorch, after a fork.
+"""Smoke test of an installed headwise: each instruction set, import before and after PyTorch, a forked child.
 
-`python wheel_smoke.py`, or `python wheel_smoke.py torch first` and `... torch last`. Says what it found.
+`python wheel_smoke.py`, or `python wheel_smoke.py torch first` and `... torch last`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def expected(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Causal attention, the formula."""
+    """Causal attention by its formula."""
     scores = query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
     scores = np.where(np.tri(scores.shape[-2], dtype=bool), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -35,13 +35,13 @@ def check_torch() -> None:
 
 
 def openmp_libraries() -> set[str]:
-    """The runtimes of OpenMP in this process."""
+    """Names of the OpenMP runtimes loaded into this process."""
     lines = Path("/proc/self/maps").read_text().splitlines() if sys.platform == "linux" else []
     return {Path(line.split()[-1]).name for line in lines if "libgomp" in line or "libomp" in line}
 
 
 def check_in_child(check: object) -> None:
-    """After a fork behind parallel regions. A child that hangs is ended by its alarm, which fails the check."""
+    """Run the check in a forked child of a process that has run parallel regions; an alarm ends a child that hangs."""
     import signal
 
     child = os.fork()
@@ -66,7 +66,7 @@ import headwise as hw  # noqa: E402
 
 home = Path(hw.__file__).parent
 if home.parent.name == "python":
-    raise SystemExit(f"that is the source tree: {home}")
+    raise SystemExit(f"headwise was imported from the source tree: {home}")
 if hw.config()["backend"] != "native":
     raise SystemExit(f"expected the native core: {hw.config()}")
 
@@ -80,6 +80,6 @@ if beside == "torch":
     check_headwise()
     check_torch()
 if hasattr(os, "fork"):
-    check_in_child(check_headwise)  # PyTorch's own operations hang there: its libgomp has no threads in a child
+    check_in_child(check_headwise)  # not PyTorch: its operations hang in a forked child
 check_headwise()
 print(f"{home}: {', '.join(hw.list_targets())}; {beside} {order} {sorted(openmp_libraries())}")

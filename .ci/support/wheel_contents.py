@@ -1,6 +1,7 @@
-"""What is in a distribution: nothing lacks, nothing else. `python wheel_contents.py ROOT FILE...`, sdists or wheels.
+"""The contents of distributions: no file is missing, none is unexpected.
 
-A repaired wheel, besides: self-contained, with lists of what it brings along (PEP 770) that name all of it.
+`python wheel_contents.py ROOT FILE...`, for sdists and wheels. A repaired wheel must be self-contained, and its SBOMs
+(PEP 770) must list every bundled library.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ LEFT_OUT = (
     "CMakePresets.json",
     "noxfile.py",
 )
-# Libraries that every manylinux system has.
+# Libraries of every manylinux system.
 SYSTEM = {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "libstdc++.so.6", "ld-linux-x86-64.so.2"}
 LICENSES = {"LICENSE", "csrc/licenses/highway.txt", "csrc/licenses/pybind11.txt"}
-MOST_BYTES = 2_000_000
+MAX_BYTES = 2_000_000
 
 root = Path(sys.argv[1])
 tracked = subprocess.run(
@@ -42,7 +43,7 @@ tracked = subprocess.run(
 
 def compare(what: str, found: set[str], wanted: set[str]) -> None:
     if found != wanted:
-        raise SystemExit(f"{what}: lacks {sorted(wanted - found)}, has besides {sorted(found - wanted)}")
+        raise SystemExit(f"{what}: missing {sorted(wanted - found)}, unexpected {sorted(found - wanted)}")
 
 
 def check_sdist(file: Path) -> None:
@@ -76,15 +77,15 @@ def check_wheel(file: Path) -> None:
         wanted |= bundled | {f"{info}/sboms/auditwheel.cdx.json"}
         check_bundled(file.name, content, info, cores[0], bundled)
     compare(file.name, set(content), wanted)
-    if len(file.read_bytes()) > MOST_BYTES:
-        raise SystemExit(f"{file.name}: more than {MOST_BYTES} bytes")
+    if len(file.read_bytes()) > MAX_BYTES:
+        raise SystemExit(f"{file.name}: more than {MAX_BYTES} bytes")
     installed = sum(map(len, content.values()))
     print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB, installed {installed / 1e6:.2f} MB")
 
 
 def components(sbom: bytes) -> dict[str, str]:
-    """Name and version of each part."""
-    return {part["name"]: part["version"] for part in json.loads(sbom)["components"]}
+    """Names and versions of the components."""
+    return {component["name"]: component["version"] for component in json.loads(sbom)["components"]}
 
 
 def check_bundled(wheel: str, content: dict[str, bytes], info: str, core: str, bundled: set[str]) -> None:
@@ -93,15 +94,15 @@ def check_bundled(wheel: str, content: dict[str, bytes], info: str, core: str, b
         needed = set(dynamic(content[name], "DT_NEEDED"))
         compare(f"{wheel}: libraries that {name} needs", needed - SYSTEM - names, set())
     paths = dynamic(content[core], "DT_RPATH") + dynamic(content[core], "DT_RUNPATH")
-    compare(f"{wheel}: where the core looks for libraries", set(paths), {"$ORIGIN/../headwise.libs"})
+    compare(f"{wheel}: the library path of the core", set(paths), {"$ORIGIN/../headwise.libs"})
     listed = components(content[f"{info}/sboms/auditwheel.cdx.json"])
-    print(f"  brings along {', '.join(sorted(names))}; listed: {listed}")
+    print(f"  bundles {', '.join(sorted(names))}; listed: {listed}")
     for name in names:
         stem = name.partition("-")[0]
-        if not any(part.startswith(stem) and version for part, version in listed.items()):
+        if not any(component.startswith(stem) and version for component, version in listed.items()):
             raise SystemExit(f"{wheel}: {name} is not in its SBOM")
     if not any(name.startswith("libgomp-") for name in names):
-        raise SystemExit(f"{wheel}: without libgomp")
+        raise SystemExit(f"{wheel}: libgomp is not bundled")
 
 
 for name in sys.argv[2:]:

@@ -1,5 +1,5 @@
-# 64-bit ARM from a machine of another kind. HEADWISE_ARM64, of the environment, is a folder with Debian's packages for
-# it (.ci/neon unpacks them); what is built runs there under qemu.
+# Toolchain file: cross-compiles for 64-bit ARM. The environment variable HEADWISE_ARM64 names a folder with unpacked
+# arm64 packages (see .ci/neon); programs run under qemu.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)

@@ -1,10 +1,10 @@
-"""No function of the built library uses instructions that are above its own instruction set.
+"""Checks that no function of the built library uses an instruction above its own instruction set.
 
-    python .ci/instructions.py libheadwise.a  # or the extension, with its symbols
+    python .ci/support/instructions.py libheadwise.a  # or the extension, with its symbols
 
-A function's instruction set is in its name: `headwise::N_AVX2::…`; one without such a name runs before anybody has
-asked what the processor has. An inline function of a header can break that quietly: each file of a kernel is compiled
-for all sets, and the linker keeps one copy of the function.
+A function's namespace names its instruction set: `headwise::N_AVX2::…`; functions outside such a namespace run before
+the processor's features are known. An inline function of a header can break this without a warning: each kernel file is
+compiled for all sets, and the linker keeps one copy of the function.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import subprocess
 import sys
 from collections import Counter
 
-# Mnemonics beyond x86-64 as of 2003, by who may use them. `tzcnt` is missing on purpose: compilers write it for `bsf`,
-# as which older processors read it.
+# Mnemonics that the x86-64 baseline lacks, by the functions that may use them. `tzcnt` is not listed: compilers emit it
+# for `bsf`, and older processors execute it as such.
 BEYOND = {
     "sse4": re.compile(
         r"addsub[ps]|h(add|sub)p|lddqu|mov(d|sl|sh)dup|p(abs|sign)[bwd]|ph(add|sub)|palignr|pshufb|pmulhrsw|pmaddubsw"
@@ -24,15 +24,15 @@ BEYOND = {
     ),
     "avx2": re.compile(r"v(?!er[rw])|andn\b|bextr|bls[ir]|blsmsk|bzhi|mulx|p(dep|ext)\b|rorx|s(ar|hl|hr)x|lzcnt|movbe"),
     "avx512": re.compile(r"k\w+ |.*(%zmm|%[xy]mm(1[6-9]|[23]\d)|\{%k)"),
-    "dots": re.compile(r"vdpbf16ps"),
-    "tiles": re.compile(r"(ld|st)tilecfg|tile|tdp"),
-    "asked for": re.compile(r"ad[co]x|cmpxchg16b|clflushopt|clwb|rdrand|rdseed|sha(1|256)|xgetbv|xsave"),
+    "bf16 dot": re.compile(r"vdpbf16ps"),
+    "AMX": re.compile(r"(ld|st)tilecfg|tile|tdp"),
+    "after CPUID": re.compile(r"ad[co]x|cmpxchg16b|clflushopt|clwb|rdrand|rdseed|sha(1|256)|xgetbv|xsave"),
 }  # fmt: skip
 LEVELS = ("baseline", "sse4", "avx2", "avx512")
 SETS = {"6N_SSE4": "sse4", "6N_AVX2": "avx2", "6N_AVX3": "avx512"}
-SPECIAL = {  # by the beginning of the mangled name
-    r"_ZN8headwise3amx": "tiles",
-    r"_ZZ?N8headwise11IsSupportedENS_13MatmulBackendE": "asked for",  # xgetbv, after CPUID has said that it is there
+SPECIAL = {  # by the prefix of the mangled name
+    r"_ZN8headwise3amx": "AMX",
+    r"_ZZ?N8headwise11IsSupportedENS_13MatmulBackendE": "after CPUID",  # xgetbv, if CPUID reports it
 }
 FUNCTION = re.compile(r"[0-9a-f]+ <(.+)>:$")
 OF_A_SET = re.compile(r"_ZZ*N?[KVR]*(?:8headwise|3hwy)(\d+N_(?:SSE4|AVX2|AVX3))")
@@ -43,7 +43,7 @@ def allowed(symbol: str) -> tuple[str, ...]:
     named = OF_A_SET.match(symbol)
     level = SETS[named[1]] if named else "baseline"
     special = tuple(right for start, right in SPECIAL.items() if re.match(start, symbol))
-    return (*LEVELS[1 : LEVELS.index(level) + 1], *(("dots", "tiles") if level == "avx512" else ()), *special)
+    return (*LEVELS[1 : LEVELS.index(level) + 1], *(("bf16 dot", "AMX") if level == "avx512" else ()), *special)
 
 
 def beyond(instruction: str) -> list[str]:
@@ -72,7 +72,7 @@ def main(path: str) -> None:
     if wrong:
         names = subprocess.run(["c++filt"], input="\n".join(wrong), capture_output=True, text=True, check=True).stdout
         listed = "\n".join(f"  {name}: {line}" for name, line in zip(names.splitlines(), wrong.values(), strict=True))
-        raise SystemExit(f"{path}: {len(wrong)} functions are above their instruction set\n{listed}")
+        raise SystemExit(f"{path}: {len(wrong)} functions use instructions above their instruction set\n{listed}")
     if objdump.returncode or set(functions) != set(LEVELS) or set(used) != set(BEYOND):
         raise SystemExit(f"{path}: expected functions and instructions of each set; is it stripped?")
 
