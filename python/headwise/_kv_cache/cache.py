@@ -5,7 +5,6 @@ Pope et al., "Efficiently Scaling Transformer Inference" (2022), https://arxiv.o
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -14,18 +13,17 @@ from headwise._base.layer import parameter_dtype
 from headwise._base.scalars import check_flag, check_size
 from headwise._kv_cache.attention import attend_rows
 from headwise._kv_cache.checks import CacheShape, check_counts, check_free, check_key_value, check_query
+from headwise._kv_cache.extension import Extension
 from headwise._kv_cache.sequences import CachedSequences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Unpack
 
     from headwise._base.typing import Array
     from headwise._kv_cache.options import AttendOptions, CacheOptions
 
-__all__ = ["KVCache", "extending"]
+__all__ = ["KVCache", "extension"]
 
 
 class KVCache(CachedSequences):
@@ -302,8 +300,8 @@ class KVCache(CachedSequences):
         >>> len(cache), cache.keys.shape
         (100, (1, 2, 4, 8))
         """
-        with self._extending((query, key, value), lengths, options) as answer:
-            return answer
+        with self._extension(query, key, value, lengths) as new:
+            return new.attend(options)
 
     def _check_new(self, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None) -> tuple[Array, Array, list[int]]:
         k, v = check_key_value(key, value, self._shape)
@@ -312,28 +310,17 @@ class KVCache(CachedSequences):
             check_free(counts, self._rows.lengths, self.capacity)
         return k, v, counts
 
-    @contextmanager
-    def _extending(
-        self, rows: tuple[ArrayLike, ArrayLike, ArrayLike], lengths: ArrayLike | None, options: CacheOptions
-    ) -> Iterator[Any]:
-        """See :func:`extending`."""
-        query, key, value = rows
+    def _extension(self, query: ArrayLike, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None) -> Extension:
+        """See :func:`extension`."""
         q = check_query(query, self._shape)
         k, v, counts = self._check_new(key, value, lengths)
         if q.shape[2] != k.shape[2]:
             raise ValueError(f"query: shape {q.shape} does not match key {k.shape}: {q.shape[2]} rows for {k.shape[2]}")
-        with self._rows.appended(k, v, counts) as longer:
-            yield attend_rows(longer, q, counts, options)
+        return Extension(self._rows, q, k, v, counts)
 
 
-def extending(
-    cache: KVCache,
-    rows: tuple[ArrayLike, ArrayLike, ArrayLike],
-    lengths: ArrayLike | None,
-    options: CacheOptions,
-) -> AbstractContextManager[Any]:
-    """The results of :meth:`KVCache.extend` for ``rows``, (query, key, value), as the target of a ``with`` statement.
-
-    If its block raises, nothing has been appended. A layer projects the output inside the block.
-    """
-    return cache._extending(rows, lengths, options)
+def extension(
+    cache: KVCache, query: ArrayLike, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None
+) -> Extension:
+    """:meth:`KVCache.extend` as a context manager, for layers, which project the output before the rows are kept."""
+    return cache._extension(query, key, value, lengths)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from headwise._base.outputs import allocate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from headwise._base.typing import Array
     from headwise._kv_cache.checks import CacheShape
@@ -64,28 +63,20 @@ class CacheRows:
                 self._write(slice(entry, entry + 1), end, count, key, value)
         self.lengths = lengths
 
-    @contextmanager
-    def appended(self, key: Array, value: Array, counts: Sequence[int]) -> Iterator[CacheRows]:
-        """The rows with the new ones appended, for the block of a ``with`` statement. If the block raises, nothing has
-        been appended.
+    def can_undo(self, counts: Sequence[int]) -> bool:
+        """Whether ``counts[i]`` rows can be appended and removed again without dropping a row that a query sees."""
+        return self.reach < 0 or all(
+            count <= self.spare or self.end(entry) + count <= self.slots for entry, count in enumerate(counts)
+        )
 
-        A ring that could not remove the new rows again without a loss appends them after the block, which reads a copy.
-        """
-        if not self._can_undo(counts):
-            new = key.shape[2]
-            longer = CacheRows(self._shape._replace(capacity=self.reach + new, ring=False))
-            longer.copy_visible(self)
-            longer.append(key, value, counts)
-            yield longer
-            self.append(key, value, counts)
-            return
-        before = self.lengths
-        self.append(key, value, counts)
-        try:
-            yield self
-        except BaseException:
-            self.truncate(before)
-            raise
+    def copy_with_room(self, new: int) -> CacheRows:
+        """A copy of the rows that the next queries see, with slots for ``new`` more rows of each sequence."""
+        copy = CacheRows(self._shape._replace(capacity=self.reach + new, ring=False))
+        starts, seen = self.spans([0] * len(self.lengths))
+        visible = [slice(start, start + count) for start, count in zip(starts, seen, strict=True)]
+        copy.restore(seen, *([a[i, :, rows] for i, rows in enumerate(visible)] for a in (self.keys, self.values)))
+        copy.reach = self.reach
+        return copy
 
     def spans(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
         """The first slot and the number of the rows that the queries of the latest ``counts[i]`` positions see. The
@@ -131,19 +122,6 @@ class CacheRows:
             self.keys[entry, :, : key.shape[1]], self.values[entry, :, : value.shape[1]] = key, value
         self.lengths = lengths
         self.offsets = [length - key.shape[1] for length, key in zip(lengths, keys, strict=True)]
-
-    def _can_undo(self, counts: Sequence[int]) -> bool:
-        """Whether ``counts[i]`` rows can be appended and removed again without dropping a row that a query sees."""
-        return self.reach < 0 or all(
-            count <= self.spare or self.end(entry) + count <= self.slots for entry, count in enumerate(counts)
-        )
-
-    def copy_visible(self, ring: CacheRows) -> None:
-        """Hold the rows of ``ring`` that its next queries see, and limit queries to as many positions."""
-        starts, seen = ring.spans([0] * len(ring.lengths))
-        visible = [slice(start, start + count) for start, count in zip(starts, seen, strict=True)]
-        self.restore(seen, *([a[i, :, rows] for i, rows in enumerate(visible)] for a in (ring.keys, ring.values)))
-        self.reach = ring.reach
 
     def _write(self, entries: slice, end: int, count: int, key: Array, value: Array) -> None:
         rows = min(count, end)

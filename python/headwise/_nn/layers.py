@@ -298,7 +298,7 @@ class MultiHeadAttention(MultiHeadParameters):
         if self._causal:
             options["is_causal"] = True
         if self._has("sinks") and "sinks" not in options:
-            dtype, _ = promote(*inputs._asdict().items())
+            dtype, _ = promote(*zip(Inputs._fields, inputs, strict=True))
             options["sinks"] = self._cast("sinks", dtype)
         heads = Heads((self.d_model, self.kdim, self.vdim), self.d_model, self.num_heads, self.num_kv_heads)
         block = Block(heads, LayerProjections(vars(self), self._packs), self.rope)

@@ -15,7 +15,7 @@ import numpy as np
 from headwise._base.arrays import as_array, promote
 from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
-from headwise._kv_cache.cache import extending
+from headwise._kv_cache.cache import extension
 from headwise._ops.attention.dense import scaled_dot_product_attention
 
 if TYPE_CHECKING:
@@ -134,14 +134,15 @@ def multi_head(inputs: Inputs, block: Block, call: Call, options: AttentionOptio
 
     if call.cache is None:
         return project_output(*scaled_dot_product_attention(q, k, v, mask, call.dropout, rng=call.rng, **passed)[1:])
-    with extending(call.cache, (q, k, v), call.lengths, _cache_options(mask, passed)) as answer:
+    with extension(call.cache, q, k, v, call.lengths) as new:
+        answer = new.attend(_cache_options(mask, passed))
         return project_output(*answer[1:] if isinstance(answer, tuple) else (None,))
 
 
 def _check_call(
     inputs: Inputs, block: Block, call: Call, options: AttentionOptions, result_dtype: np.dtype[Any]
 ) -> None:
-    for (name, x), width in zip(inputs._asdict().items(), block.heads.widths, strict=True):
+    for name, x, width in zip(Inputs._fields, inputs, block.heads.widths, strict=True):
         if x.shape[-1] != width:
             raise ValueError(f"{name}: shape {x.shape}, expected a last axis of {width}")
     if options.get("out") is not None:
