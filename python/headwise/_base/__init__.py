@@ -1,0 +1,1 @@
+"""Shared by all packages above: input and output arrays, checks of scalars, types, and the attention spec."""

@@ -44,7 +44,7 @@ def _softcap(block: ScoreBlock, spec: AttentionSpec) -> None:
         scores *= spec.softcap
 
 
-def _bias(block: ScoreBlock, spec: AttentionSpec) -> None:
+def _bias(block: ScoreBlock, _: AttentionSpec) -> None:
     scores = block.scores
     for bias in block.bias:
         scores += bias
@@ -58,13 +58,13 @@ def _alibi(block: ScoreBlock, spec: AttentionSpec) -> None:
         scores -= slopes * distance(block.query, rows, block.key, keys, scores.dtype)
 
 
-def _masking_bias(block: ScoreBlock, spec: AttentionSpec) -> None:
+def _masking_bias(block: ScoreBlock, _: AttentionSpec) -> None:
     """A bias of -inf masks the key whatever its score is; NaN + -inf would be NaN."""
     for bias in block.bias:
         np.copyto(block.scores, -np.inf, where=np.isneginf(bias))
 
 
-def _keep(block: ScoreBlock, spec: AttentionSpec) -> None:
+def _keep(block: ScoreBlock, _: AttentionSpec) -> None:
     for keep in block.keep:
         np.copyto(block.scores, -np.inf, where=~keep)
 

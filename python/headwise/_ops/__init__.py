@@ -1,0 +1,1 @@
+"""The public operations: each checks its arguments and calls the backend."""

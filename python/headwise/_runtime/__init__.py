@@ -1,0 +1,1 @@
+"""The backend that runs, and its threads, instruction set and precision."""

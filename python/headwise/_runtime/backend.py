@@ -202,8 +202,7 @@ def _select(choice: str, source: str = "backend") -> None:
     failure = None
     if choice != "numpy":
         try:
-            _current, _name, _error = _load_core(), "native", None
-            return
+            core = _load_core()
         except Exception as broken:  # loading an extension that does not fit this machine may raise anything
             absent = isinstance(broken, ModuleNotFoundError) and broken.name == _CORE
             failure = None if absent else f"{type(broken).__name__}: {broken}"
@@ -215,6 +214,9 @@ def _select(choice: str, source: str = "backend") -> None:
                     "without this warning"
                 )
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
+        else:
+            _current, _name, _error = core, "native", None
+            return
     _current, _name, _error = cast("Backend", importlib.import_module("headwise._numpy")), "numpy", failure
 
 

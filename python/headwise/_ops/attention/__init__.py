@@ -1,0 +1,1 @@
+"""Attention: options, shapes and masks are checked once and go to the backend as one spec."""
