@@ -1,4 +1,4 @@
-"""Code that runs in a process of its own, on a chosen implementation."""
+"""Runs code in a process of its own, on a chosen implementation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-#: Run before the code: the implementation asked for, and a way to read the kernel's figures of the process.
+#: Runs before the code: selects the implementation, and defines a function that reads the memory use of the process.
 PRELUDE = """
 import sys
 import numpy as np
@@ -30,7 +30,7 @@ def megabytes(field):
 def in_process(
     implementation: str, code: str, environment: Mapping[str, str] | None = None, timeout: float = 900
 ) -> str:
-    """What ``code`` prints in a process of its own, on the same implementation, with this directory to import from."""
+    """The output of ``code`` in a process of its own, on ``implementation``, which can import these modules."""
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(code), implementation],

@@ -1,9 +1,9 @@
-"""What every operation should answer, in double precision or better, written the way the papers write it.
+"""Reference results of every operation, in double precision or better, written as in the papers.
 
-Nothing here is shared with the package: loops over rows, plain formulas, dropped keys taken out of the sums instead of
-being given a weight of zero. Slow and obvious on purpose; the tests, not the package, pay for it.
+Nothing here is shared with the package: loops over rows, plain formulas, masked keys left out of the sums instead of
+given a weight of zero. Slow and obvious on purpose.
 
-Answers are float64, or np.longdouble, and computed so, where the arguments are.
+Results are float64, or np.longdouble where an argument is.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Attention(NamedTuple):
 
 
 def remembered(function: Callable[..., Attention]) -> Callable[..., Attention]:
-    """``function``, which keeps its last answers, read-only, up to 2**28 bytes, by what the arguments hold: each
-    implementation asks the same."""
+    """``function`` with a cache of its last results, read-only, up to 2**28 bytes, keyed by the arguments: each
+    implementation needs the same results."""
     answers: dict[bytes, Attention] = {}
     room = 2**28
 
@@ -47,7 +47,7 @@ def remembered(function: Callable[..., Attention]) -> Callable[..., Attention]:
             room -= sum(part.nbytes for part in answer)
             for part in answer:
                 part.flags.writeable = False
-        answers[question] = answer  # the last of all
+        answers[question] = answer  # now the most recent
         while room < 0:
             room += sum(part.nbytes for part in answers.pop(next(iter(answers))))
         return answer
@@ -99,7 +99,7 @@ def logsumexp(x: ArrayLike, axis: int = -1, keepdims: bool = False) -> Array:
 
 
 def log_softmax(x: ArrayLike, axis: int = -1) -> Array:
-    """``x - logsumexp(x)``, shifted first: a common part of 1e30 would swallow the logarithm."""
+    """``x - logsumexp(x)``, after subtraction of the maximum: a constant of 1e30 would absorb the logarithm."""
     with np.errstate(all="ignore"):
         shifted = wide(x) - np.max(wide(x), axis=axis, keepdims=True)
         return rounded(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)), x)
@@ -119,7 +119,7 @@ def layer_normalization(x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, eps: fl
 
 
 def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, interleaved: bool = False) -> Array:
-    """Su et al. (2021), equation 13: each pair of features is a complex number, turned by ``cos + i sin``."""
+    """Su et al. (2021), equation 13: each pair of features is a complex number, multiplied by ``cos + i sin``."""
     x, cos, sin = double(x), double(cos), double(sin)
     answer = np.empty(x.shape, x.dtype)
     half = x.shape[-1] // 2
@@ -228,14 +228,14 @@ def add_alibi(scores: ArrayLike, slopes: ArrayLike | None = None, offset: int = 
 
 
 def four_dimensional(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The caller's ``(..., n, m)`` as ``(batch, heads, n, m)``; below rank 4 there is one head."""
+    """``(..., n, m)`` as ``(batch, heads, n, m)``; below rank 4 there is one head."""
     if len(shape) < 4:
         return (math.prod(shape[:-2]), 1, *shape[-2:])
     return (math.prod(shape[:-3]), *shape[-3:])
 
 
 def spread(extra: Array, shape: tuple[int, ...]) -> Array:
-    """A mask or bias over the caller's scores ``(..., query_len, key_len)``, in four dimensions.
+    """A mask or bias for scores ``(..., query_len, key_len)``, broadcast to four dimensions.
 
     A plain 2-D mask is ``(query_len, key_len)`` where that fits and ``(batch, key_len)`` where it does not; a 4-D one
     is ``(batch, heads, query_len, key_len)`` for calls of lower rank as well; the rest broadcasts as in NumPy.

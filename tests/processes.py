@@ -1,4 +1,4 @@
-"""New interpreters for what tests do to a whole process: fork it, send it signals, count its threads."""
+"""New interpreters for tests of a whole process: forks, signals, numbers of threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import headwise
 
 HERE = Path(__file__).parent
 
-#: Before the code of a test: some work whose bits are known, on threads, and children that end if they hang.
+#: Runs before the code of a test: work on threads, whose bits can be compared, and children that end if they hang.
 PRELUDE = """
 import os, signal, sys, threading, time
 import numpy as np
@@ -59,20 +59,20 @@ hw.set_num_threads(4)
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's, with this package and these tests to import from, and without a number of threads."""
+    """The environment of this process, with the package and the tests on the path, without numbers of threads."""
     inherited = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_LIMIT"))}
     path = [str(Path(headwise.__file__).parent.parent), str(HERE), *filter(None, [inherited.get("PYTHONPATH")])]
     return inherited | {"PYTHONPATH": os.pathsep.join(path)} | changes
 
 
 def command(code: str, first: str = "headwise") -> list[str]:
-    """Of an interpreter that imports ``first``, then runs the prelude and ``code``."""
+    """The command of an interpreter that imports ``first``, then runs the prelude and ``code``."""
     script = f"import {first}\n{PRELUDE}{textwrap.dedent(code)}"
     return [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
 
 
 def run(code: str, first: str = "headwise", **changes: str) -> str:
-    """What ``code``, behind the prelude, prints; a failure, or more than four minutes, fails the test."""
+    """The output of ``code`` after the prelude; a failure, or more than four minutes, fails the test."""
     call = command(code, first)
     done = subprocess.run(call, env=environment(**changes), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stdout}{done.stderr}"

@@ -3,7 +3,7 @@
 A plain script, for where the suite would take too long or lacks its packages: a wheel in a bare environment, another
 processor, an emulated one. It needs NumPy, and ml_dtypes for bfloat16.
 
-    python tests/smoke.py                              # what a user would get
+    python tests/smoke.py                              # the default implementation
     python tests/smoke.py --backend native --target avx2  # and it must be this, chosen or forced (HEADWISE_TARGET)
     python tests/smoke.py --every-target               # each instruction set of the machine in turn
 """
@@ -40,7 +40,7 @@ SIZES_OF = {
     "varlen_attention": ATTENTION_SIZES,
 }
 
-Result = tuple[str, Array, Array]  # what it is, what came out, the oracle's
+Result = tuple[str, Array, Array]  # name, result, the oracle's result
 
 
 def dtypes() -> Iterator[Any]:
@@ -69,12 +69,12 @@ def results(dtype: Any) -> Iterator[Result]:
 
 
 def run() -> None:
-    """Print what runs and how many results it had right; SystemExit with the first that are wrong."""
+    """Print the configuration and the number of right results; SystemExit with the first wrong ones."""
     now, wrong, count = hw.config(), [], 0
     for dtype in dtypes():
         for name, got, expected in results(dtype):
             count += 1
-            with np.errstate(all="ignore"):  # where both are infinite, which the first part sees
+            with np.errstate(all="ignore"):  # inf - inf, where the first condition holds
                 error = np.abs(oracle.double(got) - expected) / (1 + np.abs(expected))
                 near = (oracle.double(got) == expected) | (error <= BOUNDS[dtype.name])
             if got.shape != expected.shape or not near.all():

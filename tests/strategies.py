@@ -1,4 +1,4 @@
-"""What hypothesis draws calls from: arrays with odd numbers in them, keywords that fit them, and things that do not."""
+"""Hypothesis strategies: arrays, some with NaN, infinities or zeros; calls that fit them; and arbitrary objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ODD_ARRAYS = hnp.arrays(
     hnp.array_shapes(min_dims=0, max_dims=5, max_side=4),
     elements=st.just(1),
 )
-#: Anything at all.
+#: Arbitrary objects.
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -41,7 +41,7 @@ ODD = st.one_of(
 
 @st.composite
 def numbers(draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", *, odd: bool = True) -> np.ndarray:
-    """Normal numbers, one time in four with a few that are not, in one of several layouts."""
+    """Normal numbers, in one case of four with a few NaN, infinities or zeros, in one of several layouts."""
     array = np.random.default_rng(draw(SEEDS)).standard_normal(shape).astype(dtype)
     if odd and array.size and draw(st.integers(0, 3)) == 3:
         places = draw(st.lists(st.integers(0, array.size - 1), min_size=1, max_size=3))
@@ -59,7 +59,7 @@ def numbers(draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", *, 
 
 @st.composite
 def sizes(draw: st.DrawFn, operation: Operation) -> Sizes:
-    """Sizes that fit an operation: of attention with one, two or no axes in front, and grouped heads."""
+    """Sizes that fit an operation, with up to two leading axes and grouped heads."""
     kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
     leads = [(), (kv_heads * group,), (draw(st.integers(1, 2)), kv_heads * group)]
     lead = draw(st.sampled_from([lead for lead in leads if len(lead) >= len(operation.lead)]))
@@ -69,7 +69,7 @@ def sizes(draw: st.DrawFn, operation: Operation) -> Sizes:
 
 @st.composite
 def calls(draw: st.DrawFn, operation: Operation) -> Call:
-    """Arguments of an operation, with odd numbers in its arrays, and any of its options."""
+    """Arguments of an operation, some with NaN, infinities or zeros, and any of its options."""
     drawn, dtype = draw(sizes(operation)), draw(DTYPES)
     variant = "" if operation.short else draw(st.sampled_from(list(operation.variants)))
     arguments = OperationCase(operation, variant).arguments(drawn, lambda name, shape: draw(numbers(shape, dtype)))

@@ -1,4 +1,4 @@
-"""What the test modules share: error bounds, awkward ways to hold numbers in memory, attention calls with answers."""
+"""Shared by the test modules: error bounds, memory layouts, and attention calls with the oracle's results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import oracle
 
 Array = NDArray[Any]
 
-#: Largest absolute error of a result of size about 1; what is computed in float32 and rounded adds that rounding.
+#: Max absolute error of a result of size about 1; 16-bit results add the rounding of RTOL.
 ATOL = {"float16": 2e-6, "bfloat16": 2e-6, "float32": 2e-6, "float64": 1e-14}
-#: Half a unit in the last place of the narrow formats; of the others, room for sums of a few hundred products.
+#: Half an ulp of the 16-bit dtypes; for float32 and float64, enough for sums of a few hundred products.
 RTOL = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2e-6, "float64": 1e-14}
 
 
-#: What attention adds where a target multiplies bfloat16: weights meet float16 values in two parts, bfloat16 values as
-#: bfloat16.
+#: Additional error of attention on bf16 targets: weights are two bf16 terms for float16 values, one for bfloat16
+#: values.
 ATOL_IN_PARTS = {
     "avx512_amx": {"float16": 2.0**-14, "bfloat16": 2.0**-7},
     "avx512_bf16": {"bfloat16": 2.0**-7},
@@ -31,7 +31,7 @@ ATOL_IN_PARTS = {
 
 
 def atol_in_parts(dtype: str) -> float:
-    """For the implementation in force."""
+    """The additional error of the implementation in force."""
     return ATOL_IN_PARTS.get(headwise.config()["target"], {}).get(dtype, 0.0)
 
 
@@ -44,7 +44,7 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 
 def assert_close(actual: Array, expected: Array, factor: float = 1.0, more: float = 0.0) -> None:
-    """``actual`` is ``expected`` to the bound of its dtype, ``factor`` times over, and ``more``; NaN and infinities in
+    """``actual`` equals ``expected`` to ``factor`` times the bound of its dtype, and ``more``; NaN and infinities in
     place."""
     name = actual.dtype.name
     assert actual.shape == expected.shape
@@ -54,8 +54,8 @@ def assert_close(actual: Array, expected: Array, factor: float = 1.0, more: floa
 
 
 def assert_rounded_once(actual: Array, expected: Array, *, rtol: float = 8e-6, atol: float = 0.0) -> None:
-    """Each of the halves ``actual`` is what some number as near to ``expected`` as float32 comes, to ``rtol`` and
-    ``atol``, is rounded to: half a unit of the result in its last place, with subnormal numbers and overflow."""
+    """Each 16-bit number of ``actual`` is a number within ``rtol`` and ``atol`` of ``expected``, rounded to its
+    dtype: within half an ulp, with subnormal numbers and overflow."""
     assert actual.dtype.itemsize == 2 and actual.shape == expected.shape
     with np.errstate(over="ignore", invalid="ignore"):
         margin = np.where(np.isfinite(expected), atol + rtol * np.abs(expected), 0)
@@ -74,7 +74,7 @@ def normal(shape: tuple[int, ...], seed: int = 0, dtype: DTypeLike = np.float32)
 class AttentionCase:
     """One attention call, and the oracle's answer to it, which all implementations share.
 
-    The arrays are read-only: whoever writes into an input is caught.
+    The arrays are read-only, so that a write into an input fails.
     """
 
     query: tuple[int, ...]
@@ -93,14 +93,14 @@ class AttentionCase:
         return oracle.attention(*self.arrays, **self.keywords)
 
     def check(self, factor: float = 1.0) -> None:
-        """Both ways through the package: with weights, and without ever holding them."""
+        """Checks both functions: the one with weights, and the one without."""
         check_attention(self.arrays, self.keywords, self.expected, factor)
 
 
 def check_attention(
     arrays: Sequence[Any], keywords: dict[str, Any], expected: oracle.Attention, factor: float = 1.0
 ) -> None:
-    """``scaled_dot_product_attention`` and ``flash_attention`` both give what was expected."""
+    """Compares ``scaled_dot_product_attention`` and ``flash_attention`` with ``expected``."""
     output, weights, lse = headwise.scaled_dot_product_attention(*arrays, **keywords, return_lse=True)
     more = atol_in_parts(output.dtype.name) * factor
     assert_close(weights, expected.weights, factor, more)
@@ -129,7 +129,7 @@ def heads_inside(x: Array) -> Array:
 
 
 def spaced(x: Array, axis: int) -> Array:
-    """Every other entry, along one axis, of something twice as long that holds NaN in between."""
+    """Every other entry along one axis of an array of twice the length, with NaN in between."""
     shape = list(x.shape)
     shape[axis] *= 2
     filler = np.full(shape, np.nan, x.dtype) if x.dtype.kind not in "biu" else np.ones(shape, x.dtype)
@@ -139,7 +139,7 @@ def spaced(x: Array, axis: int) -> Array:
 
 
 def unaligned(x: Array) -> Array:
-    """One byte past an aligned address."""
+    """A copy that begins one byte past an aligned address."""
     buffer = np.empty(x.nbytes + 1, np.uint8)
     view = buffer[1:].view(x.dtype).reshape(x.shape)
     view[...] = x
@@ -168,7 +168,7 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 
 
 def laid_out(layout: str) -> Callable[[Array], Array]:
-    """``LAYOUTS[layout]`` for arrays of one axis, too: those become a column of an array of that layout."""
+    """``LAYOUTS[layout]``, also for arrays of one axis, which become a column of an array of that layout."""
 
     def lay(x: Array) -> Array:
         return LAYOUTS[layout](x) if x.ndim > 1 else LAYOUTS[layout](np.stack([x, x], -1))[:, 0]

@@ -1,4 +1,4 @@
-"""The functional module, ``headwise.attention``: each documented example with its claims, then the finer points."""
+"""The functional module ``headwise.attention``: each documented example with its claims, then details."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def random_params(rng: np.random.Generator, width: int, d_model: int) -> dict[st
 
 
 class TestQuickStart:
-    """The calls of the quick start, in its order."""
+    """The calls of the quick start, in order."""
 
     def test_scaled_dot_product(self, qkv: np.ndarray) -> None:
         from headwise.attention import scaled_dot_product_attention
@@ -131,7 +131,7 @@ def test_gpt_style_causal_attention(x: np.ndarray) -> None:
     output, weights = scaled_dot_product_attention(x, x, x, mask=mask)
     np.testing.assert_array_equal(weights[:, 0], np.broadcast_to(np.eye(10)[0], (32, 10)))
     np.testing.assert_array_equal(output[:, 0], x[:, 0])
-    small = x / 16  # so that no weight underflows to the 0 of a dropped key
+    small = x / 16  # so that no weight underflows to 0, the weight of a masked key
     _, weights = scaled_dot_product_attention(small, small, small, mask=mask)
     assert (weights[:, 5, :6] > 0).all()
     assert (weights[:, 5, 6:] == 0).all()

@@ -1,6 +1,6 @@
-"""The module ``headwise.positional_encoding``: each documented example with its claims, then the finer points.
+"""The module ``headwise.positional_encoding``: each documented example with its claims, then details.
 
-Its attention layers have a file of their own, ``test_layers.py``, as far as the examples leave something to test.
+``layers/test_layers.py`` has more tests of its attention layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def embeddings(rng: np.random.Generator) -> np.ndarray:
 
 
 def sinusoid(positions: Any, d_model: int) -> np.ndarray:
-    """Sine and cosine of each pair of features; the last cosine is left out where their number is odd."""
+    """Sine and cosine of each pair of features; an odd number of features has no last cosine."""
     cos, sin = oracle.rope_tables(positions, d_model)
     return np.stack([sin, cos], axis=-1).reshape(*np.shape(positions), 2 * cos.shape[-1])[..., :d_model]
 
@@ -152,7 +152,7 @@ class TestExamples:
         assert encoder_output.shape == (4, 50, 512)
 
     def test_gpt_style_decoder(self, rng: np.random.Generator) -> None:
-        """What comes later changes nothing earlier."""
+        """Later tokens have no influence on earlier ones."""
         from headwise.positional_encoding import CausalAttention, SinusoidalPositionalEncoding
 
         pe = SinusoidalPositionalEncoding(d_model=512)
@@ -292,7 +292,7 @@ class TestLearned:
         assert layer.embeddings.tolist() == [[0.0], [0.0]]
 
     def test_updates_reach_the_float32_cast(self) -> None:
-        """The cast that float32 inputs are served from does not outlive the embeddings."""
+        """The float32 cast of the table follows the embeddings."""
         layer = hw.LearnedPositionalEmbedding(4, 2, rng=0)
         x = np.zeros((4, 2), np.float32)
         for _ in range(3):
@@ -412,7 +412,7 @@ class TestRotary:
         np.testing.assert_allclose(rope.sin_cached[:11], sin, rtol=0, atol=1e-15)
         x32 = x.astype(np.float32)
         np.testing.assert_allclose(rope(x32), rope(x), atol=1e-6)
-        rope(x[:, :1], [100])  # grows again: the float32 tables must follow
+        rope(x[:, :1], [100])  # grows again, with the float32 tables
         np.testing.assert_allclose(rope(x32[:, :1], [100]), rope(x[:, :1], [100]), atol=1e-6)
 
     def test_growth_is_amortised(self) -> None:
@@ -427,7 +427,7 @@ class TestRotary:
         rope = hw.RotaryPositionalEmbedding(64)
         x = np.ones((1, 3, 64), np.float32)
         positions = [10**5 + 7, 10**9, 10**12]
-        # Of 10^12 float64 holds an angle to 6e-5: the turn is that of the float64 product.
+        # At position 10^12 float64 holds an angle to 6e-5, so the expected rotation is that of the float64 product.
         angles = np.multiply.outer(np.array(positions, float), rope.inv_freq)
         np.testing.assert_allclose(rope(x, positions), oracle.rope(x, np.cos(angles), np.sin(angles)), atol=1e-6)
         assert len(rope.cos_cached) < 10**6
@@ -481,7 +481,7 @@ class TestALiBi:
     def test_no_table_of_heads_by_length_by_length(self) -> None:
         alibi = hw.ALiBiPositionalBias(num_heads=32, max_len=1_000_000)
         assert max(getattr(value, "nbytes", 0) for value in vars(alibi).values()) < 10_000
-        assert alibi.bias.nbytes > 10**14  # strided: it would not fit any machine
+        assert alibi.bias.nbytes > 10**14  # a strided view, larger than any memory
         assert alibi.bias[0, 0, 999_999] == -999_999 * alibi.slopes[0]
 
     def test_longer_than_max_len_and_offset(self, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Every refusal of the cache: its type, the argument it names, and that nothing has changed."""
+"""Errors of the cache: their type, the argument that they name, and that the cache is unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def full() -> hw.KVCache:
 
 
 def bad(changes: dict[str, Any], error: type[Exception], names: str, call: str = "extend", ring: bool = False) -> None:
-    """``call`` raises ``error``, naming each of ``names``, and the cache is what it was."""
+    """``call`` raises ``error``, whose message has each of ``names``, and the cache is unchanged."""
     cache = full()
     if ring:
         cache = hw.KVCache(2, 2, capacity=5, head_dim=4, ring=True)
@@ -198,7 +198,7 @@ def test_a_ring_cannot_truncate_past_its_capacity() -> None:
 
 @pytest.mark.parametrize("new", [1, 16, 17, 33, 70])
 def test_a_ring_is_unchanged_after_a_refused_extend(new: int) -> None:
-    """Rows have moved for the new ones by then, or would have."""
+    """The check comes before rows are moved to make room."""
     cache = hw.KVCache(1, 1, 40, 8, ring=True)
     old, more = normal((1, 1, 70, 8), 1), normal((1, 1, new, 8), 2)
     cache.append(old, old)
@@ -207,5 +207,5 @@ def test_a_ring_is_unchanged_after_a_refused_extend(new: int) -> None:
         cache.extend(more, more, more, mask=np.ones((7, 7)))
     assert len(cache) == 70
     np.testing.assert_array_equal(cache.keys, shown)
-    cache.truncate(70 - 16)  # as far back as is promised
+    cache.truncate(70 - 16)  # the limit that the documentation states
     np.testing.assert_array_equal(cache.keys[:, :, -1], old[:, :, 53])

@@ -1,4 +1,4 @@
-"""The cache of keys and values: however a sequence is split into calls, it gives what one call over all of it gives."""
+"""The cache of keys and values: a sequence split into several calls has the results of one call over all of it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def arrays(dtype: str = "float32", length: int = LENGTH, batch: int = BATCH, hea
 def make(dtype: str = "float32", capacity: int = LENGTH, batch: int = BATCH, ring: bool = False) -> hw.KVCache:
     cache = hw.KVCache(batch, KV_HEADS, capacity, DIM, value_dim=VALUE_DIM, dtype=dtype_named(dtype), ring=ring)
     for memory in (cache._rows.keys, cache._rows.values):
-        memory.fill(np.nan)  # to be seen by no one
+        memory.fill(np.nan)  # masked for every query
     return cache
 
 
@@ -68,12 +68,12 @@ def steps(chunks: Sequence[int]) -> Iterator[slice]:
 
 
 def of_step(keywords: dict[str, Any], rows: slice, columns: slice) -> dict[str, Any]:
-    """The part of a mask or bias over the whole sequence that one step's scores meet."""
+    """The part of a mask or bias over the whole sequence that belongs to the scores of one step."""
     return {name: value[..., rows, columns] if name in ("mask", "bias") else value for name, value in keywords.items()}
 
 
 def split(cache: hw.KVCache, given: Arrays, chunks: Sequence[int], **keywords: Any) -> np.ndarray:
-    """The outputs of all steps, one behind the other."""
+    """The outputs of all steps, concatenated."""
     outputs = []
     for rows in steps(chunks):
         first = max(0, rows.start - cache.capacity + 1) if cache.ring else 0
@@ -130,7 +130,7 @@ def test_against_the_oracle() -> None:
 
 
 def test_the_same_call_gives_the_same_bits() -> None:
-    """One call through the cache is one call of attention, on the same numbers."""
+    """A single call through the cache has the bits of a single call of attention."""
     query, key, value = arrays()
     cache = make(capacity=100)
     np.testing.assert_array_equal(cache.extend(query, key, value), whole((query, key, value)))
@@ -177,7 +177,7 @@ def test_keywords_of_a_ring(chunks: list[int], keywords: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("capacity", [1, 7, 130, 200])
 def test_a_ring_keeps_the_latest_rows_over_many_steps(capacity: int) -> None:
-    """Many times, in steps that end anywhere, longer ones than there is room for among them."""
+    """Steps of random lengths, some longer than the capacity."""
     chunks = [*[1] * 50, *[3] * 40, 70, 300, 1, 2, 5, *[33] * 10, 16, 17, 18, 1, 90, *[1] * 100]
     given = arrays(length=sum(chunks), heads=2)
     cache = make(capacity=capacity, ring=True)
@@ -200,7 +200,7 @@ def test_appending_more_rows_than_a_ring_holds() -> None:
 
 @pytest.mark.parametrize("chunks", [[5, 3, 12, 1], [60, 200, 1, 4], [2, 100]])
 def test_weights_of_a_ring(chunks: list[int]) -> None:
-    """Columns are the keys that the step's queries see: at most ``capacity - 1`` before them, and their own."""
+    """Columns are the keys visible to the queries of the step: up to ``capacity - 1`` before them, and their own."""
     given, capacity = arrays(length=sum(chunks)), 6
     cache = make(capacity=capacity, ring=True)
     _, expected, expected_lse = hw.scaled_dot_product_attention(
@@ -224,7 +224,7 @@ def test_rows_of_a_ring_move_rarely() -> None:
 
 
 def test_ring_sequences_that_become_equally_long() -> None:
-    """Equally long, but elsewhere in memory: what is shown is right, and from the next step on a view again."""
+    """Equally long sequences at different places in memory: keys are right, and from the next step on a view again."""
     _, key, value = arrays(length=100)
     cache = make(capacity=9, ring=True)
     for rows in steps([7, 30, 20, 10]):
@@ -243,7 +243,7 @@ def test_ring_sequences_that_become_equally_long() -> None:
 
 
 def one_by_one(cache: hw.KVCache, given: Arrays, counts: Sequence[int], **keywords: Any) -> None:
-    """``extend`` with different lengths is, for each sequence, attention over its own rows; padding is NaN."""
+    """``extend`` with different lengths equals attention over the rows of each sequence alone; padding is NaN."""
     query, key, value = (a.copy() for a in given)
     new = query.shape[2]
     for i, count in enumerate(counts):
@@ -291,7 +291,7 @@ def test_lengths_with_every_keyword(keywords: dict[str, Any]) -> None:
 
 
 def test_masks_broadcast_over_sequences() -> None:
-    """One row, one column, one entry for all: broadcast to the longest of the lengths."""
+    """Masks of one row, one column or one entry broadcast to the longest sequence."""
     given = arrays("float64", 6, batch=3)
     for mask in (normal((6, 1)), normal((1, 5)), normal((3, 1, 1, 5)) > 0, normal((3, 4, 6, 5)), np.ones((1, 1))):
         cache = make("float64", batch=3)
@@ -315,7 +315,7 @@ def test_key_padding_mask_covers_the_stored_keys() -> None:
 )
 @pytest.mark.usefixtures("implementation")
 def test_sequences_are_independent(seed: int, capacity: int | None, keywords: str) -> None:
-    """Appends, dropped positions and new orders, at random: every sequence has what a call for it alone gives."""
+    """Random appends, truncations and reorderings: every sequence has the results of a call for it alone."""
     rng = np.random.default_rng(seed)
     batch, ring = 3, capacity is not None
     cache = make(capacity=capacity or 400, batch=batch, ring=ring)
@@ -348,7 +348,7 @@ def test_sequences_are_independent(seed: int, capacity: int | None, keywords: st
             cache.reorder(order)
             past = [past[i] for i in order]
         if rng.random() < 0.4:
-            least = max(0, peak - 16) if ring else 0  # what a ring promises
+            least = max(0, peak - 16) if ring else 0  # the positions to which a ring can truncate
             kept = [int(rng.integers(min(least, n), n + 1)) for n in cache.lengths]
             if rng.random() < 0.3 and min(cache.lengths) >= least:
                 kept = [int(rng.integers(least, min(cache.lengths) + 1))] * batch
@@ -358,7 +358,7 @@ def test_sequences_are_independent(seed: int, capacity: int | None, keywords: st
         assert cache.lengths.tolist() == [p[0].shape[2] for p in past]
         for i in range(batch):
             keys, values = cache.entry(i)
-            # What was taken back may have been all that a ring had before its last capacity - 1 positions.
+            # Truncation may have removed all rows that a ring held before its last capacity - 1 positions.
             n = keys.shape[1]
             assert n >= min(len(past[i][1][0, 0]), (capacity or 400) - 1)
             np.testing.assert_array_equal(keys, past[i][1][0][:, past[i][1].shape[2] - n :])
@@ -380,7 +380,7 @@ def test_attend_with_fewer_queries_than_rows() -> None:
     assert not output[1].any()
 
 
-# --- positions, going back, other orders ---
+# --- positions, truncation, reordering ---
 
 
 def test_positions() -> None:
@@ -399,7 +399,7 @@ def test_positions() -> None:
 
 
 def test_rotary_embedding_at_cache_positions() -> None:
-    """Turned step by step, for sequences of different lengths too, it is what turning all at once gives."""
+    """Rotation step by step equals rotation of the whole sequence, also for sequences of different lengths."""
     query, key, value = arrays()
     rope, cache = hw.RotaryPositionalEmbedding(DIM), make()
     expected = whole((rope(query), rope(key), value))
@@ -415,7 +415,7 @@ def test_rotary_embedding_at_cache_positions() -> None:
 
 @pytest.mark.parametrize("ring", [False, True])
 def test_truncating_rejected_speculative_tokens(ring: bool) -> None:
-    """Four at a time, of which some are taken back: the others have what they would have had alone."""
+    """Four tokens per step, of which some are rejected: the others have the results of a sequence without these."""
     rng = np.random.default_rng(0)
     given, capacity = arrays(length=300), 20 if ring else 400
     expected = whole(given, window_size=(capacity - 1, 0))
@@ -487,7 +487,7 @@ def test_lists_and_empty_rows() -> None:
 
 @pytest.mark.parametrize("ring", [False, True])
 def test_appending_the_own_rows_of_a_cache(ring: bool) -> None:
-    """A cache may be fed what it shows, also when that is moved to make room."""
+    """Views of a cache may be appended to it, also when its rows move to make room."""
     _, key, value = arrays(length=30)
     cache = make(capacity=300 if not ring else 30, ring=ring)
     cache.append(key, value)
@@ -555,7 +555,7 @@ def test_attributes_and_repr() -> None:
 
 @pytest.mark.parametrize("ring", [False, True])
 def test_appending_allocates_nothing(ring: bool) -> None:
-    """Rows are written, and those of a ring moved, in place; a step of attention allocates its output."""
+    """Rows are written and moved in place; a step of attention allocates its output."""
     x, token = np.ones((1, 2, 10_000, 64), np.float32), np.ones((1, 2, 25, 64), np.float32)
     cache = hw.KVCache(1, 2, capacity=10_000 if ring else 20_000, head_dim=64, ring=ring)
     cache.append(x, x)
@@ -567,4 +567,4 @@ def test_appending_allocates_nothing(ring: bool) -> None:
     _, peak_of_attention = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100_000
-    assert peak_of_attention < 2_000_000  # a few blocks of scores, less than a head's keys
+    assert peak_of_attention < 2_000_000  # a few blocks of scores, less than the keys of a head

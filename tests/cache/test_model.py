@@ -33,7 +33,7 @@ pytestmark = pytest.mark.above_operations
 
 
 class Model(RuleBasedStateMachine):
-    """What a cache promises, one rule for each method."""
+    """The documented behaviour of a cache, a rule for each method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Model(RuleBasedStateMachine):
     @initialize(**CACHES)
     def make(self, batch: int, capacity: int, ring: bool, dtype: str) -> None:
         self.cache = hw.KVCache(batch, HEADS, capacity, DIM, value_dim=VALUE_DIM, dtype=dtype, ring=ring)
-        # Each sequence's rows from its first on, those that a ring has dropped included: (heads, rows, dim).
+        # All rows of each sequence, also those that a ring has discarded: (heads, rows, dim).
         self.keys = [np.zeros((HEADS, 0, DIM)) for _ in range(batch)]
         self.values = [np.zeros((HEADS, 0, VALUE_DIM)) for _ in range(batch)]
 
@@ -63,7 +63,7 @@ class Model(RuleBasedStateMachine):
             self.values[i] = np.concatenate([self.values[i], value[i, :, :count]], axis=1)
 
     def counts(self, data: st.DataObject, new: int) -> tuple[list[int], dict[str, Any]]:
-        """How many of the new rows each sequence has, and the keyword that says so."""
+        """The number of new rows of each sequence, and the keyword for it."""
         if data.draw(st.booleans()):
             return [new] * self.cache.batch_size, {}
         counts = data.draw(
@@ -101,7 +101,7 @@ class Model(RuleBasedStateMachine):
             self.check_attention(output[i, :, :count], query[i, :, :count], i, before[i])
 
     def check_attention(self, got: np.ndarray, query: np.ndarray, i: int, position: int) -> None:
-        """Each query sees the keys up to its own position, of a ring the last ``capacity`` of them."""
+        """Each query attends to the keys up to its own position; in a ring to the last ``capacity`` of them."""
         rows = query.shape[1]
         places, others = np.arange(rows)[:, None] + position, np.arange(self.keys[i].shape[1])
         keep = (others <= places) & (~np.bool_(self.cache.ring) | (others > places - self.cache.capacity))
@@ -129,7 +129,7 @@ class Model(RuleBasedStateMachine):
         try:
             self.cache.truncate(length if self.cache.batch_size == 1 or len(set(self.lengths())) == 1 else new)
         except ValueError:
-            # A ring has dropped rows that would be in sight again.
+            # A ring has discarded rows that would be visible again.
             assert self.cache.ring and max(self.lengths()) > stored
             return
         self.keys = [rows[:, :count] for rows, count in zip(self.keys, new, strict=True)]

@@ -1,4 +1,4 @@
-"""float16 and bfloat16, of the operations that take them as they are: computed in float32 and rounded once."""
+"""float16 and bfloat16 of the operations that read and write them directly: computed in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_not_finite(name: str, odd: float, dtype: str) -> None:
 
 @both_types
 def test_every_number_passes_unchanged(dtype: str) -> None:
-    """Slopes of 0 leave scores as they were: subnormal numbers, both zeros and infinities to the bit, NaN as NaN."""
+    """Slopes of 0 do not change scores: subnormal numbers, zeros and infinities keep their bits, NaN stays NaN."""
     x = np.arange(1 << 16, dtype=np.uint16).view(dtype_named(dtype))
     with np.errstate(invalid="ignore"):  # of signalling NaN
         number = ~np.isnan(oracle.double(x))
@@ -119,7 +119,7 @@ def test_subnormal_probabilities() -> None:
 
 
 def test_overflow_is_infinite() -> None:
-    """Halfway from the greatest float16, 65504, to 2**16 is 65520; from there on it is infinity."""
+    """Numbers from 65520 on, halfway from the max float16, 65504, to 2**16, round to infinity."""
     scores = np.full((1, 1, 4), 65504, np.float16)
     got = hw.add_alibi(scores, [-5.25])  # 65504, 65509.25, 65514.5, 65519.75
     np.testing.assert_array_equal(got, scores)

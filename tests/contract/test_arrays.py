@@ -1,4 +1,4 @@
-"""Memory of every kind: layouts in, ``out=`` of every kind, empty arrays."""
+"""Inputs and ``out=`` of every memory layout."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_layout_of_masks_and_biases(layout: str, name: str) -> None:
 
 @pytest.mark.parametrize("axis", range(4))
 def test_attention_of_broadcast_views(axis: int) -> None:
-    """Stride 0 along any axis, the last included, of query, key and value together."""
+    """Stride 0 along each axis of query, key and value together."""
     arrays = []
     for array in AttentionCase((2, 3, 9, 12), (2, 3, 17, 12), 12).arrays:
         one = array.take([0], axis)
@@ -55,7 +55,7 @@ def test_attention_of_broadcast_views(axis: int) -> None:
 
 
 def test_attention_of_one_array_as_query_key_and_value() -> None:
-    packed = normal((2, 9, 3, 3, 12))  # (batch, seq, query/key/value, heads, head_dim), as one projection makes it
+    packed = normal((2, 9, 3, 3, 12))  # (batch, seq, query/key/value, heads, head_dim): a joint projection
     arrays = [packed[:, :, which].swapaxes(1, 2) for which in range(3)]
     check_attention(arrays, {}, oracle.attention(*arrays))
     same = packed[:, :, 0].swapaxes(1, 2)
@@ -87,7 +87,7 @@ NOT_IN_PLACE = [name for name, case in WITH_OUT.items() if not case.operation.in
 
 
 def call(name: str, x: np.ndarray | None = None, out: Any = None) -> Any:
-    """The first result of a case, of ``x`` in place of its first array."""
+    """The first result of a case, with ``x`` in place of its first array."""
     case = WITH_OUT[name]
     arguments = case.arguments(SIZES)
     if x is not None:
@@ -96,7 +96,7 @@ def call(name: str, x: np.ndarray | None = None, out: Any = None) -> Any:
 
 
 def first_array(name: str) -> np.ndarray:
-    """Of a shape that is also that of the result."""
+    """The first array of a case, which has the shape of the result."""
     arguments = WITH_OUT[name].arguments(SIZES)
     return arguments[arrays_in(arguments)[0]]
 
@@ -106,7 +106,7 @@ def part(shape: tuple[int, ...]) -> tuple[slice, ...]:
 
 
 def swapped(shape: tuple[int, ...], axis: int) -> np.ndarray:
-    """In memory, an axis stands before the one in front of it."""
+    """An array with ``axis`` swapped with the axis before it in memory."""
     shape = (*shape[: axis - 1], shape[axis], shape[axis - 1], *(shape[axis + 1 :] if axis < -1 else ()))
     return np.empty(shape, np.float32).swapaxes(axis, axis - 1)
 
@@ -185,7 +185,7 @@ def test_out_must_not_overlap(name: str) -> None:
 
 @operation
 def test_out_beside_the_input_in_one_array(name: str) -> None:
-    """Interleaved memory whose bounds overlap, but not one entry of which is shared, is fine."""
+    """Interleaved views whose bounds overlap, but which share no entry, are accepted."""
     before, expected = first_array(name), call(name)
     memory = np.zeros((*before.shape[:-2], 2 * before.shape[-2], before.shape[-1]), np.float32)
     x, out = memory[..., ::2, :], memory[..., 1::2, :]
@@ -239,7 +239,7 @@ def test_out_of_other_dtypes(dtype: str) -> None:
 
 
 def test_out_of_attention_may_be_heads_of_one_array() -> None:
-    """The way a layer joins its heads: the output is written where ``(batch, seq, heads * d)`` needs it."""
+    """A layer joins its heads so: the output is written into a view of ``(batch, seq, heads * d)``."""
     joined = np.full((2, 9, 36), np.nan, np.float32)
     hw.scaled_dot_product_attention(*CASE.arrays[:2], CASE.arrays[1], out=joined.reshape(2, 9, 3, 12).swapaxes(1, 2))
     expected = oracle.attention(*CASE.arrays[:2], CASE.arrays[1]).output

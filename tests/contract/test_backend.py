@@ -1,6 +1,6 @@
-"""A backend is handed arrays in the normal form that ``Backend`` promises, from any input.
+"""Backends receive arrays in the normal form that ``Backend`` documents, whatever the input.
 
-The NumPy backend would take much more, and most processors read unaligned numbers without complaint, so results alone
+The NumPy backend accepts other arrays, and most processors read unaligned numbers without an error, so results alone
 do not show it.
 """
 
@@ -46,7 +46,7 @@ def flat(fields: Any) -> Iterator[Any]:
             yield field
 
 
-# Operations that read and write halves.
+# Operations that read and write 16-bit dtypes.
 OF_HALVES = (
     "softmax", "log_softmax", "logsumexp", "attention", "attention_varlen", "apply_rope", "add_alibi", "linear",
     "pack_linear", "layer_normalization",
@@ -54,7 +54,7 @@ OF_HALVES = (
 
 
 class Contract:
-    """Stands before a backend and checks what passes."""
+    """A backend that checks its arguments and calls another backend."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -190,7 +190,7 @@ def call(case: Case) -> Callable[[Lay], Any]:
 
 
 def call_into(case: Case) -> Callable[[Lay], Any]:
-    """With an ``out`` that is laid out, instead of the inputs."""
+    """A call whose ``out`` is laid out, instead of its inputs."""
     arguments = case.arguments(SIZES)
     return lambda lay: case.run(arguments, out=lay(np.zeros_like(case.run(arguments)[0])))
 

@@ -1,4 +1,4 @@
-"""Every refusal: its type, the argument it names, and that nothing was computed."""
+"""Errors of all functions: their type, the argument that they name, and that nothing was written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def good(case: Case) -> dict[str, Any]:
     return arguments | ({"out": case.run(arguments)[0].shape} if case.operation.out else {})
 
 
-#: A call that works, by keyword, for each function; the tables below spoil one argument, or two, of it.
+#: A valid call, by keyword, for each function; the tables below replace one argument, or two, of it.
 GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     operation.function: good(Case(operation, "")) for operation in OPERATIONS.values()
 } | {
@@ -52,7 +52,7 @@ if np.dtype(np.longdouble).itemsize > 8:
 
 
 def refuse(function: Callable[..., Any], error: type[Exception], names: str, **changes: Any) -> None:
-    """``function`` raises ``error``, naming each of ``names``, and leaves ``out`` as it was."""
+    """``function`` raises ``error``, whose message has each of ``names``, and does not write into ``out``."""
     arguments = GOOD[function] | changes
     if isinstance(arguments.get("out"), tuple):
         arguments["out"] = np.full(arguments["out"], SENTINEL)
@@ -213,7 +213,7 @@ def test_ragged_list(which: str) -> None:
 
 @pytest.mark.parametrize("which", ARRAYS)
 def test_masked_arrays_are_refused(which: str) -> None:
-    """NumPy's masked arrays would lose their mask without a word."""
+    """NumPy's masked arrays would lose their mask silently."""
     function, shape = ARRAYS[which]
     name = which.split()[-1]
     refuse(function, TypeError, name, **{name: np.ma.masked_less(normal(shape), 0)})

@@ -1,6 +1,6 @@
-"""The same call on NumPy and on the native core: the same result, to the bound of its dtype, or the same error.
+"""The same call on NumPy and on the native core: equal results, to the bound of their dtype, or the same error.
 
-The default profile takes the best instruction set and a few calls, ``HEADWISE_TEST_PROFILE=long`` all and thousands.
+The long profile compares every instruction set in thousands of calls, the others the best one in a few.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ pytestmark = [
     pytest.mark.single_implementation,
     pytest.mark.skipif(not NATIVE, reason="one implementation has nothing to be compared with"),
     pytest.mark.parametrize("native", NATIVE if PROFILE == "long" else NATIVE[:1]),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of NumPy, where a result overflows or is NaN
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # raised by NumPy if a result overflows or is NaN
 ]
 
 
-#: Of results of size 1 to 10, in sums of a hundred products and more.
+#: Bounds for results of size 1 to 10, of sums of a hundred products and more.
 BOUNDS = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3}
-#: In parts of bfloat16: of float16 the weights of attention in two; what the levels of precision leave.
+#: Additional bounds for the bf16 splits of the precision levels.
 IN_PARTS = {"native-avx512_amx": {"high": 1e-3, "medium": 1e-1}, "native-avx512_bf16": {"medium": 1e-1}}
 
 
@@ -42,7 +42,7 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 
 def assert_same(got: Any, expected: Any, bound: float = 0.0) -> None:
-    """Of errors type and message; of arrays type, shape, dtype, NaN, infinities, and numbers to their bound."""
+    """Compares type and message of errors; type, shape, dtype, NaN, infinities and numbers of arrays."""
     assert type(got) is type(expected), f"{got!r}, NumPy {expected!r}"
     if isinstance(got, Exception):
         assert str(got) == str(expected)
@@ -93,12 +93,12 @@ def test_valid_calls_agree(native: str, name: str, data: st.DataObject) -> None:
 
 
 DROPS = np.where(np.arange(50) % 3 == 0, -np.inf, 0.0)[None]
-#: Keywords that have once made a difference.
+#: Keywords whose results once differed between backends.
 FOUND: dict[str, dict[str, Any]] = {
     "sink of +inf": {"sinks": [np.inf]},
-    "NaN where another bias drops": {"mask": DROPS, "bias": np.where(DROPS < 0, np.nan, 0.0)},
-    "+inf where another bias drops": {"bias": DROPS, "mask": np.where(DROPS < 0, np.inf, 0.0)},
-    "slope of NaN where all is dropped": {"bias": np.full((1, 50), -np.inf), "alibi_slopes": [np.nan]},
+    "NaN where another bias masks": {"mask": DROPS, "bias": np.where(DROPS < 0, np.nan, 0.0)},
+    "+inf where another bias masks": {"bias": DROPS, "mask": np.where(DROPS < 0, np.inf, 0.0)},
+    "slope of NaN where all keys are masked": {"bias": np.full((1, 50), -np.inf), "alibi_slopes": [np.nan]},
 }
 
 
@@ -112,7 +112,7 @@ def test_former_differences_agree(native: str, found: str, queries: int) -> None
 @pytest.mark.parametrize("name", CALLS)
 @given(st.data())
 def test_invalid_calls_agree(native: str, name: str, data: st.DataObject) -> None:
-    """One argument, or one keyword, is anything, or has lost an axis or an entry."""
+    """One argument is replaced by an arbitrary object, or by an array that lacks an axis or an entry."""
     function, strategy = CALLS[name]
     arguments = data.draw(strategy)
     place = data.draw(st.sampled_from(list(arguments)))

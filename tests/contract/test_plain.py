@@ -1,4 +1,4 @@
-"""Arrays that need no conversion go past it, and nothing but the time shows it."""
+"""Canonical arrays (see ``is_canonical``) skip the conversion of arguments."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ KEY, VALUE = normal((2, 2, 5, 12), 3), normal((2, 2, 5, 7), 4)
 SIZES = Sizes((2, 4), 2, 9, 5, 12, 7)
 CASES = {str(case): (case, SIZES) for case in cases(short=True, where=lambda operation: operation.computed)}
 CASES["flash_attention-rank-3"] = CASES["flash_attention"][0], SIZES._replace(lead=(2,))
-#: Those that recognise arrays in canonical form, and skip the conversion of arguments one by one.
+#: The cases that recognise canonical arrays and skip the promotion of dtypes.
 RECOGNISE = [name for name, (case, _) in CASES.items() if case.operation.name not in ("add_alibi", "packed_linear")]
-#: The same numbers in arrays that have to be converted, each to what is contiguous.
+#: The same numbers in arrays that are converted to contiguous ones.
 CONVERTED: dict[str, Callable[[np.ndarray], Any]] = {
     "read-only": read_only,
     "unaligned": unaligned,
@@ -61,7 +61,7 @@ def test_converted_arrays_give_the_same_bits(name: str, way: str, dtype: Any) ->
 
 
 def calls(function: Callable[..., Any], run: Callable[[], Any]) -> int:
-    """How often ``run`` calls ``function``, a function of Python, in this thread."""
+    """The number of calls of ``function``, a Python function, by ``run`` in this thread."""
     count = 0
 
     def look(frame: FrameType, event: str, _: Any) -> None:
@@ -131,7 +131,7 @@ def test_empty_arrays(shape: tuple[int, ...]) -> None:
 
 
 def test_attention_of_empty_values() -> None:
-    """NumPy calls such an array contiguous whatever its strides."""
+    """NumPy reports empty arrays as contiguous whatever their strides."""
     value = np.empty((2, 2, 5, 2), np.float32)[..., 1:1:2]
     output, weights = hw.scaled_dot_product_attention(X, KEY, value)
     assert output.shape == (2, 4, 9, 0)

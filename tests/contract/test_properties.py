@@ -1,4 +1,4 @@
-"""What holds for any input, looked for by hypothesis."""
+"""Properties that hold for every input, tested by hypothesis."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_attention_is_invariant_under_permutation_of_keys(call: Call, seed: int)
 
 @given(attention_calls())
 def test_attention_to_equal_values_is_that_value(call: Call) -> None:
-    """Weights that sum to 1 leave a constant as it is, whatever they are; a dropped row gives 0."""
+    """Weights sum to 1, so equal values are returned unchanged; a fully masked row is 0."""
     (query, key, value), keywords = call
     keywords.pop("sinks", None)
     output, lse = hw.flash_attention(query, key, np.ones_like(value), return_lse=True, **keywords)
@@ -72,7 +72,7 @@ def test_attention_to_equal_values_is_that_value(call: Call) -> None:
 
 @given(attention_calls(), st.data())
 def test_causal_attention_of_a_prefix(call: Call, data: st.DataObject) -> None:
-    """What comes later changes nothing: the first rows are those of the shorter sequence."""
+    """Later tokens have no influence: the first rows are those of the shorter sequence."""
     (query, key, value), _ = call
     whole = hw.flash_attention(query, key, value, is_causal=True)
     length = data.draw(st.integers(1, min(query.shape[-2], key.shape[-2])))
@@ -82,7 +82,7 @@ def test_causal_attention_of_a_prefix(call: Call, data: st.DataObject) -> None:
 
 @given(attention_calls())
 def test_lower_right_alignment_equals_the_last_rows_of_a_longer_query(call: Call) -> None:
-    """Decoding: the last queries against a cache answer as they do inside the whole sequence."""
+    """Decoding: the last queries against a cache have the results that they have in the whole sequence."""
     (query, key, value), _ = call
     heads, length = query.shape[-3] if query.ndim > 3 else 1, min(query.shape[-2], key.shape[-2])
     whole = np.repeat(key, query.shape[-3] // key.shape[-3], axis=-3) if query.ndim > 3 else key
@@ -128,7 +128,7 @@ def test_softmax_family_equals_the_oracle(x: np.ndarray, data: st.DataObject) ->
 
 @given(hnp.arrays(np.int16, hnp.array_shapes(max_dims=3, max_side=20)), st.integers(-1000, 1000), st.data())
 def test_softmax_of_shifted_logits(x: np.ndarray, shift: int, data: st.DataObject) -> None:
-    """Whole numbers, so that the shift itself is exact: the same bits come out."""
+    """Integers, so that the shift is exact: the bits are the same."""
     axis = data.draw(st.integers(-x.ndim, x.ndim - 1))
     logits = x.astype(np.float32)
     np.testing.assert_array_equal(hw.softmax(logits + np.float32(shift), axis), hw.softmax(logits, axis))
@@ -182,7 +182,7 @@ def test_layer_normalization_equals_the_oracle(
     x = rng.standard_normal(shape).astype(dtype)
     gamma, beta = rng.standard_normal((2, shape[axis])).astype(dtype)
     expected = oracle.layer_normalization(x, gamma, beta, eps, axis)
-    # With few features the variance can be small, and what rounding leaves of x - mean is magnified by its root.
+    # With few features the variance can be small, and the rounding error of x - mean is divided by its root.
     factor = 4 / np.sqrt(np.var(x.astype(float), axis=axis).min(initial=1) + eps)
     assert_close(hw.layer_normalization(x, gamma, beta, eps=eps, axis=axis), expected, factor=max(4, factor))
 
@@ -200,7 +200,7 @@ KEYWORDS = [
 
 @given(st.dictionaries(st.sampled_from(KEYWORDS), ODD, min_size=1, max_size=3), ODD, ODD)
 def test_any_arguments_work_or_are_refused_by_name(keywords: dict[str, Any], query: Any, key: Any) -> None:
-    """Whatever is passed, the answer is a result or a ValueError or TypeError that names one of the arguments."""
+    """Every call has a result, or raises a ValueError or TypeError that names one of its arguments."""
     x = np.ones((2, 2, 3, 4), np.float32)
     for arrays in ((x, x, x), (query, key, key)):
         try:

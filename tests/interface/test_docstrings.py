@@ -34,7 +34,7 @@ MODULES = (headwise, attention, cache, layers, masks, normalization, plot, posit
 
 
 def public_names() -> dict[str, Any]:
-    """Every class and function that a module exports, once, by the first of its names."""
+    """Every class and function that a module exports, once, under its first name."""
     found: dict[int, tuple[str, Any]] = {}
     for module in MODULES:
         for name in module.__all__:
@@ -77,7 +77,7 @@ def sections(thing: Any) -> dict[str, str]:
 
 
 def described(section: str) -> list[str]:
-    """The names at the margin: ``a, b : type`` are two."""
+    """The names at the margin; ``a, b : type`` has two."""
     margin = [line.split(" : ")[0] for line in section.splitlines() if line and not line.startswith(" ")]
     return [name.strip().lstrip("*") for names in margin for name in names.split(",")]
 
@@ -87,7 +87,7 @@ def parameters(function: Any) -> list[str]:
 
 
 def complaints(thing: Any, function: Any) -> list[str]:
-    """What the docstring of ``thing`` lacks, which is called as ``function`` is."""
+    """The sections and names that the docstring of ``thing`` lacks; ``function`` has its signature."""
     text, taken, wrong = sections(thing), parameters(function), []
     if not text[""].strip():
         wrong.append("no summary")
@@ -111,7 +111,7 @@ def test_docstrings_of_functions_and_classes(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_docstrings_of_methods(name: str) -> None:
-    """An example may stand in the docstring of the class, which calls a layer rather than its ``forward``."""
+    """The example may be in the docstring of the class, which calls a layer rather than its ``forward``."""
     cls, method = METHODS[name]
     assert complaints(method, method) == []
     in_class = sections(cls).get("Examples", "")
@@ -121,7 +121,7 @@ def test_docstrings_of_methods(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, thing in PUBLIC.items() if isinstance(thing, type)])
 def test_docstrings_of_attributes(name: str) -> None:
-    """What a class or its private bases declare is among its parameters or attributes."""
+    """The annotations of a class and of its private bases are among its documented parameters or attributes."""
     cls = PUBLIC[name]
     bases = [base for base in own_bases(cls) if base is cls or base not in (Layer, *PUBLIC.values())]
     if "__init__" not in vars(cls):
@@ -135,7 +135,7 @@ def test_docstrings_of_attributes(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_module_is_public(name: str) -> None:
-    """repr, pydoc and pickle name the module that users import from, where the object is found."""
+    """repr, pydoc and pickle name the public module, where the object is found."""
     thing = PUBLIC[name]
     assert "._" not in thing.__module__
     assert getattr(importlib.import_module(thing.__module__), thing.__name__) is thing

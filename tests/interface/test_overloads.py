@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(typing, "get_overloads"), reason="Python 3.10 does not remember overloads"),
 ]
 
-DECIDE = {"need_weights", "return_lse"}  # what comes back
+DECIDE = {"need_weights", "return_lse"}  # the results
 OPTIONS: dict[Callable[..., Any], Any] = {
     headwise.scaled_dot_product_attention: _options.CoreOptions,
     headwise.flash_attention: _options.CoreOptions,
@@ -37,7 +37,7 @@ OPTIONS: dict[Callable[..., Any], Any] = {
 
 
 def fields(typed: Any) -> dict[str, str]:
-    """The names of a TypedDict and their types, as they are written."""
+    """The names of a TypedDict and their types, as written."""
     return {name: reference.__forward_arg__ for name, reference in typed.__annotations__.items()}
 
 

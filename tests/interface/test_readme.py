@@ -40,7 +40,7 @@ def nothing() -> dict[str, Any]:
     return {}
 
 
-# The names that each block of the README presupposes.
+# The names that each block of the README uses without defining them.
 GIVEN: list[Callable[[], dict[str, Any]]] = [nothing, a_model]
 BLOCKS = python_blocks(README)
 

@@ -32,7 +32,7 @@ Signature = tuple[list[tuple[str, str, str]], str]  # name, type and default of 
 
 
 def spelled(annotation: ast.expr | None) -> str:
-    """An annotation in the words of the stub."""
+    """An annotation as the stub writes it."""
     text = "" if annotation is None else ast.unparse(annotation).replace("typing.Optional", "Optional")
     text = text.replace("List[", "list[")
     for theirs, ours in SPELLINGS.items():
@@ -42,7 +42,7 @@ def spelled(annotation: ast.expr | None) -> str:
 
 
 def signature(function: ast.FunctionDef) -> Signature:
-    """Of a function whose parameters are all positional or keyword, as pybind11's are."""
+    """The signature of a function whose parameters are all positional or keyword, as pybind11's are."""
     given = function.args
     assert not (given.posonlyargs or given.kwonlyargs or given.vararg or given.kwarg), function.name
     parameters = [parameter for parameter in given.args if parameter.arg != "self"]
@@ -69,7 +69,7 @@ def in_stub() -> dict[str, Signature]:
 
 
 def in_extension(core: Any) -> dict[str, Signature]:
-    """From the first line of each docstring, which pybind11 makes from the C++ types and names."""
+    """Signatures from the first line of each docstring, which pybind11 makes from the C++ types and names."""
     found = {}
     for name, thing in vars(core).items():
         if isinstance(thing, type):
@@ -83,7 +83,7 @@ def in_extension(core: Any) -> dict[str, Signature]:
 
 
 def is_bound(thing: Any) -> bool:
-    """Whether pybind11 made it from a C++ function."""
+    """Whether ``thing`` is a function that pybind11 made."""
     return callable(thing) and "->" in (getattr(thing, "__doc__", None) or "")
 
 

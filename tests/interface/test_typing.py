@@ -21,7 +21,7 @@ USER_CODE = Path(__file__).parents[1] / "typing" / "user_code.py"
 
 
 def is_a(value: Any, declared: Any) -> bool:
-    """Whether ``value`` is of a type as far as it has one at run time."""
+    """Whether ``value`` has the type ``declared``, as far as that can be checked at run time."""
     if declared is Any:
         return True
     if declared is None or declared is types.NoneType:

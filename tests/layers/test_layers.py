@@ -20,7 +20,7 @@ NAMES = ("W_q", "W_k", "W_v", "W_o")
 
 
 def by_hand(layer: Any, q: np.ndarray, k: np.ndarray, v: np.ndarray, **keywords: Any) -> oracle.Attention:
-    """Each head's slice of each projection, in float64; heads joined and projected."""
+    """Multi-head attention in float64, with a slice of each projection for each head."""
     pairs = zip((q, k, v), NAMES, strict=False)
     projected = [np.asarray(a, float) @ np.asarray(getattr(layer, name), float) for a, name in pairs]
     split = [np.stack(np.split(a, layer.num_heads, axis=-1), axis=1) for a in projected]
@@ -144,7 +144,7 @@ class TestMasks:
             np.testing.assert_allclose(output, expected.output, atol=1e-13)
 
     def test_a_3d_mask_is_per_sequence(self) -> None:
-        """With as many sequences as heads, (n, Sq, Sk) is one map for each sequence, not for each head."""
+        """With as many sequences as heads, (n, Sq, Sk) is a mask per sequence, not per head."""
         layer, x = hw.MultiHeadAttention(12, 3, rng=0), np.random.default_rng(0).standard_normal((3, 5, 12))
         mask = np.ones((3, 5, 5), int)
         mask[1, :, 2] = 0
@@ -326,7 +326,7 @@ class TestParameters:
 
 
 class TestPacking:
-    """Parameters are cast, joined and packed once, and what is packed is never older than they are."""
+    """Parameters are cast, joined and packed once; the packed weights are never older than the parameters."""
 
     @pytest.fixture
     def x(self, query: np.ndarray) -> np.ndarray:
@@ -357,7 +357,7 @@ class TestPacking:
         layer(x)
         assert layer._packs["qkv"].packed is first
         assert first.dtype == dtype
-        assert layer.W_q is not None  # a look
+        assert layer.W_q is not None  # a read of the attribute
         layer(x)
         assert self.packed(layer) == {"o"}
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.above_operations
 
 
 def by_hand(layer: Any, q: Any, k: Any, v: Any, turn: Callable[..., Any] | None = None, **keywords: Any) -> Any:
-    """The layer in float64, head by head; ``turn(heads)`` rotates them."""
+    """The layer in float64, one head at a time; ``turn(heads)`` rotates queries and keys."""
 
     def heads(x: Any, letter: str, count: int) -> np.ndarray:
         W, b = getattr(layer, "W_" + letter), getattr(layer, "b_" + letter)
@@ -125,7 +125,7 @@ class TestDefaults:
         layer = hw.MultiHeadAttention(24, 6, alibi=True, sinks=True, precision="high", rng=0, **defaults)
         layer.sinks = np.linspace(-1, 1, 6)
         keywords = defaults | {"sinks": layer.sinks, "alibi_slopes": hw.alibi_slopes(6)}
-        tolerance = 1e-12  # of float64 there is one precision
+        tolerance = 1e-12  # float64 has one precision
         same(layer(x, return_lse=True), by_hand(layer, x, x, x, **keywords), tolerance)
         keywords["window_size"] = None
         keywords["scale"] = 0.2
@@ -226,7 +226,7 @@ class TestCache:
     def test_sequences_of_different_lengths(
         self, x: Any, options: dict[str, Any], dtype: Any, tolerance: float
     ) -> None:
-        """The prompts have 3 and 5 tokens; padding stands behind the shorter one. Two more follow."""
+        """Prompts of 3 and 5 tokens, padded at the end, and two more tokens."""
         layer, x = self.make(options), x.astype(dtype)
         cache = layer.make_cache(2, 7, dtype=dtype)
         prompt = x[:, :5].copy()
@@ -311,7 +311,7 @@ class TestStateDicts:
         state = one.state_dict()
         other.load_state_dict(state)
         np.testing.assert_array_equal(one(x)[0], other(x)[0])
-        state["W_q"][...] = 0.0  # a copy was loaded, and a copy was given
+        state["W_q"][...] = 0.0  # both load_state_dict and state_dict copy
         np.testing.assert_array_equal(one(x)[0], other(x)[0])
 
     def test_a_refused_load_changes_nothing(self, x: np.ndarray) -> None:

@@ -37,7 +37,7 @@ def layer_shapes(
     bias: bool = False,
     sinks: bool = False,
 ) -> Shapes:
-    """The parameters of a layer made with these."""
+    """The shapes of the parameters of a layer with these arguments."""
     inner = d_model // heads * (kv_heads or heads)
     shapes = {
         "W_q": (d_model, d_model),
@@ -92,7 +92,7 @@ def assert_same_bits(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> 
 
 
 def message(state: Any, shapes: Shapes, **keywords: Any) -> str:
-    """What the ValueError says."""
+    """The message of the ValueError."""
     with pytest.raises(ValueError, match=r"^state: ") as refusal:
         read_state_dict(state, shapes, **keywords)
     return str(refusal.value)
@@ -106,7 +106,7 @@ def torch() -> Any:
 @pytest.fixture(scope="module")
 def transformers(torch: Any) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it deprecates is its own
+        warnings.simplefilter("ignore")  # its own deprecations
         package = pytest.importorskip("transformers", reason="its own state dicts need the package transformers")
         for name in ("bert", "gpt_oss", "llama", "qwen2"):
             importlib.import_module(f"transformers.models.{name}.modeling_{name}")
@@ -114,7 +114,7 @@ def transformers(torch: Any) -> Any:
 
 
 def randomize(torch: Any, module: Any) -> Any:
-    """Every parameter drawn: PyTorch's biases are 0 at first."""
+    """Draws every parameter: PyTorch's biases are initially 0."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -123,7 +123,7 @@ def randomize(torch: Any, module: Any) -> Any:
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
-    """A tensor's bits, another way than the package takes for bfloat16."""
+    """The bits of a tensor, without the conversion of bfloat16 that headwise uses."""
     if str(tensor.dtype) == "torch.bfloat16":
         return tensor.detach().float().numpy().astype(dtype_named("bfloat16"))
     return tensor.detach().numpy()
@@ -194,7 +194,7 @@ class TestTorch:
         assert_same_bits(read_state_dict(named, shapes), read_state_dict(module.state_dict(), shapes))
 
     def test_bfloat16_keeps_every_bit(self, torch: Any) -> None:
-        """NaN's payload, infinities and subnormal numbers too, through any strides."""
+        """Payloads of NaN, infinities and subnormal numbers, for any strides."""
         every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).reshape(256, 256)
         state = {f"{name}_proj.weight": every.T for name in "qkvo"}
         weight = read_state_dict(state, layer_shapes(256, 4))["W_k"]
@@ -240,7 +240,7 @@ class TestTransformers:
         )
 
     def test_qwen2_biases_load(self, torch: Any, transformers: Any) -> None:
-        """Qwen2 has none at the output."""
+        """Qwen2 has no bias at the output."""
         qwen = transformers.models.qwen2.modeling_qwen2
         config = self.config(transformers.Qwen2Config, num_key_value_heads=2)
         module = randomize(torch, qwen.Qwen2Attention(config, 0))
@@ -268,7 +268,7 @@ class TestTransformers:
         np.testing.assert_allclose(attend(parameters, x, x, x, HEADS), expected, atol=1e-12)
 
     def test_bert_prefix_of_the_attention_block(self, torch: Any, transformers: Any) -> None:
-        """``output.dense`` of the layer around is the feed-forward network's."""
+        """``output.dense`` of the surrounding layer belongs to the feed-forward network."""
         bert = transformers.models.bert.modeling_bert
         module = randomize(torch, bert.BertModel(self.config(transformers.BertConfig, num_hidden_layers=2)))
         shapes = layer_shapes(bias=True)
@@ -286,12 +286,12 @@ class TestTransformers:
     @staticmethod
     def config(kind: Any, **keywords: Any) -> Any:
         config = kind(hidden_size=D_MODEL, num_attention_heads=HEADS, intermediate_size=32, vocab_size=40, **keywords)
-        config._attn_implementation = "eager" if "GptOss" in kind.__name__ else "sdpa"  # Llama's eager is in float32
+        config._attn_implementation = "eager" if "GptOss" in kind.__name__ else "sdpa"  # Llama computes in float32
         return config
 
     @staticmethod
     def check_decoder(torch: Any, module: Any, form: str, shapes: Shapes) -> None:
-        """A module that rotates and masks for itself: the same numbers, and its own state dict again."""
+        """A module with its own rotation and mask: the same results, and the same state dict."""
         state = module.state_dict()
         parameters = read_state_dict(state, shapes)
         assert_same_bits(write_state_dict(parameters, format=form), {name: as_numpy(state[name]) for name in state})
@@ -299,7 +299,7 @@ class TestTransformers:
         x = normal((2, 6, D_MODEL), 1, np.float64)
         rope = hw.RotaryPositionalEmbedding(D_MODEL // HEADS)
         cos, sin = (torch.from_numpy(table[:6].copy())[None] for table in (rope.cos_cached, rope.sin_cached))
-        if "sinks" not in shapes:  # GPT-OSS takes the angle of each pair once
+        if "sinks" not in shapes:  # GPT-OSS stores the angle of each pair once
             cos, sin = cos.repeat(1, 1, 2), sin.repeat(1, 1, 2)
         mask = torch.full((6, 6), -torch.inf, dtype=torch.float64).triu(1)[None, None]
         with torch.no_grad():
@@ -309,7 +309,7 @@ class TestTransformers:
 
 
 class Lazy(Mapping[str, Any]):
-    """A state dict whose entries are read one by one, and only under the prefix."""
+    """A state dict that fails if entries without the prefix are read."""
 
     def __init__(self, entries: Mapping[str, Any], prefix: str) -> None:
         self.entries, self.prefix = entries, prefix
@@ -327,7 +327,7 @@ class Lazy(Mapping[str, Any]):
 
 @st.composite
 def layers(draw_: st.DrawFn) -> tuple[Shapes, list[str]]:
-    """A layer, and the formats that have a name for all of it."""
+    """A layer, and the formats that can express all its parameters."""
     heads = draw_(st.integers(1, 6))
     kv_heads = draw_(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
     width = st.integers(1, 24)
@@ -383,7 +383,7 @@ class TestRoundTrips:
 
     @pytest.mark.parametrize("form", FORMATS)
     def test_wide_weights_are_transposed(self, form: str) -> None:
-        """Transposed in more than one strip."""
+        """Larger than a block of the transposition."""
         shapes = layer_shapes(300, 3, bias=True)
         parameters = draw(shapes, "float64")
         state = write_state_dict(parameters, format=form)
@@ -402,7 +402,7 @@ class TestRoundTrips:
             )
 
     def test_mixed_dtypes_are_promoted(self) -> None:
-        """Parameters that share an entry get the dtype that holds them all."""
+        """Parameters that share an entry get their promoted dtype."""
         parameters = draw(layer_shapes())
         parameters["W_k"] = parameters["W_k"].astype(np.float64)
         parameters["W_o"] = parameters["W_o"].astype(np.float16)
@@ -445,7 +445,7 @@ class TestRoundTrips:
             assert_same_bits(read_state_dict(held, shapes), parameters)
 
     def test_separate_weights_of_equal_width(self) -> None:
-        """What PyTorch would write as one is read as three too."""
+        """Three separate weights load where PyTorch would write a joint one."""
         parameters = draw(layer_shapes())
         state = {f"{letter}_proj_weight": parameters[f"W_{letter}"].T for letter in "qkv"}
         assert_same_bits(read_state_dict(state | {"out_proj.weight": parameters["W_o"].T}, layer_shapes()), parameters)
@@ -481,7 +481,7 @@ class TestRefusals:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("strict", [True, False])
     def test_biases_for_a_layer_without_biases(self, form: str, strict: bool) -> None:
-        """Zero or not, and where strict=False ignores what is none of attention's."""
+        """Zero or not, and also with strict=False, which ignores entries of other layers."""
         parameters = draw(layer_shapes(bias=True))
         parameters |= {name: np.zeros_like(array) for name, array in parameters.items() if name.startswith("b_")}
         state = write_state_dict(parameters, format=form)

@@ -1,4 +1,4 @@
-"""One call of everything that computes or keeps arrays, for tests of what memory it takes and what becomes of it."""
+"""A call of every operation, layer and object that holds arrays, for the tests of memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from support import normal
 
 
 class Subject(NamedTuple):
-    """``call(make())``; the object of ``make`` is as it was after a call that fails."""
+    """The call is ``call(make())``; a call that fails does not change the object of ``make``."""
 
     call: Callable[[Any], Any]
     make: Callable[[], Any] = lambda: None
 
 
 def arrays_of(x: object) -> Iterator[np.ndarray[Any, Any]]:
-    """Those in a result, or in an object: parameters, tables, what a cache holds."""
+    """The arrays of a result or of an object: parameters, tables, rows of a cache."""
     if isinstance(x, np.ndarray):
         yield x
     elif isinstance(x, dict):
@@ -105,7 +105,7 @@ def then(made: Any, change: Callable[[Any], object]) -> Any:
 
 
 STATES = {format: layer().state_dict(format) for format in ("headwise", "llama")}
-#: Of operations. Allocations that are larger than 64 KB can be made to fail.
+#: Sizes whose allocations are larger than 64 KB, so that they can be made to fail.
 SIZES = Sizes((2, 4), 2, 100, 220, 64, 48)
 SIZES_OF = {"linear": SIZES._replace(value_dim=1200), "packed_linear": SIZES._replace(value_dim=1200)}
 TABLE_INPUTS: list[np.ndarray] = []
@@ -213,7 +213,7 @@ SUBJECTS: dict[str, Subject] = dict(of_operations()) | {
 #: Arrays that calls read, and to which they keep no reference.
 INPUTS = (X, KEY, VALUE, *HALVES, MANY, ROWS, WEIGHT, BIAS, ANGLES, ONES, IN, LONG, MASK, *TABLE_INPUTS)
 _SLOW = ("a layer", "MultiHead", "multi_head", "load_state", "state_dict", "softmax of long", "Relative")
-#: Those that take about a millisecond at most, for many calls.
+#: The subjects that take about a millisecond at most, for many calls.
 CHEAP = [subject for name, subject in SUBJECTS.items() if not name.startswith(_SLOW)]
 SMALL_LAYER = hw.CausalAttention(8, 2, bias=True, rng=0)
 SMALL = normal((2, 5, 8), 12)
@@ -232,7 +232,7 @@ CHEAP += [
     Subject(lambda _: hw.MultiHeadAttention(8, 2, rng=0)(SMALL, training=True)),
 ]
 
-#: A call of each function that cannot be: TypeError, ValueError or MemoryError.
+#: Calls that raise TypeError, ValueError or MemoryError.
 BIG = np.broadcast_to(np.float32(1), (2**46, 64))
 ERRORS: list[Callable[[], object]] = [
     lambda: hw.flash_attention(X, KEY, VALUE, np.ones((7, 7))),

@@ -1,4 +1,4 @@
-"""Memory: none of the size of the scores unless asked for, none lost, and a MemoryError where there is none left."""
+"""Memory: no array of the size of the scores unless asked for, no leak, and MemoryError if there is none left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/sta
 
 @linux
 def test_flash_attention_holds_no_scores(implementation: str) -> None:
-    """4096 x 4096 scores would be 64 MB; what is needed is a few blocks."""
+    """4096 x 4096 scores would take 64 MB; a few blocks are enough."""
     peak = float(
         in_process(
             implementation,
@@ -47,7 +47,7 @@ def test_flash_attention_holds_no_scores(implementation: str) -> None:
 @linux
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_packed_sequences_are_neither_padded_nor_scored_as_a_whole(implementation: str, dtype: str) -> None:
-    """One of 3000 among 5000 of one token: padded to its length, they would be 960 MB, and 8000 x 8000 scores 256."""
+    """A sequence of 3000 tokens and 5000 of one token: padded they would take 960 MB, 8000 x 8000 scores 256 MB."""
     peak = float(
         in_process(
             implementation,
@@ -85,7 +85,7 @@ def test_scratch_does_not_grow_with_the_sequence(implementation: str) -> None:
 
 @linux
 def test_grouped_heads_are_not_repeated(implementation: str) -> None:
-    """32 query heads over one of keys and values, 16 MB each: 512 MB each if they were repeated."""
+    """32 query heads over one head of keys and values of 16 MB each: repeated they would take 512 MB each."""
     grown = float(
         in_process(
             implementation,
@@ -103,7 +103,7 @@ def test_grouped_heads_are_not_repeated(implementation: str) -> None:
 
 
 def test_views_are_not_copied() -> None:
-    """Heads inside the sequence, and broadcast batches, are read where they stand."""
+    """Heads inside the sequence and broadcast batches are read without a copy."""
     joined = normal((1, 4000, 4 * 64)).reshape(1, 4000, 4, 64).swapaxes(1, 2)
     batch = np.broadcast_to(normal((1, 1, 4000, 64)), (30, 1, 4000, 64))
     query = np.ones((30, 1, 1, 64), np.float32)
@@ -120,13 +120,13 @@ def test_views_are_not_copied() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(1, 1, 2048, 4096), (8192, 1, 32, 32), (1, 8192, 32, 32)], ids=str)
 def test_16bit_arrays_are_not_copied_to_float32(shape: tuple[int, ...], dtype: str) -> None:
-    """16 MB of them, which would be 32 MB of float32."""
+    """An array of 16 MB, which would be 32 MB as float32."""
     x = np.zeros(shape, dtype_named(dtype))
     out = np.empty_like(x)
     angles, ones = np.ones((shape[2], shape[3] // 2), x.dtype), np.ones(shape[3], x.dtype)
     slopes = np.ones(shape[1])
     layer = hw.RotaryPositionalEmbedding(shape[3], shape[2])
-    layer(x[:1, :1])  # makes its tables
+    layer(x[:1, :1])  # the first call makes the tables
     tracemalloc.start()
     for axis in (0, 2, 3):
         hw.softmax(x, axis, out=out)
@@ -151,7 +151,7 @@ def test_16bit_arrays_are_not_copied_to_float32(shape: tuple[int, ...], dtype: s
 def test_attention_does_not_copy_16bit_arrays_to_float32(implementation: str, dtype: str) -> None:
     """Each array is 16 MB, or 32 MB as float32: a long query over few keys, few queries and one over many keys, and
     many short sequences."""
-    dtype_named(dtype)  # skips, where it is not known
+    dtype_named(dtype)  # skips without ml_dtypes
     grown = float(
         in_process(
             implementation,
@@ -213,7 +213,7 @@ def test_no_leak_over_many_calls(implementation: str) -> None:
 
 @pytest.mark.slow
 def test_no_reference_is_lost_in_errors() -> None:
-    """Arrays are as free after an error as before it, whatever was wrong with the call, and after a result."""
+    """Reference counts of arrays are unchanged after an error of any kind and after a result."""
     before = [sys.getrefcount(a) for a in INPUTS]
     for _ in range(5):
         for error in ERRORS:
@@ -227,7 +227,7 @@ def test_no_reference_is_lost_in_errors() -> None:
 
 @pytest.mark.single_implementation
 def test_no_reference_is_lost_in_errors_of_the_bindings(implementation: str) -> None:
-    """Which the checks in Python leave nothing to: here a wrong array in each place of direct calls."""
+    """The Python checks leave the bindings no errors, so these are direct calls with a wrong object in each place."""
     if implementation == "numpy":
         pytest.skip("there is no native core")
     core = _backend.current()
@@ -270,8 +270,8 @@ def test_no_reference_is_lost_in_errors_of_the_bindings(implementation: str) -> 
 
 @linux
 def test_memory_error_under_an_address_space_limit(implementation: str) -> None:
-    """With the address space cut to a little more than what is in use, a large call fails, in words, and a small one
-    that follows is right."""
+    """With an address space of little more than is in use, a large call raises MemoryError with a message, and a small
+    call after it is right."""
     assert "fine" in in_process(
         implementation,
         """

@@ -11,7 +11,7 @@ from in_process import in_process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status, and limits that Linux keeps")
 
-#: Each takes 64 MB or more, of inputs that take none.
+#: Each call takes 64 MB or more; its inputs, views of one number, take none.
 CODE = """
 import resource
 from functools import partial
@@ -96,9 +96,9 @@ def test_results_that_do_not_fit_raise_memory_error(implementation: str) -> None
 
 
 LIMITS = {
-    # Less than the stack of a thread.
+    # Less than the stack of a thread needs.
     "address space": "resource.setrlimit(resource.RLIMIT_AS, (int((megabytes('VmSize') + 4) * 2**20), -1))",
-    # Root has as many processes as it likes.
+    # The number of processes of root is not limited.
     "processes": "os.geteuid() or os.setuid(65534); resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))",
 }
 
@@ -106,7 +106,7 @@ LIMITS = {
 @pytest.mark.single_implementation
 @pytest.mark.parametrize("limit", LIMITS)
 def test_calls_work_when_threads_cannot_start(implementation: str, limit: str) -> None:
-    """libgomp would end the process, as at the first call in a container that has all the processes it may have."""
+    """libgomp ends the process if a thread cannot start, for instance in a container at its limit of processes."""
     if implementation == "numpy":
         pytest.skip("the threads are those of the native core")
     assert "fine" in in_process(

@@ -1,4 +1,4 @@
-"""How much memory each operation takes at its peak, besides its inputs: its result, and what is stated here."""
+"""The peak of memory of each call besides its inputs: its result, and the amount stated here."""
 
 from __future__ import annotations
 
@@ -128,6 +128,6 @@ for name, (call, more) in CALLS.items():
 
 @pytest.mark.slow
 def test_peak_memory(implementation: str) -> None:
-    """Blocks of memory above 64 KB go back to the system as soon as they are free, so that the next call's are seen."""
+    """Blocks above 64 KB return to the system as soon as they are free, so that those of the next call are measured."""
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1"}
     assert "KVCache, reorder" in in_process(implementation, CODE, environment)

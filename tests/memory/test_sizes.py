@@ -19,7 +19,7 @@ MOST = 2**63 - 1  # of an int64
 
 
 def endless(*shape: int, dtype: str = "float32") -> np.ndarray:
-    """A view of one number. NumPy makes them up to 2**63 bytes."""
+    """A view of one number, of up to 2**63 bytes."""
     return np.broadcast_to(np.ones((), dtype), shape)
 
 
@@ -117,7 +117,7 @@ VIEWS: dict[str, Callable[[], object]] = dict(of_operations()) | {
     "cache, extend": lambda: CACHE.extend(*[endless(1, 1, ROWS, 8)] * 3),
 }  # fmt: skip
 
-#: Of numbers that say how large an array is to be: past memory, past what a float64 array can have, past an int64.
+#: Calls with a size: larger than memory, than a float64 array can be, and than an int64 can count bytes.
 NUMBERS: dict[str, Callable[[int], object]] = {
     "alibi_slopes": hw.alibi_slopes,
     "alibi_bias, num_heads": lambda n: hw.alibi_bias(n, 1),
@@ -172,7 +172,7 @@ def test_sizes_larger_than_memory_raise_memory_error(name: str, number: int) -> 
 
 
 def test_values_without_features_cost_nothing() -> None:
-    """Values without features take no memory, and so no time, for however many queries."""
+    """Values without features take no memory and no time for any number of queries."""
     nothing = LONG[:4, :0]
     assert hw.flash_attention(LONG, LONG[:4], nothing).shape == (ROWS, 0)
     assert hw.flash_attention(LONG, LONG[:4], nothing, dropout_rate=0.5, rng=0).shape == (ROWS, 0)
@@ -181,7 +181,7 @@ def test_values_without_features_cost_nothing() -> None:
 
 
 def test_a_ring_reads_only_the_rows_it_keeps() -> None:
-    """None of which is read but those."""
+    """The other rows are not read."""
     cache = hw.KVCache(1, 1, 4, 8, ring=True)
     cache.append(endless(1, 1, ROWS, 8), endless(1, 1, ROWS, 8))
     assert len(cache) == ROWS and cache.keys.shape == (1, 1, 4, 8)

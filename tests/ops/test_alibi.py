@@ -18,7 +18,7 @@ def test_slopes_equal_the_oracle(num_heads: int) -> None:
 
 
 def test_slopes_as_published() -> None:
-    """Press et al. (2022), section 3: 8 heads have 1/2, 1/4, ..., 1/256; 12 heads go on with the odd ones of 16."""
+    """Press et al. (2022), section 3: 8 heads have 1/2, 1/4, ..., 1/256; 12 heads add every other slope of 16 heads."""
     np.testing.assert_array_equal(hw.alibi_slopes(8), 2.0 ** -np.arange(1, 9))
     np.testing.assert_allclose(hw.alibi_slopes(12)[8:], 2.0 ** -np.array([0.5, 1.5, 2.5, 3.5]), rtol=1e-15)
 

@@ -221,7 +221,7 @@ def test_several_masks_combine() -> None:
     case.check()
 
 
-# Rows and keys that are dropped
+# Masked rows and keys
 
 EDGES = [0, 1, 7, 8, 15, 16, 31, 32, 47, 48, 63, 64, 65, 127, 128, 129]
 
@@ -243,7 +243,7 @@ def test_masked_row(row: int, dtype: str) -> None:
 @pytest.mark.parametrize("way", ["bool", "-inf", "key-padding"])
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 64), (0, 65), (0, 299), (17, 290), (256, 300), (1, 300)])
 def test_masked_blocks_of_keys(start: int, stop: int, way: str) -> None:
-    """Whole blocks of keys dropped at either end: the running maximum starts, or stays, at -inf."""
+    """Whole blocks of keys masked at either end: the running maximum starts, or stays, at -inf."""
     keep = np.ones((1, 300), bool)
     keep[:, start:stop] = False
     keywords = {
@@ -289,7 +289,7 @@ DROPPING = {
 @pytest.mark.parametrize("where", ["key", "value", "both"])
 @pytest.mark.parametrize("way", DROPPING)
 def test_masked_keys_have_no_influence(way: str, where: str, poison: float, dtype: str) -> None:
-    """Rows that drop every poisoned key answer as if those keys held ordinary numbers."""
+    """Rows that mask every poisoned key have the results of finite numbers in those keys."""
     query, key, value = (normal((1, 2, POISON_LEN, 12), seed, dtype) for seed in range(3))
     bad_key, bad_value = key.copy(), value.copy()
     if where != "value":
@@ -330,7 +330,7 @@ def test_nan_queries_stay_in_their_rows() -> None:
 @pytest.mark.parametrize("keywords", [{"is_causal": True}, {"window_size": (3, 2)}], ids=str)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 40), (3, 5), (8, 300), (31, 32), (70, 300), (300, 310)])
 def test_nan_rows_have_nan_weights_for_masked_keys(queries: int, keys: int, keywords: dict[str, object]) -> None:
-    """Whatever keys the other queries of a block keep, and how many go by at once."""
+    """For any keys that the other queries of a block keep, and any number of queries per block."""
     query, key, value = normal((1, 2, queries, 8)), normal((1, 2, keys, 8), 1), normal((1, 2, keys, 8), 2)
     query[:, 1, queries // 2] = np.nan
     _, weights, lse = hw.scaled_dot_product_attention(query, key, value, return_lse=True, **keywords)
@@ -356,7 +356,7 @@ def test_unmasked_nan_propagates(where: str) -> None:
 
 
 def test_overflowing_but_finite_scores_keep_other_rows_right() -> None:
-    """A row whose scores overflow is NaN or saturated, as in NumPy; the other rows do not notice."""
+    """A row whose scores overflow is NaN or saturated, as in NumPy; other rows are not affected."""
     query, key, value = (normal((1, 1, 70, 8), seed) for seed in range(3))
     clean = hw.flash_attention(query, key, value)
     query[0, 0, 20] = np.inf
@@ -364,7 +364,7 @@ def test_overflowing_but_finite_scores_keep_other_rows_right() -> None:
     np.testing.assert_array_equal(np.delete(got, 20, axis=2), np.delete(clean, 20, axis=2))
 
 
-# Numbers at the ends of the range
+# Large and small numbers
 
 
 def large_logits(dtype: str) -> AttentionCase:
@@ -379,7 +379,7 @@ LARGE_LOGITS = {dtype: large_logits(dtype) for dtype in ("float32", "float64")}
 
 @pytest.mark.parametrize("dtype", LARGE_LOGITS)
 def test_large_logits(dtype: str) -> None:
-    """Exact scores have exact differences: the size of the scores costs the weights nothing."""
+    """Exact scores have exact differences: large scores cost the weights no accuracy."""
     case = LARGE_LOGITS[dtype]
     assert abs(case.expected.lse).max() > 5e3
     case.check()
@@ -387,7 +387,7 @@ def test_large_logits(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_bias(dtype: str) -> None:
-    """A score near -1e4 has lost 5e-4 to its own rounding in float32, 1e-12 in float64; no more than that is lost."""
+    """The rounding of a score near -1e4, 5e-4 in float32 and 1e-12 in float64, is the only error."""
     AttentionCase((1, 2, 70, 8), (1, 2, 130, 8), 8, {"bias": np.full((1, 1), -1e4)}, dtype).check(factor=300)
 
 
@@ -404,7 +404,7 @@ LOWEST_CASES = {
 
 @pytest.mark.parametrize("case", LOWEST_CASES.values(), ids=LOWEST_CASES)
 def test_lowest_finite_number_as_a_mask(case: AttentionCase) -> None:
-    """What many write instead of -inf. It is finite: the row that has nothing else becomes uniform, not zero."""
+    """The lowest finite number in place of -inf: a row of nothing else has uniform weights, not zeros."""
     output, weights = hw.scaled_dot_product_attention(*case.arrays, **case.keywords)
     np.testing.assert_allclose(weights[:, :, 4], 1 / 70, rtol=1e-6)
     assert_close(weights, case.expected.weights)
@@ -455,7 +455,7 @@ def test_sinks(sink: float) -> None:
     np.testing.assert_allclose(lse[0, :, 5], [sink, 0.5], rtol=3e-7)
 
 
-# What is returned
+# Results
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -544,4 +544,4 @@ def test_weights_of_many_blocks_of_keys(queries: int, keywords: dict[str, Any], 
     tolerance = {"rtol": 5e-5, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-14}
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, **tolerance)
-    assert expected.weights.max() > 0.1  # peaks, and next to nothing elsewhere
+    assert expected.weights.max() > 0.1  # peaks, and almost 0 elsewhere

@@ -67,7 +67,7 @@ def test_sizes(query_len: int, key_len: int, dim: int, dtype: str) -> None:
 @pytest.mark.parametrize("key_len", [1, 15, 100, 1000])
 @pytest.mark.parametrize("dim", [1, 24, 64, 130])
 def test_one_query(heads: int, key_len: int, dim: int, dtype: str) -> None:
-    """A step of decoding, which never goes by tiles."""
+    """A decode step, which never uses bf16 products."""
     arrays = attention((2, heads, 1, dim), key_len, 1, dtype)
     keywords = {"is_causal": True, "causal_alignment": "lower_right"}
     expected = oracle.attention(*arrays, **keywords)
@@ -85,7 +85,7 @@ def test_one_query(heads: int, key_len: int, dim: int, dtype: str) -> None:
 @pytest.mark.parametrize("queries", [33, 3], ids=["blocks", "chunks"])
 @pytest.mark.parametrize("name", ["plain", "lower-right", "window"])
 def test_weights_of_many_keys(name: str, queries: int, dtype: str) -> None:
-    """They wait in float32 until their rows have met all keys, and are rounded once then."""
+    """Weights are staged in float32 until the row has met all keys, and rounded once."""
     keywords = {**KEYWORDS[name], "causal_alignment": "lower_right"}
     if name == "window":
         keywords["window_size"] = (700, 3)
@@ -106,7 +106,7 @@ def test_layout(query_len: int, layout: str, dtype: str) -> None:
     assert_rounded(hw.flash_attention(*map(LAYOUTS[layout], arrays)), expected)
 
 
-# A mask or bias of halves is read as it is, with as many bits as one of float32.
+# A 16-bit mask or bias is read directly, with the bits of the same numbers in float32.
 
 
 @halves
@@ -145,7 +145,7 @@ def test_16bit_masks(queries: int, dtype: str) -> None:
 
 @halves
 def test_mask_of_the_other_16bit_dtype(dtype: str) -> None:
-    """It goes by float32, which holds both."""
+    """Such a mask is converted to float32, which holds both."""
     arrays = attention((1, 2, 40, 24), 90, 1, dtype)
     other = dtype_named("bfloat16" if dtype == "float16" else "float16")
     mask = normal((40, 90)).astype(other)
@@ -176,7 +176,7 @@ def test_out(query_len: int, dtype: str) -> None:
 @pytest.mark.parametrize("last", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_mixed_dtypes_are_promoted(query_len: int, first: str, last: str) -> None:
-    """To what they promote to, and what is computed then has the bits of the widened numbers."""
+    """Arrays are cast to the promoted dtype; results have the bits of the same numbers in that dtype."""
     query, key, _ = attention((1, 4, query_len, 24), 90, 4, first)
     value = attention((1, 4, query_len, 24), 90, 4, last)[2]
     common = first if first == last else "float64" if last == "float64" else "float32"
@@ -193,7 +193,7 @@ def test_mixed_dtypes_are_promoted(query_len: int, first: str, last: str) -> Non
 @halves
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_dropout(query_len: int, dtype: str) -> None:
-    """The same weights are dropped as of float32, and those returned are the ones before."""
+    """The same weights are zeroed as in float32; returned weights are those before dropout."""
     arrays = attention((2, 4, query_len, 24), 90, 2, dtype)
     wide = [a.astype(np.float32) for a in arrays]
     expected, _, expected_lse = hw.scaled_dot_product_attention(*wide, dropout=0.4, rng=3, return_lse=True)
@@ -223,7 +223,7 @@ def test_masked_keys_have_no_influence(query_len: int, odd: float, dtype: str) -
 @halves
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_largest_values(query_len: int, dtype: str) -> None:
-    """An average of equal numbers is that number, and nothing overflows on the way to it where a hundred of them have a
+    """The average of equal numbers is that number, without an intermediate overflow where a hundred of them have a
     sum in float32."""
     query, key, value = attention((1, 2, query_len, 32), 100, 2, dtype)
     value[...] = np.array(np.finfo(np.float16).max if dtype == "float16" else 3e36).astype(value.dtype)
@@ -232,7 +232,7 @@ def test_largest_values(query_len: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_scores_beyond_float16(query_len: int) -> None:
-    """Of -70,000 and 70,000: sums of products are float32."""
+    """Scores of -70,000 and 70,000: products are summed in float32."""
     query, key = np.full((1, 1, query_len, 28), 50, np.float16), np.full((1, 1, 2, 28), 50, np.float16)
     key[:, :, 0] = -50
     value = np.array([[[[1.0], [2.0]]]], np.float16)

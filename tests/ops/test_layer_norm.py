@@ -44,7 +44,7 @@ def test_eps(eps: float) -> None:
 
 @pytest.mark.parametrize("mean", [1e3, -1e4])
 def test_variance_survives_a_large_mean(mean: float) -> None:
-    """``E[x²] - E[x]²`` in float32 would have no correct digit left here. The input is exact in float32."""
+    """``E[x²] - E[x]²`` in float32 would have no correct digit here. The input is exact in float32."""
     x = (mean + np.round(8 * normal((5, 384))) / 8).astype(np.float32)
     ones, zeros = np.ones(384, np.float32), np.zeros(384, np.float32)
     got = hw.layer_normalization(x, ones, zeros)
@@ -57,7 +57,7 @@ def test_variance_survives_a_large_mean(mean: float) -> None:
 )
 @pytest.mark.parametrize("n", [2, 33, 1000])
 def test_squares_and_sums_that_overflow(n: int, dtype: str, size: float) -> None:
-    """Beside a row of which nothing overflows, one that is not finite and one that is constant."""
+    """Together with a row without overflow, one that is not finite and one that is constant."""
     x = np.concatenate(
         [normal((3, n), dtype="float64").clip(-1, 1) * size, normal((1, n)), np.full((1, n), 2.0 ** int(np.log2(size)))]
     )

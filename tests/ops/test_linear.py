@@ -55,7 +55,7 @@ def test_larger_than_a_block(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_deep_sums_use_several_accumulators(rows: int, transposed: bool) -> None:
-    """A single chain of 4,096 multiply-adds behind the bias errs by 16 eps, root mean square; in pieces by 2 to 3."""
+    """One chain of 4,096 multiply-adds after the bias has an RMS error of 16 eps; several accumulators have 2 to 3."""
     x, weight, bias = normal((rows, 4096), 1), normal((4096, 160), 2) / 64, normal((160,), 3)
     w = np.asfortranarray(weight) if transposed else weight
     expected = x.astype(np.float64) @ weight.astype(np.float64) + bias
@@ -124,7 +124,7 @@ def test_16bit_with_float32_gives_float32(dtype: str) -> None:
 
 
 def test_16bit_sums_are_accumulated_in_float32() -> None:
-    """2048 + 1 is 2048 in float16; the sum of products that are larger than the largest float16 is not."""
+    """2048 + 1 rounds to 2048 in float16; products above the max float16 may have a finite sum."""
     x = np.array([[2048, *[1] * 1023], [60000, 60000, -60000, *[0] * 1021]] * 20, np.float16)
     np.testing.assert_array_equal(hw.linear(x, np.ones((1024, 40), np.float16)), [[3072] * 40, [60000] * 40] * 20)
     x[1, 2] = 0
@@ -155,7 +155,7 @@ def test_precision_highest_is_the_default(precision: str | None) -> None:
 @pytest.mark.parametrize(("precision", "least", "most"), [("high", 1e-6, 5.5e-6), ("medium", 5e-4, 3e-3)])
 @pytest.mark.parametrize("n", [32, 64, 700])
 def test_lower_precision(precision: str, least: float, most: float, n: int, implementation: str) -> None:
-    """The root mean square of errors of numbers of variance 1, over the square root of the depth."""
+    """The RMS error for numbers of variance 1, divided by the square root of the depth."""
     x, weight = normal((50, n)), normal((n, 90), 1)
     error = hw.linear(x, weight, precision=precision) - oracle.linear(x, weight)
     scaled = np.sqrt(np.square(error).mean() / n)
@@ -233,7 +233,7 @@ def test_packed_attributes() -> None:
 
 @pytest.mark.parametrize("rows", [3, 40])
 def test_packed_copies_its_arguments(rows: int) -> None:
-    """Not what the caller's arrays become."""
+    """Later changes of the caller's arrays have no effect."""
     before = hw.config()["target"]
     x, weight, bias = normal((rows, 64), 1), normal((64, 70), 2), normal((70,), 3)
     packed, expected = hw.PackedLinear(weight, bias), hw.linear(x, weight, bias)

@@ -1,4 +1,4 @@
-"""Masks: what they hold, how they print, and that each keeps to its reading."""
+"""Masks: their contents, their repr, and their class, which determines how attention reads them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_bad_arguments(error: type[Exception], message: str, call: Any) -> None:
 
 
 class TestReading:
-    """With as many sequences as queries, only the class tells (batch, key_len) from (query_len, key_len)."""
+    """With as many sequences as queries, only the class distinguishes (batch, key_len) from (query_len, key_len)."""
 
     size = 4
 

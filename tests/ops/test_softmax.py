@@ -86,7 +86,7 @@ def test_vector_and_default_axis(function: Function, reference: Function) -> Non
 @pytest.mark.parametrize("n", [3, 8, 33])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_infinities_and_nan(function: Function, reference: Function, axis: int, n: int, dtype: str) -> None:
-    """-inf is a weight of zero; a row of nothing but -inf, or with +inf or NaN in it, is what the formula says."""
+    """-inf has weight 0; a row of -inf alone, or with +inf or NaN, follows the formula."""
     x = normal((6, n), dtype=dtype)
     x[1, -1] = -np.inf
     x[2] = -np.inf
@@ -126,7 +126,7 @@ def test_subnormal_logits(function: Function, reference: Function, dtype: str) -
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_small_probabilities_have_full_relative_precision(dtype: str) -> None:
-    """Relative error, not absolute: log_softmax is what keeps the smallest ones, softmax must not lose them either."""
+    """The relative error is bounded, not the absolute one, for small probabilities as well."""
     depth, rtol = (80, 1e-6) if dtype == "float32" else (700, 3e-15)
     x = -np.linspace(0, depth, 97, dtype=dtype)
     np.testing.assert_allclose(hw.softmax(x), oracle.softmax(x), rtol=rtol)
@@ -136,7 +136,7 @@ def test_small_probabilities_have_full_relative_precision(dtype: str) -> None:
 @both
 @pytest.mark.parametrize("axis", [0, 1])
 def test_long_axis(function: Function, reference: Function, axis: int) -> None:
-    """Adding 10**5 terms in float32, one after the other, would cost a relative 1e-5."""
+    """One sum of 10**5 terms in float32 would have a relative error of 1e-5."""
     x = normal((100_000, 3) if axis == 0 else (3, 100_000))
     np.testing.assert_allclose(function(x, axis), reference(x, axis), rtol=2e-6, atol=1e-12)
 

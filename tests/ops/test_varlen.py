@@ -156,7 +156,7 @@ def test_mixed_dtypes_promote() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("name", ["grouped", "decoding", "decoding-some", "everything", "float16", "long"])
 def test_bits_of_each_sequence_are_those_of_a_separate_call(name: str, threads: int) -> None:
-    """As small as they are: whether tiles are used, and how many keys a chunk has, is a matter of each sequence."""
+    """The matmul backend and the length of the key splits depend on each sequence alone, however short."""
     hw.set_num_threads(threads)
     more = {
         "float16": Packed(LENGTHS, KEYS, 6, 2, 16, 24, dtype="float16"),
@@ -316,7 +316,7 @@ def test_keywords_only() -> None:
         hw.varlen_attention(X, X, X, STARTS, STARTS, True)
 
 
-# What a cache of keys uses: ranges anywhere in the arrays, and an offset for each.
+# The cache calls the backend with ranges anywhere in the arrays, and an offset for each.
 
 
 def ragged(
@@ -328,7 +328,7 @@ def ragged(
 
 
 def test_ranges_with_gaps_and_offsets() -> None:
-    """The second sequence has no keys yet; rows between the ranges stay as they are, and NaN among the keys unread."""
+    """The second sequence has no keys; rows between the ranges are not written, NaN between the keys not read."""
     query, key, value = normal((4, 30, 8)), normal((2, 500, 8), 1), normal((2, 500, 8), 2)
     query_starts, query_lengths = [20, 0, 3, 5], [10, 1, 2, 12]
     key_starts, key_lengths, offsets = [100, 7, 130, 0], [20, 0, 300, 90], [10, 0, 200, 40]
@@ -350,7 +350,7 @@ def test_ranges_with_gaps_and_offsets() -> None:
 
 
 def test_the_core_refuses_ranges_outside_the_arrays() -> None:
-    """Ranges outside the arrays, and shapes that do not go together: wrong direct calls read no memory beside."""
+    """Direct calls with ranges outside the arrays, or with inconsistent shapes, read no memory outside the arrays."""
     if _backend.name() != "native":
         pytest.skip("the NumPy backend slices, which cannot leave an array")
     query, key = normal((4, 10, 8)), normal((2, 10, 8))

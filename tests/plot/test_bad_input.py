@@ -1,4 +1,4 @@
-"""What headwise.plot refuses, and how it says so."""
+"""Errors of headwise.plot."""
 
 from __future__ import annotations
 

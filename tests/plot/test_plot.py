@@ -1,4 +1,4 @@
-"""Pictures by what is in them: panels, numbers, labels, scales of colours, files. Not their pixels."""
+"""Figures: panels, numbers, labels, colour scales and files, but not pixels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def weights(*shape: int, causal: bool = False, seed: int = 0) -> Array:
 
 
 def panels(figure: Any) -> list[Any]:
-    """The axes with an image or with lines, without the scale of colours."""
+    """The axes with an image or with lines, without the colour bar."""
     return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
 
 
@@ -69,7 +69,7 @@ def queries(panel: Any) -> list[str]:
     return texts(panel.get_yticklabels())
 
 
-# --- which numbers are drawn ---
+# --- numbers ---
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5), (2, 3, 4, 5)])
@@ -144,7 +144,7 @@ def test_cmap() -> None:
     assert image(panels(plot.attention(weights(3, 3), cmap="magma"))[0]).get_cmap().name == "magma"
     given = matplotlib.colormaps["cividis"]
     assert image(panels(plot.bias(normal((3, 3)), cmap=given))[0]).get_cmap().name == "cividis"
-    assert tuple(given.get_bad()) != matplotlib.colors.to_rgba("#d4d4d4")  # the caller's own is left as it was
+    assert tuple(given.get_bad()) != matplotlib.colors.to_rgba("#d4d4d4")  # the caller's colour map is not changed
 
 
 # --- labels ---
@@ -206,7 +206,7 @@ def test_dollar_signs_are_literal(tmp_path: Path) -> None:
 
 
 def test_characters_without_a_glyph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """They are escaped, or taken from another installed font that has them; warnings are errors here."""
+    """Characters are escaped, or drawn with another installed font that has them; warnings are errors here."""
     has, more = (
         set(get_font(findfont(FontProperties(family=name))).get_charmap()) for name in ("DejaVu Sans", "STIXGeneral")
     )
@@ -321,7 +321,7 @@ def test_lines() -> None:
     for (start, end), colour in zip(lines.get_segments(), lines.get_colors(), strict=True):
         assert (start[0], end[0]) == (0.0, 1.0)
         found[start[1], end[1]] = colour[3]
-    # The two queries stand in the middle of the height of the three keys.
+    # The two queries are centred on the height of the three keys.
     expected = {(0.5, 0): 0.625, (0.5, 2): 0.625, (1.5, 1): 0.25, (1.5, 2): 1.0}
     assert found == pytest.approx(expected)
     assert list(lines.get_colors()[:, 3]) == sorted(found.values())
@@ -407,7 +407,7 @@ def test_the_same_picture_gives_the_same_bytes(name: str, kind: str, tmp_path: P
 
 
 def test_no_global_state(tmp_path: Path) -> None:
-    """Pictures from many threads are those from one; pyplot is not even loaded."""
+    """Figures from many threads equal those from one; pyplot is not loaded."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder in (alone, together):
         folder.mkdir()

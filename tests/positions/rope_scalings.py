@@ -1,4 +1,4 @@
-"""Scalings of rotary embedding, as configurations hold them."""
+"""Scalings of rotary embeddings, as in configuration files."""
 
 from __future__ import annotations
 

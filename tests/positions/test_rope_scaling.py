@@ -1,4 +1,4 @@
-"""The families of rotary frequencies, against transformers where it is installed, and what they refuse."""
+"""RoPE types: frequencies compared with transformers, where it is installed, and errors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_golden_values(name: str) -> None:
 
 
 def configurations(dim: int) -> dict[str, dict[str, Any]]:
-    """The scalings to compare for ``dim`` turned features of each head."""
+    """The scalings to compare for ``dim`` rotated features of each head."""
     pairs = (dim + 1) // 2
     return {
         "linear": LINEAR,
@@ -90,7 +90,7 @@ def configurations(dim: int) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def init_functions() -> Any:
-    """transformers' functions of the same purpose."""
+    """The functions of transformers for the same frequencies."""
     pytest.importorskip("torch", reason="transformers makes frequencies with PyTorch, which is not installed")
     pytest.importorskip("transformers", reason="the comparison needs the package transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -108,7 +108,7 @@ def torch_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def configuration(head_dim: int, base: float, scaling: dict[str, Any], longest: int) -> Any:
-    """What the functions look at of a configuration; a real one takes milliseconds to make."""
+    """The attributes of a configuration that the functions read; a real one takes milliseconds to make."""
     return SimpleNamespace(
         head_dim=head_dim,
         hidden_size=4 * head_dim,
@@ -120,7 +120,7 @@ def configuration(head_dim: int, base: float, scaling: dict[str, Any], longest: 
 
 
 def compare(init_functions: Any, head_dim: int, base: float, fraction: float | None, rtol: float) -> int:
-    """All configurations and lengths for one head; how many there were."""
+    """Compares all configurations and lengths for one head; returns their number."""
     count = 0
     for name, scaling in configurations(int(head_dim * (fraction or 1.0))).items():
         if fraction:
@@ -150,7 +150,7 @@ def compare(init_functions: Any, head_dim: int, base: float, fraction: float | N
 def test_frequencies_equal_those_of_transformers(
     init_functions: Any, head_dim: int, base: float, fraction: float | None
 ) -> None:
-    """Theirs are float32: a unit in the last place of the exponent times ``ln(base)``."""
+    """Frequencies of transformers are float32: an ulp of the exponent times ``ln(base)``."""
     assert compare(init_functions, head_dim, base, fraction, 1e-6) == 6 * 6 + 12 * 2
 
 
@@ -163,7 +163,7 @@ def test_formulas_equal_those_of_transformers(
     init_functions: Any, head_dim: int, base: float, fraction: float | None
 ) -> None:
     if int(head_dim * (fraction or 1.0)) % 2:
-        with pytest.raises(RuntimeError):  # of a partial width that is odd their YaRN makes nothing
+        with pytest.raises(RuntimeError):  # YaRN of transformers fails for an odd partial width
             compare(init_functions, head_dim, base, fraction, 1e-12)
     else:
         assert compare(init_functions, head_dim, base, fraction, 1e-12) == 6 * 6 + 12 * 2
@@ -171,7 +171,7 @@ def test_formulas_equal_those_of_transformers(
 
 @once
 def test_odd_partial_width(init_functions: Any) -> None:
-    """As in transformers, 0.3 of 64 features are 19, whose exponents these are, in 10 pairs."""
+    """As in transformers, 0.3 of 64 features are 19, which have 10 pairs."""
     for scaling in (LINEAR, DYNAMIC, LLAMA3, longrope(10)):
         scaling = {**scaling, "partial_rotary_factor": 0.3}
         theirs, _ = init_functions[scaling["rope_type"]](configuration(64, 1e4, scaling, 4096), "cpu", seq_len=9000)
@@ -221,7 +221,7 @@ def test_equivalent_configurations() -> None:
         new = rope_parameters(8, scaling={**longrope(4, factor=4.0), "type": "su"}, seq_len=seq_len)
         np.testing.assert_array_equal(old[0], new[0])
         assert old[1] == new[1]
-    # Lengths stand in for what can be computed from them.
+    # Lengths in place of the factor that follows from them.
     given = rope_parameters(8, scaling=YARN)[0]
     without = {key: value for key, value in YARN.items() if key != "factor"}
     np.testing.assert_array_equal(rope_parameters(8, scaling=without, max_position_embeddings=40 * 4096)[0], given)
@@ -229,7 +229,7 @@ def test_equivalent_configurations() -> None:
     np.testing.assert_array_equal(rope_parameters(8, scaling=without, max_position_embeddings=4096)[0], given)
 
 
-# --- refusals ---
+# --- errors ---
 
 LONGROPE = longrope(4, factor=4.0)
 BAD_SCALINGS: dict[str, tuple[type[Exception], str, Any]] = {

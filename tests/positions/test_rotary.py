@@ -1,4 +1,4 @@
-"""The rotary layer beyond the plain rotation: scaled and partial, offsets, tables, copies, threads."""
+"""RotaryPositionalEmbedding: scaled and partial rotation, offsets, tables, copies, threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pairing = pytest.mark.parametrize("interleaved", [False, True], ids=["half-split
 
 
 def turned(x: np.ndarray, positions: Any, inv_freq: np.ndarray, factor: float, interleaved: bool) -> np.ndarray:
-    """The rotation in float64, of the features that the frequencies are for."""
+    """The rotation in float64, of the features that have frequencies."""
     angles = np.multiply.outer(np.asarray(positions, np.float64), inv_freq)
     if angles.ndim == 3 and x.ndim == 4:
         angles = angles[:, None]
@@ -78,7 +78,7 @@ def test_rotation_equals_the_formula(name: str, dtype: str, interleaved: bool) -
 @pairing
 @pytest.mark.parametrize("name", LAYERS)
 def test_norms_and_distances(name: str, interleaved: bool) -> None:
-    """Norms grow by the attention factor, and scores depend on the distance alone, within one regime."""
+    """Norms grow by the attention factor; scores depend on the distance alone, for one set of frequencies."""
     rope = layer(name, interleaved=interleaved)
     width, factor = rope.rotary_dim, rope.attention_factor
     query, key = (np.tile(normal((16,), seed, np.float64), (50, 1)) for seed in (1, 2))
@@ -97,7 +97,7 @@ def test_norms_and_distances(name: str, interleaved: bool) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("offset", [0, 1, 31, 60, 5000, -3])
 def test_offset_equals_positions(name: str, offset: int) -> None:
-    """The same thing said in each way, and in float64 what the formula says."""
+    """Offsets and positions give equal results, in float64 those of the formula."""
     rope = layer(name, max_len=8)
     for seq in (1, 2, 9):
         x = normal((2, 3, seq, 16), dtype=np.float64)
@@ -113,7 +113,7 @@ def test_offset_equals_positions(name: str, offset: int) -> None:
 
 
 def test_positions_of_each_sequence() -> None:
-    """One step of a batch whose sequences are of different lengths; the longest decides on the frequencies."""
+    """A step of a batch of sequences of different lengths; the longest determines the frequencies."""
     for name in LAYERS:
         rope, x = layer(name), normal((3, 2, 1, 16), dtype=np.float64)
         for positions in ([[3], [0], [31]], [[3], [40], [7]]):
@@ -138,7 +138,7 @@ def test_far_positions_are_exact(position: int) -> None:
 
 @pytest.mark.parametrize("name", ["dynamic", "longrope", "partial-factor"])
 def test_frequencies_follow_the_length_of_each_call(name: str) -> None:
-    """What came before has no influence."""
+    """Earlier calls have no influence."""
     rope = layer(name, max_len=4)
     x = normal((100, 16), dtype=np.float64)
     for length in (5, 40, 33, 100, 32, 100, 2, 41, 40, 5):
@@ -148,7 +148,7 @@ def test_frequencies_follow_the_length_of_each_call(name: str) -> None:
             for position in (length, length, length - 1, length + 7):
                 step = turned(x[:1], [position], *parameters(name, position + 1), False)
                 assert_close(rope(x[:1].astype(dtype), offset=position), step.astype(dtype), 2.0)
-    # Attributes are those of the trained length.
+    # Attributes belong to the trained length.
     trained, _ = parameters(name, 32)
     np.testing.assert_array_equal(rope.inv_freq, trained)
 
@@ -167,7 +167,7 @@ def test_cached_tables_rotate() -> None:
 
 
 def test_far_steps_allocate_no_table() -> None:
-    """Decoding at a length whose frequencies nothing else has, and behind what a table may hold."""
+    """Decoding at a length with its own frequencies, beyond the limit of a table."""
     x = normal((1, 16))
     for rope, offset in ((layer("dynamic"), 50_000), (layer("longrope"), 10**8), (layer("default"), 10**8)):
         rope(x)
@@ -191,7 +191,7 @@ def test_layouts_and_out(name: str, layout: str, interleaved: bool) -> None:
     expected = turned(plain, np.arange(4, 13), *parameters(name, 13), interleaved)
     x = LAYOUTS[layout](plain.copy())
     assert_close(rope(x, offset=4), expected, 2.0)
-    np.testing.assert_array_equal(x, plain)  # the input is left alone
+    np.testing.assert_array_equal(x, plain)  # the input is not written
     out = np.full_like(plain, np.nan)
     assert rope(x, offset=4, out=out) is out
     assert_close(out, expected, 2.0)
@@ -205,7 +205,7 @@ def test_layouts_and_out(name: str, layout: str, interleaved: bool) -> None:
 
 @pytest.mark.parametrize("name", ["default", "partial"])
 def test_in_place_in_a_joint_projection(name: str) -> None:
-    """Queries and keys as views of what one projection made: the values beside them stay."""
+    """Queries and keys as views of one projection: the values beside them are not changed."""
     joint = normal((2, 5, 3 * 2 * 16))
     before = joint.copy()
     query, key, value = joint.reshape(2, 5, 3, 2, 16).transpose(2, 0, 3, 1, 4)
@@ -219,7 +219,7 @@ def test_in_place_in_a_joint_projection(name: str) -> None:
 
 
 def test_partial_rotation_keeps_the_other_features() -> None:
-    """NaN with its payload, infinities and subnormal numbers come out of the other features as they went in."""
+    """Payloads of NaN, infinities and subnormal numbers of the other features keep their bits."""
     odd = np.array([np.nan, -np.inf, 1e-45, -0.0, 3e38], np.float32)
     odd[:1].view(np.uint32)[:] |= 0x1234
     x = np.concatenate([normal((3, 6)), np.tile(odd, (3, 2))], axis=1)
@@ -261,17 +261,17 @@ def test_copies(name: str) -> None:
         for offset in (0, 3, 100, 0):
             np.testing.assert_array_equal(twin(x, offset=offset), rope(x, offset=offset))
         assert not twin.cos_cached.flags.writeable and not twin.inv_freq.flags.writeable
-    assert len(pickle.dumps(rope)) < 4000  # tables are made anew
+    assert len(pickle.dumps(rope)) < 4000  # tables are not pickled
 
 
 @pytest.mark.parametrize("name", ["default", "dynamic", "longrope", "partial-yarn"])
 def test_from_many_threads(name: str) -> None:
-    """Threads that grow tables and change regimes at once get what each gets alone."""
+    """Threads that grow tables and change frequencies at once have the results that each has alone."""
     lengths = [3, 40, 33, 90, 20, 31, 64, 5]
     x = {dtype: normal((100, 16), dtype=dtype) for dtype in (np.float32, np.float64)}
 
     def calls(rope: hw.RotaryPositionalEmbedding, dtype: type, length: int) -> list[np.ndarray]:
-        """A sequence, a step behind it, and a step of two sequences of different lengths."""
+        """A sequence, a step after it, and a step of two sequences of different lengths."""
         rows = x[dtype]
         step, steps = rope(rows[:1], offset=length), rope(rows[:2, None], [[length], [2]])
         return [rope(rows[:length]), step, steps, rope(rows[:1], [length])]
@@ -308,7 +308,7 @@ def test_inputs_are_not_written() -> None:
     np.testing.assert_array_equal(rope(x), fresh(x))
 
 
-# --- refusals ---
+# --- errors ---
 
 
 @once

@@ -1,4 +1,4 @@
-"""What runs, how the environment chooses it, and what importing headwise leaves alone."""
+"""The configuration: backend, threads and precision from the environment, and an import without side effects."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ once = pytest.mark.single_implementation
 
 
 def run(code: str, *, path: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """``code`` in a new interpreter whose only variables of ours are those given."""
+    """``code`` in a new interpreter, without headwise's environment variables but those given."""
     inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    # Where this process found the package, which the tests need not have been told by PYTHONPATH.
+    # The package of this process, which need not be on PYTHONPATH.
     home = path or str(Path(hw.__file__).parent.parent)
     inherited["PYTHONPATH"] = os.pathsep.join([home, *filter(None, [inherited.get("PYTHONPATH")])])
     command = [sys.executable, "-c", textwrap.dedent(code)]
@@ -108,7 +108,7 @@ def test_auto_warns_of_a_broken_native_core_and_keeps_its_error(broken_core: Pat
 
 @once
 def test_auto_notices_that_a_native_core_lacks_something_else(broken_core: Path, tmp_path: Path) -> None:
-    """Not every ModuleNotFoundError says that the core is absent."""
+    """Not every ModuleNotFoundError means that the core is missing."""
     copy_package(tmp_path)
     (tmp_path / "headwise" / "_core.py").write_text("import a_module_that_is_missing\n")
     result = run(PRINT_CONFIG, path=str(tmp_path))
@@ -257,7 +257,7 @@ def default_precision() -> Iterator[None]:
 
 
 def attend(**keywords: str) -> Array:
-    """Attention of a size that goes by tiles where there are some."""
+    """Attention of a size that uses the bf16 matmul backends of the target."""
     x = normal((1, 2, 256, 64))
     return hw.flash_attention(x, x, x, **keywords)
 
@@ -349,7 +349,7 @@ def test_precision_is_per_task() -> None:
     async def levels(name: str) -> list[str]:
         with hw.precision(name):
             seen = [hw.get_precision()]
-            await asyncio.sleep(0)  # the other task's turn, inside of its block
+            await asyncio.sleep(0)  # the other task runs inside its block
             return [*seen, hw.get_precision()]
 
     async def both() -> list[list[str]]:
@@ -442,7 +442,7 @@ def test_the_command_prints_configuration_and_timings() -> None:
         assert case in printed
 
 
-# --- what an import does not do ---
+# --- imports ---
 
 
 @once

@@ -1,6 +1,6 @@
 """Which instruction set runs: HEADWISE_TARGET, alone and together with HEADWISE_BACKEND, and set_target.
 
-That a name leads to the code compiled for it is shown by ``tests/cpp/targets_test.cc``.
+``tests/cpp/targets_test.cc`` tests that a name selects the code compiled for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def targets_of(backend: str) -> list[str]:
 @once
 @pytest.mark.parametrize("backend", ["auto", "numpy", pytest.param("native", marks=needs_native)])
 def test_unavailable_targets_are_errors_that_list_the_available_ones(backend: str) -> None:
-    """No name of an instruction set is quietly taken for another one, by either backend."""
+    """Neither backend replaces an unavailable instruction set silently."""
     available = targets_of(backend)
     absent = [name for name in ALL if name not in available]
     for name in (*absent[:2], absent[-1], "mmx", "avx2,sse4"):
@@ -65,7 +65,7 @@ def test_an_empty_variable_is_ignored(nothing: str) -> None:
 @once
 @pytest.mark.parametrize("backend", ["auto", "numpy"])
 def test_non_utf8_target_names(backend: str) -> None:
-    """What the environment holds need not be UTF-8; Python has it with surrogates."""
+    """The environment need not be UTF-8; Python decodes it with surrogates."""
     name = "\udcffavx2"
     message = error_with(HEADWISE_BACKEND=backend, HEADWISE_TARGET=name)
     assert message == f"ValueError: HEADWISE_TARGET: {refused(name, targets_of(backend))}"
@@ -73,7 +73,7 @@ def test_non_utf8_target_names(backend: str) -> None:
 
 @once
 def test_a_target_of_a_missing_or_broken_core(tmp_path: Path) -> None:
-    """An instruction set was asked for; NumPy in its place would be the wrong answer."""
+    """NumPy does not replace an instruction set that was asked for."""
     copy_package(tmp_path)
     expected = f"ValueError: HEADWISE_TARGET: {refused('avx2', ['numpy'])}"
     assert error_with(path=str(tmp_path), HEADWISE_TARGET="avx2") == expected

@@ -1,4 +1,4 @@
-"""Forked children compute, the same bits, whatever their parent was doing. One that hangs is killed and has failed."""
+"""Forked children compute the same bits in any state of their parent. A child that hangs fails the test."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_fork_of_a_child(before: bool) -> None:
 
 @pytest.mark.parametrize("where", ["main", "forking", "both"])
 def test_fork_in_a_thread(where: str) -> None:
-    """Where a parallel call has been before."""
+    """After a parallel call in the main thread, the forking thread, or both."""
     run(f"""
         expected, codes = work() if {where!r} != "forking" else None, []
         def forks():

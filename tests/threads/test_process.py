@@ -1,4 +1,4 @@
-"""A process in which headwise computes: signals, limits on its threads, and everything else that is not headwise's."""
+"""The process around headwise: signals, limits on threads, and state that headwise must not change."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_ctrl_c_during_a_call() -> None:
 @once
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
 def test_a_timer_that_interrupts_calls() -> None:
-    """Its handler runs in the main thread between calls, and computes itself."""
+    """The signal handler runs in the main thread between calls, and computes, too."""
     run("""
         expected, ticks, results = work(), 0, []
         def tick(*_):
@@ -111,7 +111,7 @@ print(hw.get_num_threads(), len(tasks() - before))
 
 
 def default_and_started(before: str = "", **changes: str) -> list[int]:
-    """The default number of threads, and how many a call has started beside its own."""
+    """The default number of threads, and the number of threads that a call has started."""
     return [int(number) for number in run_native(before + BY_DEFAULT, **changes).split()]
 
 
@@ -151,7 +151,7 @@ def test_one_processor_is_one_thread() -> None:
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """A control group with processor time in it, where this system lets us make one."""
+    """A control group with a quota of processor time, if this system permits one."""
     for hierarchy, limit in (("cpu", "cpu.cfs_quota_us"), ("", "cpu.max")):
         group = Path("/sys/fs/cgroup", hierarchy, f"headwise-test-{os.getpid()}")
         try:
@@ -181,7 +181,7 @@ def test_thread_count_follows_a_real_cgroup(cgroup: Path) -> None:
     ]
 
 
-# --- what is not ours ---
+# --- state of the process ---
 
 STATE = """
 import ctypes, gc, locale, os, random, signal, sys, threading, warnings

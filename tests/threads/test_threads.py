@@ -124,7 +124,7 @@ def test_errors_from_many_threads_at_once() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_after_a_parallel_call() -> None:
-    """libgomp hangs in a child that forks after a parallel region; here the child computes, and the parent goes on."""
+    """libgomp hangs in a child that forks after a parallel region; with headwise the child and the parent compute."""
     hw.set_num_threads(4)
     before = {name: work() for name, work in WORK.items()}
     context = multiprocessing.get_context("fork")
@@ -138,7 +138,7 @@ def test_fork_after_a_parallel_call() -> None:
     process = context.Process(target=child)
     process.start()
     try:
-        sender.close()  # the child has its own; if that ends without a word, so does the wait
+        sender.close()  # the child has its own; if the child ends without sending, the wait ends, too
         assert receiver.poll(300), "the child hangs"
         assert receiver.recv() == "right"
         process.join(30)
@@ -154,7 +154,7 @@ def test_fork_after_a_parallel_call() -> None:
 @pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
 @pytest.mark.single_implementation
 def test_the_work_is_shared_out() -> None:
-    """A child that has not been parallel starts threads for it; without them, same bits would prove nothing."""
+    """A child starts threads for each call; without threads the same bits would prove nothing."""
     serial = run_native("""
         hw.set_num_threads(1)
         from threads import test_threads

@@ -1,4 +1,4 @@
-"""Mistakes that type checkers are to find. Nobody runs it; an ignore comment that is not needed is an error."""
+"""Mistakes that type checkers must find. The file is not run; an unused ignore comment is an error."""
 
 from __future__ import annotations
 

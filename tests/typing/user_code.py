@@ -203,7 +203,7 @@ def pictures(folder: Path) -> None:
 
 def subclass() -> None:
     class Block(hw.CausalAttention):
-        """A layer of one's own."""
+        """A user-defined layer."""
 
     assert_type(Block(32, 8)(F64, need_weights=False), tuple[Array, None])
     pairing: Literal["half"] = "half"
