@@ -24,15 +24,15 @@ RTOL = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2e-6, "float64": 1e
 
 #: Additional error of attention on bf16 targets: weights are two bf16 terms for float16 values, one for bfloat16
 #: values.
-ATOL_IN_PARTS = {
+BF16_SPLIT_ATOL = {
     "avx512_amx": {"float16": 2.0**-14, "bfloat16": 2.0**-7},
     "avx512_bf16": {"bfloat16": 2.0**-7},
 }
 
 
-def atol_in_parts(dtype: str) -> float:
+def bf16_split_atol(dtype: str) -> float:
     """The additional error of the implementation in force."""
-    return ATOL_IN_PARTS.get(headwise.config()["target"], {}).get(dtype, 0.0)
+    return BF16_SPLIT_ATOL.get(headwise.config()["target"], {}).get(dtype, 0.0)
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
@@ -102,7 +102,7 @@ def check_attention(
 ) -> None:
     """Compares ``scaled_dot_product_attention`` and ``flash_attention`` with ``expected``."""
     output, weights, lse = headwise.scaled_dot_product_attention(*arrays, **keywords, return_lse=True)
-    more = atol_in_parts(output.dtype.name) * factor
+    more = bf16_split_atol(output.dtype.name) * factor
     assert_close(weights, expected.weights, factor, more)
     assert_close(output, expected.output, factor, more)
     assert_close(lse, expected.lse, factor, more)

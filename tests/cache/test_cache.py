@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import headwise as hw
 import oracle
-from support import LAYOUTS, assert_close, atol_in_parts, dtype_named, normal
+from support import LAYOUTS, assert_close, bf16_split_atol, dtype_named, normal
 
 BATCH, HEADS, KV_HEADS, LENGTH, DIM, VALUE_DIM = 2, 4, 2, 53, 12, 7
 pytestmark = pytest.mark.above_operations
@@ -88,7 +88,7 @@ def whole(given: Arrays, **keywords: Any) -> np.ndarray:
 
 def close(actual: np.ndarray, expected: np.ndarray) -> None:
     tolerance = TOLERANCE[actual.dtype.name]
-    more = atol_in_parts(actual.dtype.name) * 2
+    more = bf16_split_atol(actual.dtype.name) * 2
     assert actual.dtype == expected.dtype
     np.testing.assert_allclose(oracle.double(actual), oracle.double(expected), rtol=tolerance, atol=tolerance + more)
 
@@ -348,11 +348,11 @@ def test_sequences_are_independent(seed: int, capacity: int | None, keywords: st
             cache.reorder(order)
             past = [past[i] for i in order]
         if rng.random() < 0.4:
-            least = max(0, peak - 16) if ring else 0  # the positions to which a ring can truncate
-            kept = [int(rng.integers(min(least, n), n + 1)) for n in cache.lengths]
-            if rng.random() < 0.3 and min(cache.lengths) >= least:
-                kept = [int(rng.integers(least, min(cache.lengths) + 1))] * batch
-            kept = [n if n >= least else now for n, now in zip(kept, cache.lengths.tolist(), strict=True)]
+            first = max(0, peak - 16) if ring else 0  # the positions to which a ring can truncate
+            kept = [int(rng.integers(min(first, n), n + 1)) for n in cache.lengths]
+            if rng.random() < 0.3 and min(cache.lengths) >= first:
+                kept = [int(rng.integers(first, min(cache.lengths) + 1))] * batch
+            kept = [n if n >= first else now for n, now in zip(kept, cache.lengths.tolist(), strict=True)]
             cache.truncate(kept)
             past = [tuple(a[:, :, :n] for a in those) for those, n in zip(past, kept, strict=True)]  # type: ignore[misc]
         assert cache.lengths.tolist() == [p[0].shape[2] for p in past]

@@ -43,7 +43,7 @@ def parameters(x: Array) -> tuple[Array, Array]:
     return normal(x.shape[-1:], 1).astype(x.dtype), normal(x.shape[-1:], 2).astype(x.dtype)
 
 
-both_types = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+both_dtypes = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 operations = pytest.mark.parametrize("name", CASES)
 
 
@@ -51,14 +51,14 @@ def bits(x: Array) -> Array:
     return x.view(np.uint16)
 
 
-@both_types
+@both_dtypes
 @operations
 @pytest.mark.parametrize("m", [2, 6, 8, 14, 16, 18, 30, 32, 34, 62, 64, 66, 130, 300])
 def test_rounded_once(name: str, m: int, dtype: str) -> None:
     check(name, call(name, dtype, Sizes((2, 3), 3, 9, m, m, m), scale=3.0))
 
 
-@both_types
+@both_dtypes
 @pytest.mark.parametrize("shape", [(5000,), (3, 70_001), (40, 3, 5000)], ids=str)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 def test_long_rows(name: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -66,7 +66,7 @@ def test_long_rows(name: str, shape: tuple[int, ...], dtype: str) -> None:
     assert_rounded_once(np.asarray(getattr(hw, name)(x)), getattr(oracle, name)(x), atol=2e-6 * (name != "softmax"))
 
 
-@both_types
+@both_dtypes
 @pytest.mark.parametrize("name", INTO)
 def test_out_and_in_place(name: str, dtype: str) -> None:
     arguments = call(name, dtype)
@@ -82,7 +82,7 @@ def test_out_and_in_place(name: str, dtype: str) -> None:
     np.testing.assert_array_equal(bits(x), bits(expected))
 
 
-@both_types
+@both_dtypes
 @operations
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(name: str, layout: str, dtype: str) -> None:
@@ -90,7 +90,7 @@ def test_layout(name: str, layout: str, dtype: str) -> None:
     check(name, changed(call(name, dtype), laid_out(layout)))
 
 
-@both_types
+@both_dtypes
 @operations
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_not_finite(name: str, odd: float, dtype: str) -> None:
@@ -100,7 +100,7 @@ def test_not_finite(name: str, odd: float, dtype: str) -> None:
         check(name, arguments)
 
 
-@both_types
+@both_dtypes
 def test_every_number_passes_unchanged(dtype: str) -> None:
     """Slopes of 0 do not change scores: subnormal numbers, zeros and infinities keep their bits, NaN stays NaN."""
     x = np.arange(1 << 16, dtype=np.uint16).view(dtype_named(dtype))
@@ -132,7 +132,7 @@ def test_overflow_is_infinite() -> None:
     np.testing.assert_array_equal(hw.layer_normalization(x, abs(x[0]), x[0] * 0.5), [[np.inf, -np.inf]])
 
 
-@both_types
+@both_dtypes
 def test_beside_float32_the_result_is_float32(dtype: str) -> None:
     x = normal((1, 3, 9, 34)).astype(dtype_named(dtype))
     cos, sin = (table.astype(np.float32) for table in tables(x))
@@ -145,7 +145,7 @@ def test_beside_float32_the_result_is_float32(dtype: str) -> None:
     np.testing.assert_allclose(got, oracle.layer_normalization(x, gamma, beta), rtol=4e-6, atol=5e-6)
 
 
-@both_types
+@both_dtypes
 @pytest.mark.parametrize("shape", [(9, 34), (2, 9, 34), (2, 3, 9, 34)], ids=str)
 def test_rotary_embedding_rotates_by_float32_angles(shape: tuple[int, ...], dtype: str) -> None:
     x = normal(shape).astype(dtype_named(dtype))

@@ -47,7 +47,7 @@ def flat(fields: Any) -> Iterator[Any]:
 
 
 # Operations that read and write 16-bit dtypes.
-OF_HALVES = (
+OF_16BIT = (
     "softmax", "log_softmax", "logsumexp", "attention", "attention_varlen", "apply_rope", "add_alibi", "linear",
     "pack_linear", "layer_normalization",
 )  # fmt: skip
@@ -71,7 +71,7 @@ class Contract:
             arrays = [x for x in flat(arguments) if isinstance(x, np.ndarray) and x.dtype != np.int64]
             dtype = arrays[0].dtype
             self.dtypes.add(dtype.name)
-            if name in OF_HALVES and dtype.itemsize == 2:
+            if name in OF_16BIT and dtype.itemsize == 2:
                 default = [0, 1, 2, 3] if name.startswith("attention") else [0, -1]
                 some = {"linear": [0, 1, -1], "pack_linear": [0], "layer_normalization": [0, 1, 2, 3]}
                 check([arrays[i] for i in some.get(name, default)], dtype)

@@ -31,7 +31,7 @@ pytestmark = [
 #: Bounds for results of size 1 to 10, of sums of a hundred products and more.
 BOUNDS = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3}
 #: Additional bounds for the bf16 splits of the precision levels.
-IN_PARTS = {"native-avx512_amx": {"high": 1e-3, "medium": 1e-1}, "native-avx512_bf16": {"medium": 1e-1}}
+BF16_SPLIT_BOUNDS = {"native-avx512_amx": {"high": 1e-3, "medium": 1e-1}, "native-avx512_bf16": {"medium": 1e-1}}
 
 
 def outcome(call: Callable[[], Any]) -> Any:
@@ -65,7 +65,7 @@ def assert_same(got: Any, expected: Any, bound: float = 0.0) -> None:
 
 
 def both(native: str, call: Callable[[], Any], precision: Any = None) -> None:
-    bound = IN_PARTS.get(native, {}).get(precision, 0.0) if isinstance(precision, str) else 0.0
+    bound = BF16_SPLIT_BOUNDS.get(native, {}).get(precision, 0.0) if isinstance(precision, str) else 0.0
     choose("numpy")
     expected = outcome(call)
     choose(native)
@@ -92,12 +92,12 @@ def test_valid_calls_agree(native: str, name: str, data: st.DataObject) -> None:
     both(native, lambda: function(**arguments), arguments.get("precision"))
 
 
-DROPS = np.where(np.arange(50) % 3 == 0, -np.inf, 0.0)[None]
+MASKED = np.where(np.arange(50) % 3 == 0, -np.inf, 0.0)[None]
 #: Keywords whose results once differed between backends.
 FOUND: dict[str, dict[str, Any]] = {
     "sink of +inf": {"sinks": [np.inf]},
-    "NaN where another bias masks": {"mask": DROPS, "bias": np.where(DROPS < 0, np.nan, 0.0)},
-    "+inf where another bias masks": {"bias": DROPS, "mask": np.where(DROPS < 0, np.inf, 0.0)},
+    "NaN where another bias masks": {"mask": MASKED, "bias": np.where(MASKED < 0, np.nan, 0.0)},
+    "+inf where another bias masks": {"bias": MASKED, "mask": np.where(MASKED < 0, np.inf, 0.0)},
     "slope of NaN where all keys are masked": {"bias": np.full((1, 50), -np.inf), "alibi_slopes": [np.nan]},
 }
 

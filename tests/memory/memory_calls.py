@@ -49,7 +49,7 @@ def bits(x: object) -> list[tuple[tuple[int, ...], bytes]]:
 
 X = normal((2, 4, 100, 64))
 KEY, VALUE = normal((2, 2, 220, 64), 1), normal((2, 2, 220, 48), 2)
-HALVES = [a.astype(np.float16) for a in (X, KEY, VALUE)]
+FLOAT16 = [a.astype(np.float16) for a in (X, KEY, VALUE)]
 MANY = normal((2, 2, 1500, 64), 3)
 ROWS = normal((200, 4, 64), 4)
 STARTS = [0, 3, 140, 140, 200]
@@ -132,7 +132,9 @@ SUBJECTS: dict[str, Subject] = dict(of_operations()) | {
     "flash of integers": Subject(lambda _: hw.flash_attention(X.astype(np.int64), KEY, VALUE)),
     "flash of strided arrays": Subject(lambda _: hw.flash_attention(X[..., ::2], KEY[..., ::2], VALUE[..., ::-1])),
     "few queries": Subject(lambda _: hw.flash_attention(X[:, :, :1], MANY, MANY, return_lse=True)),
-    "few queries of halves": Subject(lambda _: hw.flash_attention(HALVES[0][:, :, :2], *[MANY.astype(np.float16)] * 2)),
+    "few queries of float16": Subject(
+        lambda _: hw.flash_attention(FLOAT16[0][:, :, :2], *[MANY.astype(np.float16)] * 2)
+    ),
     "dropout of weights": Subject(lambda _: hw.scaled_dot_product_attention(X, KEY, VALUE, dropout=0.3, rng=0)),
     "softmax of long rows": Subject(lambda _: hw.softmax(LONG)),
     "softmax of strided arrays": Subject(lambda _: hw.softmax(X[..., ::2])),
@@ -169,7 +171,7 @@ SUBJECTS: dict[str, Subject] = dict(of_operations()) | {
     "a layer's first calls": Subject(lambda made: [made(IN) for _ in range(3)], layer),
     "a layer": Subject(lambda made: made(IN, return_lse=True), warm_layer),
     "a layer of float64": Subject(lambda made: made(IN), lambda: hw.MultiHeadAttention(256, 4, rng=0)),
-    "a layer of halves": Subject(lambda made: made(IN.astype(np.float16)), warm_layer),
+    "a layer of float16": Subject(lambda made: made(IN.astype(np.float16)), warm_layer),
     "a layer in training": Subject(lambda made: made(IN, training=True, rng=0), warm_layer),
     "a layer with a cache": Subject(lambda pair: (pair[0](IN, cache=pair[1]), pair[1]), with_cache),
     "a layer with a ring": Subject(lambda pair: (pair[0](IN, cache=pair[1]), pair[1]), lambda: with_cache(True)),
@@ -211,7 +213,7 @@ SUBJECTS: dict[str, Subject] = dict(of_operations()) | {
 }  # fmt: skip
 
 #: Arrays that calls read, and to which they keep no reference.
-INPUTS = (X, KEY, VALUE, *HALVES, MANY, ROWS, WEIGHT, BIAS, ANGLES, ONES, IN, LONG, MASK, *TABLE_INPUTS)
+INPUTS = (X, KEY, VALUE, *FLOAT16, MANY, ROWS, WEIGHT, BIAS, ANGLES, ONES, IN, LONG, MASK, *TABLE_INPUTS)
 _SLOW = ("a layer", "MultiHead", "multi_head", "load_state", "state_dict", "softmax of long", "Relative")
 #: The subjects that take about a millisecond at most, for many calls.
 CHEAP = [subject for name, subject in SUBJECTS.items() if not name.startswith(_SLOW)]

@@ -14,7 +14,7 @@ from in_process import in_process
 
 #: The allocations that fail are larger than the 64 KB buffers that NumPy's functions convert numbers in: where there is
 #: none for these, NumPy 2 crashes by itself.
-LEAST = 65537
+MIN_SIZE = 65537
 
 SOURCE = Path(__file__).with_name("failing_malloc.c")
 
@@ -44,7 +44,7 @@ def references():
 
 def attempt(subject, thing, n):
     '''The result, or None after a MemoryError.'''
-    malloc.fail_allocation(n, {LEAST})
+    malloc.fail_allocation(n, {MIN_SIZE})
     try:
         return subject.call(thing)
     except MemoryError:

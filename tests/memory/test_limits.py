@@ -38,7 +38,7 @@ CALLS = {
     str(case): partial(case.run, case.arguments(Sizes(case.operation.lead, 1, 2**22, 4, 8, 8), endless_argument))
     for case in cases(short=True)
 } | {
-    "flash_attention of halves": lambda: hw.flash_attention(*[endless(2**23, 8, dtype="float16")] * 3),
+    "flash_attention of float16": lambda: hw.flash_attention(*[endless(2**23, 8, dtype="float16")] * 3),
     "weights": lambda: hw.scaled_dot_product_attention(rows[:5000], rows[:5000], rows[:5000]),
     "PackedLinear": lambda: hw.PackedLinear(wide),
     "PackedLinear, a call": lambda: packed(rows),

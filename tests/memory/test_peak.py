@@ -43,17 +43,17 @@ def size_of(result):
     return mb(*(a for a in (result if isinstance(result, tuple) else (result,)) if isinstance(a, np.ndarray)))
 
 x, angles, ones = array(1, 8, 4096, 128), array(4096, 64), array(128)  # 16.8 MB
-halves, half_angles = x.astype("float16"), angles.astype("float16")
+x16, angles16 = x.astype("float16"), angles.astype("float16")
 out = np.zeros_like(x)
 columns = x.reshape(8, 4096, 128)
 long_row = array(4, 2**20)
 q, many, one = array(1, 4, 2048, 64), array(1, 1, 65536, 64), array(1, 16, 1, 64)
 mask, numbers = np.ones((2048, 2048), bool), np.ones((2048, 2048), np.int32)
 additive, binary = np.full((2048, 2048), -0.5, np.float32), np.ones((2048, 2048), np.float32)
-half_mask = additive.astype("float16")
+mask16 = additive.astype("float16")
 packed_rows, starts = array(16384, 4, 64), np.arange(0, 16385, 64)
 rows, weight, bias = array(4096, 512), array(512, 2048), array(2048)
-half_rows, half_weight = rows.astype("float16"), weight.astype("float16")
+rows16, weight16 = rows.astype("float16"), weight.astype("float16")
 layer = hw.CausalAttention(512, 8, bias=True, rope=hw.RotaryPositionalEmbedding(64, 2048), rng=0, dtype=np.float32)
 tokens = array(2, 2048, 512)  # 8.4 MB
 cache = layer.make_cache(2, 16384)
@@ -77,16 +77,16 @@ CALLS = {
 } | {
     "softmax in place": (lambda: hw.softmax(out, out=out), -mb(out)),
     "softmax of long rows": (lambda: hw.softmax(long_row), 0),
-    "softmax of halves": (lambda: hw.softmax(halves), 0),
-    "apply_rope of halves": (lambda: hw.apply_rope(halves, half_angles, half_angles), 2 * mb(angles)),  # in float32
-    "linear of halves": (lambda: hw.linear(half_rows, half_weight), 0),
+    "softmax of float16": (lambda: hw.softmax(x16), 0),
+    "apply_rope of float16": (lambda: hw.apply_rope(x16, angles16, angles16), 2 * mb(angles)),  # in float32
+    "linear of float16": (lambda: hw.linear(rows16, weight16), 0),
     "PackedLinear, a call": (lambda: packed(rows), 0),
     "flash, integer mask": (lambda: hw.flash_attention(q, q, q, numbers), mb(mask)),  # as bool
     "flash, float mask": (lambda: hw.flash_attention(q, q, q, additive), 0),
     "flash, float mask of 0 and 1": (lambda: hw.flash_attention(q, q, q, binary), 3 * mb(mask)),  # as bool; is it one?
-    "flash of halves": (lambda: hw.flash_attention(*[halves[:, :, :2048]] * 3), 0),
-    "flash of halves, mask and bias": (lambda: hw.flash_attention(*[halves[:, :, :2048]] * 3, half_mask,
-                                                                  bias=half_mask), 0),
+    "flash of float16": (lambda: hw.flash_attention(*[x16[:, :, :2048]] * 3), 0),
+    "flash of x16, mask and bias": (lambda: hw.flash_attention(*[x16[:, :, :2048]] * 3, mask16,
+                                                                  bias=mask16), 0),
     "flash, many keys": (lambda: hw.flash_attention(q[:, :, :512], many, many), 0),
     "one query, many keys": (lambda: hw.flash_attention(one, many, many), 0),
     "dropout of weights": (lambda: hw.flash_attention(q, q, q, dropout_rate=0.5, rng=0), DRAWS),

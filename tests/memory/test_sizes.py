@@ -15,7 +15,7 @@ from operations import Sizes, cases
 
 pytestmark = pytest.mark.above_operations
 
-MOST = 2**63 - 1  # of an int64
+MAX = 2**63 - 1  # of an int64
 
 
 def endless(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -26,7 +26,7 @@ def endless(*shape: int, dtype: str = "float32") -> np.ndarray:
 ROWS = 2**46  # of one float32 each: more than an address space of 47 bits
 LONG = endless(ROWS, 8)
 BYTES = endless(2**62, dtype="int8")  # which is 2**65 bytes of float64
-HALVES = endless(2**59, 4, dtype="float16")
+FLOAT16 = endless(2**59, 4, dtype="float16")
 ONES = np.ones(8, np.float32)
 CACHE = hw.KVCache(1, 1, 4, 8, ring=True)
 LAYER = hw.MultiHeadAttention(8, 2, rng=0)
@@ -56,7 +56,7 @@ VIEWS: dict[str, Callable[[], object]] = dict(of_operations()) | {
     "flash head_dim": lambda: hw.flash_attention(endless(4, 2**58), endless(4, 2**58), LONG[:4]),
     "flash value_dim": lambda: hw.flash_attention(LONG[:4], LONG[:4], endless(4, 2**58)),
     "flash of integers": lambda: hw.flash_attention(BYTES[:, None], BYTES[:4, None], BYTES[:4, None]),
-    "flash of halves": lambda: hw.flash_attention(HALVES, HALVES[:4], HALVES[:4]),
+    "flash of float16": lambda: hw.flash_attention(FLOAT16, FLOAT16[:4], FLOAT16[:4]),
     "flash mask": lambda: hw.flash_attention(LONG, LONG[:4], LONG[:4], endless(ROWS, 4)),
     "flash bias": lambda: hw.flash_attention(LONG, LONG[:4], LONG[:4], bias=endless(ROWS, 4, dtype="float64")),
     "flash key_padding_mask": lambda: hw.flash_attention(
@@ -73,7 +73,7 @@ VIEWS: dict[str, Callable[[], object]] = dict(of_operations()) | {
     "softmax": lambda: hw.softmax(LONG),
     "softmax axis": lambda: hw.softmax(LONG, 0),
     "softmax of integers": lambda: hw.softmax(BYTES),
-    "softmax of halves": lambda: hw.softmax(HALVES),
+    "softmax of float16": lambda: hw.softmax(FLOAT16),
     "log_softmax": lambda: hw.log_softmax(LONG),
     "logsumexp": lambda: hw.logsumexp(LONG),
     "logsumexp of one row": lambda: hw.logsumexp(LONG, 0),
@@ -163,7 +163,7 @@ def test_results_larger_than_memory_raise_memory_error(name: str) -> None:
     assert_works()
 
 
-@pytest.mark.parametrize("number", [2**50, 2**60 - 1, 2**62, MOST], ids=["2**50", "2**60-1", "2**62", "2**63-1"])
+@pytest.mark.parametrize("number", [2**50, 2**60 - 1, 2**62, MAX], ids=["2**50", "2**60-1", "2**62", "2**63-1"])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_sizes_larger_than_memory_raise_memory_error(name: str, number: int) -> None:
     with pytest.raises(MemoryError, match=r"\d"):

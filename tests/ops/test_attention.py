@@ -267,7 +267,7 @@ def test_everything_masked(keywords: dict[str, object]) -> None:
 POISON_LEN = 150
 POISON_KEYS = [3, 64, 149]
 HEALTHY = ~np.isin(np.arange(POISON_LEN), POISON_KEYS)
-DROPPING = {
+MASKING = {
     "mask": {"mask": HEALTHY[None]},
     "mask-rows": {"mask": HEALTHY & (np.arange(POISON_LEN)[:, None] % 2 == 0)},
     "mask-int": {"mask": np.tile(HEALTHY * 1, (POISON_LEN, 1))},
@@ -287,7 +287,7 @@ DROPPING = {
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("where", ["key", "value", "both"])
-@pytest.mark.parametrize("way", DROPPING)
+@pytest.mark.parametrize("way", MASKING)
 def test_masked_keys_have_no_influence(way: str, where: str, poison: float, dtype: str) -> None:
     """Rows that mask every poisoned key have the results of finite numbers in those keys."""
     query, key, value = (normal((1, 2, POISON_LEN, 12), seed, dtype) for seed in range(3))
@@ -296,8 +296,8 @@ def test_masked_keys_have_no_influence(way: str, where: str, poison: float, dtyp
         bad_key[..., POISON_KEYS, :] = poison
     if where != "key":
         bad_value[..., POISON_KEYS, 5] = poison
-    clean = hw.scaled_dot_product_attention(query, key, value, **DROPPING[way], return_lse=True)
-    dirty = hw.scaled_dot_product_attention(query, bad_key, bad_value, **DROPPING[way], return_lse=True)
+    clean = hw.scaled_dot_product_attention(query, key, value, **MASKING[way], return_lse=True)
+    dirty = hw.scaled_dot_product_attention(query, bad_key, bad_value, **MASKING[way], return_lse=True)
     i, j = np.ogrid[:POISON_LEN, :POISON_LEN]
     kept = {
         "causal": j <= i, "softcap": j <= i, "alibi-sinks": j <= i,
@@ -305,7 +305,7 @@ def test_masked_keys_have_no_influence(way: str, where: str, poison: float, dtyp
     }.get(way, np.zeros((POISON_LEN, POISON_LEN), bool))  # fmt: skip
     safe = ~kept[:, POISON_KEYS].any(axis=1)
     assert safe.any()
-    flash = hw.flash_attention(query, bad_key, bad_value, **DROPPING[way], return_lse=True)
+    flash = hw.flash_attention(query, bad_key, bad_value, **MASKING[way], return_lse=True)
     for good, bad in [*zip(clean, dirty, strict=True), (clean[0], flash[0]), (clean[2], flash[1])]:
         assert_close(bad[:, :, safe], good[:, :, safe])
     for output in (dirty[0][:, :, ~safe], flash[0][:, :, ~safe]):

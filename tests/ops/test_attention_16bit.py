@@ -1,5 +1,5 @@
-"""Attention of float16 and bfloat16: of the numbers as they are, computed in float32 and rounded once. In parts of
-bfloat16 weights are rounded before, to what ``atol_in_parts`` allows; few queries do not go by them."""
+"""Attention of float16 and bfloat16, read directly, computed in float32 and rounded once. On bf16 targets weights are
+rounded to bf16 terms, with the error that ``bf16_split_atol`` states; decode uses FMA."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import LAYOUTS, AttentionCase, assert_close, assert_rounded_once, atol_in_parts, dtype_named, normal
+from support import LAYOUTS, AttentionCase, assert_close, assert_rounded_once, bf16_split_atol, dtype_named, normal
 
 Array = np.ndarray[Any, Any]
 
-halves = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+both_dtypes = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 
 KEYWORDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -37,10 +37,10 @@ def attention(shape: tuple[int, ...], key_len: int, kv_heads: int, dtype: str) -
 
 
 def assert_rounded(actual: Array, expected: Array) -> None:
-    assert_rounded_once(actual, expected, atol=2e-6 + atol_in_parts(actual.dtype.name))
+    assert_rounded_once(actual, expected, atol=2e-6 + bf16_split_atol(actual.dtype.name))
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_keywords(name: str, dtype: str) -> None:
     arrays = attention((2, 4, 70, 24), 90, 2, dtype)
@@ -49,11 +49,11 @@ def test_keywords(name: str, dtype: str) -> None:
     assert output.dtype == weights.dtype == arrays[0].dtype and lse.dtype == np.float32
     assert_rounded(output, expected.output)
     assert_rounded(weights, expected.weights)
-    assert_close(lse, expected.lse, 2, atol_in_parts(dtype))
+    assert_close(lse, expected.lse, 2, bf16_split_atol(dtype))
     assert_rounded(hw.flash_attention(*arrays, **KEYWORDS[name]), expected.output)
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("query_len", [9, 16, 33, 64, 130])
 @pytest.mark.parametrize("key_len", [1, 31, 128, 300])
 @pytest.mark.parametrize("dim", [1, 17, 64, 100])
@@ -62,7 +62,7 @@ def test_sizes(query_len: int, key_len: int, dim: int, dtype: str) -> None:
     assert_rounded(hw.flash_attention(*arrays), oracle.attention(*arrays).output)
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("heads", [1, 8], ids=["alone", "grouped"])
 @pytest.mark.parametrize("key_len", [1, 15, 100, 1000])
 @pytest.mark.parametrize("dim", [1, 24, 64, 130])
@@ -81,7 +81,7 @@ def test_one_query(heads: int, key_len: int, dim: int, dtype: str) -> None:
     assert out.tobytes() == output.tobytes()
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("queries", [33, 3], ids=["blocks", "chunks"])
 @pytest.mark.parametrize("name", ["plain", "lower-right", "window"])
 def test_weights_of_many_keys(name: str, queries: int, dtype: str) -> None:
@@ -97,7 +97,7 @@ def test_weights_of_many_keys(name: str, queries: int, dtype: str) -> None:
     assert ((weights == 0) == (expected.weights == 0)).all()
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_layout(query_len: int, layout: str, dtype: str) -> None:
@@ -109,7 +109,7 @@ def test_layout(query_len: int, layout: str, dtype: str) -> None:
 # A 16-bit mask or bias is read directly, with the bits of the same numbers in float32.
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 4, 40, 90), (4, 1, 90), (40, 1), (1, 1)], ids=str)
 def test_16bit_bias(shape: tuple[int, ...], layout: str, dtype: str) -> None:
@@ -120,15 +120,15 @@ def test_16bit_bias(shape: tuple[int, ...], layout: str, dtype: str) -> None:
     expected = oracle.attention(*arrays, bias=bias)
     output, lse = hw.flash_attention(*arrays, bias=LAYOUTS[layout](bias), return_lse=True)
     assert_rounded(output, expected.output)
-    assert_close(lse, expected.lse, 2, atol_in_parts(dtype))
+    assert_close(lse, expected.lse, 2, bf16_split_atol(dtype))
     assert output.tobytes() == hw.flash_attention(*arrays, bias=bias.astype(np.float32)).tobytes()
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("queries", [1, 8, 9, 130], ids=str)
 def test_16bit_masks(queries: int, dtype: str) -> None:
-    """What is a keep-mask in float32 is one in halves, above and below the size from which its first row is looked at
-    before the others; so is what is none."""
+    """A 16-bit mask is read as a keep-mask exactly if the same numbers in float32 are, for masks below and above the size
+    from which the first row is checked before the others."""
     arrays = attention((1, 2, queries, 24), 300, 1, dtype)
     ones = (normal((queries, 300)) > -0.5).astype(np.float32)
     ones[-1, -1], ones[0, :2] = 1, (0.0, -0.0)
@@ -143,7 +143,7 @@ def test_16bit_masks(queries: int, dtype: str) -> None:
     assert_rounded(got, oracle.attention(*arrays, mask=ones > 0).output)
 
 
-@halves
+@both_dtypes
 def test_mask_of_the_other_16bit_dtype(dtype: str) -> None:
     """Such a mask is converted to float32, which holds both."""
     arrays = attention((1, 2, 40, 24), 90, 1, dtype)
@@ -152,7 +152,7 @@ def test_mask_of_the_other_16bit_dtype(dtype: str) -> None:
     assert_rounded(hw.flash_attention(*arrays, mask), oracle.attention(*arrays, bias=mask).output)
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_out(query_len: int, dtype: str) -> None:
     query, key, value = attention((1, 4, query_len, 24), 90, 4, dtype)
@@ -190,7 +190,7 @@ def test_mixed_dtypes_are_promoted(query_len: int, first: str, last: str) -> Non
         assert one.tobytes() == other.tobytes()
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_dropout(query_len: int, dtype: str) -> None:
     """The same weights are zeroed as in float32; returned weights are those before dropout."""
@@ -200,14 +200,14 @@ def test_dropout(query_len: int, dtype: str) -> None:
     output, weights, lse = hw.scaled_dot_product_attention(*arrays, dropout=0.4, rng=3, return_lse=True)
     assert output.dtype == weights.dtype == arrays[0].dtype
     assert_rounded(output, oracle.double(expected))
-    assert_close(lse, oracle.double(expected_lse), 2, atol_in_parts(dtype))
+    assert_close(lse, oracle.double(expected_lse), 2, bf16_split_atol(dtype))
     assert weights.tobytes() == hw.scaled_dot_product_attention(*arrays)[1].tobytes()
     out = np.empty_like(output)
     hw.scaled_dot_product_attention(*arrays, dropout=0.4, rng=3, need_weights=False, out=out)
     assert_rounded(out, oracle.double(expected))
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_masked_keys_have_no_influence(query_len: int, odd: float, dtype: str) -> None:
@@ -220,7 +220,7 @@ def test_masked_keys_have_no_influence(query_len: int, odd: float, dtype: str) -
     assert not weights[..., 33].any()
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("query_len", [1, 40])
 def test_largest_values(query_len: int, dtype: str) -> None:
     """The average of equal numbers is that number, without an intermediate overflow where a hundred of them have a
@@ -240,7 +240,7 @@ def test_scores_beyond_float16(query_len: int) -> None:
     assert (output == 2).all() and (weights == [0, 1]).all() and (lse == 70_000).all()
 
 
-@halves
+@both_dtypes
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_lower_precision(precision: str, dtype: str) -> None:
     case = AttentionCase((1, 2, 50, 32), (1, 2, 70, 32), 32, dtype=dtype)
@@ -249,7 +249,7 @@ def test_lower_precision(precision: str, dtype: str) -> None:
     np.testing.assert_allclose(oracle.double(got), case.expected.output, atol=0.03)
 
 
-@halves
+@both_dtypes
 def test_empty(dtype: str) -> None:
     query = normal((1, 2, 5, 8)).astype(dtype_named(dtype))
     output, weights, lse = hw.scaled_dot_product_attention(query, query[:, :, :0], query[:, :, :0], return_lse=True)

@@ -152,16 +152,16 @@ def test_precision_highest_is_the_default(precision: str | None) -> None:
     assert scaled_error(x, weight, None, hw.linear(x, weight, precision=precision)) < 2
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("high", 1e-6, 5.5e-6), ("medium", 5e-4, 3e-3)])
+@pytest.mark.parametrize(("precision", "lower", "upper"), [("high", 1e-6, 5.5e-6), ("medium", 5e-4, 3e-3)])
 @pytest.mark.parametrize("n", [32, 64, 700])
-def test_lower_precision(precision: str, least: float, most: float, n: int, implementation: str) -> None:
+def test_lower_precision(precision: str, lower: float, upper: float, n: int, implementation: str) -> None:
     """The RMS error for numbers of variance 1, divided by the square root of the depth."""
     x, weight = normal((50, n)), normal((n, 90), 1)
     error = hw.linear(x, weight, precision=precision) - oracle.linear(x, weight)
     scaled = np.sqrt(np.square(error).mean() / n)
-    assert scaled < most
-    in_parts = {"native-avx512_amx": ("high", "medium"), "native-avx512_bf16": ("medium",)}
-    assert precision not in in_parts.get(implementation, ()) or scaled > least, "parts of bfloat16 have not run"
+    assert scaled < upper
+    bf16_levels = {"native-avx512_amx": ("high", "medium"), "native-avx512_bf16": ("medium",)}
+    assert precision not in bf16_levels.get(implementation, ()) or scaled > lower, "the bf16 split has not run"
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])

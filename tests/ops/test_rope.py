@@ -113,5 +113,5 @@ def test_pairings_are_permutations_of_each_other() -> None:
     cos, sin = tables(9, 16)
     split = np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1)
     interleaved = hw.apply_rope(x, cos, sin, interleaved=True)
-    halves = hw.apply_rope(split, cos, sin)
-    np.testing.assert_array_equal(np.stack([halves[:, :8], halves[:, 8:]], axis=2).reshape(9, 16), interleaved)
+    half_split = hw.apply_rope(split, cos, sin)
+    np.testing.assert_array_equal(np.stack([half_split[:, :8], half_split[:, 8:]], axis=2).reshape(9, 16), interleaved)

@@ -17,7 +17,7 @@ import headwise as hw
 import oracle
 from headwise._base.attention_spec import AttentionSpec, PackedSequences
 from headwise._runtime import backend as _backend
-from support import LAYOUTS, assert_close, atol_in_parts, dtype_named, normal, read_only, spaced
+from support import LAYOUTS, assert_close, bf16_split_atol, dtype_named, normal, read_only, spaced
 
 Array = np.ndarray
 
@@ -73,7 +73,7 @@ class Packed:
 
     def check(self, arrays: list[Array] | None = None) -> None:
         output, lse = self.run(arrays, return_lse=True)
-        more = atol_in_parts(output.dtype.name)
+        more = bf16_split_atol(output.dtype.name)
         assert output.dtype == self.arrays[0].dtype
         assert lse.dtype == (np.float64 if output.dtype == np.float64 else np.float32)
         assert_close(output, self.expected[0], 4, more)

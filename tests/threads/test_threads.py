@@ -39,8 +39,8 @@ def from_table() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 WORK: dict[str, Callable[[], Any]] = dict(from_table()) | {
-    "flash-causal-float64": lambda: hw.flash_attention(*doubles(QUERY, KEY, VALUE), is_causal=True),
-    "flash-causal-float16": lambda: hw.flash_attention(*halves(QUERY, KEY, VALUE), is_causal=True, return_lse=True),
+    "flash-causal-float64": lambda: hw.flash_attention(*float64(QUERY, KEY, VALUE), is_causal=True),
+    "flash-causal-float16": lambda: hw.flash_attention(*float16(QUERY, KEY, VALUE), is_causal=True, return_lse=True),
     "varlen-one-row-each": lambda: hw.varlen_attention(PACKED_ROWS[0][:4], *PACKED_ROWS[1:], np.arange(5), LONG_STARTS),
     "varlen-few-and-many-rows": lambda: hw.varlen_attention(
         PACKED_ROWS[0][:151], *PACKED_ROWS[1:], [0, 2, 150, 150, 151], LONG_STARTS
@@ -52,11 +52,11 @@ WORK: dict[str, Callable[[], Any]] = dict(from_table()) | {
 }
 
 
-def halves(*arrays: Array) -> list[Array]:
+def float16(*arrays: Array) -> list[Array]:
     return [array.astype(np.float16) for array in arrays]
 
 
-def doubles(*arrays: Array) -> list[Array]:
+def float64(*arrays: Array) -> list[Array]:
     return [array.astype(np.float64) for array in arrays]
 
 
