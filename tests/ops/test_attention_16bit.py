@@ -127,7 +127,7 @@ def test_16bit_bias(shape: tuple[int, ...], layout: str, dtype: str) -> None:
 @both_dtypes
 @pytest.mark.parametrize("queries", [1, 8, 9, 130], ids=str)
 def test_16bit_masks(queries: int, dtype: str) -> None:
-    """A 16-bit mask is read as a keep-mask exactly if the same numbers in float32 are, for masks below and above the size
+    """A 16-bit mask is a keep-mask exactly if the same numbers in float32 are, for masks below and above the size
     from which the first row is checked before the others."""
     arrays = attention((1, 2, queries, 24), 300, 1, dtype)
     ones = (normal((queries, 300)) > -0.5).astype(np.float32)
