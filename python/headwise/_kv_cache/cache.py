@@ -323,4 +323,4 @@ def extension(
     cache: KVCache, query: ArrayLike, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None
 ) -> Extension:
     """:meth:`KVCache.extend` as a context manager, for layers, which project the output before the rows are kept."""
-    return cache._extension(query, key, value, lengths)
+    return cache._extension(query, key, value, lengths)  # noqa: SLF001 (of a class of this module)

@@ -9,6 +9,8 @@ from headwise._kv_cache.attention import attend_rows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from typing_extensions import Self
+
     from headwise._base.typing import Array
     from headwise._kv_cache.options import CacheOptions
     from headwise._kv_cache.rows import CacheRows
@@ -38,7 +40,7 @@ class Extension:
         self._before: list[int] | None = None  # the lengths to return to; None: the rows are appended after the block
         self._seen = rows
 
-    def __enter__(self) -> Extension:
+    def __enter__(self) -> Self:
         rows, (key, value, counts) = self._rows, self._new
         if rows.can_undo(counts):
             before = rows.lengths

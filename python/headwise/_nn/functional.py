@@ -60,7 +60,7 @@ def multi_head_attention(
     mask: ArrayLike | None = None, dropout_rate: float = 0.0, *,
     need_weights: bool = True, return_lse: bool = False, **options: Unpack[MultiHeadOptions],
 ) -> tuple[Any, ...]: ...  # fmt: skip
-def multi_head_attention(
+def multi_head_attention(  # noqa: PLR0913 (public)
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,

@@ -128,7 +128,7 @@ class MultiHeadAttention(MultiHeadParameters):
 
     _causal = False
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (public)
         self,
         d_model: int,
         num_heads: int,
@@ -190,7 +190,7 @@ class MultiHeadAttention(MultiHeadParameters):
         mask: ArrayLike | None = None, *,
         need_weights: bool = True, return_lse: bool = False, **options: Unpack[LayerOptions],
     ) -> tuple[Any, ...]: ...  # fmt: skip
-    def forward(
+    def forward(  # noqa: PLR0913 (public)
         self,
         query: ArrayLike,
         key: ArrayLike | None = None,
@@ -336,7 +336,7 @@ class CausalAttention(MultiHeadAttention):
 
 def attend(layer: MultiHeadAttention, inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[Any, ...]:
     """:meth:`MultiHeadAttention.forward` for checked inputs and any dropout rate."""
-    return layer._attend(inputs, call, options)
+    return layer._attend(inputs, call, options)  # noqa: SLF001 (of a class of this module)
 
 
 def _check_defaults(window_size: Any, softcap: Any, scale: Any, precision: Any) -> AttentionOptions:

@@ -55,7 +55,7 @@ class MultiHeadParameters(Layer):
                 present = sinks if name == "sinks" else bias
                 setattr(self, name, np.zeros(shape, made) if present else None)
 
-    def state_dict(self, format: str = "headwise", *, prefix: str = "") -> dict[str, Array]:
+    def state_dict(self, format: str = "headwise", *, prefix: str = "") -> dict[str, Array]:  # noqa: A002 (public)
         """Copies of the parameters, under the names of ``format``.
 
         Parameters

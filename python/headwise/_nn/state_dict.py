@@ -99,7 +99,10 @@ def read_state_dict(
 
 
 def write_state_dict(
-    parameters: Mapping[str, Array], *, format: str = "headwise", prefix: str = ""
+    parameters: Mapping[str, Array],
+    *,
+    format: str = "headwise",  # noqa: A002 (as MultiHeadAttention.state_dict)
+    prefix: str = "",
 ) -> dict[str, Array]:
     """The state dict from which :func:`read_state_dict` reads ``parameters``.
 

@@ -28,7 +28,7 @@ __all__ = ["attention", "bias", "encoding", "grid", "lines"]
 _NO_WEIGHT = "0 (masked)"
 
 
-def attention(
+def attention(  # noqa: PLR0913 (public)
     weights: Weights,
     tokens: Iterable[object] | None = None,
     *,
@@ -159,7 +159,7 @@ def grid(
     return figure
 
 
-def lines(
+def lines(  # noqa: PLR0913 (public)
     weights: Weights,
     tokens: Iterable[object] | None = None,
     *,
@@ -277,7 +277,7 @@ def encoding(
     return figure
 
 
-def bias(
+def bias(  # noqa: PLR0913 (public)
     bias: ArrayLike,
     tokens: Iterable[object] | None = None,
     *,

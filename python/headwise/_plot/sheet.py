@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import matplotlib
+import matplotlib as mpl
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
@@ -62,12 +62,12 @@ def save(figure: Figure, path: Path | None) -> None:
 def _same_names() -> Iterator[None]:
     """A fixed salt for the ids in an SVG file, which are random by default."""
     with _salt:
-        before = matplotlib.rcParams["svg.hashsalt"]
-        matplotlib.rcParams["svg.hashsalt"] = before or "headwise"
+        before = mpl.rcParams["svg.hashsalt"]
+        mpl.rcParams["svg.hashsalt"] = before or "headwise"
         try:
             yield
         finally:
-            matplotlib.rcParams["svg.hashsalt"] = before
+            mpl.rcParams["svg.hashsalt"] = before
 
 
 # --- colours ---
@@ -77,9 +77,9 @@ def colours(cmap: object, default: str) -> Colormap:
     if cmap is None:
         cmap = default
     if isinstance(cmap, str):
-        if cmap not in matplotlib.colormaps:
+        if cmap not in mpl.colormaps:
             raise ValueError(f"cmap: {cmap!r}, expected the name of a colour map of Matplotlib")
-        cmap = matplotlib.colormaps[cmap]
+        cmap = mpl.colormaps[cmap]
     if not isinstance(cmap, Colormap):
         raise TypeError(f"cmap: {type(cmap).__name__}, expected a str or a matplotlib.colors.Colormap")
     return cmap.with_extremes(bad=_GREY)

@@ -55,12 +55,12 @@ class RotaryScaling(NamedTuple):
 # --- frequencies ---
 
 
-def _default(rope: RotaryScaling, length: int = 0) -> Array:
+def _default(rope: RotaryScaling, _length: int = 0) -> Array:
     """``f[k] = b ** (-2 k / d)``: Su et al., "RoFormer" (2021), section 3.2.2."""
     return _powers(rope.base, rope.dim, rope.dim)
 
 
-def _linear(rope: RotaryScaling, length: int) -> Array:
+def _linear(rope: RotaryScaling, _length: int) -> Array:
     """``f / s``, equivalent to positions ``p / s``: Chen et al., "Extending Context Window of Large Language Models via
     Positional Interpolation" (2023), equation 4."""
     inv_freq = _default(rope)
@@ -68,7 +68,7 @@ def _linear(rope: RotaryScaling, length: int) -> Array:
     return inv_freq
 
 
-def _proportional(rope: RotaryScaling, length: int) -> Array:
+def _proportional(rope: RotaryScaling, _length: int) -> Array:
     """``f / s`` for the first ``r d / 2`` of all pairs, where ``r`` is the ``partial_rotary_factor``, and 0 for the
     others. The two features of a pair are ``d / 2`` apart as without ``r``: the partial rotation of Gemma 4."""
     inv_freq = _default(rope)
@@ -90,7 +90,7 @@ def _dynamic(rope: RotaryScaling, length: int) -> Array:
     return _default(rope) * _powers(stretch, rope.dim, rope.dim - 2)
 
 
-def _yarn(rope: RotaryScaling, length: int) -> Array:
+def _yarn(rope: RotaryScaling, _length: int) -> Array:
     """``f (1 - g) + g f / s``: Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", 2023,
     section 3.2, "NTK-by-parts".
 
@@ -114,7 +114,7 @@ def _yarn(rope: RotaryScaling, length: int) -> Array:
     return _between(plain, ramp, given["factor"])
 
 
-def _llama3(rope: RotaryScaling, length: int) -> Array:
+def _llama3(rope: RotaryScaling, _length: int) -> Array:
     """``f (1 - g) + g f / s``: ``apply_scaling`` in the reference code of Llama 3.1 (Meta, 2024).
 
     ``g`` depends on the number of rotations within ``L`` positions: 0 from ``high_freq_factor`` on, 1 below
@@ -154,7 +154,7 @@ def _powers(base: float, dim: int, divisor: int) -> Array:
 # --- factors of cosines and sines: scores are multiplied by their square ---
 
 
-def _none(rope: RotaryScaling) -> float:
+def _none(_rope: RotaryScaling) -> float:
     return 1.0
 
 
