@@ -145,8 +145,9 @@ def _check_call(
     for name, x, width in zip(Inputs._fields, inputs, block.heads.widths, strict=True):
         if x.shape[-1] != width:
             raise ValueError(f"{name}: shape {x.shape}, expected a last axis of {width}")
-    if options.get("out") is not None:
-        check_out(options["out"], (*inputs.query.shape[:-1], block.heads.d_model), result_dtype)
+    out = options.get("out")
+    if out is not None:
+        check_out(out, (*inputs.query.shape[:-1], block.heads.d_model), result_dtype)
     if call.positions is not None and block.rope is None:
         raise ValueError("positions: given without rope, which alone reads them")
     if call.cache is None:

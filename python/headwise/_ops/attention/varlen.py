@@ -145,7 +145,8 @@ def varlen_attention(
     stored = dtype if dtype.itemsize == 2 else compute  # backends read and write 16-bit arrays as they are
     shape = check_packed_shapes(q.shape, k.shape, v.shape)
     sequences = _packed_sequences(cu_seqlens_q, cu_seqlens_k, shape, lower_right=is_lower_right(causal_alignment))
-    options: SpecOptions = NO_OPTIONS | {
+    options: SpecOptions = {
+        **NO_OPTIONS,
         "is_causal": is_causal, "scale": scale, "window_size": window_size, "softcap": softcap,
         "alibi_slopes": alibi_slopes, "sinks": sinks, "precision": precision,
     }  # fmt: skip
