@@ -25,5 +25,5 @@ __all__ = [
     "padding_mask",
 ]
 
-causal_mask = create_causal_mask
+causal_mask = create_look_ahead_mask
 padding_mask = create_padding_mask

@@ -123,6 +123,12 @@ class MultiHeadAttention(MultiHeadParameters):
     True
     """
 
+    d_model: int
+    num_heads: int
+    d_k: int
+    num_kv_heads: int
+    kdim: int
+    vdim: int
     dropout: float
     rope: RotaryPositionalEmbedding | None
 
