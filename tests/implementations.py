@@ -50,9 +50,10 @@ def choose(name: str) -> None:
 
 
 def use_bf16_for_any_shape(on: bool) -> None:
-    """Small shapes use FMA where the target has bf16 products; tests want these for them, too."""
-    if _backend.name() == "native":
-        _backend.current()._set_tiles_for_any_shape(on)  # type: ignore[attr-defined]
+    """Switches to bf16 kernels at small shapes, which run on FMA otherwise; a no-op without HEADWISE_TEST_HOOKS."""
+    switch = getattr(_backend.current(), "_set_bf16_for_any_shape", None)
+    if switch is not None:
+        switch(on)
 
 
 def in_force() -> str:

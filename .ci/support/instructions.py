@@ -32,7 +32,7 @@ LEVELS = ("baseline", "sse4", "avx2", "avx512")
 SETS = {"6N_SSE4": "sse4", "6N_AVX2": "avx2", "6N_AVX3": "avx512"}
 SPECIAL = {  # by the prefix of the mangled name
     r"_ZN8headwise3amx": "AMX",
-    r"_ZZ?N8headwise11IsSupportedENS_13MatmulBackendE": "after CPUID",  # xgetbv, if CPUID reports it
+    r"_ZN8headwise6HasAmxEv": "after CPUID",  # xgetbv, if CPUID reports it
 }
 FUNCTION = re.compile(r"[0-9a-f]+ <(.+)>:$")
 OF_A_SET = re.compile(r"_ZZ*N?[KVR]*(?:8headwise|3hwy)(\d+N_(?:SSE4|AVX2|AVX3))")

@@ -1,4 +1,4 @@
-// Detection of the bf16 instructions of x86 processors, and the permission that Linux asks for AMX.
+// The matmul backends of this processor.
 #pragma once
 
 namespace headwise {
@@ -15,13 +15,9 @@ enum class MatmulBackend {
 // are those of AVX-512, which the target implies.
 bool IsSupported(MatmulBackend backend);
 
-// Asks the system for permission to use the backend; false if refused. Must precede the first instruction on any thread
-// of the process. Only AMX on Linux needs it (Documentation/arch/x86/xstate.rst). Called when a target is selected and
-// not earlier, because permission enlarges the signal frames of the whole process.
+// Asks the system for permission to use the backend; false if refused. Must precede the backend's first instruction in
+// the process. Only AMX on Linux needs permission (Documentation/arch/x86/xstate.rst). Called when a target is selected
+// and not earlier, because permission enlarges the signal frames of the whole process.
 bool RequestPermission(MatmulBackend backend);
-
-// For tests: bf16 backends also for the small shapes at which FMA is faster. Initially off.
-bool Bf16ForAnyShape();
-void SetBf16ForAnyShape(bool on);
 
 }  // namespace headwise

@@ -8,6 +8,7 @@
 #include "base/openmp/processors.h"
 #include "base/openmp/spare_threads.h"
 #include "headwise/runtime.h"
+#include "testing/hooks.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -27,7 +28,6 @@ namespace headwise {
 namespace {
 
 std::atomic<int> num_threads{0};  // 0: not set, OpenMP's default
-std::atomic<bool> threads_for_any_work{false};
 
 #ifdef _OPENMP
 // A parallel region costs about 5 µs to enter and leave, and far more where other programs want the same cores; below
@@ -133,15 +133,13 @@ void SetNumThreads(int n) {
 int ThreadsFor(std::int64_t tasks, double work) {
 #ifdef _OPENMP
   if (tasks < 2 || forked.load(std::memory_order_relaxed) || omp_in_parallel()) return 1;
-  if (work < kSerialWork && !threads_for_any_work.load(std::memory_order_relaxed)) return 1;
+  if (work < kSerialWork && !testing::ThreadsForAnyWork()) return 1;
   return SpareThreads(static_cast<int>(std::min<std::int64_t>(tasks, GetNumThreads())));
 #else
   (void)tasks, (void)work;
   return 1;
 #endif
 }
-
-void SetThreadsForAnyWork(bool on) { threads_for_any_work.store(on); }
 
 void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noexcept {
 #ifdef _OPENMP

@@ -10,9 +10,6 @@ namespace headwise {
 // that has run one (libgomp's threads do not survive a fork, and waiting for them never ends).
 int ThreadsFor(std::int64_t tasks, double work);
 
-// For tests: threads for any work, however short. Off at first.
-void SetThreadsForAnyWork(bool on);
-
 using Task = void (*)(void* context, std::int64_t task, int thread);
 
 // task(context, i, thread) for every i in [0, tasks), on `threads` threads, lowest i first. The tasks must not throw;

@@ -147,5 +147,6 @@ void RegisterLinear(py::module_& module);
 void RegisterRope(py::module_& module);
 void RegisterRuntime(py::module_& module);
 void RegisterSoftmax(py::module_& module);
+void RegisterTestHooks(py::module_& module);  // testing/python_hooks.cc
 
 }  // namespace headwise::bindings

@@ -26,4 +26,7 @@ PYBIND11_MODULE(_core, module) {
   RegisterRope(module);
   RegisterRuntime(module);
   RegisterSoftmax(module);
+#ifdef HEADWISE_TEST_HOOKS
+  RegisterTestHooks(module);
+#endif
 }

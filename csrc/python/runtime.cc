@@ -2,7 +2,6 @@
 
 #include <pybind11/stl.h>
 
-#include "base/cpu_features.h"
 #include "python/arrays.h"
 
 namespace headwise::bindings {
@@ -13,7 +12,6 @@ void RegisterRuntime(py::module_& module) {
   module.def("set_target", &SetTarget, py::arg("name"));
   module.def("get_num_threads", &GetNumThreads);
   module.def("set_num_threads", &SetNumThreads, py::arg("n"));
-  module.def("_set_tiles_for_any_shape", &SetBf16ForAnyShape, py::arg("on"));  // for tests
 }
 
 }  // namespace headwise::bindings

@@ -1,11 +1,14 @@
-#include "testing/emulated_amx.h"
-
+// AMX emulated by AVX-512, for tests on machines without it (HEADWISE_EMULATE_AMX): takes the place of
+// base/amx_permission.cc in headwise::testing. Each tile instruction raises SIGILL, whose handler decodes the
+// instruction and computes what AMX would have computed, so tests run the shipped instructions to the last byte.
 #include <immintrin.h>
 #include <signal.h>
 #include <ucontext.h>
 
 #include <cstdint>
 #include <cstring>
+
+#include "base/amx_permission.h"
 
 namespace headwise {
 namespace {
@@ -171,7 +174,10 @@ void Handle(int, siginfo_t*, void* context) {
 
 }  // namespace
 
-bool EmulateTiles() {
+bool HasAmx() { return true; }
+
+// Installs the handler, for the rest of the process.
+bool RequestAmxPermission() {
   struct sigaction action = {};
   action.sa_sigaction = &Handle;
   action.sa_flags = SA_SIGINFO;

@@ -1,6 +1,7 @@
 // What the fuzzers have found of NaN and infinity in biases, sinks and rows.
 #include "attention_case.h"
 #include "base/parallel.h"
+#include "testing/hooks.h"
 
 namespace headwise::testing {
 namespace {

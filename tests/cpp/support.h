@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "base/cpu_features.h"
 #include "headwise/runtime.h"
 #include "tensor.h"
+#include "testing/hooks.h"
 
 namespace headwise::testing {
 

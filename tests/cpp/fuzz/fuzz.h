@@ -16,10 +16,10 @@
 #include <string>
 #include <vector>
 
-#include "base/cpu_features.h"
 #include "base/parallel.h"
 #include "headwise/runtime.h"
 #include "tensor.h"
+#include "testing/hooks.h"
 
 namespace headwise::testing {
 
