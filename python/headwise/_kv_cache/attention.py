@@ -15,8 +15,9 @@ from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
 from headwise._kv_cache.rows import equal
 from headwise._ops.attention.dense import scaled_dot_product_attention
+from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
-from headwise._ops.attention.spec import NO_OPTIONS, array_options, attention_spec, check_window
+from headwise._ops.attention.spec import array_options, attention_spec, check_window
 from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array
     from headwise._kv_cache.rows import CacheRows
-    from headwise._ops.attention.options import SpecOptions
 
 _KEYWORDS = frozenset(CacheOptions.__annotations__)
 
@@ -112,9 +112,8 @@ def _attend_ragged(
 
 def _spec_options(options: CacheOptions) -> SpecOptions:
     """The options of :func:`headwise._ops.attention.spec.attention_spec`, causal."""
-    given: Any = {name: value for name, value in options.items() if name in NO_OPTIONS}
-    causal: SpecOptions = NO_OPTIONS | given | {"is_causal": True}
-    return causal
+    given: Any = {name: value for name, value in options.items() if name in SpecOptions._fields}
+    return SpecOptions(is_causal=True, **given)
 
 
 def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spans: Spans, spec: AttentionSpec) -> None:

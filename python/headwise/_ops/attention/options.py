@@ -1,11 +1,11 @@
-"""The options of attention as types, for ``**options`` and for the mapping that ``attention_spec`` reads.
+"""The options of attention: as given to ``attention_spec``, and as types of ``**options``.
 
 ``need_weights`` and ``return_lse`` determine the return type, so overloads name them beside these options.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -13,20 +13,24 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array, Rng
 
 
-class SpecOptions(TypedDict):
-    """The mapping that :func:`headwise._ops.attention.spec.attention_spec` reads, with every option present."""
+#: The default of ``causal_alignment``.
+UPPER_LEFT = "upper_left"
 
-    mask: ArrayLike | None
-    bias: ArrayLike | None
-    key_padding_mask: ArrayLike | None
-    is_causal: bool
-    causal_alignment: str
-    scale: float | None
-    window_size: int | tuple[int, int] | None
-    softcap: float | None
-    alibi_slopes: ArrayLike | None
-    sinks: ArrayLike | None
-    precision: str | None
+
+class SpecOptions(NamedTuple):
+    """The options as the caller gave them, which :func:`headwise._ops.attention.spec.attention_spec` checks."""
+
+    mask: ArrayLike | None = None
+    bias: ArrayLike | None = None
+    is_causal: bool = False
+    causal_alignment: str = UPPER_LEFT
+    scale: float | None = None
+    window_size: int | tuple[int, int] | None = None
+    softcap: float | None = None
+    alibi_slopes: ArrayLike | None = None
+    sinks: ArrayLike | None = None
+    key_padding_mask: ArrayLike | None = None
+    precision: str | None = None
 
 
 class ScoreOptions(TypedDict, total=False):

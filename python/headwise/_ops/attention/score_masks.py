@@ -29,7 +29,7 @@ def keep_and_bias(
     options: SpecOptions, shape: AttentionShape, dtypes: Dtypes
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The keep-masks and the biases that ``mask``, ``key_padding_mask`` and ``bias`` amount to."""
-    mask, key_padding_mask, bias = options["mask"], options["key_padding_mask"], options["bias"]
+    mask, key_padding_mask, bias = options.mask, options.key_padding_mask, options.bias
     keeps: list[Array] = []
     biases: list[Array] = []
     if mask is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from headwise._base.arrays import as_array, cast_layout, check_dtype
 from headwise._base.attention_spec import AttentionSpec
 from headwise._base.scalars import check_flag, check_int, check_rate, check_real, check_rng
+from headwise._ops.attention.options import UPPER_LEFT
 from headwise._ops.attention.score_masks import keep_and_bias
 from headwise._runtime.precision import check_precision
 
@@ -18,24 +19,6 @@ if TYPE_CHECKING:
     from headwise._ops.attention.score_masks import Dtypes
     from headwise._ops.attention.shapes import AttentionShape
 
-#: The default of ``causal_alignment``.
-UPPER_LEFT = "upper_left"
-
-#: Every option at its default. Callers with fewer options than all write ``{**NO_OPTIONS, **options}``.
-NO_OPTIONS: SpecOptions = {
-    "mask": None,
-    "bias": None,
-    "key_padding_mask": None,
-    "is_causal": False,
-    "causal_alignment": UPPER_LEFT,
-    "scale": None,
-    "window_size": None,
-    "softcap": None,
-    "alibi_slopes": None,
-    "sinks": None,
-    "precision": None,
-}
-
 
 def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) -> AttentionSpec:
     """The checked ``options`` for arrays of ``shape``, without dropout.
@@ -43,26 +26,25 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
     ``dtypes`` are the dtype of the computation and that of query, key and value as the backend reads them.
     """
     _, heads, query_len, key_len = shape.scores
+    mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, key_padding_mask, precision = options
     # Defaults are recognised here, without the call of a check: together the calls would add 10 % to a small attention.
-    alignment, window, is_causal = options["causal_alignment"], options["window_size"], options["is_causal"]
     offset = key_len - query_len if alignment is not UPPER_LEFT and is_lower_right(alignment) else 0
     left, right = (-1, -1) if window is None else check_window(window, query_len + key_len)
     if is_causal is not False and check_flag(is_causal, "is_causal"):
         right = 0
-    scale, softcap, slopes, sinks = options["scale"], options["softcap"], options["alibi_slopes"], options["sinks"]
-    keep: tuple[Array, ...] = ()
-    bias: tuple[Array, ...] = ()
-    if options["mask"] is not None or options["bias"] is not None or options["key_padding_mask"] is not None:
-        keep, bias = keep_and_bias(options, shape, dtypes)
+    keeps: tuple[Array, ...] = ()
+    biases: tuple[Array, ...] = ()
+    if mask is not None or bias is not None or key_padding_mask is not None:
+        keeps, biases = keep_and_bias(options, shape, dtypes)
     fields = (
         shape.default_scale if scale is None else check_real(scale, "scale"),
         0.0 if softcap is None else check_softcap(softcap),
         left,
         right,
         offset,
-        check_precision(options["precision"]),
-        keep,
-        bias,
+        check_precision(precision),
+        keeps,
+        biases,
         None if slopes is None else _per_head(slopes, "alibi_slopes", heads, dtypes[0]),
         None if sinks is None else _per_head(sinks, "sinks", heads, dtypes[0]),
         None,
@@ -75,7 +57,7 @@ def array_options(options: SpecOptions) -> list[Named]:
     """The options that are arrays, which ``out=`` must not overlap."""
     given: list[Named] = []
     for name in ("mask", "bias", "key_padding_mask", "alibi_slopes", "sinks"):
-        value: Any = options[name]
+        value: Any = getattr(options, name)
         if isinstance(value, np.ndarray):
             given.append((name, value))
     return given
@@ -112,6 +94,8 @@ class Dropout(NamedTuple):
 
 def check_dropout(dropout: object, dropout_rate: object, rng: object) -> Dropout | None:
     """The dropout that the arguments of these names describe; None at a rate of 0."""
+    if type(dropout) is float and dropout == 0.0 and dropout_rate is None and rng is None:
+        return None
     rate = check_rate(dropout, "dropout")
     if dropout_rate is not None:
         if rate != 0.0:
