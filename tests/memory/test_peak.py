@@ -66,12 +66,14 @@ state = layer.state_dict("llama")
 # The memory of each call in MB, besides its result and the scratch memory: none, unless there is a reason.
 MORE = {
     "dropout": x.size / 1e6,  # bool: which entries are kept
+    "layer_normalization-axis--2": mb(x),  # with the axis moved to the end
     # A copy of the weights, and the packed form: as much again, or 1.5 times.
     "packed_linear": 2.5 * mb(weight),
+    "packed_linear-bias": 2.5 * mb(weight),
 }
 CALLS = {
     str(case): (
-        partial(case.run, case.arguments(case.operation.large, argument)), MORE.get(case.operation.name, 0)
+        partial(case.run, case.arguments(case.operation.large, argument)), MORE.get(str(case), 0)
     )
     for case in cases(short=True)
 } | {
