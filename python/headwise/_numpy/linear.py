@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
-def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
+def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:  # noqa: ARG001 (NumPy has one)
     """One product; for 16-bit types one per block of rows and columns, since both factors are converted."""
     inner, columns = weight.shape
     is_16bit = x.dtype.itemsize == 2

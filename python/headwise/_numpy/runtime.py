@@ -7,7 +7,7 @@ _threads = 1
 
 def set_num_threads(n: int) -> None:
     """Remembered only."""
-    global _threads
+    global _threads  # noqa: PLW0603 (a setting of the process)
     _threads = n
 
 

@@ -156,7 +156,8 @@ def error() -> str | None:
 
 def core_is_installed() -> bool:
     """Whether a native core is installed, loadable or not."""
-    from importlib.util import find_spec  # lazy: importlib.util takes time to import, and only this function needs it
+    # Takes time to import, and only this function needs it.
+    from importlib.util import find_spec  # noqa: PLC0415
 
     return _name == "native" or _error is not None or find_spec(_CORE) is not None
 

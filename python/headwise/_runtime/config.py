@@ -186,8 +186,9 @@ def missing_tools(
     Headers of Highway are looked for in ``include_dirs``, those of Python in ``python_include`` or where this
     interpreter has them. CMake is not a requirement, as pip installs it.
     """
-    import shutil  # not at the top: both take milliseconds to import, and only this function needs them
-    import sysconfig
+    # Both take milliseconds to import, and only this function needs them.
+    import shutil  # noqa: PLC0415
+    import sysconfig  # noqa: PLC0415
 
     python_include = python_include or sysconfig.get_path("include")
     missing = []

@@ -53,7 +53,7 @@ def set_precision(name: str) -> None:
     'high'
     >>> hw.set_precision(before)
     """
-    global _process
+    global _process  # noqa: PLW0603 (a setting of the process)
     _process = _level(name)
 
 

@@ -46,7 +46,7 @@ def scaled_dot_product_attention(
     query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
     need_weights: bool = True, return_lse: bool = False, **options: Unpack[CoreOptions],
 ) -> tuple[Any, ...]: ...  # fmt: skip
-def scaled_dot_product_attention(
+def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
@@ -196,7 +196,7 @@ def flash_attention(
     query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, *,
     return_lse: bool = False, **options: Unpack[CoreOptions],
 ) -> Any: ...  # fmt: skip
-def flash_attention(
+def flash_attention(  # noqa: PLR0913 (the public signature)
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,

@@ -40,7 +40,7 @@ def varlen_attention(
     query: ArrayLike, key: ArrayLike, value: ArrayLike, cu_seqlens_q: ArrayLike,
     cu_seqlens_k: ArrayLike | None = None, *, return_lse: bool = False, **options: Unpack[VarlenOptions],
 ) -> Any: ...  # fmt: skip
-def varlen_attention(
+def varlen_attention(  # noqa: PLR0913 (the public signature)
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,
