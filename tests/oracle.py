@@ -258,7 +258,7 @@ def is_keep(mask: Array) -> bool:
 
 
 @remembered
-def attention(
+def attention(  # noqa: PLR0913 (the options of attention, one by one)
     query: ArrayLike,
     key: ArrayLike,
     value: ArrayLike,

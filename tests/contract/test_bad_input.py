@@ -191,7 +191,7 @@ ARRAYS = array_arguments()
 @pytest.mark.parametrize("dtype", BAD_DTYPES)
 def test_unsupported_dtypes(which: str, dtype: str) -> None:
     function, shape = ARRAYS[which]
-    name = which.split()[-1]
+    name = which.rsplit(maxsplit=1)[-1]
     bad = np.broadcast_to(BAD_DTYPES[dtype], shape)
     refuse(function, TypeError, f"{name} {'dtype' if dtype != 'structured' else ''}", **{name: bad})
 
@@ -200,14 +200,14 @@ def test_unsupported_dtypes(which: str, dtype: str) -> None:
 @pytest.mark.parametrize("value", [object(), "text", {1: 2}, {"a"}], ids=["object", "str", "dict", "set"])
 def test_values_that_are_not_arrays(which: str, value: Any) -> None:
     function, _ = ARRAYS[which]
-    name = which.split()[-1]
+    name = which.rsplit(maxsplit=1)[-1]
     refuse(function, TypeError, name, **{name: value})
 
 
 @pytest.mark.parametrize("which", ARRAYS)
 def test_ragged_list(which: str) -> None:
     function, _ = ARRAYS[which]
-    name = which.split()[-1]
+    name = which.rsplit(maxsplit=1)[-1]
     refuse(function, ValueError, name, **{name: [[1.0, 2.0], [3.0]]})
 
 
@@ -215,7 +215,7 @@ def test_ragged_list(which: str) -> None:
 def test_masked_arrays_are_refused(which: str) -> None:
     """NumPy's masked arrays would lose their mask silently."""
     function, shape = ARRAYS[which]
-    name = which.split()[-1]
+    name = which.rsplit(maxsplit=1)[-1]
     refuse(function, TypeError, name, **{name: np.ma.masked_less(normal(shape), 0)})
 
 

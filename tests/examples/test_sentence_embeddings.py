@@ -95,7 +95,8 @@ def test_embeddings_do_not_depend_on_the_batch(encoder: Any) -> None:
 
 def test_similar_sentences_are_closer(encoder: Any) -> None:
     cat, kitten, bank = encoder.encode(["A cat sleeps.", "A kitten is napping.", "The bank raised interest rates."])
-    assert cat @ kitten > 0.5 > 0.2 > cat @ bank
+    assert cat @ kitten > 0.5
+    assert cat @ bank < 0.2
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -59,4 +59,4 @@ def test_overloads_have_the_parameters_of_the_function(function: Callable[..., A
         assert told["options"].annotation == f"Unpack[{options.__name__}]"
         decided = {p.name for p in told.values() if p.kind is p.KEYWORD_ONLY}
         assert decided == DECIDE & set(expected)
-        assert fields(options) | {name: "bool" for name in decided} == expected
+        assert fields(options) | dict.fromkeys(decided, "bool") == expected

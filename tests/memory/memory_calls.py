@@ -90,8 +90,8 @@ def with_cache(ring: bool = False) -> tuple[hw.MultiHeadAttention, hw.KVCache]:
     return made, cache
 
 
-def loaded(made: hw.MultiHeadAttention, format: str) -> hw.MultiHeadAttention:
-    made.load_state_dict(STATES[format])
+def loaded(made: hw.MultiHeadAttention, state_format: str) -> hw.MultiHeadAttention:
+    made.load_state_dict(STATES[state_format])
     return made
 
 
@@ -104,7 +104,7 @@ def then(made: Any, change: Callable[[Any], object]) -> Any:
     return made
 
 
-STATES = {format: layer().state_dict(format) for format in ("headwise", "llama")}
+STATES = {name: layer().state_dict(name) for name in ("headwise", "llama")}
 #: Sizes whose allocations are larger than 64 KB, so that they can be made to fail.
 SIZES = Sizes((2, 4), 2, 100, 220, 64, 48)
 SIZES_OF = {"linear": SIZES._replace(value_dim=1200), "packed_linear": SIZES._replace(value_dim=1200)}

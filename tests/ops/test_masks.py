@@ -54,7 +54,7 @@ def test_aliases() -> None:
         (ValueError, "seq_len", lambda: hw.create_look_ahead_mask(seq_len=-3)),
         (TypeError, "size", lambda: hw.create_look_ahead_mask(2.0)),  # type: ignore[arg-type]
         (TypeError, "size", lambda: hw.create_look_ahead_mask(True)),
-        (TypeError, "size", lambda: hw.create_look_ahead_mask()),
+        (TypeError, "size", hw.create_look_ahead_mask),
         (TypeError, "size", lambda: hw.create_look_ahead_mask(3, seq_len=3)),
         (ValueError, "seq", lambda: hw.create_padding_mask(np.zeros((2, 3, 4)))),
         (ValueError, "seq", lambda: hw.create_padding_mask(3)),

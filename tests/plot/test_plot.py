@@ -6,11 +6,11 @@ import itertools
 import pickle
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -392,7 +392,7 @@ def test_files(name: str, tmp_path: Path) -> None:
     pixels = imread(tmp_path / "a.PNG")
     assert min(pixels.shape[:2]) > 150 and pixels.std() > 0.05
     DRAWN[name](str(tmp_path / "a.svg"))
-    assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+    assert ET.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -122,9 +122,8 @@ def configuration(head_dim: int, base: float, scaling: dict[str, Any], longest: 
 def compare(init_functions: Any, head_dim: int, base: float, fraction: float | None, rtol: float) -> int:
     """Compares all configurations and lengths for one head; returns their number."""
     count = 0
-    for name, scaling in configurations(int(head_dim * (fraction or 1.0))).items():
-        if fraction:
-            scaling = {**scaling, "partial_rotary_factor": fraction}
+    for name, configured in configurations(int(head_dim * (fraction or 1.0))).items():
+        scaling = {**configured, "partial_rotary_factor": fraction} if fraction else configured
         rope_type = scaling["rope_type"]
         longest = LENGTHS[rope_type != "dynamic"]
         by_length = rope_type in ("dynamic", "longrope")
@@ -172,8 +171,8 @@ def test_formulas_equal_those_of_transformers(
 @once
 def test_odd_partial_width(init_functions: Any) -> None:
     """As in transformers, 0.3 of 64 features are 19, which have 10 pairs."""
-    for scaling in (LINEAR, DYNAMIC, LLAMA3, longrope(10)):
-        scaling = {**scaling, "partial_rotary_factor": 0.3}
+    for configured in (LINEAR, DYNAMIC, LLAMA3, longrope(10)):
+        scaling = {**configured, "partial_rotary_factor": 0.3}
         theirs, _ = init_functions[scaling["rope_type"]](configuration(64, 1e4, scaling, 4096), "cpu", seq_len=9000)
         ours, _ = rope_parameters(64, scaling=scaling, seq_len=9000, max_position_embeddings=4096)
         assert ours.shape == (10,)
