@@ -1,9 +1,13 @@
-// Causal attention and softmax on small arrays, with nothing but the public headers of headwise.
+// Causal attention and softmax on small arrays, with the public headers of headwise alone.
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
+#include "headwise/alibi.h"
 #include "headwise/attention.h"
+#include "headwise/layer_norm.h"
+#include "headwise/linear.h"
+#include "headwise/rope.h"
 #include "headwise/runtime.h"
 #include "headwise/softmax.h"
 #include "headwise/version.h"
