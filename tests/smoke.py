@@ -19,7 +19,8 @@ import numpy as np
 
 import headwise as hw
 import oracle
-from operations import Sizes, cases, cast, numbers
+from calls import Sizes, cast, numbers
+from operations import cases
 
 Array = oracle.Array
 

@@ -9,7 +9,8 @@ import pytest
 
 import headwise as hw
 import oracle
-from operations import Arguments, Sizes, arrays_in, cases, cast, changed
+from calls import Arguments, Sizes, arrays_in, cast, changed
+from operations import cases
 from support import LAYOUTS, assert_rounded_once, dtype_named, laid_out, normal
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,8 @@ import pytest
 
 import headwise as hw
 import oracle
-from operations import OPTIONS, Case, Sizes, arrays_in, cases, changed, numbers
+from calls import Case, Sizes, arrays_in, changed, numbers
+from operations import OPTIONS, cases
 from support import LAYOUTS, AttentionCase, assert_close, check_attention, normal, read_only, spaced, unaligned
 
 # Attention on every layout

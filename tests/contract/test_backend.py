@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import headwise as hw
+from calls import Case, Sizes, changed
 from headwise._base.attention_spec import AttentionSpec, PackedSequences
 from headwise._runtime import backend as _backend
-from operations import Case, Sizes, cases, changed
+from operations import cases
 from support import LAYOUTS, dtype_named, laid_out, normal
 
 pytestmark = pytest.mark.single_implementation

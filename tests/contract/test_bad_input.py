@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from operations import OPERATIONS, OPTIONS, Case, arrays_in, cases, cast, packed_linear
+from calls import Case, arrays_in, cast
+from operations import OPERATIONS, OPTIONS, cases, packed_linear
 from support import dtype_named, normal
 
 pytestmark = pytest.mark.above_operations

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import headwise as hw
+from calls import Sizes, cast, changed
 from headwise._base.arrays import cast_layout, is_canonical, promote
 from headwise._base.attention_spec import AttentionSpec
-from operations import Sizes, cases, cast, changed
+from operations import cases
 from support import LAYOUTS, normal, read_only, unaligned
 
 

@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 import headwise as hw
 import oracle
-from operations import OPTIONS, Sizes
+from calls import Sizes
+from operations import OPTIONS
 from strategies import ODD, SEEDS, SIZES
 from support import assert_close, check_attention
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import headwise as hw
+from calls import Arguments, Case, Sizes, arrays_in, cast
 from headwise.attention import positional_encoding
-from operations import Arguments, Case, Sizes, arrays_in, cases, cast
+from operations import cases
 from support import normal
 
 

@@ -16,7 +16,8 @@ CODE = """
 import resource
 from functools import partial
 from headwise.attention import positional_encoding
-from operations import Sizes, cases
+from calls import Sizes
+from operations import cases
 
 def endless_argument(name, shape):
     return endless(*shape)

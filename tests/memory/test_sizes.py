@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import headwise as hw
+from calls import Sizes
 from headwise.attention import positional_encoding
-from operations import Sizes, cases
+from operations import cases
 
 pytestmark = pytest.mark.above_operations
 

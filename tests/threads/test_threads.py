@@ -16,8 +16,9 @@ import pytest
 
 import headwise as hw
 import oracle
+from calls import cast
 from implementations import native_present
-from operations import cases, cast
+from operations import cases
 from processes import run_native
 from support import Array, assert_close, normal
 
