@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
+from headwise._kv_cache.cache import extension
 from support import normal
 
 pytestmark = pytest.mark.above_operations
@@ -209,3 +210,20 @@ def test_a_ring_is_unchanged_after_a_refused_extend(new: int) -> None:
     np.testing.assert_array_equal(cache.keys, shown)
     cache.truncate(70 - 16)  # the limit that the documentation states
     np.testing.assert_array_equal(cache.keys[:, :, -1], old[:, :, 53])
+
+
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("new", [1, 33])
+def test_an_error_after_attention_appends_nothing(new: int, ring: bool) -> None:
+    """A layer projects the output before the rows are kept."""
+    cache = hw.KVCache(1, 1, 40, 8, ring=ring)
+    old, more = normal((1, 1, 7, 8), 1), normal((1, 1, new, 8), 2)
+    cache.append(old, old)
+    with pytest.raises(MemoryError), extension(cache, more, more, more, None) as rows:
+        assert rows.attend({}).shape == more.shape
+        raise MemoryError
+    np.testing.assert_array_equal(cache.keys, old)
+    with extension(cache, more, more, more, None) as rows:
+        output = rows.attend({})
+    assert len(cache) == 7 + new
+    np.testing.assert_array_equal(cache.attend(more) if new == 1 else output, output)
