@@ -219,9 +219,14 @@ def test_an_error_after_attention_appends_nothing(new: int, ring: bool) -> None:
     cache = hw.KVCache(1, 1, 40, 8, ring=ring)
     old, more = normal((1, 1, 7, 8), 1), normal((1, 1, new, 8), 2)
     cache.append(old, old)
-    with pytest.raises(MemoryError), extension(cache, more, more, more, None) as rows:
-        assert rows.attend({}).shape == more.shape
-        raise MemoryError
+
+    def attend_and_fail() -> None:
+        with extension(cache, more, more, more, None) as rows:
+            assert rows.attend({}).shape == more.shape
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        attend_and_fail()
     np.testing.assert_array_equal(cache.keys, old)
     with extension(cache, more, more, more, None) as rows:
         output = rows.attend({})
