@@ -11,11 +11,12 @@ from headwise._base.arrays import cast_layout, promote
 from headwise._base.attention_spec import PackedSequences
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
+from headwise._base.typing import INT64
 from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
 from headwise._kv_cache.rows import equal
 from headwise._ops.attention.dense import scaled_dot_product_attention
-from headwise._ops.attention.options import SpecOptions
+from headwise._ops.attention.options import UPPER_LEFT, SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import array_options, attention_spec, check_window
 from headwise._runtime.backend import current
@@ -112,15 +113,18 @@ def _attend_ragged(
 
 def _spec_options(options: CacheOptions) -> SpecOptions:
     """The options of :func:`headwise._ops.attention.spec.attention_spec`, causal."""
-    given: Any = {name: value for name, value in options.items() if name in SpecOptions._fields}
-    return SpecOptions(is_causal=True, **given)
+    get = options.get
+    return tuple.__new__(SpecOptions, (  # not by keyword, which takes 0.5 µs more
+        get("mask"), get("bias"), True, UPPER_LEFT, get("scale"), get("window_size"), get("softcap"),
+        get("alibi_slopes"), get("sinks"), None, get("precision"),
+    ))  # fmt: skip
 
 
 def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spans: Spans, spec: AttentionSpec) -> None:
     """All sequences in one call, as packed sequences of the rows of :func:`_in_line`."""
     batch, heads, new, _ = query.shape
-    where = np.arange(batch, dtype=np.int64)
-    starts, seen, counts = (np.array(numbers, np.int64) for numbers in spans)
+    where = np.arange(batch, dtype=INT64)
+    starts, seen, counts = np.array(spans.starts, INT64), np.array(spans.seen, INT64), np.array(spans.counts, INT64)
     sequences = PackedSequences(where * new, counts, where * rows.keys.shape[2] + starts, seen, seen - counts)
     out, out_lse = _in_line(output), None if lse is None else _in_line(lse[..., np.newaxis])
     current().attention_varlen(

@@ -331,7 +331,8 @@ def _attend(
     lse = allocate(shape.scores[:3], compute) if return_lse else None
 
     if not ready:
-        q, k, v = (cast_layout(a, stored, last=True) for a in (q, k, v))
+        q, k = cast_layout(q, stored, last=True), cast_layout(k, stored, last=True)
+        v = cast_layout(v, stored, last=True)
     output = result
     if q.ndim != 4:
         q, k, v, output = _with_heads(q), _with_heads(k), _with_heads(v), _with_heads(output)

@@ -160,7 +160,8 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     result = resolve_out(out, shape.output, stored)
     lse = allocate(shape.scores[1:3], compute) if return_lse else None
     if not ready:
-        q, k, v = (cast_layout(a, stored, last=True) for a in (q, k, v))
+        q, k = cast_layout(q, stored, last=True), cast_layout(k, stored, last=True)
+        v = cast_layout(v, stored, last=True)
     if result.size or lse is not None:
         current().attention_varlen(
             q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, sequences, spec
