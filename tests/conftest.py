@@ -59,12 +59,15 @@ settings.load_profile(PROFILE)
 BF16_DOT = "native-avx512_bf16"
 WITH_BFLOAT16 = (
     "cache.test_cache",
+    "cache.test_extend",
+    "cache.test_rings",
     "contract.test_16bit",
     "contract.test_rulings",
     "ops.test_attention_16bit",
     "ops.test_linear",
     "ops.test_varlen",
     "runtime.test_config",
+    "runtime.test_precision",
     "threads.test_threads",
 )
 

@@ -18,7 +18,7 @@ import pytest
 import headwise as hw
 from headwise._runtime import backend as _backend
 from headwise._runtime.config import missing_tools
-from runtime.test_config import PRINT_CONFIG, copy_package, error_with, needs_native, run
+from runtime.interpreter import PRINT_CONFIG, copy_package, error_with, needs_native, run
 
 pytestmark = [pytest.mark.single_implementation, needs_native]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="an ELF file is spoilt")

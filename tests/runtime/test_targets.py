@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import headwise as hw
-from runtime.test_config import PRINT_CONFIG, config_with, copy_package, error_with, needs_native, once, run
+from runtime.interpreter import PRINT_CONFIG, config_with, copy_package, error_with, needs_native, once, run
 
 ALL = ("avx512_amx", "avx512_bf16", "avx512", "avx2", "sse4", "sse2", "neon", "scalar", "numpy")
 
