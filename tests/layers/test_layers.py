@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,21 +9,9 @@ import numpy as np
 import pytest
 
 import headwise as hw
-import oracle
+from layers.formulas import NAMES, by_hand
 
 pytestmark = pytest.mark.above_operations
-
-NAMES = ("W_q", "W_k", "W_v", "W_o")
-
-
-def by_hand(layer: Any, q: np.ndarray, k: np.ndarray, v: np.ndarray, **keywords: Any) -> oracle.Attention:
-    """Multi-head attention in float64, with a slice of each projection for each head."""
-    pairs = zip((q, k, v), NAMES, strict=False)
-    projected = [np.asarray(a, float) @ np.asarray(getattr(layer, name), float) for a, name in pairs]
-    split = [np.stack(np.split(a, layer.num_heads, axis=-1), axis=1) for a in projected]
-    output, weights, lse = oracle.attention(*split, **keywords)
-    joined = np.concatenate(np.moveaxis(output, 1, 0), axis=-1)
-    return oracle.Attention(joined @ np.asarray(layer.W_o, float), weights, lse)
 
 
 @pytest.fixture
@@ -323,143 +308,3 @@ class TestParameters:
     def test_bad_calls(self, layer: Any, query: np.ndarray, error: type[Exception], message: str, call: Any) -> None:
         with pytest.raises(error, match=message):
             call(layer, query)
-
-
-class TestPacking:
-    """Parameters are cast, joined and packed once; the packed weights are never older than the parameters."""
-
-    @pytest.fixture
-    def x(self, query: np.ndarray) -> np.ndarray:
-        return query.astype(np.float32)
-
-    @staticmethod
-    def check(layer: hw.MultiHeadAttention, x: np.ndarray) -> None:
-        """The layer answers with the parameters it has now, at the third call too, when they would be packed. It is
-        copied before it is looked at: looking discards."""
-        got = [layer(x)[0] for _ in range(3)]
-        expected = by_hand(copy.deepcopy(layer), x, x, x).output
-        np.testing.assert_allclose(got[0], expected, atol=1e-5)
-        for later in got[1:]:
-            np.testing.assert_array_equal(later, got[0])
-
-    @staticmethod
-    def packed(layer: hw.MultiHeadAttention) -> set[str]:
-        return {letters for letters, kept in layer._packs.items() if kept.packed is not None}
-
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-    def test_weights_are_packed_at_the_second_call(self, layer: Any, x: np.ndarray, dtype: type) -> None:
-        x = x.astype(dtype)
-        layer(x)
-        assert self.packed(layer) == set()
-        layer(x)
-        assert self.packed(layer) == {"qkv", "o"}
-        first = layer._packs["qkv"].packed
-        layer(x)
-        assert layer._packs["qkv"].packed is first
-        assert first.dtype == dtype
-        assert layer.W_q is not None  # a read of the attribute
-        layer(x)
-        assert self.packed(layer) == {"o"}
-
-    def test_equal_inputs_share_one_product(self, layer: Any, x: np.ndarray) -> None:
-        for _ in range(2):
-            layer(x, x[:, ::-1])
-        assert self.packed(layer) == {"q", "kv", "o"}
-        for _ in range(2):
-            layer(x, x[:, ::-1], x[::-1])
-        assert self.packed(layer) == {"q", "k", "v", "kv", "o"}
-
-    def test_another_dtype_or_precision_packs_again(self, layer: Any, x: np.ndarray) -> None:
-        for options, dtype in (({}, np.float32), ({}, np.float64), ({"precision": "medium"}, np.float64)):
-            for _ in range(2):
-                layer(x.astype(dtype), **options)
-            assert layer._packs["qkv"].packed.dtype == dtype
-            assert layer._packs["qkv"].precision == options.get("precision", "highest")
-
-    def test_referenced_weights_are_not_packed(self, layer: Any, x: np.ndarray) -> None:
-        held = layer.W_k
-        expected = [layer(x)[0] for _ in range(3)]
-        assert self.packed(layer) == {"o"}
-        del held
-        for _ in range(3):
-            np.testing.assert_array_equal(layer(x)[0], expected[0])
-        assert self.packed(layer) == {"qkv", "o"}
-
-    def test_weights_changed_in_place(self, layer: Any, x: np.ndarray) -> None:
-        self.check(layer, x)
-        layer.W_v[...] = np.random.default_rng(1).standard_normal((12, 12))
-        self.check(layer, x)
-        layer.W_v *= 2
-        self.check(layer, x)
-
-    def test_weights_changed_through_a_kept_reference(self, layer: Any, x: np.ndarray) -> None:
-        held = layer.W_q
-        for _ in range(3):
-            self.check(layer, x)
-            held += 1.0
-
-    def test_weights_changed_through_a_view(self, layer: Any, x: np.ndarray) -> None:
-        view = layer.W_q[2:5].T
-        for _ in range(3):
-            self.check(layer, x)
-            view += 1.0
-        buffer = memoryview(layer.W_k)
-        for value in (3.0, 4.0):
-            self.check(layer, x)
-            buffer[0, 0] = value
-
-    def test_weights_changed_through_their_base_array(self, layer: Any, x: np.ndarray) -> None:
-        whole = np.random.default_rng(1).standard_normal((24, 12))
-        layer.W_q = whole[:12]
-        for _ in range(3):
-            self.check(layer, x)
-            whole += 1.0
-
-    def test_weights_changed_through_a_shallow_copy(self, layer: Any, x: np.ndarray) -> None:
-        layer(x)
-        other = copy.copy(layer)
-        other.W_q[...] = 0
-        self.check(layer, x)
-        other.W_q = np.ones((12, 12))
-        self.check(other, x)
-        self.check(layer, x)
-
-    def test_replaced_parameters_are_used(self, layer: Any, x: np.ndarray) -> None:
-        for seed in range(3):
-            layer.W_q = np.random.default_rng(seed).standard_normal((12, 12))
-            self.check(layer, x)
-
-    def test_views_and_unpickled_parameters_are_packed(self, layer: Any, x: np.ndarray) -> None:
-        layer.W_q = np.random.default_rng(1).standard_normal((12, 12)).T
-        again = pickle.loads(pickle.dumps(layer))
-        for one in (layer, again):
-            self.check(one, x)
-            for _ in range(2):
-                one(x)
-            assert self.packed(one) == {"qkv", "o"}
-        np.testing.assert_array_equal(layer(x)[0], again(x)[0])
-
-    def test_a_copy_is_independent(self, layer: Any, x: np.ndarray) -> None:
-        layer(x)
-        other = copy.deepcopy(layer)
-        before, _ = layer(x)
-        other.W_q[...] = 0
-        np.testing.assert_array_equal(layer(x)[0], before)
-        self.check(other, x)
-
-    def test_many_threads(self, layer: Any, x: np.ndarray) -> None:
-        expected, _ = layer(x)
-        barrier, failures = threading.Barrier(4), []
-
-        def run() -> None:
-            barrier.wait()
-            for _ in range(50):
-                if not np.array_equal(layer(x)[0], expected):
-                    failures.append(1)
-
-        threads = [threading.Thread(target=run) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not failures
