@@ -1,5 +1,4 @@
-"""Public docstrings have the parameters of the signature, in its order, the results, the errors, and an example that
-runs."""
+"""Public docstrings have the parameters of the signature in order, results, errors, and an example that runs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What type checkers are told of attention's functions is what these take: overloads have the positional parameters of
-the function behind them, and the keywords besides are all of its own, with their types."""
+"""Overloads of attention's functions have the positional parameters of the functions behind them, and their keywords
+with the same types."""
 
 from __future__ import annotations
 

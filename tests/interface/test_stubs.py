@@ -1,5 +1,5 @@
-"""What type checkers read about the native core, ``_core.pyi``, is what the extension says of itself, and what backends
-promise: names, parameters and their order, kinds, defaults and types."""
+"""``_core.pyi`` matches the signatures of the extension, and backends match the protocol: names, parameters and their
+order, kinds, defaults and types."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The types that ``typing/user_code.py`` counts on hold at run time; that type checkers agree with them is their part
-(``mypy``, and ``.ci/types`` with pyright)."""
+"""The types in ``typing/user_code.py`` hold at run time. Type checkers check the same file (mypy, and pyright in
+``.ci/types``)."""
 
 from __future__ import annotations
 

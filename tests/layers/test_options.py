@@ -1,5 +1,5 @@
-"""What a multi-head layer may have besides its four projections: biases, fewer key heads, other widths, positions,
-defaults of the keywords, a cache, and the parameters of other libraries."""
+"""Options of a multi-head layer besides its four projections: biases, fewer key heads, other widths, positions, default
+keywords, a cache, and the parameters of other libraries."""
 
 from __future__ import annotations
 

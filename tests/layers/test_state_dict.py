@@ -1,5 +1,4 @@
-"""State dicts of attention layers: PyTorch's and transformers' own, round trips, and what is said of those that do not
-fit."""
+"""State dicts of attention layers: round trips, and the errors of state dicts that do not fit."""
 
 from __future__ import annotations
 

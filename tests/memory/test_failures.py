@@ -1,5 +1,5 @@
-"""Every call, with each of its allocations failing in turn: a MemoryError, objects as they were, no reference lost, and
-the same bits from the next call."""
+"""Every call with each of its allocations failing in turn: MemoryError, unchanged objects, no leaked reference, and the
+same bits from the next call."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from in_process import in_process
 
-#: The allocations that fail are larger than the 64 KB buffers that NumPy's functions convert numbers in: where there is
-#: none for these, NumPy 2 crashes by itself.
+#: The size from which allocations fail: more than the 64 KB buffers in which NumPy's functions convert numbers. NumPy 2
+#: itself crashes where it cannot allocate these.
 MIN_SIZE = 65537
 
 SOURCE = Path(__file__).with_name("failing_malloc.c")

@@ -1,5 +1,5 @@
-"""An address space with little left: a MemoryError, in words, from everything that makes an array; and where threads
-cannot be had, fewer of them."""
+"""A small address space: MemoryError, with a message, from every call that makes an array; and fewer threads where
+threads cannot start."""
 
 from __future__ import annotations
 

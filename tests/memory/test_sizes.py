@@ -1,5 +1,5 @@
-"""Sizes that no memory has: a MemoryError, in words, from everything that makes an array; never a crash or a hang, an
-error of NumPy's about a bad value, or an array that is smaller than it was asked for."""
+"""Sizes larger than memory: MemoryError, with a message, from every call that makes an array, and no crash, hang, NumPy
+error about a bad value, or array of a smaller size."""
 
 from __future__ import annotations
 
