@@ -16,7 +16,7 @@ from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
 from headwise._kv_cache.rows import equal
 from headwise._ops.attention.dense import scaled_dot_product_attention
-from headwise._ops.attention.options import UPPER_LEFT, SpecOptions
+from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import array_options, attention_spec, check_window
 from headwise._runtime.backend import current
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from headwise._kv_cache.rows import CacheRows
 
 _KEYWORDS = frozenset(CacheOptions.__annotations__)
+_CAUSAL = SpecOptions(is_causal=True)
 
 
 class Spans(NamedTuple):
@@ -113,11 +114,8 @@ def _attend_ragged(
 
 def _spec_options(options: CacheOptions) -> SpecOptions:
     """The options of :func:`headwise._ops.attention.spec.attention_spec`, causal."""
-    get = options.get
-    return tuple.__new__(SpecOptions, (  # not by keyword, which takes 0.5 µs more
-        get("mask"), get("bias"), True, UPPER_LEFT, get("scale"), get("window_size"), get("softcap"),
-        get("alibi_slopes"), get("sinks"), None, get("precision"),
-    ))  # fmt: skip
+    get: Any = options.get
+    return tuple.__new__(SpecOptions, map(get, SpecOptions._fields, _CAUSAL))  # 0.5 µs less than by keyword
 
 
 def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spans: Spans, spec: AttentionSpec) -> None:
