@@ -393,8 +393,8 @@ def test_empty(layout: str) -> None:
 )
 @pytest.mark.parametrize("queries", [33, 3], ids=["blocks", "chunks"])
 def test_weights_of_many_blocks_of_keys(queries: int, keywords: dict[str, Any], dtype: str) -> None:
-    """Rows too long for the staging buffer of the weights, whose maximum grows from block to block and falls again; with
-    few queries the keys are split."""
+    """Rows too long for the staging buffer of the weights, whose maximum rises and falls from block to block;
+    with few queries the keys are split."""
     query, key, value = (normal((1, 2, n, 16), seed, dtype) for seed, n in enumerate((queries, 2600, 2600)))
     key *= 1.0 + 3.0 * np.sin(np.linspace(0.0, 9.0, 2600, dtype=dtype))[:, np.newaxis] ** 2
     expected = oracle.attention(query, key, value, **keywords)

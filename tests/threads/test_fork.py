@@ -154,8 +154,8 @@ def test_process_pools(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ran", ["torch", "headwise", "torch, headwise"])
 @pytest.mark.parametrize("first", ["torch", "headwise"])
 def test_fork_with_pytorch(first: str, ran: str) -> None:
-    """PyTorch has its own OpenMP runtime, or the same one, if it is imported first. Threads of either before the fork have
-    no influence."""
+    """PyTorch has its own OpenMP runtime, or the same one, if it is imported first. Threads of either before the fork
+    have no influence."""
     pytest.importorskip("torch", reason="PyTorch, the other user of OpenMP, is not installed")
     code = f"""
         import torch
