@@ -51,9 +51,13 @@ def choose(name: str) -> None:
 
 def use_bf16_for_any_shape(on: bool) -> None:
     """Switches to bf16 kernels at small shapes, which run on FMA otherwise; a no-op without HEADWISE_TEST_HOOKS."""
-    switch = getattr(_backend.current(), "_set_bf16_for_any_shape", None)
-    if switch is not None:
-        switch(on)
+    if bf16_may_be_forced():
+        _backend.current()._set_bf16_for_any_shape(on)  # type: ignore[attr-defined]
+
+
+def bf16_may_be_forced() -> bool:
+    """Whether the core in force was built with HEADWISE_TEST_HOOKS."""
+    return hasattr(_backend.current(), "_set_bf16_for_any_shape")
 
 
 def in_force() -> str:
