@@ -9,6 +9,8 @@ import numpy as np
 
 import headwise as hw
 import oracle
+from calls import Sizes, numbers
+from operations import OPTIONS
 from support import bf16_split_atol, dtype_named, normal
 
 BATCH, HEADS, KV_HEADS, LENGTH, DIM, VALUE_DIM = 2, 4, 2, 53, 12, 7
@@ -26,6 +28,14 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "float-mask": {"mask": normal((LENGTH, LENGTH))},
 }
 
+# Options of attention in the table that the cases above do not have.
+_SIZES = Sizes((BATCH, HEADS), KV_HEADS, LENGTH, LENGTH, DIM, VALUE_DIM)
+_COVERED = {"is_causal", "causal_alignment"}.union(*KEYWORDS.values())
+KEYWORDS |= {
+    name: {**option.needs, name: option.value(_SIZES, numbers)}
+    for name, option in OPTIONS.items()
+    if option.varlen and option.exact and name not in _COVERED
+}
 KEYWORDS["all"] = {name: value for these in KEYWORDS.values() for name, value in these.items() if name != "mask"}
 
 KEYWORDS["all"]["mask"] = KEYWORDS["keep-mask"]["mask"]

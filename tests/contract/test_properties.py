@@ -193,10 +193,7 @@ def test_alibi_slopes_equal_the_oracle(num_heads: int) -> None:
     np.testing.assert_allclose(hw.alibi_slopes(num_heads), oracle.alibi_slopes(num_heads), rtol=1e-15)
 
 
-KEYWORDS = [
-    "mask", "bias", "is_causal", "causal_alignment", "scale", "window_size", "softcap", "alibi_slopes", "sinks",
-    "key_padding_mask", "return_lse", "precision", "rng", "out", "dropout_rate",
-]  # fmt: skip
+KEYWORDS = [*OPTIONS, "out"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYWORDS), ODD, min_size=1, max_size=3), ODD, ODD)
