@@ -142,6 +142,8 @@ SUBJECTS: dict[str, Subject] = dict(of_operations()) | {
     "linear of few rows": Subject(lambda _: hw.linear(X[0, 0, :9].repeat(40, 1), WEIGHT.repeat(40, 0), BIAS)),
     "linear of float64": Subject(lambda _: hw.linear(X.astype(float), WEIGHT, BIAS)),
     "PackedLinear, a call": Subject(lambda p: p(X), lambda: packed(np.float32)),
+    "PackedLinear of float16, a call": Subject(lambda p: p(FLOAT16[0]), lambda: packed(np.float16)),
+    "apply_rope of strided tables": Subject(lambda _: hw.apply_rope(X, ANGLES, ANGLES)),
     "PackedLinear, pickled": Subject(lambda p: pickle.loads(pickle.dumps(p))(X), lambda: packed(np.float32)),
     "permute_rope_weights": Subject(lambda _: hw.permute_rope_weights(WEIGHT.T, 4, to="interleaved")),
     "rope_parameters": Subject(lambda _: hw.rope_parameters(40_000)[0]),

@@ -28,7 +28,6 @@ ROWS = 2**46  # of one float32 each: more than an address space of 47 bits
 LONG = endless(ROWS, 8)
 BYTES = endless(2**62, dtype="int8")  # which is 2**65 bytes of float64
 FLOAT16 = endless(2**59, 4, dtype="float16")
-ONES = np.ones(8, np.float32)
 CACHE = hw.KVCache(1, 1, 4, 8, ring=True)
 LAYER = hw.MultiHeadAttention(8, 2, rng=0)
 ROPE = hw.RotaryPositionalEmbedding(8, 4)
