@@ -53,9 +53,9 @@ def results(name: str, lay: Callable[[np.ndarray], Any], dtype: Any = np.float32
 def test_converted_arrays_give_the_same_bits(name: str, way: str, dtype: Any) -> None:
     if name.startswith(("linear", "packed_linear")) and way == "fortran":
         pytest.skip("a weight with its other axis contiguous is another product")
-    plainly = results(name, np.ascontiguousarray, dtype)
+    direct = results(name, np.ascontiguousarray, dtype)
     converted = results(name, lambda x: CONVERTED[way](np.ascontiguousarray(x)), dtype)
-    for one, other in zip(plainly, converted, strict=True):
+    for one, other in zip(direct, converted, strict=True):
         assert type(one) is type(other) is np.ndarray
         assert one.dtype == other.dtype == dtype and one.dtype.isnative
         assert one.shape == other.shape and one.tobytes() == other.tobytes()
