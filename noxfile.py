@@ -18,10 +18,16 @@ def install(session: nox.Session, *arguments: str) -> None:
     session.install(*arguments)
 
 
+def install_headwise(session: nox.Session, group: str) -> None:
+    """Install the package and a dependency group; later runs of the session compile only what has changed."""
+    install(session, "--group", "build", "--group", group)
+    session.install("--no-build-isolation", "-C", f"build-dir=build/nox-{session.name}", ".")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The Python suite, on NumPy and on each instruction set of the machine. Arguments go to pytest."""
-    install(session, ".", "--group", "test")
+    install_headwise(session, "test")
     session.run("pytest", *(session.posargs or ["-q", "tests", "--pyargs", "headwise"]))
 
 
@@ -42,7 +48,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The links of the documents, and the examples in them."""
+    """The links of the documents, and the examples in them, on the NumPy backend."""
+    session.env["HEADWISE_PURE"] = "1"
     install(session, ".", "--group", "test")
     session.run("python", "docs/check_links.py")
     session.run("pytest", "-q", "tests/interface/test_readme.py", "tests/interface/test_docstrings.py")
@@ -51,5 +58,5 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Headwise beside other libraries. Arguments go to bench/compare.py (``-- --help``)."""
-    install(session, ".", "--group", "bench")
+    install_headwise(session, "bench")
     session.run("python", "bench/compare.py", *session.posargs)
