@@ -1,7 +1,7 @@
-// ALiBi, one row of scores at a time: out_j = score_j - slope * |position - j|.
+// ALiBi on one row of scores: out_j = score_j - slope * |position - j|.
 //
-// The distance is counted in the accumulator's type: exact up to 2^24 keys in float32, 2^53 in float64. One load, one
-// store and three operations per score, so memory decides.
+// Distances are counted in the accumulator type: exact up to 2^24 keys in float32, 2^53 in float64. One load, one store
+// and three operations per score, so memory bandwidth is the limit. Used by alibi/kernel.cc.
 
 #if defined(HEADWISE_ALIBI_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ALIBI_KERNEL_INL_H_

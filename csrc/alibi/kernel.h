@@ -1,4 +1,4 @@
-// The table of functions that each target provides for ALiBi.
+// The functions that each target provides for ALiBi.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace headwise {
 template <typename T>
 struct AlibiKernel {
   // out[j] = scores[j] - slope * |position - j| for j in [0, key_len); out may be scores.
-  // `streamed`: past the caches, and stream.h has to end it.
+  // `streamed`: with non-temporal stores, to be flushed by the caller (base/stream.h).
   void (*row)(const T* scores, Accumulator<T> slope, std::int64_t position, std::int64_t key_len, T* out,
               bool streamed);
 };

@@ -11,7 +11,7 @@ void AddAlibi(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_
   const AlibiKernel<T>& kernel = ChosenAlibiKernels().Of<T>();
   const std::int64_t rows = scores.shape[0] * heads * query_len;
   const bool streamed =
-      WritePastCaches(scores.data, out.data, sizeof(T) * static_cast<double>(rows) * static_cast<double>(key_len));
+      UseNonTemporalStores(scores.data, out.data, sizeof(T) * static_cast<double>(rows) * static_cast<double>(key_len));
   ParallelRanges(rows, 2.0 * static_cast<double>(rows) * static_cast<double>(key_len),
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t row = begin; row < end; ++row) {
@@ -19,7 +19,7 @@ void AddAlibi(View<const T, 4> scores, const Accumulator<T>* slopes, std::int64_
                      const std::int64_t n = row / query_len / heads;
                      kernel.row(scores.at(n, h, i), slopes[h], i + offset, key_len, out.at(n, h, i), streamed);
                    }
-                   if (streamed) FinishWritesPastCaches();
+                   if (streamed) FlushNonTemporalStores();
                  });
 }
 

@@ -30,12 +30,12 @@ namespace {
 std::atomic<int> num_threads{0};  // 0: not set, OpenMP's default
 
 #ifdef _OPENMP
-// A parallel region costs about 5 µs to enter and leave, and far more where other programs want the same cores; below
-// some 20 µs of work on one core it does not pay.
+// A parallel region costs about 5 µs to enter and leave, and far more where other programs use the same cores; it is
+// not worth it below about 20 µs of work on one core.
 constexpr double kSerialWork = 2e6;
 
-// After a region threads are awake for longer than this. Whoever comes back sooner may have company on all processors,
-// to which it would lose its own (processors.h).
+// libgomp's threads spin for longer than this after a region. A region that starts sooner may find every processor busy
+// with them, and must not give up its own (openmp/processors.h).
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds kSpinning{500};
 
@@ -43,10 +43,10 @@ std::atomic<bool> ran_parallel{false};
 std::atomic<bool> forked{false};
 
 #ifndef _WIN32
-// A child forked before our first parallel region computes on threads as any process does. Others may have run regions
-// all the same: PyTorch's libgomp, say, which we are bound to where PyTorch was loaded first. libgomp keeps a pool for
-// each thread that has opened a region, and to open one never ends in the only thread that a fork leaves, if its pool
-// is that of the parent. So a thread of ours, whose pool is its own, opens the regions of that one.
+// A child that is forked before headwise's first parallel region may use threads. But other libraries may have run
+// regions on the same libgomp (PyTorch's, if PyTorch was loaded first). libgomp keeps a thread pool per thread that has
+// opened a region; in the one thread that survives a fork, opening a region on the parent's pool never returns. So a
+// helper thread, which has a pool of its own, opens the regions of the surviving thread.
 std::thread::id survivor;
 
 void AfterFork() {
@@ -61,7 +61,7 @@ class Opener {
     std::thread([this] { Serve(); }).detach();
   }
 
-  // For one caller at a time.
+  // Runs `region` on the helper thread; for one caller at a time.
   void Run(void (*region)(const void*), const void* context) {
     std::unique_lock<std::mutex> lock(mutex_);
     region_ = region, context_ = context;
@@ -85,7 +85,7 @@ class Opener {
   const void* context_ = nullptr;
 };
 
-// Null where the system has no thread to spare. It lives as long as the process.
+// Null if the system refuses a thread. Lives as long as the process.
 Opener* OpenerOfSurvivor() {
   static Opener* const opener = []() -> Opener* {
     try {
@@ -98,7 +98,7 @@ Opener* OpenerOfSurvivor() {
 }
 #endif
 
-// Whether `region` was run where it may open a parallel region.
+// Runs `region` on a thread that may open a parallel region; false if there is none.
 template <typename Function>
 bool RunWhereRegionsOpen(const Function& region) {
 #ifndef _WIN32
@@ -146,7 +146,7 @@ void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noex
   if (threads > 1) {
     ran_parallel.store(true, std::memory_order_relaxed);
     const auto region = [&] {
-      thread_local Clock::time_point ended;  // the last region of this thread, whose others spin before they sleep
+      thread_local Clock::time_point ended;  // end of this thread's last region; its team spins before it sleeps
       const int processor = Clock::now() - ended > kSpinning ? CurrentProcessor() : -1;
       std::atomic<int> started{0};
 #pragma omp parallel num_threads(threads)

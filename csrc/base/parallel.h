@@ -1,19 +1,19 @@
-// The only place that knows of OpenMP.
+// Parallel loops. The only interface to OpenMP, together with base/openmp.
 #pragma once
 
 #include <cstdint>
 
 namespace headwise {
 
-// Threads that ParallelFor would use for `tasks` tasks of about `work` floating-point operations in all: 1 where the
-// work is too short to be worth a parallel region, inside somebody else's region, and in a forked child of a process
-// that has run one (libgomp's threads do not survive a fork, and waiting for them never ends).
+// Threads to use for `tasks` tasks of about `work` floating-point operations in total. 1 if the work is too short for a
+// parallel region, inside an application's own parallel region, and in a forked child of a process that has run a
+// region (libgomp's threads do not survive a fork, and waiting for them never ends).
 int ThreadsFor(std::int64_t tasks, double work);
 
 using Task = void (*)(void* context, std::int64_t task, int thread);
 
-// task(context, i, thread) for every i in [0, tasks), on `threads` threads, lowest i first. The tasks must not throw;
-// `thread` < `threads` names the scratch that a task may use.
+// Calls task(context, i, thread) for every i in [0, tasks) on `threads` threads, started in order of i. Tasks must not
+// throw. `thread` < `threads` is the index of the thread, and of its scratch.
 void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noexcept;
 
 template <typename Function>
@@ -24,7 +24,7 @@ void ParallelFor(std::int64_t tasks, int threads, Function&& function) {
       &function);
 }
 
-// Calls function(begin, end) for ranges that make up [0, size); `work` is as for ThreadsFor.
+// Calls function(begin, end) for ranges that partition [0, size); `work` as in ThreadsFor.
 template <typename Function>
 void ParallelRanges(std::int64_t size, double work, Function&& function) {
   if (size <= 0) return;

@@ -19,8 +19,8 @@ struct Target {
   MatmulBackend backend = MatmulBackend::kFma;
 };
 
-// Our names, best first within a processor family. Highway splits some sets further (AVX3_ZEN4, NEON_WITHOUT_AES, …);
-// csrc/CMakeLists.txt builds one of each.
+// headwise's names of targets, best first within a processor family. Highway distinguishes more (AVX3_ZEN4,
+// NEON_WITHOUT_AES, …); csrc/CMakeLists.txt builds one of each kind.
 const Target kTargets[] = {
     {HWY_AVX3, "avx512_amx", MatmulBackend::kAmx},
     {HWY_AVX3, "avx512_bf16", MatmulBackend::kBf16Dot},
@@ -38,11 +38,11 @@ const Target kTargets[] = {
     {HWY_SCALAR, "scalar"},
 };
 
-// Highway's targets that processor and system have.
+// Highway's targets that the processor and the operating system support.
 std::int64_t Supported() {
   std::int64_t supported = hwy::SupportedTargets();
 #if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
-  // Highway 1.0.3 asks which registers the system saves, but where it saves none of AVX (noxsave) takes that for all.
+  // Highway 1.0.3 checks which registers the system saves, but mistakes "none of AVX" (noxsave) for all of them.
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2")) supported &= ~(HWY_AVX2 | HWY_AVX3);
 #endif
@@ -51,11 +51,12 @@ std::int64_t Supported() {
 
 const std::vector<Target>& Available() {
   static const std::vector<Target> available = [] {
-    // The baseline needs no support beyond what the whole library was compiled for.
+    // The baseline target needs only what the whole library is compiled for.
     const std::int64_t usable = (Supported() | HWY_STATIC_TARGET) & HWY_TARGETS;
     std::vector<Target> list;
     for (const Target& target : kTargets) {
-      const bool listed = !list.empty() && list.back().name == target.name;  // one name for several of Highway's
+      const bool listed =
+          !list.empty() && list.back().name == target.name;  // several of Highway's targets share a name
       if ((usable & target.bit) && IsSupported(target.backend) && !listed) list.push_back(target);
     }
     return list;
@@ -64,7 +65,7 @@ const std::vector<Target>& Available() {
 }
 
 std::atomic<const Target*>& Chosen() {
-  // The first that the system does not refuse.
+  // The best one whose backend the system permits.
   static std::atomic<const Target*> chosen{&*std::find_if(
       Available().begin(), Available().end(), [](const Target& t) { return RequestPermission(t.backend); })};
   return chosen;

@@ -1,12 +1,13 @@
-// Layer normalisation, one row at a time: the mean, then the deviations from it and their squares, then the result.
-// Rows are short enough to stay in cache; the next one is fetched meanwhile, or memory would be idle.
+// Layer normalisation of one row in three sweeps: the mean, the deviations from it and their squares, the result. Rows
+// are assumed to stay in cache; a later row is prefetched meanwhile, as memory would be idle otherwise. Used by
+// layer_norm/kernel.cc.
 //
-// The mean is summed and rounded in the accumulator's type, and a row far from zero feels that. The sum of the
-// deviations from the rounded mean c corrects both moments (Chan, Golub and LeVeque 1983, eq. 1.7):
+// The mean is rounded to the accumulator type, an error that matters for rows far from zero. The sum of the deviations
+// from the rounded mean c corrects both moments (Chan, Golub and LeVeque 1983, eq. 1.7):
 //
 //   mean = c + e,  e = sum(x - c) / n;   variance = sum((x - c)^2) / n - e^2
 //
-// Where sums or squares overflow, from numbers of 2^64 on in float32, the row is scaled by a power of 2 and done again.
+// If sums or squares overflow (in float32, from elements of 2^64 on), the row is scaled by a power of 2 and recomputed.
 
 #if defined(HEADWISE_LAYER_NORM_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_LAYER_NORM_KERNEL_INL_H_
@@ -30,8 +31,8 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The largest number times it has a square far from overflow, and so has the smallest whose square overflows without it
-// far from underflow.
+// With this scale, the square of the largest number is far from overflow, and the square of the smallest number whose
+// square overflows unscaled is far from underflow.
 template <typename A>
 constexpr A kLayerNormScale = std::is_same_v<A, float> ? A(0x1p-100) : A(0x1p-800);
 
@@ -55,7 +56,7 @@ void LayerNormRowScaled(const T* x, const T* gamma, const T* beta, double eps, s
   };
   const double variance = SumOfRow(d, n, square) / count - rest * rest;
   if constexpr (kScaled) {
-    // Not to 0: it makes beta of a constant row.
+    // Must not become 0: a constant row has to give beta, not NaN.
     const double scaled = eps * static_cast<double>(kLayerNormScale<A>) * static_cast<double>(kLayerNormScale<A>);
     eps = eps > 0 ? std::max(scaled, std::is_same_v<A, float> ? 0x1p-240 : 0x1p-1020) : 0;
   } else if (!(variance < std::numeric_limits<double>::infinity())) {

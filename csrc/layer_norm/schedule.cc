@@ -8,7 +8,7 @@
 namespace headwise {
 namespace {
 
-// Elements between the row that is computed with and the one that is fetched meanwhile, at least: some microseconds.
+// Minimum distance in elements between the row being computed and the row being prefetched: a few microseconds.
 constexpr std::int64_t kAhead = 2048;
 
 }  // namespace
@@ -18,7 +18,7 @@ void LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps, Vi
   const LayerNormKernel<T>& kernel = ChosenLayerNormKernels().Of<T>();
   const auto [rows, n] = x.shape;
   const bool streamed =
-      WritePastCaches(x.data, out.data, sizeof(T) * static_cast<double>(rows) * static_cast<double>(n));
+      UseNonTemporalStores(x.data, out.data, sizeof(T) * static_cast<double>(rows) * static_cast<double>(n));
   const std::int64_t ahead = n >= kAhead ? 1 : kAhead / std::max<std::int64_t>(n, 1);
   ParallelRanges(rows, 8.0 * static_cast<double>(rows) * static_cast<double>(n),
                  [&, n = n](std::int64_t begin, std::int64_t end) {
@@ -26,7 +26,7 @@ void LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps, Vi
                      const T* const next = x.at(std::min(r + ahead, end - 1));
                      kernel.row(x.at(r), gamma, beta, eps, n, out.at(r), streamed, next);
                    }
-                   if (streamed) FinishWritesPastCaches();
+                   if (streamed) FlushNonTemporalStores();
                  });
 }
 

@@ -1,14 +1,15 @@
-// A block of x W + b in parts of bfloat16 (parts-inl.h), by a Unit.
+// A block of x W + b in bf16 split (matmul/bf16_split-inl.h), on the matmul backend given as Backend.
 //
-// A piece of the depth of W and one of x are packed in parts, for groups of 32 columns and tiles of 32 rows: 24 KB
-// each, whatever the number of parts. A tile of rows stays in L1 while the groups, from L2 or beyond, go by and are
-// fetched a chunk ahead. Tiles hold the sums of one piece; those of the pieces are added up in float32, in a block of
-// scratch, for rows of the output may lie at such strides that few of them stay in a cache; the bias comes last. The
-// tile unit rounds once for each product of tiles, 6 times in 32 numbers of the depth, where a chain of multiply-adds
-// rounds 32 times.
+// Blocking: a piece of the depth of W and one of x are packed as bf16 terms, in groups of 32 columns and tiles of 32
+// rows, 24 KB each for any number of terms. A tile of rows stays in L1 while the groups stream from L2 or memory,
+// prefetched one chunk ahead. Each piece is summed in the backend's accumulators; the sums of the pieces are added in
+// float32 in scratch (rows of the output may be so far apart that few stay in a cache), and the bias is added last.
+// AMX rounds once per tile product, 6 times per 32 numbers of the depth; a chain of FMAs rounds 32 times.
 //
-// NaN, and what rounds to Inf in its first part, makes every sum that it is in NaN or Inf; so does a sum that
-// overflows. Such elements of the output are computed again in float32 (linear-inl.h).
+// A number that is NaN, or that rounds to Inf in its first term, makes every sum that contains it NaN or Inf, as does a
+// sum that overflows. Such elements of the output are recomputed in float32 (linear/kernel-inl.h).
+//
+// Used by linear/kernel_amx.cc and linear/kernel_dot.cc.
 
 #if defined(HEADWISE_LINEAR_BF16_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_LINEAR_BF16_INL_H_
@@ -36,15 +37,15 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// Multiples of 32 that hold n.
+// Groups of 32 columns, or tiles of 32 rows, that n of them fill.
 constexpr int64_t Sides(int64_t n) { return (n + kSide - 1) / kSide; }
 
-template <typename T, int kParts, class Unit>
-class PartsLinear {
+template <typename T, int kTerms, class Backend>
+class Bf16Linear {
  public:
-  static constexpr int64_t kPiece = 12 / kParts;  // chunks
+  static constexpr int64_t kPiece = 12 / kTerms;  // chunks
 
-  PartsLinear(Arena& arena, const LinearArgs<T>& args, const LinearBlock& block)
+  Bf16Linear(Arena& arena, const LinearArgs<T>& args, const LinearBlock& block)
       : args_(args),
         block_(block),
         depth_(args.x.shape[1]),
@@ -56,20 +57,20 @@ class PartsLinear {
                                         : Sides(block.row_end - block.row_begin) *
                                               Sides(block.column_end - block.column_begin) * kSide * kSide)),
         product_(arena.Allocate<float>(kSide * kSide)),
-        again_(arena.Allocate<float>(kSide * kSide)),
-        again_scratch_(arena.Allocate<std::byte>(static_cast<int64_t>(
+        recomputed_(arena.Allocate<float>(kSide * kSide)),
+        recompute_scratch_(arena.Allocate<std::byte>(static_cast<int64_t>(
             LinearScratchBytes<T>({args.x, {}, nullptr, {}, {}, nullptr}, {0, kSide, 0, kSide})))) {}
 
   void Run() const {
-    [[maybe_unused]] const typename Unit::Scope scope;
+    [[maybe_unused]] const typename Backend::Scope scope;
     for (int64_t chunk = 0; chunk < Chunks(depth_); chunk += kPiece) {
       const int64_t chunks = std::min(kPiece, Chunks(depth_) - chunk);
       const std::uint32_t* weight = weight_;
       int64_t group_size = PieceSize();
       if (args_.packed) {
-        group_size = Chunks(depth_) * kChunkSize<kParts>;
+        group_size = Chunks(depth_) * kChunkSize<kTerms>;
         weight = reinterpret_cast<const std::uint32_t*>(args_.packed) + block_.column_begin / kSide * group_size +
-                 chunk * kChunkSize<kParts>;
+                 chunk * kChunkSize<kTerms>;
       } else {
         PackWeight(args_.weight, block_.column_begin, block_.column_end, chunk, chunks, group_size, weight_);
       }
@@ -82,7 +83,7 @@ class PartsLinear {
         for (int64_t column = block_.column_begin; column < block_.column_end;
              column += kSide, group += group_size, sums += kSide * kSide) {
           float* const product = first && !last ? sums : product_;
-          Unit::template MultiplyAndFetch<kParts>(x_, group, chunks, lower, product, kSide, group + group_size);
+          Backend::template MultiplyAndFetch<kTerms>(x_, group, chunks, lower, product, kSide, group + group_size);
           if (last) {
             Finish(row, column, first ? nullptr : sums);
           } else if (!first) {
@@ -93,11 +94,12 @@ class PartsLinear {
     }
   }
 
-  // Columns [begin, end) of the chunks, to groups of 32 that are group_size apart.
+  // Packs columns [begin, end) of `chunks` chunks of the depth, from chunk `first` on, into groups of 32 columns that
+  // are group_size words apart.
   static void PackWeight(View<const T, 2> weight, int64_t begin, int64_t end, int64_t first, int64_t chunks,
                          int64_t group_size, std::uint32_t* packed) {
     const int64_t depth = weight.shape[0];
-    for (int64_t chunk = 0; chunk < chunks; ++chunk, packed += kChunkSize<kParts>) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, packed += kChunkSize<kTerms>) {
       const int64_t k = (first + chunk) * kChunk;
       if (weight.stride[1] == 1 && k + kChunk <= depth) {
         PackChunk(weight.at(k, begin), weight.stride[0], end - begin, group_size, packed);
@@ -115,15 +117,16 @@ class PartsLinear {
   }
 
  private:
-  // Of a group of columns or a tile of rows.
-  int64_t PieceSize() const { return std::min(kPiece, Chunks(depth_)) * kChunkSize<kParts>; }
+  // Words of one piece of a group of columns or of a tile of rows.
+  int64_t PieceSize() const { return std::min(kPiece, Chunks(depth_)) * kChunkSize<kTerms>; }
 
-  // NaN becomes Inf: rounding might carry its bits over into 0. MINPS gives the second operand where one is NaN.
+  // Replaces NaN by Inf, because rounding to bf16 could carry a NaN's bits over to 0. MINPS returns the second operand
+  // if either is NaN.
   static HWY_INLINE hn::Vec<Tag<float>> WithoutNaN(hn::Vec<Tag<float>> x) {
     return hn::Min(x, hn::Set(Tag<float>(), std::numeric_limits<float>::infinity()));
   }
 
-  // Numbers [at, at + 16) of a row of n; 0 beyond its end.
+  // Elements [at, at + 16) of a row of n; 0 beyond its end.
   template <typename U>
   static HWY_INLINE hn::Vec<Tag<float>> LoadNumbers(const U* row, int64_t at, int64_t n) {
     const Tag<float> d;
@@ -131,8 +134,8 @@ class PartsLinear {
     return at < n ? WithoutNaN(FirstLanes{n - at}.Load(d, row + at)) : hn::Zero(d);
   }
 
-  // 32 rows: along them, for these are what lies together in memory. The 32 behind them are fetched meanwhile: too
-  // short and too far apart for the processor to see them coming.
+  // Packs a chunk of 32 rows of W along the rows, which are contiguous. The next 32 rows are prefetched: row pieces are
+  // too short and too far apart for hardware prefetchers.
   template <typename U>
   static HWY_INLINE void PackChunk(const U* rows, int64_t stride, int64_t columns, int64_t group_size,
                                    std::uint32_t* packed) {
@@ -146,7 +149,7 @@ class PartsLinear {
         }
         for (int64_t half = 0; half < 2; ++half) {
           const int64_t at = column + half * kLanes<float>;
-          StoreSplit<kParts>(LoadNumbers(rows, at, columns), LoadNumbers(other, at, columns), tiles + half * kTileSize,
+          StoreSplit<kTerms>(LoadNumbers(rows, at, columns), LoadNumbers(other, at, columns), tiles + half * kTileSize,
                              2 * kTileSize);
         }
       }
@@ -155,20 +158,20 @@ class PartsLinear {
 
   void PackX(int64_t row, int64_t first, int64_t chunks) const {
     const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
-    if (rows < kSide) std::fill_n(x_, chunks * kChunkSize<kParts>, 0u);
+    if (rows < kSide) std::fill_n(x_, chunks * kChunkSize<kTerms>, 0u);
     for (int64_t r = 0; r < rows; ++r) {
       const T* x = args_.x.at(row + r);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t k = (first + chunk) * kChunk;
         __builtin_prefetch(x + 2 * args_.x.stride[0] + k);
         __builtin_prefetch(x + 2 * args_.x.stride[0] + k + kLanes<float>);
-        StoreSplit<kParts>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
-                           x_ + chunk * kChunkSize<kParts> + r * kTileSide, 2 * kTileSize);
+        StoreSplit<kTerms>(LoadNumbers(x, k, depth_), LoadNumbers(x, k + kLanes<float>, depth_),
+                           x_ + chunk * kChunkSize<kTerms> + r * kTileSide, 2 * kTileSize);
       }
     }
   }
 
-  // sums[32, 32] += the product of a piece
+  // sums[32, 32] += product of one piece.
   void Add(float* sums) const {
     const Tag<float> d;
     for (int64_t i = 0; i < kSide * kSide; i += kLanes<float>) {
@@ -176,7 +179,7 @@ class PartsLinear {
     }
   }
 
-  // The output: the product of the last piece, the sums of those before it, if any, and the bias.
+  // out = sums of the earlier pieces (null: none) + product of the last piece + bias.
   void Finish(int64_t row, int64_t column, const float* sums) const {
     const Tag<float> d;
     const int64_t rows = std::min<int64_t>(kSide, block_.row_end - row);
@@ -184,7 +187,7 @@ class PartsLinear {
     bool finite = true;
     ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
       const auto bias = args_.bias ? lanes.Load(d, args_.bias + column + j) : hn::Zero(d);
-      auto all = hn::Zero(d);  // NaN, if one of the results is not finite
+      auto all = hn::Zero(d);  // NaN if one of the results is not finite
       T* out = args_.out.at(row, column + j);
       for (int64_t r = 0; r < rows; ++r, out += args_.out.stride[0]) {
         auto sum = hn::Load(d, product_ + r * kSide + j);
@@ -196,22 +199,22 @@ class PartsLinear {
       }
       finite &= hn::AllTrue(d, hn::Eq(all, all));
     });
-    if (!finite) ComputeAgain(row, rows, column, columns);
+    if (!finite) RecomputeNonFinite(row, rows, column, columns);
   }
 
-  // In float32 what is not finite.
-  void ComputeAgain(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+  // Recomputes the elements of product_ that are not finite in float32.
+  void RecomputeNonFinite(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
     const Tag<float> d;
     LinearArgs<T> plain = args_;
     plain.packed = nullptr;
     plain.x.data = args_.x.at(row);
     plain.weight.data = args_.weight.at(0, column);
     if (args_.bias) plain.bias = args_.bias + column;
-    LinearSums(plain, {0, rows, 0, columns}, again_, kSide, again_scratch_);
+    LinearSums(plain, {0, rows, 0, columns}, recomputed_, kSide, recompute_scratch_);
     for (int64_t r = 0; r < rows; ++r) {
       ForEachVector(d, columns, [&](auto lanes, int64_t j) HWY_ATTR {
-        const auto sum = hn::Load(d, product_ + r * kSide + j), again = hn::Load(d, again_ + r * kSide + j);
-        lanes.Store(hn::IfThenElse(hn::IsFinite(sum), sum, again), d, args_.out.at(row + r, column + j));
+        const auto sum = hn::Load(d, product_ + r * kSide + j), recomputed = hn::Load(d, recomputed_ + r * kSide + j);
+        lanes.Store(hn::IfThenElse(hn::IsFinite(sum), sum, recomputed), d, args_.out.at(row + r, column + j));
       });
     }
   }
@@ -219,12 +222,12 @@ class PartsLinear {
   const LinearArgs<T>& args_;
   const LinearBlock& block_;
   const int64_t depth_;
-  std::uint32_t* const x_;       // a tile of rows: [chunk][part][2 tiles: 16 rows][16 words]
-  std::uint32_t* const weight_;  // groups of columns of [chunk][part][2 tiles: 16 words][16 columns]
+  std::uint32_t* const x_;       // tile of rows: [chunk][term][2 tiles: 16 rows][16 words]
+  std::uint32_t* const weight_;  // groups of columns of [chunk][term][2 tiles: 16 words][16 columns]
   float* const sums_;            // groups of columns of tiles of rows of [32][32]
-  float* const product_;         // [32][32], as the next
-  float* const again_;
-  std::byte* const again_scratch_;
+  float* const product_;         // [32][32]; so is recomputed_
+  float* const recomputed_;
+  std::byte* const recompute_scratch_;
 };
 
 // function(Int<terms>) for the terms that the policy gives; 0: FMA.
@@ -249,7 +252,7 @@ bool Bf16Pays(const LinearArgs<T>& args, int terms) {
 
 template <typename T>
 int64_t Bf16GemvRows(const LinearArgs<T>& args) {
-  return std::is_same_v<T, BFloat16> && Bf16Pays(args, 1) ? kMaxBf16GemvRows : LinearFewRows(args);
+  return std::is_same_v<T, BFloat16> && Bf16Pays(args, 1) ? kMaxBf16GemvRows : kMaxGemvRows;
 }
 
 template <typename T>
@@ -258,36 +261,36 @@ LinearArgs<T> Unpacked(LinearArgs<T> args) {
   return args;
 }
 
-template <class Unit, typename T>
-std::size_t PartsScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
-  return WithTerms<Unit, T>(args.precision, [&](auto terms) {
+template <class Backend, typename T>
+std::size_t Bf16ScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
+  return WithTerms<Backend, T>(args.precision, [&](auto terms) {
     if constexpr (terms.value == 0) {
       return LinearScratchBytes<T>(args, largest);
     } else {
       if (!Bf16Pays(args, terms.value)) return LinearScratchBytes<T>(Unpacked(args), largest);
       Arena measure(nullptr);
-      PartsLinear<T, terms.value, Unit>(measure, args, largest);
+      Bf16Linear<T, terms.value, Backend>(measure, args, largest);
       return measure.used();
     }
   });
 }
 
-template <class Unit, typename T>
-void PartsRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch) {
-  WithTerms<Unit, T>(args.precision, [&](auto terms) {
+template <class Backend, typename T>
+void Bf16Run(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch) {
+  WithTerms<Backend, T>(args.precision, [&](auto terms) {
     if constexpr (terms.value == 0) {
       LinearRun<T>(args, block, scratch);
     } else {
       if (!Bf16Pays(args, terms.value)) return LinearRun<T>(Unpacked(args), block, scratch);
       Arena arena(scratch);
-      PartsLinear<T, terms.value, Unit>(arena, args, block).Run();
+      Bf16Linear<T, terms.value, Backend>(arena, args, block).Run();
     }
   });
 }
 
-template <class Unit, typename T>
-std::size_t PartsPackedBytes(View<const T, 2> weight, Precision precision) {
-  return WithTerms<Unit, T>(precision, [&](auto terms) {
+template <class Backend, typename T>
+std::size_t Bf16PackedBytes(View<const T, 2> weight, Precision precision) {
+  return WithTerms<Backend, T>(precision, [&](auto terms) {
     if constexpr (terms.value == 0) {
       return LinearPackedBytes<T>(weight, precision);
     } else {
@@ -296,28 +299,28 @@ std::size_t PartsPackedBytes(View<const T, 2> weight, Precision precision) {
   });
 }
 
-// [group of 32 columns][chunk][part][2 tiles]
-template <class Unit, typename T>
-void PartsPack(View<const T, 2> weight, Precision precision, int64_t begin, int64_t end, std::byte* packed) {
-  WithTerms<Unit, T>(precision, [&](auto terms) {
+// Layout of packed weights: [group of 32 columns][chunk][term][2 tiles].
+template <class Backend, typename T>
+void Bf16Pack(View<const T, 2> weight, Precision precision, int64_t begin, int64_t end, std::byte* packed) {
+  WithTerms<Backend, T>(precision, [&](auto terms) {
     if constexpr (terms.value == 0) {
       LinearPack<T>(weight, precision, begin, end, packed);
     } else {
       const int64_t chunks = Chunks(weight.shape[0]), group_size = chunks * kChunkSize<terms.value>;
-      PartsLinear<T, terms.value, Unit>::PackWeight(
+      Bf16Linear<T, terms.value, Backend>::PackWeight(
           weight, begin, end, 0, chunks, group_size,
           reinterpret_cast<std::uint32_t*>(packed) + begin / kSide * group_size);
     }
   });
 }
 
-template <class Unit, typename T>
-constexpr LinearKernel<T> kPartsLinear{kSide,
-                                       &Bf16GemvRows<T>,
-                                       &PartsScratchBytes<Unit, T>,
-                                       &PartsRun<Unit, T>,
-                                       &PartsPackedBytes<Unit, T>,
-                                       &PartsPack<Unit, T>};
+template <class Backend, typename T>
+constexpr LinearKernel<T> kBf16Linear{kSide,
+                                      &Bf16GemvRows<T>,
+                                      &Bf16ScratchBytes<Backend, T>,
+                                      &Bf16Run<Backend, T>,
+                                      &Bf16PackedBytes<Backend, T>,
+                                      &Bf16Pack<Backend, T>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

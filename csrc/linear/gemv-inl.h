@@ -1,13 +1,13 @@
-// x W + b for the few rows of x for which packing W (linear-inl.h) would cost more than the product: W is read where it
-// lies, once, at the speed of memory.
+// GEMV and small M: x W + b for so few rows of x that packing W (linear/kernel-inl.h) would cost more than the product.
+// W is read once, in place, at memory bandwidth.
 //
-// Rows of W contiguous: kDepth of them go by together, as many streams as hardware prefetchers follow, from the first
-// column to the last; between one such block and the next the sums wait in the first-level cache. Sums of chunks of the
-// depth begin at zero and are added up in order, from the bias on, as in linear-inl.h: the same bits.
+// Rows of W contiguous: kDepth rows are read together, as many streams as hardware prefetchers follow, from the first
+// column to the last; the sums stay in L1 from one such block to the next. Sums of a chunk of the depth start at zero
+// and are added in order to the bias, as in linear/kernel-inl.h, so the bits are the same.
 //
-// Columns of W contiguous: dot products, a vector of partial sums each, in chunks too; the bias last.
+// Columns of W contiguous: dot products, each with a vector of partial sums, also in chunks; the bias is added last.
 //
-// Tiles of rows share what is loaded of W: R x V multiply-adds for R + V loads.
+// Tiles of R rows of x share the loads of V vectors of W: R x V FMAs for R + V loads.
 
 #if defined(HEADWISE_LINEAR_GEMV_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_LINEAR_GEMV_INL_H_
@@ -31,9 +31,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
-namespace few {
+namespace gemv {
 
-// Vectors of columns, or columns of dot products, of a tile: with four rows its sums fill half of the registers.
+// Vectors of columns, or dot products, of a tile: the sums of four rows fill half of the registers.
 #if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
 constexpr int kVectors = 4;
 #else
@@ -41,7 +41,7 @@ constexpr int kVectors = 2;
 #endif
 
 constexpr std::int64_t kDepth = 16;
-static_assert(kDepthChunk<double> % kDepth == 0, "a chunk ends where such a block ends");
+static_assert(kDepthChunk<double> % kDepth == 0, "a chunk is a multiple of kDepth");
 
 template <typename T>
 struct Operands {
@@ -49,7 +49,7 @@ struct Operands {
   View<const T, 2> weight;
   const Accumulator<T>* bias;  // null: zero
   View<Accumulator<T>, 2> out;
-  View<Accumulator<T>, 2> chunk;  // its sums so far; `out` itself where there is only one
+  View<Accumulator<T>, 2> chunk;  // sums of the current chunk; `out` itself where there is only one
 };
 
 // chunk[row + r, column...] += x[row + r, k...] W[k..., column...] for `lanes` of kCount vectors of columns, k in
@@ -93,8 +93,8 @@ HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t begin, std::i
                                std::int64_t columns) {
   constexpr std::int64_t kWidth = kLanes<Accumulator<T>>;
   std::int64_t j = 0;
-  // Of one row the registers hold more: rows of W whose addresses differ by multiples of 4 KB are in each other's way
-  // in the caches, the less the longer the piece that is read of each.
+  // A single row leaves registers for wider pieces. They reduce cache conflicts between rows of W whose addresses
+  // differ by multiples of 4 KB.
   constexpr int kWide = kRows == 1 ? 4 * kVectors : kVectors;
   for (; j + kWide * kWidth <= columns; j += kWide * kWidth) {
     AddDepth<kRows, kWide>(in, begin, end, row, j, AllLanes());
@@ -103,7 +103,7 @@ HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t begin, std::i
   if (j < columns) AddDepth<kRows, 1>(in, begin, end, row, j, FirstLanes{columns - j});
 }
 
-// out = before + chunk; before null: out = chunk.
+// out = before + chunk; if before is null, out = chunk.
 template <typename Sum>
 HWY_INLINE void FinishChunk(const Sum* before, const Sum* chunk, std::int64_t columns, Sum* out) {
   const Tag<Sum> d;
@@ -123,7 +123,7 @@ HWY_INLINE void Dots(const Operands<T>& in, std::int64_t row, std::int64_t colum
 #pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) sum[r][c] = hn::Zero(d);
   }
-  // Of as many numbers for each lane as linear-inl.h has for each sum.
+  // Each lane sums as many products as one sum of linear/kernel-inl.h does.
   constexpr std::int64_t kChunk = kDepthChunk<T> * kLanes<Accumulator<T>>;
   for (std::int64_t begin = 0; begin < in.x.shape[1]; begin += kChunk) {
     hn::Vec<Tag<Accumulator<T>>> chunk[kRows][kColumns];
@@ -178,13 +178,13 @@ HWY_INLINE void ForEachRowTile(std::int64_t rows, Visit&& visit) {
   if (row < rows) visit(std::integral_constant<int, 1>(), row);
 }
 
-// Rows of W contiguous, and more than one chunk.
+// Whether chunks are summed apart from `out`: rows of W contiguous, and more than one chunk.
 template <typename T>
 bool HasChunks(const LinearArgs<T>& args) {
   return args.weight.stride[1] == 1 && args.x.shape[1] > kDepthChunk<T>;
 }
 
-// Halves are widened, and their sums narrowed.
+// For 16-bit types: x widened, and sums before they are rounded.
 template <typename T>
 struct Scratch {
   using Sum = Accumulator<T>;
@@ -220,23 +220,23 @@ void Run(const Operands<T>& in, std::int64_t columns) {
   }
 }
 
-}  // namespace few
+}  // namespace gemv
 
 template <typename T>
-std::size_t LinearFewRowsScratchBytes(const LinearArgs<T>& args, std::int64_t columns) {
+std::size_t GemvScratchBytes(const LinearArgs<T>& args, std::int64_t columns) {
   Arena measure(nullptr);
-  few::Scratch<T>(measure, args, columns);
+  gemv::Scratch<T>(measure, args, columns);
   return measure.used();
 }
 
 // Columns [begin, end) of the output.
 template <typename T>
-void LinearFewRows(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* memory) {
+void Gemv(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* memory) {
   using Sum = Accumulator<T>;
   const std::int64_t rows = args.x.shape[0], depth = args.x.shape[1], columns = end - begin;
   Arena arena(memory);
-  const few::Scratch<T> scratch(arena, args, columns);
-  few::Operands<T> in;
+  const gemv::Scratch<T> scratch(arena, args, columns);
+  gemv::Operands<T> in;
   in.weight = args.weight;
   in.weight.data = args.weight.at(0, begin);
   in.bias = args.bias ? args.bias + begin : nullptr;
@@ -248,8 +248,8 @@ void LinearFewRows(const LinearArgs<T>& args, std::int64_t begin, std::int64_t e
     in.x = args.x;
     in.out = {args.out.at(0, begin), {rows, columns}, args.out.stride};
   }
-  in.chunk = few::HasChunks(args) ? View<Sum, 2>{scratch.chunk, {rows, columns}, {columns, 1}} : in.out;
-  few::Run(in, columns);
+  in.chunk = gemv::HasChunks(args) ? View<Sum, 2>{scratch.chunk, {rows, columns}, {columns, 1}} : in.out;
+  gemv::Run(in, columns);
   if constexpr (kIs16Bit<T>) {
     for (std::int64_t r = 0; r < rows; ++r) Narrow(scratch.out + r * columns, columns, args.out.at(r, begin));
   }

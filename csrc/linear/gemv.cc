@@ -12,11 +12,10 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr LinearFewKernel<T> kLinearFew{&LinearFewRowsScratchBytes<T>, &LinearFewRows<T>};
+constexpr GemvKernel<T> kGemv{&GemvScratchBytes<T>, &Gemv<T>};
 
-const KernelSet<LinearFewKernel>* LinearFewKernels() {
-  static constexpr KernelSet<LinearFewKernel> kernels{kLinearFew<Float16>, kLinearFew<BFloat16>, kLinearFew<float>,
-                                                      kLinearFew<double>};
+const KernelSet<GemvKernel>* GemvKernels() {
+  static constexpr KernelSet<GemvKernel> kernels{kGemv<Float16>, kGemv<BFloat16>, kGemv<float>, kGemv<double>};
   return &kernels;
 }
 
@@ -27,9 +26,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace headwise {
 
-HWY_EXPORT(LinearFewKernels);
+HWY_EXPORT(GemvKernels);
 
-const KernelSet<LinearFewKernel>& ChosenLinearFewKernels() { return *HEADWISE_DISPATCH(LinearFewKernels)(); }
+const KernelSet<GemvKernel>& ChosenGemvKernels() { return *HEADWISE_DISPATCH(GemvKernels)(); }
 
 }  // namespace headwise
 #endif

@@ -1,10 +1,10 @@
-// A block of x W + b.
+// A block of x W + b on FMA.
 //
-// W goes into panels (pack-inl.h) one chunk of the depth at a time, small enough for L2; each tile of rows of x is
-// packed beside them and run over all panels. The sums of each chunk begin at zero and are added up in `out`, in order,
-// the first one to the bias: in a depth of n, with chunks of c, rounding grows with sqrt(n c) and not with n, as long
-// as c is more than sqrt(n). Shorter chunks cost more than they gain. Halves are widened on the way into panels, and
-// their sums wait in a block of their own.
+// Blocking: W is packed into panels (matmul/pack-inl.h) one chunk of the depth at a time, small enough for L2; each
+// tile of rows of x is packed in turn and multiplied with all panels. Sums of a chunk start at zero and are added to
+// `out` in order, the first to the bias. With chunks of c of a depth n, the rounding error grows with sqrt(n c) instead
+// of n, for c > sqrt(n); shorter chunks cost more than they gain. 16-bit types are widened while packed, and their sums
+// are kept in float32 scratch.
 
 #if defined(HEADWISE_LINEAR_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_LINEAR_KERNEL_INL_H_
@@ -27,7 +27,7 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// 1 KB of depth: a tile of x takes 12 KB of L1, a panel streams through.
+// 1 KB of the depth: a tile of x takes 12 KB of L1, through which panels stream.
 template <typename T>
 constexpr int64_t kDepthChunk = 1024 / sizeof(Accumulator<T>);
 
@@ -41,14 +41,14 @@ struct LinearScratch {
   Sum* x;
 };
 
-// The sums of a block, where they cannot wait in its output.
+// Sums of a block of a 16-bit type, which its output cannot hold; null for other types.
 template <typename T>
 Accumulator<T>* LinearSumsScratch(Arena& arena, const LinearBlock& block) {
   if (!kIs16Bit<T>) return nullptr;
   return arena.Allocate<Accumulator<T>>((block.row_end - block.row_begin) * (block.column_end - block.column_begin));
 }
 
-// Rounds the sums of a block.
+// Rounds the sums of a block to T.
 template <typename T>
 void LinearRound(const Accumulator<T>* sums, const LinearBlock& block, View<T, 2> out) {
   const int64_t columns = block.column_end - block.column_begin;
@@ -78,7 +78,7 @@ void WidenColumns(const T* from, int64_t depth, int64_t columns, int64_t depth_s
   }
 }
 
-// PackPanels.
+// PackPanels of T, widened to the accumulator type.
 template <typename T>
 void PackWeights(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride,
                  Accumulator<T>* packed) {
@@ -105,7 +105,7 @@ void PackWeights(const T* b, int64_t depth, int64_t columns, int64_t depth_strid
   }
 }
 
-// PackTile.
+// PackTile of T, widened to the accumulator type.
 template <typename T>
 void PackRowsOfX(const T* x, int64_t rows, int64_t row_stride, int64_t depth, int height, Accumulator<T>* packed) {
   if constexpr (!kIs16Bit<T>) {
@@ -117,7 +117,7 @@ void PackRowsOfX(const T* x, int64_t rows, int64_t row_stride, int64_t depth, in
   }
 }
 
-// Packed weights, whole: [chunk of the depth][panel].
+// Layout of packed weights: [chunk of the depth][panel].
 template <typename T>
 std::size_t LinearPackedBytes(View<const T, 2> weight, Precision) {
   return Bytes(sizeof(Accumulator<T>), weight.shape[0], PackedColumns<Accumulator<T>>(weight.shape[1]));
@@ -134,15 +134,15 @@ void LinearPack(View<const T, 2> weight, Precision, int64_t begin, int64_t end, 
   }
 }
 
-// What a tile of sums is added to and where it goes; `rows` and `columns` of it exist.
+// Where a tile of sums goes and what is added to it. Only `rows` x `columns` of the tile exist.
 template <typename T>
 struct LinearTile {
   T* out;
   int64_t out_stride;
   int64_t rows;
   int64_t columns;
-  const T* initial;  // bias; null: zero, or what is in `out`
-  bool resume;       // add to what is in `out`
+  const T* initial;  // bias; null: zero, or `out` if `resume`
+  bool resume;       // add to `out`
 
   HWY_INLINE int64_t Valid(int v) const { return columns - v * kLanes<T>; }
 
@@ -192,7 +192,7 @@ void LinearTileRow(const T* x, const T* panel, int64_t depth, int64_t columns, L
   }
 }
 
-// The sums of a block, from `sums` on.
+// Writes the sums of a block, with bias, to `sums`.
 template <typename T>
 void LinearSums(const LinearArgs<T>& args, const LinearBlock& block, Accumulator<T>* sums, int64_t sums_stride,
                 std::byte* memory) {
@@ -222,6 +222,11 @@ void LinearSums(const LinearArgs<T>& args, const LinearBlock& block, Accumulator
       });
     }
   }
+}
+
+template <typename T>
+std::int64_t FmaMaxGemvRows(const LinearArgs<T>&) {
+  return kMaxGemvRows;
 }
 
 template <typename T>

@@ -12,7 +12,7 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr LinearKernel<T> kLinear{kTileRows,     &LinearFewRows<T>,     &LinearScratchBytes<T>,
+constexpr LinearKernel<T> kLinear{kTileRows,     &FmaMaxGemvRows<T>,    &LinearScratchBytes<T>,
                                   &LinearRun<T>, &LinearPackedBytes<T>, &LinearPack<T>};
 
 const KernelSet<LinearKernel>* LinearKernels() {

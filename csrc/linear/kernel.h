@@ -1,4 +1,4 @@
-// The tables of functions that each target provides for the linear map.
+// The functions that each target provides for the linear map.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace headwise {
 
-// A rectangle of the output.
+// A block of the output: rows [row_begin, row_end), columns [column_begin, column_end).
 struct LinearBlock {
   std::int64_t row_begin, row_end, column_begin, column_end;
 };
@@ -22,42 +22,40 @@ struct LinearArgs {
   const Accumulator<T>* bias;  // null: zero
   View<T, 2> out;
   Precision precision;
-  const std::byte* packed;  // the weights as `pack` leaves them; null: not packed yet
+  const std::byte* packed;  // the weights as written by `pack`; null: not packed
 };
 
-// Block columns that packed weights can be entered at.
+// Blocks of the output begin at multiples of this column, which packed weights can be entered at.
 constexpr std::int64_t kLinearBlockColumns = 512;
 
 template <typename T>
 struct LinearKernel {
-  std::int64_t tile_rows;  // that are computed together: blocks of rows are best a multiple of it
-  std::int64_t (*few_rows)(const LinearArgs<T>& args);  // up to so many, LinearFewKernel is faster
+  std::int64_t tile_rows;  // rows that are computed together; a block's rows should be a multiple of it
+  std::int64_t (*max_gemv_rows)(const LinearArgs<T>& args);  // rows up to which GemvKernel is faster
   std::size_t (*scratch_bytes)(const LinearArgs<T>& args, const LinearBlock& largest);
-  // A block whose columns begin at a multiple of kLinearBlockColumns. An element's result does not depend on the block
-  // it is in.
+  // Computes a block whose columns begin at a multiple of kLinearBlockColumns. The result of an element does not depend
+  // on its block.
   void (*block)(const LinearArgs<T>& args, const LinearBlock& block, std::byte* scratch);
 
-  // All weights, to be kept: their size, and columns [begin, end) of them, begin a multiple of kLinearBlockColumns.
+  // Packing of constant weights: bytes of all of them, and the packing of columns [begin, end), where begin is a
+  // multiple of kLinearBlockColumns.
   std::size_t (*packed_bytes)(View<const T, 2> weight, Precision precision);
   void (*pack)(View<const T, 2> weight, Precision precision, std::int64_t begin, std::int64_t end, std::byte* packed);
 };
 
-// Few rows, without packing; for one contiguous axis of weight.
+// Few rows of x (small M): weights are read in place, with either axis of them contiguous.
 template <typename T>
-struct LinearFewKernel {
+struct GemvKernel {
   std::size_t (*scratch_bytes)(const LinearArgs<T>& args, std::int64_t columns);
   // Columns [begin, end) of the output.
   void (*columns)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 };
 
-// Up to here, reading the weights where they lie is faster than packing them.
-template <typename T>
-std::int64_t LinearFewRows(const LinearArgs<T>&) {
-  return 16;
-}
+// Rows up to which reading the weights in place is faster than packing them for FMA.
+constexpr std::int64_t kMaxGemvRows = 16;
 
-// In parts of bfloat16, on tiles (all but double) or by vectors (float and BFloat16, one part); null where this build
-// has none.
+// The kernels of the bf16 backends: AMX for all types but double, BF16 dot for float and BFloat16 (one term). Null in
+// builds without them. Shapes at which FMA is faster are left to FMA by these kernels themselves (bf16_policy.h).
 template <typename T>
 const LinearKernel<T>* AmxLinearKernel();
 template <typename T>
@@ -69,6 +67,6 @@ const LinearKernel<T>& GetLinearKernel();
 
 // For the current target.
 const KernelSet<LinearKernel>& ChosenLinearKernels();
-const KernelSet<LinearFewKernel>& ChosenLinearFewKernels();
+const KernelSet<GemvKernel>& ChosenGemvKernels();
 
 }  // namespace headwise

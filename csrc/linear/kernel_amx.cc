@@ -1,4 +1,4 @@
-// Compiled for AVX-512 alone, whose vectors do all but the products. float64 does not go by tiles.
+// The linear map on AMX, compiled for AVX-512 only: its vectors pack and sum. float64 stays on FMA.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "linear/kernel_amx.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -13,7 +13,7 @@ namespace headwise {
 template <typename T>
 const LinearKernel<T>* AmxLinearKernel() {
 #if HEADWISE_BF16_KERNELS && (HWY_TARGETS & HWY_AVX3)
-  return &N_AVX3::kPartsLinear<N_AVX3::AmxBackend, T>;
+  return &N_AVX3::kBf16Linear<N_AVX3::AmxBackend, T>;
 #else
   return nullptr;
 #endif

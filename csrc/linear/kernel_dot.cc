@@ -1,4 +1,4 @@
-// Compiled for AVX-512 alone, with products by AVX512_BF16. float64 has none.
+// The linear map on AVX512_BF16, compiled for AVX-512 only, for bfloat16 and for float32 at kMedium.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "linear/kernel_dot.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -13,7 +13,7 @@ namespace headwise {
 template <typename T>
 const LinearKernel<T>* DotLinearKernel() {
 #if HEADWISE_BF16_KERNELS && (HWY_TARGETS & HWY_AVX3)
-  return &N_AVX3::kPartsLinear<N_AVX3::DotBackend, T>;
+  return &N_AVX3::kBf16Linear<N_AVX3::DotBackend, T>;
 #else
   return nullptr;
 #endif

@@ -11,46 +11,50 @@
 namespace headwise {
 namespace {
 
-// A block of columns keeps its packed weights (1 KB of depth each) in L2; it is wide because x is packed again for
-// each. A block of rows uses them often enough to pay for packing, and there are enough blocks for every thread.
+// Schedules the linear map: blocks of the output, threads, and the packing of constant weights.
+//
+// The packed weights of a block (1 KB of depth per column) stay in L2; blocks are wide because x is packed again for
+// each block of columns. A block has enough rows to amortise the packing of weights, and few enough for every thread to
+// get several blocks.
 constexpr std::int64_t kBlockColumns = kLinearBlockColumns;
 constexpr std::int64_t kBlockRows = 480;  // a multiple of every tile height
-constexpr std::int64_t kFewestBlockRows = 30;
+constexpr std::int64_t kMinBlockRows = 30;
 
 constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Rows of a block: at least three blocks a thread, or up to twice as many if all threads end together then.
+// Rows of a block: for at least three blocks per thread, or up to twice as many if threads then finish more evenly.
 std::int64_t BlockRows(std::int64_t rows, std::int64_t column_blocks, int threads, std::int64_t tile_rows) {
-  const std::int64_t most = std::max<std::int64_t>(1, rows / kFewestBlockRows);
-  const std::int64_t fewest = std::min(most, std::max(CeilDiv(rows, kBlockRows), CeilDiv(3 * threads, column_blocks)));
-  std::int64_t best = 0, shortest = 0;  // rows that the last thread to end has done
-  for (std::int64_t blocks = fewest; blocks <= std::min(most, 2 * fewest); ++blocks) {
+  const std::int64_t max_blocks = std::max<std::int64_t>(1, rows / kMinBlockRows);
+  const std::int64_t min_blocks =
+      std::min(max_blocks, std::max(CeilDiv(rows, kBlockRows), CeilDiv(3 * threads, column_blocks)));
+  std::int64_t best = 0, shortest = 0;  // rows of the thread that finishes last
+  for (std::int64_t blocks = min_blocks; blocks <= std::min(max_blocks, 2 * min_blocks); ++blocks) {
     const std::int64_t size = CeilDiv(CeilDiv(rows, blocks), tile_rows) * tile_rows;
     const std::int64_t longest = CeilDiv(column_blocks * CeilDiv(rows, size), threads) * size;
-    // Each block of rows packs the weights, or packs x, once more: for next to nothing it is not worth it.
+    // Every further block packs weights or x once more, so a gain below 1/32 is not worth it.
     if (best == 0 || longest + longest / 32 < shortest) best = size, shortest = longest;
   }
   return best;
 }
 
-// To read one from memory, in floating-point operations of one core in the same time.
+// Cost of loading one weight from memory, in floating-point operations of one core.
 constexpr double kWorkPerWeight = 8;
 
-// Strips of columns, two per thread; rows of weights are read best in long pieces, from 1 KB on.
+// Small M: ranges of columns, two per thread; rows of weights are read fastest in long pieces, from 1 KB on.
 template <typename T>
-void RunFewRows(const LinearArgs<T>& args) {
-  const LinearFewKernel<T>& kernel = ChosenLinearFewKernels().Of<T>();
+void RunGemv(const LinearArgs<T>& args) {
+  const GemvKernel<T>& kernel = ChosenGemvKernels().Of<T>();
   constexpr std::int64_t kShortest = 256, kLongest = 2048, kMultiple = 64;
   const std::int64_t columns = args.out.shape[1];
   const double work = kWorkPerWeight * static_cast<double>(columns) * static_cast<double>(args.x.shape[1]);
   const std::int64_t wanted = 2 * ThreadsFor(columns, work);
   const std::int64_t fair = CeilDiv(columns / wanted, kMultiple) * kMultiple;
-  const std::int64_t strip = std::clamp(fair, kShortest, kLongest);
-  const std::int64_t strips = CeilDiv(columns, strip);
-  const int threads = ThreadsFor(strips, work);
-  const Scratch scratch(threads, kernel.scratch_bytes(args, std::min(columns, strip)));
-  ParallelFor(strips, threads, [&](std::int64_t i, int thread) {
-    kernel.columns(args, i * strip, std::min(columns, (i + 1) * strip), scratch.thread(thread));
+  const std::int64_t width = std::clamp(fair, kShortest, kLongest);
+  const std::int64_t ranges = CeilDiv(columns, width);
+  const int threads = ThreadsFor(ranges, work);
+  const Scratch scratch(threads, kernel.scratch_bytes(args, std::min(columns, width)));
+  ParallelFor(ranges, threads, [&](std::int64_t i, int thread) {
+    kernel.columns(args, i * width, std::min(columns, (i + 1) * width), scratch.thread(thread));
   });
 }
 
@@ -58,8 +62,8 @@ template <typename T>
 void Run(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   const std::int64_t rows = args.out.shape[0], columns = args.out.shape[1], depth = args.x.shape[1];
   if (rows == 0 || columns == 0) return;
-  if (rows <= kernel.few_rows(args) && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1))
-    return RunFewRows(args);
+  if (rows <= kernel.max_gemv_rows(args) && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1))
+    return RunGemv(args);
   const std::int64_t column_blocks = CeilDiv(columns, kBlockColumns);
   const double work = 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
   const int wanted = ThreadsFor(rows * columns, work);
@@ -76,7 +80,7 @@ void Run(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   });
 }
 
-// Weights as one kernel wants them.
+// Weights packed for one kernel.
 template <typename T>
 struct Packed {
   Packed(const LinearKernel<T>& kernel_for, View<const T, 2> weight, Precision precision)
@@ -91,7 +95,7 @@ struct Packed {
 
   const LinearKernel<T>& kernel;
   const Scratch memory;
-  const Packed* next = nullptr;  // of another kernel
+  const Packed* next = nullptr;  // for another kernel
 };
 
 }  // namespace
@@ -106,8 +110,8 @@ template void Linear(View<const BFloat16, 2>, View<const BFloat16, 2>, const flo
 template void Linear(View<const float, 2>, View<const float, 2>, const float*, View<float, 2>, Precision);
 template void Linear(View<const double, 2>, View<const double, 2>, const double*, View<double, 2>, Precision);
 
-// No lock: a child that is forked while another thread of its parent holds one waits for it for ever. What was packed
-// for one target stays when there is another.
+// The packed weights of every target used so far, in a list that only grows. It needs no lock: a child process forked
+// while another thread held one would wait forever.
 template <typename T>
 class PackedLinear<T>::State {
  public:
@@ -120,7 +124,7 @@ class PackedLinear<T>::State {
   }
 
   void Run(View<const T, 2> x, View<T, 2> out) {
-    // The kernel that it was packed for, whatever the target is by now.
+    // The kernel that the weights were packed for, even if another thread has changed the target since.
     const Packed<T>& packed = ForTarget();
     headwise::Run<T>(packed.kernel, {x, weight_, bias_, out, precision_, packed.memory.thread(0)});
   }
@@ -132,7 +136,7 @@ class PackedLinear<T>::State {
     for (const Packed<T>* packed = first; packed; packed = packed->next) {
       if (&packed->kernel == &kernel) return *packed;
     }
-    // Two threads that come at once pack twice.
+    // Two threads that find nothing packed at the same time both pack.
     auto packed = std::make_unique<Packed<T>>(kernel, weight_, precision_);
     do {
       packed->next = first;

@@ -1,7 +1,7 @@
-// The tile unit of recent x86 processors (Intel AMX): eight registers of 16 rows of 64 bytes, and
+// AMX tiles (Intel Advanced Matrix Extensions): eight registers of 16 rows of 64 bytes, and
 //   C[m, n] += sum over k of A[m, 2k] B[k, 2n] + A[m, 2k + 1] B[k, 2n + 1]
-// for A and B of bfloat16, two to each 32 bits, and C of float32 (Intel Architecture Instruction Set Extensions,
-// TDPBF16PS). Subnormal numbers count as 0.
+// for A and B of bfloat16, two per 32-bit word, and C of float32 (Intel Architecture Instruction Set Extensions,
+// TDPBF16PS). Subnormal numbers count as 0. Permission to use AMX: base/amx_permission.h.
 #pragma once
 
 #include "matmul/bf16_support.h"
@@ -12,7 +12,7 @@
 
 namespace headwise::amx {
 
-// While it lives, this thread's tiles are all of 16 rows of 64 bytes.
+// Configures this thread's tiles as 16 rows of 64 bytes each, and releases them at the end of its lifetime.
 class Tiles {
  public:
   Tiles() {
@@ -33,13 +33,13 @@ inline void Zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
 }
 
-// From kOffset bytes behind `from`: known to the compiler, it needs no register.
+// Loads from kOffset bytes after `from`; a constant offset needs no register.
 template <int kTile, int kOffset = 0>
 inline void Load(const void* from, std::int64_t row_bytes) {
   asm volatile("tileloadd %c3(%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(kTile), "i"(kOffset) : "memory");
 }
 
-// A cache line into the first-level cache.
+// Prefetches a cache line into L1.
 template <int kOffset>
 inline void Fetch(const void* from) {
   asm volatile("prefetcht0 %c1(%0)" ::"r"(from), "i"(kOffset));
@@ -50,7 +50,7 @@ inline void Store(void* to, std::int64_t row_bytes) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(kTile) : "memory");
 }
 
-// Tile kC += kA * kB.
+// Tile kC += tile kA * tile kB.
 template <int kC, int kA, int kB>
 inline void MultiplyAdd() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));

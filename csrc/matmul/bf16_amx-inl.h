@@ -1,6 +1,7 @@
-// Products of numbers in parts of bfloat16 (parts-inl.h) on tiles (amx.h), to the accuracy of float32.
+// Matrix products in bf16 split (bf16_split-inl.h) on AMX tiles (amx.h).
 //
-// Called by attention_amx.cc and linear_amx.cc.
+// Blocking: 32 rows by 32 columns in four tiles of sums, one chunk of the depth at a time. Used by attention/backends
+// and linear/kernel_amx.cc.
 
 #if defined(HEADWISE_MATMUL_BF16_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_MATMUL_BF16_AMX_INL_H_
@@ -25,18 +26,18 @@ namespace HWY_NAMESPACE {
 constexpr int kTileBytes = kTileSize * 4;
 constexpr int64_t kTileRowBytes = kTileSide * 4;
 
-// Instructions on tiles to multiply a chunk of 32 rows with one of 32 columns.
-template <int kParts>
-constexpr int kInstructions = kParts == 3   ? 38
-                              : kParts == 2 ? 20
+// Tile instructions for the product of a chunk of 32 rows with one of 32 columns.
+template <int kTerms>
+constexpr int kInstructions = kTerms == 3   ? 38
+                              : kTerms == 2 ? 20
                                             : 8;
 
-// The vector unit's work alongside products of tiles. Before each chunk Begin(unit) says whether there is any; then
-// At<n>(unit, state) does the n-th of kInstructions portions of a unit. Unit has the places it works on, State what the
-// portions hand on to each other: both are local variables, so that they stay in registers.
+// Work is vector code interleaved with tile products, so that both units are busy. Before each chunk, Begin(unit)
+// returns whether there is work; then At<n>(unit, state) does portion n of kInstructions of it. Unit holds pointers,
+// State holds values passed from one portion to the next; both are local variables, to stay in registers.
 //
-// Here it is none, and eight instructions that do nothing take its place: where the core is shared with another thread,
-// a chunk with three parts takes 370 ns with them and 570 without (180 either way where it is not; 2.2 GHz).
+// NoWork executes eight NOPs per portion: with another thread on the same core, a chunk of three terms takes 370 ns
+// with the NOPs and 570 ns without (180 ns either way on a core of its own; 2.2 GHz).
 struct NoWork {
   struct Unit {};
   struct State {};
@@ -47,11 +48,11 @@ struct NoWork {
   }
 };
 
-// A chunk's products: tiles 0 to 3 += A B. Loads are what limits, so from one product of parts to the next only one of
-// the two parts changes, and each of its tiles is loaded as soon as the product has read it; the next chunk of B is
-// fetched into the first-level cache meanwhile. After each instruction comes a portion of the vector unit's work.
-// Without kLower the lower tiles, 2 and 3, are left out.
-template <int kParts, bool kLower, class Work>
+// The products of one chunk: tiles 0 to 3 += A B. Tile loads are the bottleneck, so consecutive products of terms
+// differ in one of the two terms only, and its tiles are loaded as soon as the previous product has read them. The next
+// chunk of B is prefetched into L1, and a portion of Work follows each tile instruction. Without kLower, tiles 2 and 3
+// are skipped.
+template <int kTerms, bool kLower, class Work>
 class ChunkProduct {
  public:
   using Unit = typename Work::Unit;
@@ -60,21 +61,21 @@ class ChunkProduct {
 
   HWY_INLINE void operator()() {
     Load<kA, 0, 0, 0>();
-    Load<kB, 0, kParts - 1, 1>();
+    Load<kB, 0, kTerms - 1, 1>();
     Load<kA, 1, 0, 2>();
-    Load<kB, 1, kParts - 1, 3>();
-    if constexpr (kParts == 2) {
+    Load<kB, 1, kTerms - 1, 3>();
+    if constexpr (kTerms == 2) {
       MultiplyThenLoad<0, kB, 0>();
       MultiplyThenLoad<1, kA, 1>();
     }
-    if constexpr (kParts == 3) {
+    if constexpr (kTerms == 3) {
       MultiplyThenLoad<0, kB, 1>();
       MultiplyThenLoad<1, kA, 1>();
       MultiplyThenLoad<2, kB, 0>();
       MultiplyThenLoad<3, kA, 2>();
       MultiplyThenLoad<4, kA, 0>();
     }
-    constexpr int kLast = kProducts - 1, kFirst = kInstructions<kParts> - 4;
+    constexpr int kLast = kProducts - 1, kFirst = kInstructions<kTerms> - 4;
     MultiplyAdd<0, 0, kFirst, 4 * kLast>();
     MultiplyAdd<0, 1, kFirst + 1, 4 * kLast + 1>();
     MultiplyAdd<1, 0, kFirst + 2, 4 * kLast + 2>();
@@ -84,37 +85,37 @@ class ChunkProduct {
  private:
   enum Operand { kA, kB };
 
-  static constexpr int kProducts = Bf16Products(kParts);
-  static constexpr int kLines = kParts * 2 * kTileSide;  // of the next chunk of B
+  static constexpr int kProducts = Bf16Products(kTerms);
+  static constexpr int kLines = kTerms * 2 * kTileSide;  // of the next chunk of B
 
   template <int kPortion>
   HWY_INLINE void Portion() {
     Work::template At<kPortion>(unit_, state_);
   }
 
-  // Product kProduct of two parts; for the next one kPart of an operand, whose first tile the first two instructions
-  // read.
-  template <int kProduct, Operand kOf, int kPart>
+  // Product number kProduct, then the loads for the next one: term kTerm of operand kOf, whose first tile has been read
+  // after the first two instructions.
+  template <int kProduct, Operand kOf, int kTerm>
   HWY_INLINE void MultiplyThenLoad() {
     constexpr int kFirst = 4 + 6 * kProduct, kRow = kOf == kA ? 0 : 1;
     MultiplyAdd<0, 0, kFirst, 4 * kProduct>();
     MultiplyAdd<kRow, 1 - kRow, kFirst + 1, 4 * kProduct + 1>();
-    Load<kOf, 0, kPart, kFirst + 2>();
+    Load<kOf, 0, kTerm, kFirst + 2>();
     MultiplyAdd<1 - kRow, kRow, kFirst + 3, 4 * kProduct + 2>();
     MultiplyAdd<1, 1, kFirst + 4, 4 * kProduct + 3>();
-    Load<kOf, 1, kPart, kFirst + 5>();
+    Load<kOf, 1, kTerm, kFirst + 5>();
   }
 
-  // A part of rows (A) or columns (B) 0 to 15, or of 16 to 31.
-  template <Operand kOf, int kHalf, int kPart, int kPortion>
+  // A term of rows (A) or columns (B) 0 to 15 (kHalf 0), or 16 to 31 (kHalf 1).
+  template <Operand kOf, int kHalf, int kTerm, int kPortion>
   HWY_INLINE void Load() {
     if constexpr (kLower || kOf == kB || kHalf == 0) {
-      amx::Load<4 + 2 * kOf + kHalf, (2 * kPart + kHalf) * kTileBytes>(kOf == kA ? a_ : b_, kTileRowBytes);
+      amx::Load<4 + 2 * kOf + kHalf, (2 * kTerm + kHalf) * kTileBytes>(kOf == kA ? a_ : b_, kTileRowBytes);
     }
     Portion<kPortion>();
   }
 
-  // The kNth multiply-add fetches its share of the next chunk.
+  // Tile multiply-add number kNth also prefetches its share of the next chunk.
   template <int kRow, int kColumn, int kPortion, int kNth>
   HWY_INLINE void MultiplyAdd() {
     if constexpr (kLower || kRow == 0) amx::MultiplyAdd<2 * kRow + kColumn, 4 + kRow, 6 + kColumn>();
@@ -125,7 +126,7 @@ class ChunkProduct {
   template <int kLine, int kEnd>
   HWY_INLINE void Fetch() const {
     if constexpr (kLine < kEnd) {
-      amx::Fetch<(kChunkSize<kParts> + kLine * kTileSide) * 4>(b_);
+      amx::Fetch<(kChunkSize<kTerms> + kLine * kTileSide) * 4>(b_);
       Fetch<kLine + 1, kEnd>();
     }
   }
@@ -136,21 +137,21 @@ class ChunkProduct {
   typename Work::State state_;
 };
 
-// Tiles 0 to 3 = A B over `chunks` chunks of the depth. A and B: [chunk][part][2 tiles]. With fewer than 17 rows the
-// lower tiles, 2 and 3, are left out, and nothing goes on alongside.
-template <int kParts, class Work = const NoWork>
+// Tiles 0 to 3 = A B over `chunks` chunks of the depth. A and B: [chunk][term][2 tiles]. Without `lower` (at most 16
+// rows), tiles 2 and 3 are skipped, and Work is not run.
+template <int kTerms, class Work = const NoWork>
 HWY_INLINE void MultiplyChunks(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
                                Work&& work = Work()) {
-  using Alongside = std::remove_cv_t<std::remove_reference_t<Work>>;
+  using Interleaved = std::remove_cv_t<std::remove_reference_t<Work>>;
   amx::Zero<0>(), amx::Zero<1>(), amx::Zero<2>(), amx::Zero<3>();
-  for (int64_t chunk = 0; chunk < chunks; ++chunk, a += kChunkSize<kParts>, b += kChunkSize<kParts>) {
-    typename Alongside::Unit unit;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, a += kChunkSize<kTerms>, b += kChunkSize<kTerms>) {
+    typename Interleaved::Unit unit;
     if (!lower) {
-      ChunkProduct<kParts, false, NoWork>(a, b, {})();
+      ChunkProduct<kTerms, false, NoWork>(a, b, {})();
     } else if (work.Begin(unit)) {
-      ChunkProduct<kParts, true, Alongside>(a, b, unit)();
+      ChunkProduct<kTerms, true, Interleaved>(a, b, unit)();
     } else {
-      ChunkProduct<kParts, true, NoWork>(a, b, {})();
+      ChunkProduct<kTerms, true, NoWork>(a, b, {})();
     }
   }
 }
@@ -168,25 +169,25 @@ HWY_INLINE void StoreTiles(float* to, int64_t stride, bool lower) {
 
 struct AmxBackend {
   static constexpr MatmulBackend kBackend = MatmulBackend::kAmx;
-  static constexpr int kStages = 2;  // tiles of scores at once: the vector unit works on one meanwhile
+  static constexpr int kStages = 2;  // blocks of scores in flight: one in the tiles, one in the vector unit
   static constexpr bool kFinishes = false;
 
   using Scope = amx::Tiles;
 
-  // to[32, 32] = A B over `chunks` chunks of the depth; rows of `to` are `stride` apart. Without `lower` only the first
-  // 16 rows.
-  template <int kParts, class Work = const NoWork>
+  // to[32, 32] = A B over `chunks` chunks of the depth; rows of `to` are `stride` apart. Without `lower`, only the
+  // first 16 rows.
+  template <int kTerms, class Work = const NoWork>
   static HWY_INLINE void Multiply(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower, float* to,
                                   int64_t stride, Work&& work = Work()) {
-    MultiplyChunks<kParts>(a, b, chunks, lower, work);
+    MultiplyChunks<kTerms>(a, b, chunks, lower, work);
     StoreTiles(to, stride, lower);
   }
 
-  // The same; whatever is next, the next chunk of B is fetched.
-  template <int kParts>
+  // Multiply; the chunk that follows B is prefetched in any case.
+  template <int kTerms>
   static HWY_INLINE void MultiplyAndFetch(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
                                           float* to, int64_t stride, const std::uint32_t* /*next*/) {
-    Multiply<kParts>(a, b, chunks, lower, to, stride);
+    Multiply<kTerms>(a, b, chunks, lower, to, stride);
   }
 };
 

@@ -1,9 +1,9 @@
-// Products of numbers in one part of bfloat16 (parts-inl.h) in vector registers, by AVX512_BF16's
+// Matrix products of bf16 numbers, one term (bf16_split-inl.h), in vector registers by AVX512_BF16's
 //   c[n] += a[2n + 1] b[2n + 1], c[n] += a[2n] b[2n]
 // for c of float32 and pairs of bfloat16 in 32-bit words (Intel 64 and IA-32 Architectures Software Developer's Manual,
-// VDPBF16PS): twice the multiply-adds of float32, each rounded to nearest; subnormal numbers count as 0.
+// VDPBF16PS): twice the multiply-adds of float32 FMA, each rounded to nearest; subnormal numbers count as 0.
 //
-// Called by attention_parts-inl.h and linear_parts-inl.h.
+// Blocking: 8 rows by 32 columns of sums in registers. Used by attention/backends and linear/kernel_dot.cc.
 
 #if defined(HEADWISE_MATMUL_BF16_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_MATMUL_BF16_DOT_INL_H_
@@ -28,29 +28,29 @@ namespace HWY_NAMESPACE {
 struct DotBackend {
   static constexpr MatmulBackend kBackend = MatmulBackend::kBf16Dot;
   static constexpr int kStages = 1;
-  static constexpr bool kFinishes = true;  // a function may take the products while they are in registers
+  static constexpr bool kFinishes = true;  // Multiply passes products on while they are in registers
 
-  struct Scope {};  // vectors are anyone's
+  struct Scope {};  // vector registers need no setup
 
   using V = hn::Vec<Tag<float>>;
 
-  // finish(r, left, right) takes row r of A B, 32 x 32, over `chunks` chunks of the depth. Without `lower` only the
-  // first 16 rows. 8 x 2 sums stay in registers; rows of A, in either tile, are 16 words apart.
-  template <int kParts, class Finish>
+  // Calls finish(r, left, right) with row r of A B, 32 x 32, over `chunks` chunks of the depth. Without `lower`, only
+  // the first 16 rows. 8 x 2 sums stay in registers; rows of A are 16 words apart in both tiles.
+  template <int kTerms, class Finish>
   static HWY_INLINE void Multiply(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
                                   const Finish& finish) {
-    static_assert(kParts == 1);
+    static_assert(kTerms == 1);
     for (int row = 0; row < (lower ? kSide : kTileSide); row += kRows) {
       MultiplyRows<false>(a, b, chunks, row, nullptr, finish);
     }
   }
 
-  // to[32, 32] = A B; rows of `to` are `stride` apart. What will be B in the next call is fetched meanwhile, by the
-  // first 16 rows.
-  template <int kParts>
+  // to[32, 32] = A B; rows of `to` are `stride` apart. `next`, the B of the next call, is prefetched while the first 16
+  // rows are computed.
+  template <int kTerms>
   static HWY_INLINE void MultiplyAndFetch(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, bool lower,
                                           float* to, int64_t stride, const std::uint32_t* next) {
-    static_assert(kParts == 1);
+    static_assert(kTerms == 1);
     const auto finish = [to, stride](int r, V left, V right) HWY_ATTR {
       hn::StoreU(left, Tag<float>(), to + r * stride);
       hn::StoreU(right, Tag<float>(), to + r * stride + kTileSide);
@@ -68,7 +68,7 @@ struct DotBackend {
 
   using Words = hn::Vec<Tag<std::uint32_t>>;
 
-  // kFetch: a cache line from `ahead` on for each k. Inlined, GCC 12 keeps the sums in memory.
+  // kFetch: prefetches a cache line from `ahead` on for each k. Not inlined: GCC 12 would then keep the sums in memory.
   template <bool kFetch, class Finish>
   static HWY_NOINLINE void MultiplyRows(const std::uint32_t* a, const std::uint32_t* b, int64_t chunks, int row,
                                         [[maybe_unused]] const std::uint32_t* ahead, const Finish& finish) {

@@ -1,5 +1,5 @@
-// Whether products of bfloat16 in tiles are compiled: their instructions are written as assembly, so that neither a
-// compiler flag nor a compiler's own attribute for them is needed.
+// HEADWISE_BF16_KERNELS: whether the bf16 kernels (BF16 dot and AMX) are compiled. Their instructions are inline
+// assembly, so no compiler flag or target attribute is needed, only x86-64 and a GNU-style assembler.
 #pragma once
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))

@@ -1,11 +1,11 @@
-// The register tile under every product here: C[rows, vectors] = start + A[rows, depth] * B[depth, vectors].
+// The register tile of every FMA product: C[rows, vectors] = start + A[rows, depth] * B[depth, vectors].
 //
 // The tile of C stays in registers while one row of B is loaded and one scalar of A is broadcast per row and step:
 // rows * vectors fused multiply-adds for rows + vectors loads. 12 x 2 vectors fill the 32 registers of AVX-512 and NEON
 // (24 sums, 2 of B, 1 of A), 6 x 2 the 16 of AVX2 and SSE4; 12 x 2 and 6 x 2 reach 97 % of the measured multiply-add
 // peak with A and B in L1. Sums run over the depth in order, so a row's result does not depend on the tile it is in.
 //
-// Called by attention-inl.h (scores, and weights times values) and linear-inl.h.
+// Used by attention/backends/fma-inl.h (scores, and weights times values) and linear/kernel-inl.h.
 
 #if defined(HEADWISE_MATMUL_FMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_MATMUL_FMA_INL_H_
@@ -43,7 +43,7 @@ constexpr int kTileRows = 6;
 #endif
 
 // A[r, k] is a[r * kRowStride + k * kDepthStride]: strides known to the compiler spare a register per row. `start(r,
-// v)` gives the first value of a sum, `finish(r, sums)` takes the last ones of a row.
+// v)` returns the initial value of a sum; `finish(r, sums)` is called with the final sums of a row.
 template <int kRows, int kVectors, int kRowStride, int kDepthStride, typename T, class Start, class Finish>
 HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, const Start& start,
                          const Finish& finish) {
@@ -76,7 +76,7 @@ HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RE
 template <int kValue>
 using Int = std::integral_constant<int, kValue>;
 
-// Rows that a tile of at least `rows` <= kTileRows rows is computed with: the fewest compiled that hold them.
+// Height of the smallest compiled tile that holds `rows` <= kTileRows rows.
 constexpr int TileHeight(int64_t rows) {
   for (const int height : {kTileRows / 6, kTileRows / 3, kTileRows * 2 / 3}) {
     if (rows <= height) return height;
@@ -84,7 +84,7 @@ constexpr int TileHeight(int64_t rows) {
   return kTileRows;
 }
 
-// function(Int<height>) for a height that TileHeight gives.
+// Calls function(Int<height>) for a height returned by TileHeight.
 template <class Function>
 HWY_INLINE void WithHeight(int height, const Function& function) {
   switch (height) {

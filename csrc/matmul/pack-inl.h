@@ -1,8 +1,8 @@
-// Packing for the register tile of gemm-inl.h.
+// Packing for the register tile of fma-inl.h.
 //
 // B [depth, columns] becomes panels of kPanel columns, each [depth][kPanel] and contiguous, the last one [depth][lanes]
-// where one vector holds what is left; missing columns are zero. A tile reads a panel straight through, aligned,
-// whatever the strides of the array were. A [rows, depth] becomes [depth][height], so that one step's scalars share a
+// if one vector holds its columns; missing columns are zero. A tile reads a panel sequentially and aligned, for any
+// strides of the array. A [rows, depth] becomes [depth][height], so that one step's scalars share a
 // cache line. Each element is moved once per block and used by every row that shares the panel.
 
 #if defined(HEADWISE_MATMUL_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -29,13 +29,13 @@ HWY_INLINE int64_t PanelWidth(int64_t column, int64_t columns) {
   return columns - column <= kLanes<T> ? kLanes<T> : kPanel<T>;
 }
 
-// Columns of all panels together: what packing takes room for, times the depth.
+// Columns of all panels together.
 template <typename T>
 constexpr int64_t PackedColumns(int64_t columns) {
   return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-// Rows of B contiguous: copies them piece by piece.
+// For contiguous rows of B: copies them piece by piece.
 template <typename T>
 void PackRows(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, T* packed) {
   const Tag<T> d;
@@ -64,8 +64,8 @@ HWY_INLINE hn::Vec<D> LoadBlocks(D d, const T* from, int64_t stride) {
   }
 }
 
-// out[k * out_stride + column] = in[column * in_stride + k] for the columns of a vector and the numbers of a 128-bit
-// block: squares of such blocks side by side, each transposed by itself.
+// out[k * out_stride + column] = in[column * in_stride + k] for the columns of a vector and the elements k of a 128-bit
+// block. Squares of such blocks are side by side in the vectors, and each is transposed by itself.
 template <class D>
 HWY_INLINE void TransposeBlocks(D d, const float* in, int64_t in_stride, float* out, int64_t out_stride) {
   const hn::Repartition<double, D> pairs;
@@ -90,8 +90,7 @@ HWY_INLINE void TransposeBlocks(D d, const double* in, int64_t in_stride, double
 }
 #endif
 
-// `columns` columns of B to packed[k * width + column], transposed by squares where a column's numbers are side by
-// side.
+// Packs `columns` columns of B to packed[k * width + column], transposed in squares if columns are contiguous.
 template <typename T>
 void PackPanel(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, int64_t width,
                T* packed) {
@@ -119,7 +118,7 @@ void PackPanel(const T* b, int64_t depth, int64_t columns, int64_t depth_stride,
   for (; column < columns; ++column) copy(0, column);
 }
 
-// Columns of B contiguous, or neither columns nor rows.
+// For contiguous columns of B, or neither contiguous.
 template <typename T>
 void PackColumns(const T* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride, T* packed) {
   for (int64_t column = 0; column < columns; column += kPanel<T>) {
@@ -140,7 +139,7 @@ void PackPanels(const T* b, int64_t depth, int64_t columns, int64_t depth_stride
   }
 }
 
-// Rows of a tile of A, contiguous each and row_stride apart, to packed[k * height + row].
+// Packs the rows of a tile of A, which are contiguous and row_stride apart, to packed[k * height + row].
 template <typename T>
 void PackTile(const T* a, int64_t rows, int64_t row_stride, int64_t depth, int height, T* packed) {
   if (rows < height) std::fill_n(packed, depth * height, T{0});

@@ -1,5 +1,5 @@
-// From NumPy arrays to views. The Python layer has checked and normalised what it passes; the checks here only keep a
-// wrong direct call from touching memory that is not there.
+// NumPy arrays as views. The Python layer has checked its arguments already; the checks here only keep a wrong direct
+// call from accessing memory out of bounds.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -25,14 +25,14 @@ bool HasType(const py::array& array) {
   const py::dtype dtype = array.dtype();
   if constexpr (std::is_same_v<T, std::uint8_t>) return dtype.kind() == 'b';
   if constexpr (kIs16Bit<T>) {
-    // bfloat16 is what ml_dtypes registers it as, and nothing else has that letter.
+    // bfloat16 is the type that ml_dtypes registers, with a letter that no other type has.
     const bool named = std::is_same_v<T, Float16> ? dtype.char_() == 'e' : dtype.kind() == 'V' && dtype.char_() == 'E';
     return named && dtype.itemsize() == sizeof(T) && dtype.byteorder() == '=';
   }
   return py::isinstance<py::array_t<T>>(array);
 }
 
-// T is const where the array is only read.
+// The array as a view. T is const if the array is only read. Throws TypeError for another dtype or rank.
 template <typename T, int kRank>
 View<T, kRank> ToView(const py::array& array, const char* name) {
   using Value = std::remove_const_t<T>;
@@ -52,7 +52,7 @@ View<T, kRank> ToView(const py::array& array, const char* name) {
   return view;
 }
 
-// The view as one of `shape`: an axis of one entry serves all places of that axis.
+// The view broadcast to `shape`: axes of size 1 get stride 0.
 template <typename T, int kRank>
 View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape, const char* name) {
   for (int axis = 0; axis < kRank; ++axis) {
@@ -103,7 +103,7 @@ View<T, kRank> ToView(const OptionalArray& array, const char* name) {
   return array ? ToView<T, kRank>(*array, name) : View<T, kRank>();
 }
 
-// `length` contiguous values, or null.
+// Pointer to `length` contiguous values; null if there is no array.
 template <typename T>
 const T* ToVector(const OptionalArray& array, std::int64_t length, const char* name) {
   if (!array) return nullptr;
@@ -114,7 +114,7 @@ const T* ToVector(const OptionalArray& array, std::int64_t length, const char* n
   return view.data;
 }
 
-// function(T()) for the array's type, float or double.
+// Calls function(T()) for the array's element type, float or double.
 template <class Function>
 void WithType(const py::array& array, const Function& function) {
   if (HasType<float>(array)) return function(float());
@@ -122,7 +122,7 @@ void WithType(const py::array& array, const Function& function) {
   throw py::type_error("expected an array of float32 or float64");
 }
 
-// The same, Float16 and BFloat16 besides.
+// Calls function(T()) for the array's element type: float, double, Float16 or BFloat16.
 template <class Function>
 void WithStoredType(const py::array& array, const Function& function) {
   if (HasType<float>(array)) return function(float());

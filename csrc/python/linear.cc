@@ -9,7 +9,7 @@
 namespace headwise::bindings {
 namespace {
 
-// Keeps the arrays that the packed weights come from.
+// A PackedLinear that keeps the arrays of its weight and bias alive.
 class Packed {
  public:
   Packed(const py::array& weight, const OptionalArray& bias, const std::string& precision)
@@ -30,7 +30,7 @@ class Packed {
       const auto in = ToView<const T, 2>(x, "x");
       const auto to = ToView<T, 2>(out, "out");
       if (in.shape[1] != weight_.shape(0) || to.shape[0] != in.shape[0] || to.shape[1] != weight_.shape(1)) {
-        throw py::value_error("x or out: the shape is not what the packed weights imply");
+        throw py::value_error("x or out: the shape does not match the packed weights");
       }
       const auto& linear = std::get<PackedLinear<T>>(linear_);
       const ReleasedGil release;

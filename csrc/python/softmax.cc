@@ -5,7 +5,7 @@
 namespace headwise::bindings {
 namespace {
 
-// `kOutRank` is 3, or 2 where the axis is reduced away.
+// kOutRank: 3, or 2 if the axis is reduced.
 template <int kOutRank, class Operation>
 void Define(py::module_& module, const char* name, const Operation& operation) {
   module.def(

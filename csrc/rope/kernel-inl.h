@@ -1,6 +1,7 @@
-// Rotary embedding, row by row: (a, b) -> (a cos - b sin, a sin + b cos) for each pair of the row.
+// Rotary embedding of rows: (a, b) -> (a cos - b sin, a sin + b cos) for each pair of a row.
 //
-// Six operations on six numbers moved: memory decides, or the cache when cosines and sines are shared by the heads.
+// Six operations per six elements moved, so the limit is memory bandwidth, or cache bandwidth if heads share cosines
+// and sines. Used by rope/kernel.cc.
 
 #if defined(HEADWISE_ROPE_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ROPE_KERNEL_INL_H_
@@ -78,7 +79,7 @@ void RotateNeighbours(const RopeRows<T>& rows) {
 }
 
 template <typename T>
-void CopyPastCaches(const T* from, std::int64_t n, T* to) {
+void CopyNonTemporal(const T* from, std::int64_t n, T* to) {
   const hn::ScalableTag<Accumulator<T>> d;
   ForEachVectorStreamed(d, n, to,
                         [&](auto lanes, std::int64_t i) HWY_ATTR { lanes.Store(lanes.Load(d, from + i), d, to + i); });

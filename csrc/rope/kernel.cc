@@ -12,7 +12,7 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr RopeKernel<T> kRope{&RotateHalves<T>, &RotateNeighbours<T>, &CopyPastCaches<T>};
+constexpr RopeKernel<T> kRope{&RotateHalves<T>, &RotateNeighbours<T>, &CopyNonTemporal<T>};
 
 const KernelSet<RopeKernel>* RopeKernels() {
   static constexpr KernelSet<RopeKernel> kernels{kRope<Float16>, kRope<BFloat16>, kRope<float>, kRope<double>};

@@ -1,4 +1,4 @@
-// The table of functions that each target provides for rotary embedding.
+// The functions that each target provides for rotary embedding.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace headwise {
 
-// `count` rows of 2 * pairs numbers, their cosines and sines; each kind of row a stride apart. `out` may be `x`.
+// `count` rows of 2 * pairs elements with their cosines and sines; each array has its own row stride. `out` may be `x`.
 template <typename T>
 struct RopeRows {
   std::int64_t count;
@@ -27,7 +27,7 @@ template <typename T>
 struct RopeKernel {
   void (*halves)(const RopeRows<T>& rows);      // pairs (i, i + pairs)
   void (*neighbours)(const RopeRows<T>& rows);  // pairs (2 i, 2 i + 1)
-  // n numbers to `to`, past the caches; stream.h has to end it.
+  // Copies n elements with non-temporal stores, to be flushed by the caller (base/stream.h).
   void (*copy)(const T* from, std::int64_t n, T* to);
 };
 

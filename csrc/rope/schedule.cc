@@ -11,7 +11,7 @@
 namespace headwise {
 namespace {
 
-// Cosines and sines of a block of positions stay in the first-level cache while the heads that share them go by.
+// Size of a block of positions: its cosines and sines stay in L1 while the heads that share them are rotated.
 constexpr std::int64_t kBlockBytes = 16 << 10;
 
 }  // namespace
@@ -23,13 +23,13 @@ void ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const
   if (dim == 0) return;
   const RopeKernel<T>& kernel = ChosenRopeKernels().Of<T>();
   const auto rotate = interleaved ? kernel.neighbours : kernel.halves;
-  // (batch, seq, heads, dim) in memory is walked in that order: the rows of a call are those close together.
+  // Arrays stored as (batch, seq, heads, dim) are processed in that order: the rows of a kernel call are adjacent.
   const int along = std::abs(x.stride[1]) < std::abs(x.stride[2]) ? 1 : 2;
   const std::int64_t block = std::max<std::int64_t>(1, kBlockBytes / (dim * static_cast<std::int64_t>(sizeof(T))));
   const double bytes = sizeof(T) * static_cast<double>(batch) * static_cast<double>(heads) * static_cast<double>(seq) *
                        static_cast<double>(dim);
-  // Halves of rows are too short to go past the caches one by one; rows that are one behind the other go together.
-  const bool streamed = along == 2 && out.stride[2] == dim && WritePastCaches(x.data, out.data, bytes);
+  // Half a row is too short for non-temporal stores, so contiguous rows are collected in a buffer and copied together.
+  const bool streamed = along == 2 && out.stride[2] == dim && UseNonTemporalStores(x.data, out.data, bytes);
   const auto rows = [&, dim = dim](std::int64_t n, std::int64_t h, std::int64_t s, std::int64_t count, T* buffer) {
     rotate({count, dim / 2, x.at(n, h, s), x.stride[along], cos.at(n, h, s), cos.stride[along], sin.at(n, h, s),
             sin.stride[along], buffer ? buffer : out.at(n, h, s), out.stride[along]});
@@ -49,7 +49,7 @@ void ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const
     }
     T* const buffer = streamed ? reinterpret_cast<T*>(scratch->thread(thread)) : nullptr;
     for (std::int64_t h = 0; h < heads; ++h) rows(n, h, first, last - first, buffer);
-    if (streamed) FinishWritesPastCaches();
+    if (streamed) FlushNonTemporalStores();
   });
 }
 

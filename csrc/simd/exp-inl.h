@@ -1,14 +1,14 @@
-// The exponential for softmax: arguments are at most 0, results are multiples of a power of two.
+// The exponential of softmax: arguments are at most 0, and results are scaled by a power of two.
 //
 //   e^x = 2^k e^r,  k = round(x log2 e),  r = x - k ln 2 in [-ln2/2, ln2/2]
 //
 // ln 2 is split in two (Cody and Waite 1980) so that k * high is exact. e^r is 1 + r + r^2 q(r) with q of degree 4
-// (float32, relative error 3.2e-9) or 9 (float64, 1.1e-17): the minimax polynomials of their kind, by Remez' algorithm
-// in 60 digits. Within 1 unit in the last place in all.
+// (float32, relative error 3.2e-9) or 9 (float64, 1.1e-17): minimax polynomials by Remez' algorithm in 60 digits. The
+// total error is below 1 unit in the last place.
 //
-// k is rounded by adding 1.5 * 2^23 (2^52), which leaves it in the low bits of the sum; the bias of the exponent is
-// part of that constant, so that one shift makes 2^k. Results carry the factor 2^kExpShift: the terms of a softmax
-// whose quotient is subnormal are themselves normal, and are rounded once, by the final division.
+// k is rounded by adding 1.5 * 2^23 (2^52), which leaves it in the low bits of the sum; the exponent bias is part of
+// the constant, so one shift gives 2^k. Results carry the factor 2^kExpShift: a softmax term whose quotient is
+// subnormal is normal itself, and is rounded once, by the final division.
 
 #if defined(HEADWISE_SIMD_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_SIMD_EXP_INL_H_
@@ -69,7 +69,7 @@ struct ExpTraits<double> {
   }
 };
 
-// 2^kExpShift * e^x for x <= 0 and NaN; 0 for -inf. Anything for x > 0.
+// 2^kExpShift * e^x for x <= 0 and NaN; 0 for -inf. Unspecified for x > 0.
 template <class D, class V>
 HWY_INLINE V ScaledExp(D d, V x) {
   using T = hn::TFromD<D>;

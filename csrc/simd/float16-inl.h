@@ -1,9 +1,9 @@
-// Float16 and BFloat16 in memory, float in vectors: widening, which is exact, and narrowing, which rounds to nearest
-// even and keeps NaN a NaN.
+// Conversions between 16-bit types in memory and float in vectors: widening is exact; narrowing rounds to nearest even
+// and keeps NaN.
 //
-// AVX2, AVX-512 and 64-bit NEON convert float16 by an instruction. Highway 1.0.3 emulates it elsewhere, where it cuts
-// digits off and takes infinity for a number, and cuts digits off for bfloat16 everywhere; hence the integer code here.
-// Subnormal float16 are normal in float: the result does not depend on the processor's denormal mode.
+// AVX2, AVX-512 and 64-bit NEON convert float16 in hardware. Elsewhere Highway 1.0.3 truncates float16 and mishandles
+// infinity, and it truncates bfloat16 on every target; hence the integer code here. Subnormal float16 numbers are
+// normal in float, so results do not depend on the processor's denormal mode.
 
 #if defined(HEADWISE_SIMD_FLOAT16_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_SIMD_FLOAT16_INL_H_
@@ -32,31 +32,31 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// As many numbers of 16 bits as D has floats.
+// A vector of 16-bit lanes, as many as D has floats.
 template <class D>
-using HalfTag = hn::Rebind<std::uint16_t, D>;
+using Tag16 = hn::Rebind<std::uint16_t, D>;
 template <class D>
-using HalfVec = hn::Vec<HalfTag<D>>;
+using Vec16 = hn::Vec<Tag16<D>>;
 
 template <typename T>
-HWY_INLINE const std::uint16_t* BitsAt(const T* half) {
-  return reinterpret_cast<const std::uint16_t*>(half);
+HWY_INLINE const std::uint16_t* BitsAt(const T* number) {
+  return reinterpret_cast<const std::uint16_t*>(number);
 }
 template <typename T>
-HWY_INLINE std::uint16_t* BitsAt(T* half) {
-  return reinterpret_cast<std::uint16_t*>(half);
+HWY_INLINE std::uint16_t* BitsAt(T* number) {
+  return reinterpret_cast<std::uint16_t*>(number);
 }
 
 // ------------------------------------------------------------------------------------------------------------ vectors
 
 template <class D>
-HWY_INLINE hn::Vec<D> WidenBits(D d, BFloat16, HalfVec<D> bits) {
+HWY_INLINE hn::Vec<D> WidenBits(D d, BFloat16, Vec16<D> bits) {
   const hn::RebindToUnsigned<D> du;
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
 }
 
 template <class D>
-HWY_INLINE hn::Vec<D> WidenBits(D d, Float16, HalfVec<D> bits) {
+HWY_INLINE hn::Vec<D> WidenBits(D d, Float16, Vec16<D> bits) {
 #if HEADWISE_CONVERTS_FLOAT16
   const hn::Rebind<hwy::float16_t, D> df16;
   return hn::PromoteTo(d, hn::BitCast(df16, bits));
@@ -67,42 +67,43 @@ HWY_INLINE hn::Vec<D> WidenBits(D d, Float16, HalfVec<D> bits) {
   const auto exponent = hn::And(number, hn::Set(du, 0x1Fu << 23));
   const auto bias = hn::Set(du, (127u - 15u) << 23);
   const auto normal = hn::Add(number, bias);
-  // The exponent of infinity and NaN, 31, is to be 255.
+  // The exponent of infinity and NaN, 31, becomes 255.
   const auto special = hn::Add(normal, bias);
   // m 2^-24 = (2^-14 + m 2^-24) - 2^-14, exactly.
-  const auto least = hn::Set(du, (127u - 14u) << 23);
-  const auto subnormal = hn::BitCast(du, hn::Sub(hn::BitCast(d, hn::Add(number, least)), hn::BitCast(d, least)));
+  const auto min_normal = hn::Set(du, (127u - 14u) << 23);
+  const auto subnormal =
+      hn::BitCast(du, hn::Sub(hn::BitCast(d, hn::Add(number, min_normal)), hn::BitCast(d, min_normal)));
   const auto finite = hn::IfThenElse(hn::Eq(exponent, hn::Zero(du)), subnormal, normal);
   const auto magnitude = hn::IfThenElse(hn::Eq(exponent, hn::Set(du, 0x1Fu << 23)), special, finite);
   return hn::BitCast(d, hn::Or(magnitude, hn::ShiftLeft<16>(hn::And(wide, hn::Set(du, 0x8000u)))));
 #endif
 }
 
-// Vectors of at most 16 bits to a lane, narrowed.
+// The low 16 bits of each lane, whose other bits are 0.
 template <class D, class V>
-HWY_INLINE HalfVec<D> LowBits(D, V bits) {
+HWY_INLINE Vec16<D> LowBits(D, V bits) {
   const hn::RebindToSigned<D> di;
-  return hn::DemoteTo(HalfTag<D>(), hn::BitCast(di, bits));
+  return hn::DemoteTo(Tag16<D>(), hn::BitCast(di, bits));
 }
 
-// Half a unit less one is added, and one more where the digit that stays is odd; what carries into the exponent is
-// right there, up to infinity.
+// Round to nearest even: adds half a unit in the last place minus one, and one more if the kept digit is odd. A carry
+// into the exponent gives the right result, including infinity.
 template <class D>
-HWY_INLINE HalfVec<D> NarrowBits(D d, BFloat16, hn::Vec<D> v) {
+HWY_INLINE Vec16<D> NarrowBits(D d, BFloat16, hn::Vec<D> v) {
   const hn::RebindToUnsigned<D> du;
   const auto bits = hn::BitCast(du, v);
   const auto cut = hn::ShiftRight<16>(bits);
   const auto odd = hn::And(cut, hn::Set(du, 1u));
   const auto nearest = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFu))));
-  const auto nan = hn::Or(cut, hn::Set(du, 0x40u));  // whatever the digits that are cut off
+  const auto nan = hn::Or(cut, hn::Set(du, 0x40u));  // quiet, for any payload
   return LowBits(d, hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), nan, nearest));
 }
 
 template <class D>
-HWY_INLINE HalfVec<D> NarrowBits([[maybe_unused]] D d, Float16, hn::Vec<D> v) {
+HWY_INLINE Vec16<D> NarrowBits([[maybe_unused]] D d, Float16, hn::Vec<D> v) {
 #if HEADWISE_CONVERTS_FLOAT16
   const hn::Rebind<hwy::float16_t, D> df16;
-  return hn::BitCast(HalfTag<D>(), hn::DemoteTo(df16, v));
+  return hn::BitCast(Tag16<D>(), hn::DemoteTo(df16, v));
 #else
   const hn::RebindToUnsigned<D> du;
   const hn::RebindToSigned<D> di;
@@ -110,11 +111,11 @@ HWY_INLINE HalfVec<D> NarrowBits([[maybe_unused]] D d, Float16, hn::Vec<D> v) {
   const auto below = [&](std::uint32_t bits) HWY_ATTR {
     return hn::RebindMask(du, hn::Lt(hn::BitCast(di, number), hn::Set(di, static_cast<std::int32_t>(bits))));
   };
-  // As for bfloat16, 13 digits being cut off; the exponent loses the difference of the biases.
+  // As for bfloat16, but 13 bits are dropped, and the exponent is rebiased.
   const auto odd = hn::And(hn::ShiftRight<13>(number), hn::Set(du, 1u));
   const auto rebias = hn::Set(du, 0xFFFu - ((127u - 15u) << 23));
   const auto normal = hn::ShiftRight<13>(hn::Add(number, hn::Add(odd, rebias)));
-  // Beside 1/2 a unit in the last place of float is one of float16's subnormals, 2^-24: the addition rounds.
+  // At 1/2, a unit in the last place of float is 2^-24, the spacing of float16's subnormals: the addition rounds.
   const auto half = hn::Set(du, 126u << 23);
   const auto subnormal = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(d, number), hn::BitCast(d, half))), half);
   const auto infinity = hn::Set(du, 0x7C00u);
@@ -128,20 +129,20 @@ HWY_INLINE HalfVec<D> NarrowBits([[maybe_unused]] D d, Float16, hn::Vec<D> v) {
 
 // -------------------------------------------------------------------------------------------------------------- memory
 
-// A vector of D's numbers from memory that holds T: either of the halves, or D's own.
+// Loads a vector of D from memory of T, which is a 16-bit type or D's own.
 template <class D, typename T>
 HWY_INLINE hn::Vec<D> LoadWide(D d, const T* from) {
   if constexpr (kIs16Bit<T>) {
-    return WidenBits(d, T(), hn::LoadU(HalfTag<D>(), BitsAt(from)));
+    return WidenBits(d, T(), hn::LoadU(Tag16<D>(), BitsAt(from)));
   } else {
     return hn::LoadU(d, from);
   }
 }
-// The number there, in every lane.
+// The element at `from`, widened, in every lane.
 template <class D, typename T>
 HWY_INLINE hn::Vec<D> BroadcastWide(D d, const T* from) {
   if constexpr (kIs16Bit<T>) {
-    return WidenBits(d, T(), hn::Set(HalfTag<D>(), *BitsAt(from)));
+    return WidenBits(d, T(), hn::Set(Tag16<D>(), *BitsAt(from)));
   } else {
     return hn::Set(d, *from);
   }
@@ -149,13 +150,13 @@ HWY_INLINE hn::Vec<D> BroadcastWide(D d, const T* from) {
 template <class D, typename T>
 HWY_INLINE void StoreNarrow(hn::Vec<D> v, D d, T* to) {
   if constexpr (kIs16Bit<T>) {
-    hn::StoreU(NarrowBits(d, T(), v), HalfTag<D>(), BitsAt(to));
+    hn::StoreU(NarrowBits(d, T(), v), Tag16<D>(), BitsAt(to));
   } else {
     hn::StoreU(v, d, to);
   }
 }
 
-// Neighbours (2 i, 2 i + 1) as two vectors.
+// Loads elements 2 i into a and 2 i + 1 into b.
 template <class D, typename T>
 HWY_INLINE void LoadInterleavedWide(D d, const T* from, hn::Vec<D>& a, hn::Vec<D>& b) {
   if constexpr (!kIs16Bit<T>) {
@@ -190,11 +191,11 @@ HWY_INLINE void StoreInterleavedNarrow(hn::Vec<D> a, hn::Vec<D> b, D d, T* to) {
   }
 }
 
-// The first `count` lanes, fewer than the vector has, of halves; nothing beyond them is read or written, and the others
-// are loaded as 0. AVX2 has masks for lanes of 32 bits and more only.
+// Loads or stores the first `count` lanes of a 16-bit type, fewer than the vector has. Memory beyond them is not
+// touched; the other lanes are loaded as 0. AVX2 has masks for lanes of 32 bits and more only.
 template <class D, typename T>
 HWY_INLINE hn::Vec<D> LoadFirstWide(D d, const T* from, std::size_t count) {
-  const HalfTag<D> d16;
+  const Tag16<D> d16;
 #if !HWY_MEM_OPS_MIGHT_FAULT
   return WidenBits(d, T(), hn::MaskedLoad(hn::FirstN(d16, count), d16, BitsAt(from)));
 #else
@@ -205,8 +206,8 @@ HWY_INLINE hn::Vec<D> LoadFirstWide(D d, const T* from, std::size_t count) {
 }
 template <class D, typename T>
 HWY_INLINE void StoreFirstNarrow(hn::Vec<D> v, D d, T* to, std::size_t count) {
-  const HalfTag<D> d16;
-  const HalfVec<D> bits = NarrowBits(d, T(), v);
+  const Tag16<D> d16;
+  const Vec16<D> bits = NarrowBits(d, T(), v);
 #if !HWY_MEM_OPS_MIGHT_FAULT
   hn::BlendedStore(bits, hn::FirstN(d16, count), d16, BitsAt(to));
 #else
@@ -216,7 +217,8 @@ HWY_INLINE void StoreFirstNarrow(hn::Vec<D> v, D d, T* to, std::size_t count) {
 #endif
 }
 
-// A whole vector of T past the caches, to where one is aligned; those of fewer than 16 bytes cannot go.
+// Non-temporal store of a whole vector of T to an aligned address; an ordinary store for vectors of fewer than 16
+// bytes.
 template <class D, typename T>
 HWY_INLINE void StreamNarrow(hn::Vec<D> v, D d, T* to) {
   if constexpr (!kIs16Bit<T>) {
@@ -224,11 +226,11 @@ HWY_INLINE void StreamNarrow(hn::Vec<D> v, D d, T* to) {
   } else if constexpr (hn::MaxLanes(d) * sizeof(T) < 16) {
     StoreNarrow(v, d, to);
   } else {
-    hn::Stream(NarrowBits(d, T(), v), HalfTag<D>(), BitsAt(to));
+    hn::Stream(NarrowBits(d, T(), v), Tag16<D>(), BitsAt(to));
   }
 }
 
-// n numbers of T, a half, as float, and back.
+// Converts n elements of a 16-bit type to float, and back.
 template <typename T>
 HWY_INLINE void Widen(const T* from, std::int64_t n, float* to) {
   const hn::ScalableTag<float> d;

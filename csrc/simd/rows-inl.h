@@ -1,8 +1,8 @@
-// Sweeps over a row of memory, and the vector at its end. What lies in memory may be halves (half-inl.h): they are
-// widened and narrowed on the way.
+// Sweeps over contiguous rows, including the partial vector at the end. 16-bit types (float16-inl.h) are widened when
+// loaded and rounded when stored.
 //
-// Highway's MaskedLoad is an aligned load of the whole vector where the processor has no masked one (SSE4, NEON), so
-// the end of a row goes through a buffer there: nothing beyond it is ever read or written.
+// Highway's MaskedLoad is an aligned load of a whole vector on processors without masked loads (SSE4, NEON), so the end
+// of a row goes through a buffer there: memory beyond the row is never read or written.
 
 #if defined(HEADWISE_SIMD_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_SIMD_ROWS_INL_H_
@@ -35,14 +35,14 @@ struct AllLanes {
   HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
     StoreNarrow(v, d, to);
   }
-  // v, with `rest` in the lanes that are not ours.
+  // v, with `rest` in the lanes outside this set (none here).
   template <class D, class V>
   HWY_INLINE V Or(D, V v, V /*rest*/) const {
     return v;
   }
 };
 
-// The first `count` lanes, fewer than the vector has; the others are loaded as 0.
+// The first `count` lanes, fewer than the vector has; the other lanes are loaded as 0.
 struct FirstLanes {
   std::int64_t count;
 
@@ -68,7 +68,7 @@ struct FirstLanes {
   }
 
  private:
-  // Of D's own numbers.
+  // For memory of D's own type.
   template <class D, class T = hn::TFromD<D>>
   HWY_INLINE hn::Vec<D> LoadOwn(D d, const T* from) const {
 #if !HWY_MEM_OPS_MIGHT_FAULT || HWY_TARGET == HWY_AVX2
@@ -91,7 +91,7 @@ struct FirstLanes {
   }
 };
 
-// visit(lanes, j) for the vectors of [0, n): `lanes` of them begin at j.
+// Calls visit(lanes, j) for the vectors that cover [0, n): `lanes` of the vector at j are in the range.
 template <class D, class Visit>
 HWY_INLINE void ForEachVector(D d, std::int64_t n, Visit&& visit) {
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
@@ -100,8 +100,8 @@ HWY_INLINE void ForEachVector(D d, std::int64_t n, Visit&& visit) {
   if (j < n) visit(FirstLanes{n - j}, j);
 }
 
-// The same for results at `to` of which nothing will be read soon: whole vectors of them are written past the caches,
-// and begin where a vector is aligned. Whoever calls it ends with hwy::FlushStream, before other threads may read them.
+// ForEachVector for results written to `to` with non-temporal stores: whole vectors begin at aligned addresses. The
+// caller ends with hwy::FlushStream before other threads read them.
 struct AllLanesStreamed : AllLanes {
   template <class D, typename T>
   HWY_INLINE void Store(hn::Vec<D> v, D d, T* to) const {
@@ -113,29 +113,29 @@ HWY_INLINE void ForEachVectorStreamed(D d, std::int64_t n, const T* to, Visit&& 
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
   const auto address = reinterpret_cast<std::uintptr_t>(to);
   if (address % sizeof(T) != 0) return ForEachVector(d, n, visit);
-  const auto past = static_cast<std::int64_t>(address / sizeof(T)) & (width - 1);  // of what is aligned
+  const auto past = static_cast<std::int64_t>(address / sizeof(T)) & (width - 1);  // elements past an aligned address
   std::int64_t j = past == 0 ? 0 : std::min(n, width - past);
   if (j > 0) visit(FirstLanes{j}, 0);
   for (; j + width <= n; j += width) visit(AllLanesStreamed(), j);
   if (j < n) visit(FirstLanes{n - j}, j);
 }
 
-// The greatest lane; may overlook NaN. Highway's own emulation of vectors (EMU128) never gives less than the lowest
-// finite number, and -inf is not that.
+// The maximum lane; may ignore NaN. Not Highway's MaxOfLanes on EMU128, which returns the lowest finite number for
+// -inf.
 template <class D, class V, class T = hn::TFromD<D>>
 HWY_INLINE T MaxLane(D d, V v) {
 #if HWY_TARGET == HWY_EMU128
   HWY_ALIGN T lanes[hn::MaxLanes(d)];
   hn::Store(v, d, lanes);
-  T greatest = lanes[0];
-  for (std::size_t i = 1; i < hn::MaxLanes(d); ++i) greatest = lanes[i] > greatest ? lanes[i] : greatest;
-  return greatest;
+  T max = lanes[0];
+  for (std::size_t i = 1; i < hn::MaxLanes(d); ++i) max = lanes[i] > max ? lanes[i] : max;
+  return max;
 #else
   return hn::GetLane(hn::MaxOfLanes(d, v));
 #endif
 }
 
-// The greatest of the row; -inf for an empty one, anything for one that holds NaN.
+// The maximum of the row; -inf for an empty row, unspecified for a row with NaN.
 template <class D, typename T>
 HWY_INLINE hn::TFromD<D> MaxOfRow(D d, const T* x, std::int64_t n) {
   const auto width = static_cast<std::int64_t>(hn::Lanes(d));
@@ -154,8 +154,9 @@ HWY_INLINE hn::TFromD<D> MaxOfRow(D d, const T* x, std::int64_t n) {
   return MaxLane(d, hn::Max(hn::Max(max0, max1), hn::Max(max2, max3)));
 }
 
-// The sum of term(lanes, j) over the vectors of [0, n). Four accumulators hide the latency of the addition; every 64
-// rounds they go into a double, so that float32 sums of a million terms stay right to a few units in the last place.
+// The sum of term(lanes, j) over the vectors of [0, n). Four accumulators hide the latency of additions; every 64
+// rounds they are added to a double, so that a float32 sum of a million terms is accurate to a few units in the last
+// place.
 template <class D, class Term>
 HWY_INLINE double SumOfRow(D d, std::int64_t n, Term&& term) {
   constexpr int kRounds = 64;

@@ -1,18 +1,18 @@
-// Softmax, log-softmax and log-sum-exp of a lane of n numbers:
+// Softmax, log-softmax and log-sum-exp of n elements along an axis:
 //
 //   m = max_i x_i,  s = sum_i exp(x_i - m);   exp(x_i - m) / s,   x_i - m - log s,   m + log s
 //
-// An axis whose elements are side by side is swept row by row: maximum; exponentials and their sum; result. A long row
-// is swept in parts, each with a maximum m_p and a sum s_p of its own: m = max_p m_p, s = sum_p s_p exp(m_p - m), so
-// that memory is read once for both (Milakov and Gimelshein 2018). Any other axis is swept across: a block of
-// neighbouring lanes at a time, one lane of the axis per lane of a vector.
+// Rows (the axis is contiguous): three sweeps per row, for the maximum, the exponentials with their sum, and the
+// result. A long row is split into parts with maxima m_p and sums s_p: m = max_p m_p, s = sum_p s_p exp(m_p - m), so
+// memory is read once for both (Milakov and Gimelshein 2018, arXiv:1805.02867). Columns (any other axis): blocks of
+// adjacent columns, one column per lane of a vector. Used by softmax/kernel.cc.
 //
-// Halves are computed with as float, and only results are narrowed: exponentials never wait in `out`.
+// 16-bit types are computed in float and only results are rounded: exponentials are never stored in `out`.
 //
-// Everything that is not finite follows from the arithmetic. NaN in a lane may or may not become its maximum (targets
-// differ), but it always becomes a NaN term and so a NaN sum. A maximum of +inf or -inf makes inf - inf, NaN, a term.
-// Log-sum-exp alone has limits there, so it subtracts a finite number: -inf lanes then sum to 0, whose logarithm is
-// -inf, and a term of +inf counts as 1, to leave m = +inf as it is.
+// Results that are not finite follow from the arithmetic. A NaN may or may not become the maximum (targets differ), but
+// its term is NaN, and so is the sum. If the maximum is +inf or -inf, inf - inf makes a NaN term. Log-sum-exp has
+// limits in these cases, so it subtracts a finite number: only -inf sums to 0, whose logarithm is -inf, and a term of
+// +inf counts as 1, so that the result is m = +inf.
 
 #if defined(HEADWISE_SOFTMAX_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_SOFTMAX_KERNEL_INL_H_
@@ -38,7 +38,7 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// What log-sum-exp subtracts, and the argument of its exponential.
+// The number that log-sum-exp subtracts, and the argument of its exponential.
 template <class D, class V>
 HWY_INLINE V FiniteMax(D d, V max) {
   const V limit = hn::Set(d, std::numeric_limits<hn::TFromD<D>>::max());
@@ -51,9 +51,8 @@ HWY_INLINE V AtMostZero(D d, V x) {
 
 // ---------------------------------------------------------------------------------------------------------------- rows
 
-// Calls visit(x, next, out) for each row: `next` is the row that will be read while this one is computed with, or some
-// rows later where rows are short, far enough ahead for memory to answer. Prefetchers of hardware stop at pages, and a
-// sweep over a row in cache leaves memory idle.
+// Calls visit(x, next, out) for each row. `next` is the row to prefetch: the following one, or a later one if rows are
+// short. Hardware prefetchers stop at page boundaries, and sweeps over a row in cache leave memory idle.
 template <typename T, class Visit>
 HWY_INLINE void ForEachRow(const SoftmaxRows<T>& rows, Visit&& visit) {
   constexpr std::int64_t kAhead = (8 << 10) / sizeof(T);
@@ -64,7 +63,7 @@ HWY_INLINE void ForEachRow(const SoftmaxRows<T>& rows, Visit&& visit) {
   }
 }
 
-// Where the exponentials of a row are kept.
+// The array that holds the exponentials of a row.
 template <typename T>
 HWY_INLINE Accumulator<T>* Terms(const SoftmaxRows<T>& rows, [[maybe_unused]] T* out) {
   if constexpr (kIs16Bit<T>) {
@@ -98,7 +97,7 @@ void SoftmaxOfRows(const SoftmaxRows<T>& rows) {
   if (rows.streamed) hwy::FlushStream();
 }
 
-// Infinities are cut so that an infinite part does not make NaN of a row that is not all infinite.
+// Infinities are clamped, so that a part of only -inf, or one with +inf, does not make the sum of the row NaN.
 template <typename T>
 HWY_NOINLINE SoftmaxPart<Accumulator<T>> PartOfRow(const T* x, std::int64_t n, const T* next) {
   using A = Accumulator<T>;
@@ -111,12 +110,12 @@ HWY_NOINLINE SoftmaxPart<Accumulator<T>> PartOfRow(const T* x, std::int64_t n, c
       return ScaledExp(d, argument(hn::Sub(lanes.Load(d, x + j), shift)));
     });
   };
-  const bool cut = max == std::numeric_limits<A>::infinity();
+  const bool clamp = max == std::numeric_limits<A>::infinity();
   return {max,
-          cut ? sum([&](auto less) HWY_ATTR { return AtMostZero(d, less); }) : sum([](auto less) { return less; })};
+          clamp ? sum([&](auto less) HWY_ATTR { return AtMostZero(d, less); }) : sum([](auto less) { return less; })};
 }
 
-// An infinite maximum makes every result NaN, as the formula gives.
+// With an infinite maximum every result is NaN, as in the formula.
 template <typename A>
 HWY_INLINE double SumOrNaN(SoftmaxPart<A> whole) {
   return std::isfinite(whole.max) ? whole.sum : std::numeric_limits<double>::quiet_NaN();
@@ -173,7 +172,7 @@ void Finish(const T* x, std::int64_t n, SoftmaxPart<Accumulator<T>> whole, T* ou
   if (streamed) hwy::FlushStream();
 }
 
-// Rows of one part.
+// Rows that are one part each.
 template <typename T, Write<T> kWrite>
 void InOnePart(const SoftmaxRows<T>& rows) {
   ForEachRow(rows, [&](const T* x, const T* next, T* out)
@@ -183,7 +182,7 @@ void InOnePart(const SoftmaxRows<T>& rows) {
 
 // ------------------------------------------------------------------------------------------------------------- columns
 
-// log(sum / 2^kExpShift) for sums of at least 1, 0 and NaN.
+// log(sum / 2^kExpShift) for a sum that is at least 1, 0 or NaN.
 template <class D, class V>
 HWY_INLINE V LogOfSum(D d, V sum) {
   const V unscaled = hn::Mul(sum, hn::Set(d, ExpTraits<hn::TFromD<D>>::kUnscale));
@@ -191,8 +190,8 @@ HWY_INLINE V LogOfSum(D d, V sum) {
   return hn::IfThenElse(hn::Gt(unscaled, hn::Zero(d)), hn::Log(d, unscaled), minus_inf_or_nan);
 }
 
-// Rows [row, row_end) of kVectors vectors of columns from `column` on, or of the part of one vector that `lanes` tells.
-// Their states are of type A.
+// Rows [row, row_end) of kVectors vectors of columns from `column` on; of a single vector, only the columns in `lanes`.
+// The state of a column (maximum or sum) is of type A.
 template <typename A, int kVectors, class Lanes>
 struct ColumnTile {
   using D = hn::ScalableTag<A>;
@@ -211,7 +210,7 @@ struct ColumnTile {
     lanes.Store(value, D(), to + Column(v));
   }
 
-  // Calls step(i, v) for all of it.
+  // Calls step(i, v) for every row i and vector v.
   template <class Step>
   HWY_INLINE void ForEach(Step&& step) const {
     for (std::int64_t i = row; i < row_end; ++i) {
@@ -219,7 +218,7 @@ struct ColumnTile {
     }
   }
 
-  // state = step(state, i, v), the state of each column being kept in memory.
+  // state = step(state, i, v) for every row, where `state` has one element per column.
   template <class Step>
   HWY_INLINE void Update(A* state, Step&& step) const {
     V values[kVectors];
@@ -228,7 +227,7 @@ struct ColumnTile {
     for (int v = 0; v < kVectors; ++v) hn::Store(values[v], D(), state + Column(v));
   }
 
-  // The same with a state that begins at zero and is added to a compensated total (Kahan 1965).
+  // Sums term(i, v) over the rows and adds the sum to a compensated total (Kahan 1965).
   template <class Term>
   HWY_INLINE void Add(A* total, A* lost, Term&& term) const {
     V sum[kVectors];
@@ -244,8 +243,8 @@ struct ColumnTile {
   }
 };
 
-// Calls visit(tile) for tiles that make up n rows of columns. Rows may lie pages apart: a few of them go by together,
-// from the first column to the last, so that memory is read along as many streams as hardware prefetchers follow.
+// Calls visit(tile) for tiles that cover n rows of columns. Rows may be pages apart, so kRows of them are read
+// together, from the first column to the last: as many streams as hardware prefetchers follow.
 template <typename A, class Visit>
 HWY_INLINE void ForEachTile(std::int64_t n, std::int64_t columns, Visit&& visit) {
   constexpr std::int64_t kRows = 16;
@@ -262,7 +261,7 @@ HWY_INLINE void ForEachTile(std::int64_t n, std::int64_t columns, Visit&& visit)
   }
 }
 
-// Columns' states are touched in whole vectors: those of columns that do not exist are there, and mean nothing.
+// States of `columns` columns, padded to whole vectors; the padding is computed and ignored.
 template <typename A>
 HWY_INLINE std::int64_t States(std::int64_t columns) {
   const auto width = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<A>()));
@@ -283,7 +282,7 @@ HWY_NOINLINE void MaxOfColumns(const T* x, std::int64_t x_stride, std::int64_t n
 // The sum of term(tile, i, v) down the columns.
 template <typename A, class Term>
 HWY_INLINE void SumOfColumns(std::int64_t n, std::int64_t columns, A* sum, Term&& term) {
-  HWY_ALIGN A lost[kMostColumns];
+  HWY_ALIGN A lost[kMaxColumns];
   std::fill_n(lost, States<A>(columns), A{0});
   std::fill_n(sum, States<A>(columns), A{0});
   ForEachTile<A>(n, columns, [&](const auto& tile) HWY_ATTR {
@@ -291,13 +290,13 @@ HWY_INLINE void SumOfColumns(std::int64_t n, std::int64_t columns, A* sum, Term&
   });
 }
 
-// An exponential that a half cannot hold is computed again.
+// Exponentials are stored in `out`, or recomputed for 16-bit types, which cannot hold them.
 template <typename T>
 void SoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
                     std::int64_t out_stride) {
   using A = Accumulator<T>;
   const hn::ScalableTag<A> d;
-  HWY_ALIGN A max[kMostColumns], sum[kMostColumns];
+  HWY_ALIGN A max[kMaxColumns], sum[kMaxColumns];
   MaxOfColumns(x, x_stride, n, columns, max);
   const auto term = [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
     return ScaledExp(d, hn::Sub(tile.Load(x + i * x_stride, v), hn::Load(d, max + tile.Column(v))));
@@ -328,7 +327,7 @@ void LogSoftmaxColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::i
                        std::int64_t out_stride) {
   using A = Accumulator<T>;
   const hn::ScalableTag<A> d;
-  HWY_ALIGN A max[kMostColumns], sum[kMostColumns];
+  HWY_ALIGN A max[kMaxColumns], sum[kMaxColumns];
   MaxOfColumns(x, x_stride, n, columns, max);
   const auto less_max = [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
     return hn::Sub(tile.Load(x + i * x_stride, v), hn::Load(d, max + tile.Column(v)));
@@ -348,7 +347,7 @@ template <typename T>
 void LogSumExpColumns(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out, std::int64_t) {
   using A = Accumulator<T>;
   const hn::ScalableTag<A> d;
-  HWY_ALIGN A max[kMostColumns], sum[kMostColumns];
+  HWY_ALIGN A max[kMaxColumns], sum[kMaxColumns];
   MaxOfColumns(x, x_stride, n, columns, max);
   SumOfColumns(n, columns, sum, [&](const auto& tile, std::int64_t i, int v) HWY_ATTR {
     const auto shift = FiniteMax(d, hn::Load(d, max + tile.Column(v)));

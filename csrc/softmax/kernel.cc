@@ -11,7 +11,7 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// In a row that stays in the second-level cache an exponential is better kept than computed again.
+// Rows up to this length stay in L2, where keeping exponentials is faster than recomputing them.
 constexpr std::int64_t kLongestSoftmaxRow = 1 << 16;
 
 template <typename T>

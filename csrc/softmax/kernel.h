@@ -1,4 +1,4 @@
-// The table of functions that each target provides for softmax, log-softmax and log-sum-exp.
+// The functions that each target provides for softmax, log-softmax and log-sum-exp.
 #pragma once
 
 #include <cstdint>
@@ -8,14 +8,13 @@
 
 namespace headwise {
 
-// Columns of one call: their maxima and sums stay in the first-level cache.
-constexpr std::int64_t kMostColumns = 256;
+// Maximum columns per call: their maxima and sums stay in L1.
+constexpr std::int64_t kMaxColumns = 256;
 
-// Elements of a part of a long row: it is read twice, the second time from the first-level cache.
+// Elements of a part of a long row, which is read twice: first from memory, then from L1.
 constexpr std::int64_t kPart = 4096;
 
-// `count` rows of n elements side by side; rows are a stride apart. `out` may be `x`, except that log-sum-exp writes 1
-// value per row.
+// `count` rows of n contiguous elements. `out` may be `x`; log-sum-exp writes one value per row.
 template <typename T>
 struct SoftmaxRows {
   std::int64_t count;
@@ -24,34 +23,34 @@ struct SoftmaxRows {
   std::int64_t x_stride;
   T* out;
   std::int64_t out_stride;
-  Accumulator<T>* terms;  // room for n exponentials where `out` shall not hold them: halves, and past the caches
-  bool streamed;          // past the caches
+  Accumulator<T>* terms;  // n exponentials, if `out` cannot hold them: 16-bit types, streamed
+  bool streamed;          // with non-temporal stores
 };
 
-// What a part of a row adds: its maximum, and its sum of 2^kExpShift exp(x_i - maximum) with infinities cut to the
-// greatest finite number in that exponent.
+// The state of a part of a row: its maximum and the sum of 2^kExpShift exp(x_i - maximum), where infinities in the
+// exponent are replaced by the largest finite numbers.
 template <typename A>
 struct SoftmaxPart {
   A max;
   double sum;
 };
 
-// One of the three, for the two layouts of an axis.
+// One of the three operations, for the two layouts of an axis.
 template <typename T>
 struct SoftmaxFunctions {
-  // Rows of up to longest_row elements.
+  // Rows of at most longest_row elements.
   void (*rows)(const SoftmaxRows<T>& rows);
   std::int64_t longest_row;
-  // Results of n elements of a row that is `whole` in all; log-sum-exp writes its one value and needs no x.
+  // Results of n elements of a row whose state is `whole`. Log-sum-exp writes one value and does not read x.
   void (*finish)(const T* x, std::int64_t n, SoftmaxPart<Accumulator<T>> whole, T* out, bool streamed);
-  // Up to kMostColumns lanes side by side; the elements of each are a stride apart.
+  // At most kMaxColumns adjacent columns of n elements each.
   void (*columns)(const T* x, std::int64_t x_stride, std::int64_t n, std::int64_t columns, T* out,
                   std::int64_t out_stride);
 };
 
 template <typename T>
 struct SoftmaxKernel {
-  // Of up to kPart elements; `next` is as many that will be read soon.
+  // The state of at most kPart elements; `next`: as many elements to prefetch.
   SoftmaxPart<Accumulator<T>> (*part)(const T* x, std::int64_t n, const T* next);
   SoftmaxFunctions<T> softmax;
   SoftmaxFunctions<T> log_softmax;

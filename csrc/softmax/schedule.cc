@@ -13,11 +13,13 @@
 namespace headwise {
 namespace {
 
-// The exponential and its share of the sweeps over memory, in floating-point operations.
+// Schedules softmax, log-softmax and log-sum-exp: rows, parts of rows, or blocks of columns, on threads.
+//
+// Cost of an element (exponential and memory sweeps) in floating-point operations.
 constexpr double kWorkPerElement = 25;
 
-// Elements of a long row whose results are one task.
-constexpr std::int64_t kFinished = 16 * kPart;
+// Elements of a long row whose results are written by one task.
+constexpr std::int64_t kResultBlock = 16 * kPart;
 
 template <typename T>
 using Functions = SoftmaxFunctions<T> SoftmaxKernel<T>::*;
@@ -29,7 +31,7 @@ double Work(std::int64_t outer, std::int64_t n, std::int64_t inner) {
 template <typename T>
 bool Streamed(View<const T, 3> x, View<T, 3> out) {
   const auto [outer, n, inner] = out.shape;
-  return WritePastCaches(x.data, out.data, sizeof(T) * static_cast<double>(outer) * static_cast<double>(n));
+  return UseNonTemporalStores(x.data, out.data, sizeof(T) * static_cast<double>(outer) * static_cast<double>(n));
 }
 
 // Each row on one thread.
@@ -50,18 +52,18 @@ void RunRows(View<const T, 3> x, const SoftmaxFunctions<T>& functions, View<T, 3
   });
 }
 
-// Two parts as one, in double.
+// The state of two parts together, in double.
 template <typename A>
 SoftmaxPart<A> Join(SoftmaxPart<A> a, SoftmaxPart<A> b) {
-  constexpr double kMost = std::numeric_limits<A>::max();
+  constexpr double kMax = std::numeric_limits<A>::max();
   const A max = std::max(a.max, b.max);
   const auto sum = [&](SoftmaxPart<A> part) {
-    return part.sum * std::exp(std::clamp<double>(part.max, -kMost, kMost) - std::clamp<double>(max, -kMost, kMost));
+    return part.sum * std::exp(std::clamp<double>(part.max, -kMax, kMax) - std::clamp<double>(max, -kMax, kMax));
   };
   return {max, sum(a) + sum(b)};
 }
 
-// Rows in parts, which are shared out among the threads; they are put together in the order of the row.
+// Long rows: their parts are distributed over the threads, and combined in the order of the row.
 template <typename T>
 void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxFunctions<T>& functions,
               View<T, 3> out) {
@@ -84,17 +86,17 @@ void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxF
     for (std::int64_t p = 1; p < parts; ++p) of_row[0] = Join(of_row[0], of_row[p]);
   };
   const std::int64_t results = out.shape[1];  // n or 1
-  const std::int64_t blocks = (results + kFinished - 1) / kFinished;
+  const std::int64_t blocks = (results + kResultBlock - 1) / kResultBlock;
   // Blocks [begin, end) of all results.
   const auto finish = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t row = i / blocks, first = i % blocks * kFinished;
-      functions.finish(x.at(row, first), std::min(kFinished, results - first),
+      const std::int64_t row = i / blocks, first = i % blocks * kResultBlock;
+      functions.finish(x.at(row, first), std::min(kResultBlock, results - first),
                        found[static_cast<std::size_t>(row * parts)], out.at(row, first), streamed);
     }
   };
   const double work = Work(outer, n, 1);
-  // Where there are rows enough, each is one thread's, and the second sweep finds it in cache.
+  // With enough rows, one thread computes a whole row, and the second sweep finds it in cache.
   if (outer >= 4 * ThreadsFor(outer, work)) {
     ParallelRanges(outer, work, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) {
@@ -119,12 +121,12 @@ void Run(View<const T, 3> x, Functions<T> operation, View<T, 3> out) {
   if (outer == 0) return;
   if (inner == 1 && n <= functions.longest_row) return RunRows(x, functions, out);
   if (inner == 1) return RunParts(x, kernel, functions, out);
-  const std::int64_t blocks = (inner + kMostColumns - 1) / kMostColumns;
+  const std::int64_t blocks = (inner + kMaxColumns - 1) / kMaxColumns;
   ParallelRanges(outer * blocks, Work(outer, n, inner),
                  [&, n = n, inner = inner](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t task = begin; task < end; ++task) {
-                     const std::int64_t o = task / blocks, p = task % blocks * kMostColumns;
-                     functions.columns(x.data + o * x.stride[0] + p, x.stride[1], n, std::min(kMostColumns, inner - p),
+                     const std::int64_t o = task / blocks, p = task % blocks * kMaxColumns;
+                     functions.columns(x.data + o * x.stride[0] + p, x.stride[1], n, std::min(kMaxColumns, inner - p),
                                        out.data + o * out.stride[0] + p, out.stride[1]);
                    }
                  });

@@ -17,7 +17,7 @@ struct alignas(64) Tile {
   std::uint32_t row[16][16];
 };
 
-// What LDTILECFG reads.
+// The operand of LDTILECFG.
 struct Configuration {
   std::uint8_t palette, start_row, reserved[14];
   std::uint16_t row_bytes[16];
@@ -35,8 +35,8 @@ __attribute__((target("avx512f"))) __m512 SecondHalves(__m512i words) {
   return _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-65536)));
 }
 
-// C += A B. Products of the first halves of the words and of the second ones are added up by themselves, rounded once
-// each, and subnormal numbers count as 0 (Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS).
+// C += A B. Products of the lower and of the upper halves of the words are summed separately, each with one rounding,
+// and subnormal numbers count as 0 (Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS).
 __attribute__((target("avx512f"))) void MultiplyAdd(Tile& c, const Tile& a, const Tile& b) {
   const unsigned state = _mm_getcsr();
   _mm_setcsr(0x9FC0);  // every exception masked; subnormal numbers, in and out, are 0
@@ -67,8 +67,8 @@ struct Instruction {
   int bytes;
 };
 
-// What the operands in ModRM, at `bytes` of the code, add to an instruction (the manual, volume 2, 2.1). r, x and b:
-// the fourth bits of its registers.
+// Decodes the operands given by the ModRM byte at code[to.bytes] (the manual, volume 2, 2.1). r, x and b: the fourth
+// bits of the register numbers.
 bool DecodeOperands(const greg_t* registers, const std::uint8_t* code, int r, int x, int b, Instruction& to) {
   constexpr int kRegisters[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                   REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
@@ -79,7 +79,7 @@ bool DecodeOperands(const greg_t* registers, const std::uint8_t* code, int r, in
   if (!to.in_memory) return true;
 
   int base_register = modrm & 7;
-  if (base_register == 5 && mod == 0) return false;  // relative to the instruction's place, where no tile is
+  if (base_register == 5 && mod == 0) return false;  // RIP-relative, which tile instructions do not use
   if (base_register == 4) {                          // base, index and scale follow
     const int sib = code[to.bytes++], index = (sib >> 3 & 7) | x;
     base_register = sib & 7;
@@ -99,8 +99,8 @@ bool DecodeOperands(const greg_t* registers, const std::uint8_t* code, int r, in
   return true;
 }
 
-// Instructions on tiles: a VEX prefix of three bytes, opcodes 0F 38 (the manual, volume 2, 2.3). What stands between
-// them and does nothing, NOP and PREFETCHT0, is known as well: a signal takes longer than either.
+// Decodes tile instructions: a three-byte VEX prefix, opcodes 0F 38 (the manual, volume 2, 2.3). NOP and PREFETCHT0
+// between them are decoded as well, because a signal per tile instruction takes longer.
 bool Decode(const greg_t* registers, Instruction& to) {
   const auto* const code = reinterpret_cast<const std::uint8_t*>(registers[REG_RIP]);
   to = {};
@@ -124,7 +124,7 @@ bool Decode(const greg_t* registers, Instruction& to) {
   return DecodeOperands(registers, code, rex & 4 ? 8 : 0, rex & 2 ? 8 : 0, rex & 1 ? 8 : 0, to);
 }
 
-// False for what the processor would refuse, and for tiles of other sizes than ours.
+// False for a configuration that the processor would refuse, and for tiles of other sizes than headwise uses.
 bool Configure(const char* from) {
   Configuration to;
   std::memcpy(&to, from, sizeof(to));
@@ -160,8 +160,8 @@ bool Execute(const Instruction& now) {
   return true;
 }
 
-// Executes the instruction that raised the signal, and those behind it as far as they are known here. If that is not
-// one of the tiles', or one that their unit would refuse, it ends the process, as it would without this.
+// Executes the instruction that raised the signal, and the following ones as far as they can be decoded. An instruction
+// that is not for tiles, or that AMX would refuse, ends the process, as it would without the handler.
 void Handle(int, siginfo_t*, void* context) {
   greg_t* const registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   bool executed = false;

@@ -1,5 +1,5 @@
-// What each operation means, in double precision: naive, obvious, and independent of the kernels. Tests, fuzzers and
-// benchmarks check against it. Results are dense, in the order of the axes of the operation's own output.
+// Reference implementations in double precision: simple, and independent of the kernels. Tests, fuzzers and benchmarks
+// compare with them. Results are dense, in the axis order of the operation's output.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace headwise::reference {
 
-// The arguments are those of the functions of the same names in headwise/*.h; T is any type that those take.
+// Arguments as in the functions of the same names in headwise/*.h, for the same types T.
 
 template <typename T>
 std::vector<double> Softmax(View<const T, 3> x);

@@ -1,10 +1,10 @@
-// Whether the system has threads to give.
+// Whether the system can still start threads.
 #pragma once
 
 namespace headwise {
 
-// How many threads, of `wanted` and its own among them, a thread can have for a parallel region. libgomp ends the
-// process where the system refuses it one: under a limit of processes (a container's pids.max) or of address space.
+// Threads, at most `wanted` and counting the caller, that can be started for a parallel region. libgomp ends the
+// process if the system refuses it a thread, under a limit of processes (a container's pids.max) or of address space.
 int SpareThreads(int wanted);
 
 }  // namespace headwise
