@@ -90,8 +90,8 @@ void CheckNarrow(const std::vector<float>& numbers) {
 // and the floats beside all of these.
 template <typename T>
 void CheckNarrowNearEveryNumber() {
-  constexpr std::uint16_t kInfinity = 0x7FFF >> reference::HalfFormat<T>::kMantissaBits
-                                                    << reference::HalfFormat<T>::kMantissaBits;
+  constexpr std::uint16_t kInfinity = 0x7FFF >> reference::Format16<T>::kMantissaBits
+                                                    << reference::Format16<T>::kMantissaBits;
   const auto value = [](int bits) {
     const T previous{static_cast<std::uint16_t>(bits - 1)}, before{static_cast<std::uint16_t>(bits - 2)};
     if (bits < kInfinity) return reference::ToDouble(T{static_cast<std::uint16_t>(bits)});

@@ -238,7 +238,7 @@ double Least() {
 template <typename T>
 double Greatest() {
   if constexpr (kIs16Bit<T>) {
-    constexpr int kMantissaBits = reference::HalfFormat<T>::kMantissaBits;
+    constexpr int kMantissaBits = reference::Format16<T>::kMantissaBits;
     return reference::ToDouble(T{static_cast<std::uint16_t>((0x7FFF >> kMantissaBits << kMantissaBits) - 1)});
   } else {
     return static_cast<double>(std::numeric_limits<T>::max());
