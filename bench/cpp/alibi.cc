@@ -35,7 +35,7 @@ class AlibiProblem {
 
   double Error() const {
     return LargestOnSample(scores_.read().shape[2], [&](int64_t begin, int64_t size) {
-      // Query 0 of the slice is query `begin` of all.
+      // Query 0 of the slice is query `begin` of the whole.
       return RelativeError(Slice(out_.view(), 2, begin, size),
                            reference::AddAlibi(Slice(scores_.read(), 2, begin, size), slopes_.data(), begin));
     });

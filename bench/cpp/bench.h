@@ -1,12 +1,12 @@
-// What the benchmarks of every operation share: tensors, comparison with the reference, and the registration of a
-// problem, which is checked before it is timed.
+// Shared by the benchmarks of every operation: tensors, comparison with the reference, and the registration of
+// problems, which are checked before they are timed.
 //
-// A problem is a class made from one line of a table of cases, with
+// A problem is a class constructed from one line of a table of cases, with
 //
-//   void Run()                what is timed
-//   double Error()            of what Run wrote, relative to the largest entry, on a sample of it
-//   double flops, bytes       of one run: of the matrix products, and the least that must be read and written
-//   using Type                of its arrays: float, double, Float16 or BFloat16
+//   void Run()                the timed call
+//   double Error()            error of its output relative to the largest entry, on a sample
+//   double flops, bytes       of one run: operations of the matrix products, and bytes that must be read and written
+//   using Type                element type of its arrays: float, double, Float16 or BFloat16
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -39,7 +39,7 @@ inline constexpr const char* kTypeName<Float16> = "float16";
 template <>
 inline constexpr const char* kTypeName<BFloat16> = "bfloat16";
 
-// What Error may be: of a half it is half a unit in the last place.
+// Bound of Error; for 16-bit types half a unit in the last place.
 template <typename T>
 constexpr double kMostError = sizeof(T) == 4 ? 1e-5 : 1e-13;
 template <>
@@ -60,7 +60,7 @@ class Tensor {
     std::fill_n(data(), size_, T{0});
   }
 
-  // Drawing each number would take longer than the benchmark: a few are drawn, and repeated with a prime period.
+  // Random numbers with a prime period: drawing each element would take longer than the benchmark.
   Tensor& FillNormal(std::uint64_t seed) {
     constexpr std::size_t kPeriod = 65537;
     std::mt19937_64 random(seed);
@@ -89,7 +89,7 @@ class Tensor {
   View<T, kRank> view_;
 };
 
-// `size` entries of an axis, from `begin`.
+// Entries [begin, begin + size) of an axis.
 template <typename T, int kRank>
 View<T, kRank> Slice(View<T, kRank> view, int axis, int64_t begin, int64_t size) {
   view.data += begin * view.stride[axis];
@@ -97,8 +97,8 @@ View<T, kRank> Slice(View<T, kRank> view, int axis, int64_t begin, int64_t size)
   return view;
 }
 
-// The largest difference of a view's elements, in the order of its axes, from what is expected, relative to the largest
-// number expected. Infinite where either is not finite.
+// Maximum difference between a view's elements, in the order of its axes, and the expected numbers, relative to the
+// largest of these. Infinite if either is not finite.
 template <typename T, int kRank>
 double RelativeError(View<T, kRank> got, const std::vector<double>& expected) {
   double difference = 0, largest = 0;
@@ -115,8 +115,8 @@ double RelativeError(View<T, kRank> got, const std::vector<double>& expected) {
   return largest > 0 ? difference / largest : difference;
 }
 
-// The largest of error(begin, size) for a few entries at the start, in the middle and at the end of an axis: the naive
-// reference would take minutes for all of them.
+// Maximum of error(begin, size) over a few entries at the start, middle and end of an axis: the naive reference would
+// take minutes for all entries.
 template <typename Function>
 double LargestOnSample(int64_t axis_size, const Function& error) {
   const int64_t size = std::min<int64_t>(axis_size, 4);
@@ -144,7 +144,7 @@ void Register(const std::string& name, const Case& problem_case, const Setting& 
       state.SkipWithError("the result is not that of the reference");
       return;
     }
-    // Before the clock starts: the first call measures.
+    // Called before the timer starts, because the first call measures.
     const double peak = PeakGflops<Accumulator<T>>(setting.threads), copy = CopyGigabytes(setting.threads);
     problem.Run();
 
@@ -170,7 +170,7 @@ inline std::string Join(std::initializer_list<int64_t> shape) {
   return text;
 }
 
-// One in each file.
+// Defined once per file.
 void RegisterAlibi(const Setting& setting);
 void RegisterAttention(const Setting& setting);
 void RegisterAttentionVarlen(const Setting& setting);

@@ -18,7 +18,7 @@ constexpr LinearCase kCases[] = {
     {1, 4096, 4096}, {16, 512, 512}, {1600, 512, 512}, {2048, 512, 2048}, {2048, 2048, 2048}};
 
 constexpr const char* kPrecisionName[] = {"highest", "high", "medium"};
-// How many times the error of "highest" a level may have.
+// Allowed error of a level relative to "highest".
 constexpr double kPrecisionError[] = {1, 10, 1000};
 
 template <typename T>
@@ -71,7 +71,7 @@ void RegisterCase(const LinearCase& c, const Setting& setting) {
 
 }  // namespace
 
-// Below "highest" only products of bfloat16 differ.
+// Levels below "highest" differ on targets with bf16 products only.
 void RegisterLinear(const Setting& setting) {
   for (LinearCase c : kCases) {
     for (const bool packed : {false, true}) {

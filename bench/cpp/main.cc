@@ -1,4 +1,4 @@
-// Times every operation on every instruction set, with one thread and with all. See ../README.md.
+// Times every operation on every target, with one thread and with all threads. See ../README.md.
 #include "bench.h"
 
 int main(int argc, char** argv) {

@@ -12,8 +12,8 @@
 
 namespace headwise::bench {
 
-// Aligned to, and where the system has them made of, huge pages, as NumPy's are: with small ones the limit that large
-// arrays meet is not the memory, but the table of pages.
+// Memory aligned to huge pages, and backed by them if the system has them, like NumPy's arrays. With small pages, large
+// arrays are limited by the page table instead of by memory bandwidth.
 class Memory {
  public:
   explicit Memory(std::size_t bytes) {

@@ -16,7 +16,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Independent chains. Two units with a latency of 4 or 5 cycles need 10; with the two factors, 12 fit 16 registers.
 constexpr int kChains = 12;
 
-// Operations done in `steps` steps. `seed` keeps the compiler from knowing the numbers, `sink` from skipping them.
+// Operations executed in `steps` steps. `seed` and `sink` keep the compiler from optimising the loop away.
 template <typename T>
 double MultiplyAdds(std::int64_t steps, double seed, double* sink) {
   const hn::ScalableTag<T> d;
@@ -67,9 +67,9 @@ HWY_EXPORT(MultiplyAddsF64);
 
 namespace {
 
-constexpr int kAttempts = 10;              // other programs get in the way of some
+constexpr int kAttempts = 10;              // other programs disturb some of them
 constexpr double kLongEnough = 0.02;       // seconds
-constexpr std::size_t kBytes = 256 << 20;  // of each array: more than caches hold
+constexpr std::size_t kBytes = 256 << 20;  // per array: larger than the caches
 
 template <typename Function>
 double Seconds(const Function& function) {

@@ -1,13 +1,13 @@
-// The limits of the machine, measured: what the kernels could reach at most. Each is measured once per process.
+// Measured limits of the machine for the kernels. Each is measured once per process.
 #pragma once
 
 namespace headwise::bench {
 
-// Multiply-adds on registers alone, at two operations each: GFLOP/s of T, float or double, on the target that is set.
+// GFLOP/s of FMAs in registers, at two operations each, for T = float or double on the current target.
 template <typename T>
 double PeakGflops(int threads);
 
-// A copy of one large array into another: gigabytes read and written per second.
+// GB/s, read and written, of copying one large array to another.
 double CopyGigabytes(int threads);
 
 }  // namespace headwise::bench

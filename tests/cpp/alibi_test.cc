@@ -32,7 +32,7 @@ struct Case {
   }
 
   void Check(std::int64_t offset) const {
-    // The bias, rounded once, is up to the distance; its difference to the score may be smaller.
+    // The rounding error is that of the bias, which may be larger than the result.
     const auto distance = static_cast<double>(scores.view().shape[3] + std::abs(offset) + scores.view().shape[2]);
     const std::vector<double> expected = reference::AddAlibi(scores.read(), slopes.data(), offset);
     EXPECT_TRUE(Near(Run(offset), expected, 4 * distance * kEpsilon<T>, kEpsilon<T>))
@@ -55,7 +55,7 @@ TEST_P(AlibiTest, EverySizeNothingOutOfBounds) {
   CheckSizes<double>();
 }
 
-// Zero scores: the biases themselves, exact where slope and distance are.
+// With zero scores the results are the biases, which are exact if slope and distance are.
 template <typename T>
 void CheckExact() {
   const Case<T> test({1, 2, 3, 100'000});
@@ -108,18 +108,18 @@ TEST_P(AlibiTest, InPlaceAndSameBitsForAnyThreadCount) {
   CheckInPlaceAndThreads<double>();
 }
 
-// Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+// Large results use non-temporal stores, except in place: the same bits for any alignment of the rows.
 template <typename T>
-void CheckPastTheCaches() {
+void CheckNonTemporalStores() {
   const Case<T> test({1, 2, 4500 * static_cast<std::int64_t>(sizeof(float) / sizeof(T)), 1001});
   const std::vector<T> expected = test.Run(3);
   AddAlibi(test.scores.read(), test.slopes.data(), 3, test.scores.view());
   EXPECT_TRUE(Identical(test.scores.Values(), expected));
 }
 
-TEST_P(AlibiTest, PastTheCaches) {
-  CheckPastTheCaches<BFloat16>();
-  CheckPastTheCaches<float>();
+TEST_P(AlibiTest, NonTemporalStores) {
+  CheckNonTemporalStores<BFloat16>();
+  CheckNonTemporalStores<float>();
 }
 
 TEST_P(AlibiTest, Empty) {

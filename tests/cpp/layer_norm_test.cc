@@ -48,7 +48,7 @@ TEST_P(LayerNormTest, EverySizeNothingOutOfBounds) {
   CheckSizes<double>();
 }
 
-// Rows far from zero: what is left is the rounding of the input itself, and the output knows only the rounded one.
+// Rows far from zero: the expected values are computed from the rounded input.
 template <typename T>
 void CheckOffset() {
   Random random(1);
@@ -133,9 +133,9 @@ TEST_P(LayerNormTest, InPlaceAndSameBitsForAnyThreadCount) {
   CheckInPlaceAndThreads<double>();
 }
 
-// Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+// Large results use non-temporal stores, except in place: the same bits for any alignment of the rows.
 template <typename T>
-void CheckPastTheCaches() {
+void CheckNonTemporalStores() {
   const auto smaller = static_cast<std::int64_t>(sizeof(float) / sizeof(T));
   for (const auto& shape : {std::array<std::int64_t, 2>{9000 * smaller, 1001}, {1'500'000 * smaller, 6}}) {
     const Tensor<T, 2> x(shape, Guard::kAfter, {0, 1}, 3), out(shape, Guard::kAfter, {0, 1}, 3);
@@ -148,9 +148,9 @@ void CheckPastTheCaches() {
     EXPECT_TRUE(out.PaddingIntact());
   }
 }
-TEST_P(LayerNormTest, PastTheCaches) {
-  CheckPastTheCaches<BFloat16>();
-  CheckPastTheCaches<float>();
+TEST_P(LayerNormTest, NonTemporalStores) {
+  CheckNonTemporalStores<BFloat16>();
+  CheckNonTemporalStores<float>();
 }
 
 TEST_P(LayerNormTest, Empty) {

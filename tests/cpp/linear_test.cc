@@ -14,7 +14,7 @@ class LinearTest : public OnTarget {};
 constexpr std::array<std::int64_t, 2> kRowsFirst{0, 1};
 constexpr std::array<std::int64_t, 2> kColumnsFirst{1, 0};  // a weight stored (out, in), used transposed
 
-// From so many rows on, numbers go by tiles where there are any for them; below, by multiply-adds.
+// Rows from which targets with AMX use it; fewer rows use FMA.
 template <typename T>
 constexpr std::int64_t kTiles = std::is_same_v<T, BFloat16> ? 9 : 32;
 bool HasTiles(Precision precision = Precision::kHighest) { return InParts<float>(precision); }
@@ -77,7 +77,7 @@ TEST_P(LinearTest, EverySizeBothLayoutsNothingOutOfBounds) {
   CheckSizes<double>();
 }
 
-// Tails of tiles: more than half of every tile is numbers.
+// Tails of tiles: more than half of every tile is used.
 TEST_P(LinearTest, EverySizeOfTilesBothLayoutsNothingOutOfBounds) {
   for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
     for (const auto& order : {kRowsFirst, kColumnsFirst}) {
@@ -95,7 +95,7 @@ TEST_P(LinearTest, EverySizeOfTilesBothLayoutsNothingOutOfBounds) {
   }
 }
 
-// Beyond one block of rows, of columns and of depth.
+// More than one block of rows, columns and depth.
 template <typename T>
 void CheckBlocks() {
   for (const auto& order : {kRowsFirst, kColumnsFirst}) {
@@ -118,8 +118,8 @@ TEST_P(LinearTest, Blocks) {
   CheckBlocks<double>();
 }
 
-// Sums run in the same order whether the weights are packed or not, where their rows are contiguous; on tiles in
-// another, but the same for any number of rows that go by them.
+// If the rows of the weights are contiguous, sums have the same order with packed and unpacked weights. AMX has another
+// order, the same for any number of rows that use it.
 template <typename T>
 void CheckFewRows(std::int64_t most) {
   const Case<T> all(most, 300, 339);
@@ -133,7 +133,7 @@ void CheckFewRows(std::int64_t most) {
     EXPECT_TRUE(Identical(out.Values(), {expected.begin(), expected.begin() + rows * 339})) << rows << " rows";
   }
 }
-TEST_P(LinearTest, ARowHasTheSameBitsHoweverManyThereAre) {
+TEST_P(LinearTest, BitsOfARowDoNotDependOnTheNumberOfRows) {
   SetBf16ForAnyShape(false);
   CheckFewRows<Float16>(kTiles<Float16> - 1);
   CheckFewRows<Float16>(70);
@@ -144,7 +144,7 @@ TEST_P(LinearTest, ARowHasTheSameBitsHoweverManyThereAre) {
   CheckFewRows<double>(40);
 }
 
-// Rows of x in reverse, one row of x for all, half of the columns of the weight, its rows in reverse.
+// Reversed rows of x, one broadcast row of x, every other column of the weight, and reversed rows of it.
 template <typename T>
 void CheckStrides(std::int64_t rows) {
   const Case<T> test(rows, 60, 120);
@@ -218,14 +218,14 @@ TEST_P(LinearTest, SameBitsForAnyThreadCount) {
   CheckThreads<double>();
 }
 
-// The root mean square of the errors, of numbers of variance 1 over the square root of the depth.
+// Root mean square error for elements of variance 1, divided by the square root of the depth.
 double ScaledError(const std::vector<float>& got, const std::vector<double>& expected, std::int64_t depth) {
   double sum = 0;
   for (std::size_t i = 0; i < got.size(); ++i) sum += std::pow(static_cast<double>(got[i]) - expected[i], 2);
   return std::sqrt(sum / static_cast<double>(got.size() * static_cast<std::size_t>(depth)));
 }
 
-// By tiles "highest" is no worse than the same processor's multiply-adds; the other levels have bounds of their own.
+// On AMX, "highest" is at least as accurate as FMA; the other levels have bounds of their own.
 TEST_P(LinearTest, Precision) {
   for (const std::int64_t depth : {32, 64, 150, 500, 2000}) {
     const Case<float> test(64, depth, 96);
@@ -251,8 +251,8 @@ TEST_P(LinearTest, Precision) {
   }
 }
 
-// A level below "highest" takes fewer parts of a float16; a bfloat16 has one.
-TEST_P(LinearTest, PrecisionOfHalves) {
+// Levels below "highest" use fewer terms of a float16; a bfloat16 is one term.
+TEST_P(LinearTest, PrecisionOf16BitTypes) {
   const Case<Float16> test(64, 300, 96);
   const Case<BFloat16> other(64, 300, 96);
   const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
@@ -263,7 +263,7 @@ TEST_P(LinearTest, PrecisionOfHalves) {
   EXPECT_TRUE(Identical(other.Run(), other.Run(true, Precision::kMedium)));
 }
 
-// The largest error relative to the sum of the magnitudes of what is added up, of which `absolute` is forgiven.
+// The maximum error, less `absolute`, relative to the sum of the magnitudes of the summands.
 double WorstError(const Case<float>& test, double absolute = 0) {
   const std::vector<float> got = test.Run();
   const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
@@ -285,9 +285,9 @@ double WorstError(const Case<float>& test, double absolute = 0) {
   return worst;
 }
 
-constexpr double kRelative = 32 * kEpsilon<float>;  // of 300 numbers, any target
+constexpr double kRelative = 32 * kEpsilon<float>;  // for a depth of 300 on any target
 
-// Magnitudes that differ by 2^60 within each row and column, the large ones at any place.
+// Magnitudes that differ by 2^60 within each row and column, at random places.
 TEST_P(LinearTest, HugeAndTinyNumbersInOneRow) {
   for (const int exponent : {4, 12, 30}) {
     const Case<float> test(40, 300, 45);
@@ -306,7 +306,7 @@ TEST_P(LinearTest, HugeAndTinyNumbersInOneRow) {
   }
 }
 
-// Each number of x comes twice, with opposite signs, and meets weights that are nearly the same.
+// Each element of x occurs twice with opposite signs, and is multiplied with nearly equal weights.
 TEST_P(LinearTest, CancellingNumbers) {
   const Case<float> test(40, 300, 45);
   for (std::int64_t r = 0; r < 40; ++r) {
@@ -327,7 +327,7 @@ TEST_P(LinearTest, CancellingNumbers) {
   }
 }
 
-// The bound of headwise/linear.h for numbers whose parts, or products, are subnormal.
+// The bound of headwise/linear.h for elements whose terms or products are subnormal.
 TEST_P(LinearTest, SubnormalNumbers) {
   for (const int exponent : {-100, -110, -118, -125, -135, -149}) {
     for (const int other : {-30, -10, 0, 20, 100}) {
@@ -340,7 +340,7 @@ TEST_P(LinearTest, SubnormalNumbers) {
   }
 }
 
-// Products and sums near the largest number, and beyond it: as by multiply-adds.
+// Products and sums near the largest number and beyond it give the same results as FMA.
 TEST_P(LinearTest, Overflow) {
   const Case<float> test(40, 70, 45);
   Random random(3);
@@ -360,7 +360,7 @@ TEST_P(LinearTest, Overflow) {
   const auto expected = reference::Linear(test.x.read(), test.weight.read(), test.bias.data());
   std::int64_t finite = 0, infinite = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    // Where the sum of magnitudes stays finite, so does every sum on the way, in any order.
+    // If the sum of magnitudes is finite, so are all partial sums in any order.
     double magnitude = 0;
     for (std::int64_t k = 0; k < 70; ++k) {
       magnitude += std::abs(static_cast<double>(*test.x.view().at(static_cast<std::int64_t>(i / 45), k)) *
@@ -385,7 +385,7 @@ TEST_P(LinearTest, Overflow) {
   }
 }
 
-// Whose bits would carry over into 0 where they were rounded like a number's.
+// A NaN of all ones, whose bits would carry over to 0 if rounded like a number.
 TEST_P(LinearTest, NaNOfAllOnes) {
   for (const std::uint32_t bits : {0x7FFFFFFFu, 0xFFFFFFFFu, 0x7F800001u, 0xFF80FFFFu}) {
     for (const Precision precision : {Precision::kHighest, Precision::kHigh, Precision::kMedium}) {
@@ -473,7 +473,7 @@ TEST_P(LinearTest, Empty) {
   for (const auto& order : {kRowsFirst, kColumnsFirst}) {
     Case<float>(0, 5, 7, order).Check();
     Case<float>(5, 7, 0, order).Check();
-    for (const std::int64_t rows : {5, 40}) Case<float>(rows, 0, 7, order).Check();  // the bias alone
+    for (const std::int64_t rows : {5, 40}) Case<float>(rows, 0, 7, order).Check();  // only the bias
     Case<double>(5, 0, 7, order).Check(false);
     Case<float>(40, 0, 40, order).Check();
   }

@@ -1,5 +1,5 @@
-// Memory that runs out: with every allocation of every operation failing in turn, it is std::bad_alloc, nothing is lost
-// or half done, and the next call is right. And sizes that no memory can have.
+// Out of memory: if any allocation of an operation fails, the operation throws std::bad_alloc, leaks nothing, leaves
+// its output alone, and the next call succeeds. Sizes that no memory can hold throw as well.
 
 #include <algorithm>
 #include <atomic>
@@ -20,7 +20,7 @@
 namespace {
 
 std::atomic<std::int64_t> live{0};           // allocations that have not been freed
-std::atomic<std::int64_t> until_failure{0};  // the how manyth from now on fails; 0 and below: none
+std::atomic<std::int64_t> until_failure{0};  // index of the allocation that fails, counted from 1; 0 or less: none
 
 void* Counted(void* memory) {
   if (memory == nullptr) throw std::bad_alloc();
@@ -39,7 +39,7 @@ void Release(void* memory) {
 
 }  // namespace
 
-// The forms for arrays and without exceptions call these.
+// The array and nothrow forms call these.
 void* operator new(std::size_t size) {
   FailIfDue();
   return Counted(std::malloc(std::max<std::size_t>(1, size)));
@@ -67,7 +67,7 @@ Contents ContentsOf(const Tensor<T, kRank>& tensor) {
   return {bytes, bytes + values.size() * sizeof(T)};
 }
 
-// Whether function() fails with its n-th allocation, with std::bad_alloc.
+// Whether function() throws std::bad_alloc when its n-th allocation fails.
 template <class Function>
 bool Throws(const Function& function, int n) {
   bool failed = false;
@@ -81,7 +81,7 @@ bool Throws(const Function& function, int n) {
   return failed;
 }
 
-// ... and nothing is lost.
+// Also checks that nothing is leaked.
 template <class Function>
 bool Fails(const Function& function, int n) {
   const std::int64_t before = live;
@@ -90,7 +90,7 @@ bool Fails(const Function& function, int n) {
   return failed;
 }
 
-// What reads some tensors and writes others.
+// A call with its input and output tensors.
 class Call {
  public:
   explicit Call(std::function<void()> run) : run_(std::move(run)) {}
@@ -110,7 +110,7 @@ class Call {
     return *this;
   }
 
-  // Returns how many allocations there are.
+  // Returns the number of allocations.
   int Check() const {
     const std::vector<Contents> given = Of(inputs_);
     run_();
@@ -154,7 +154,7 @@ Tensor<T, kRank> Empty(std::array<std::int64_t, kRank> shape) {
   return Tensor<T, kRank>(shape, Guard::kAfter, Tensor<T, kRank>::InOrder(), 3);
 }
 
-// Of (outer, n, inner).
+// shape: (outer, n, inner).
 template <typename T>
 void CheckSoftmax(std::array<std::int64_t, 3> shape, int allocations) {
   const std::int64_t outer = shape[0], n = shape[1], inner = shape[2];
@@ -169,7 +169,7 @@ void CheckSoftmax(std::array<std::int64_t, 3> shape, int allocations) {
 template <typename T>
 void CheckElementwise() {
   using A = Accumulator<T>;
-  // The row of halves as float, and who owns it; what the parts of a long row found; nothing for columns.
+  // A row of 16-bit elements as float and its owner; the states of the parts of a long row; nothing for columns.
   CheckSoftmax<T>({50, 800, 1}, kIs16Bit<T> ? 2 : 0);
   CheckSoftmax<T>({1, 70'000, 1}, 1);
   CheckSoftmax<T>({2, 40, 600}, 0);
@@ -203,11 +203,12 @@ void CheckLinear() {
     EXPECT_EQ(call.Reads(x, weight, bias).Writes(out).Check(), 1);
 
     Call packed([=] { PackedLinear<T>(weight.read(), bias.data())(x.read(), out.view()); });
-    EXPECT_EQ(packed.Reads(x, weight, bias).Writes(out).Check(), 4);  // it, the owner of the packed form, that, scratch
+    EXPECT_EQ(packed.Reads(x, weight, bias).Writes(out).Check(),
+              4);  // PackedLinear, the owner of the packed weights, these, scratch
   }
 }
 
-// Packed for another instruction set, it packs anew at the next call, and if it cannot, at the one after.
+// After a change of target, the next call packs the weights again; if that fails, the call after it does.
 template <typename T>
 void CheckPackedAnew() {
   const std::string target = GetTarget();
@@ -222,20 +223,20 @@ void CheckPackedAnew() {
       SetTarget(other);
       const PackedLinear<T> linear(weight.read(), nullptr);
       SetTarget(target);
-      failed = Throws([&] { linear(x.read(), out.view()); }, ++n);  // what was packed until then stays packed
+      failed = Throws([&] { linear(x.read(), out.view()); }, ++n);  // weights packed earlier stay packed
       out.ForEach([](T& element) { element = T{}; });
       linear(x.read(), out.view());
     }
     EXPECT_EQ(live, before) << "after failure of allocation " << n;
     EXPECT_EQ(ContentsOf(out), expected) << "after failure of allocation " << n;
   }
-  EXPECT_EQ(n - 1, ListTargets().size() > 1 ? 3 : 1);  // the owner of the packed form, that, scratch
+  EXPECT_EQ(n - 1, ListTargets().size() > 1 ? 3 : 1);  // the owner of the packed weights, these, scratch
 }
 
 template <typename T>
 void CheckAttention() {
   using A = Accumulator<T>;
-  // All rows of a block; few queries over keys in chunks.
+  // Blocks of queries; few queries with split-KV.
   for (const AttentionShape& shape :
        {AttentionShape{1, 2, 2, 70, 200, 16, 24}, AttentionShape{1, 2, 2, 3, 1100, 40, 40}}) {
     const bool decode = shape.group * shape.query_len <= 8;
@@ -248,7 +249,7 @@ void CheckAttention() {
       Call call([&] { Attention(c.args); });
       call.Reads(c.query, c.key, c.value).Writes(c.output);
       if (everything) call.Writes(c.weights, c.lse);
-      EXPECT_EQ(call.Check(), decode ? 2 : 1);  // scratch, and what chunks leave
+      EXPECT_EQ(call.Check(), decode ? 2 : 1);  // scratch and, for split-KV, partial results
     }
   }
 
@@ -267,7 +268,7 @@ void CheckAttention() {
     args.value = args.key;
   }
   Call varlen([&] { AttentionVarlen(calls); });
-  EXPECT_EQ(varlen.Reads(query, key).Writes(output, lse).Check(), 3);  // their plans besides
+  EXPECT_EQ(varlen.Reads(query, key).Writes(output, lse).Check(), 3);  // and the schedules
 }
 
 class Memory : public OnTarget {
@@ -297,7 +298,7 @@ TEST_P(Memory, AttentionWithFailingAllocations) {
   InEveryType([](auto type) { CheckAttention<decltype(type)>(); });
 }
 
-// Of what cannot have its size in memory a view is made all the same: nothing is read before the error.
+// Views of sizes that no memory can hold: the error comes before any access.
 template <typename T>
 void CheckSizes() {
   constexpr std::int64_t kHuge = std::int64_t{1} << 60;
@@ -305,7 +306,7 @@ void CheckSizes() {
   const View<const T, 2> deep{&one, {kHuge, 8}, {0, 1}}, wide{&one, {8, kHuge}, {1, 0}};
   EXPECT_THROW(PackedLinear<T>(deep, nullptr), std::bad_alloc);
   EXPECT_THROW(PackedLinear<T>(wide, nullptr), std::bad_alloc);
-  if (kIs16Bit<T>) {  // few rows of which are widened as a whole
+  if (kIs16Bit<T>) {  // GEMV widens all rows
     const View<const T, 2> x{&one, {8, kHuge}, {0, 1}};
     EXPECT_THROW(Linear(x, deep, nullptr, View<T, 2>{&one, {8, 8}, {0, 1}}), std::bad_alloc);
   }
@@ -326,7 +327,7 @@ void CheckSizes() {
   }
 }
 
-TEST_P(Memory, SizesThatNoMemoryHas) {
+TEST_P(Memory, SizesThatNoMemoryCanHold) {
   InEveryType([](auto type) { CheckSizes<decltype(type)>(); });
 }
 
@@ -348,13 +349,13 @@ TEST(ScratchMemory, CountsThatOverflow) {
   EXPECT_EQ(Bytes(8, 3, std::int64_t{1} << 40), std::size_t{24} << 40);
 }
 
-// 32 MB and more are written past the caches, from a row, or a block of rows, in memory of their own.
+// Results of 32 MB and more are written with non-temporal stores from a scratch row or block of rows.
 TEST(LargeResults, WithFailingAllocations) {
   std::vector<float> x(8'400'000, 0.5f), out(x.size()), angles(x.size() / 2, 0.25f);
   const auto check = [&](const auto& run) {
     run();
     const std::vector<float> expected = out;
-    EXPECT_TRUE(Fails(run, 1));  // the memory, and who owns it
+    EXPECT_TRUE(Fails(run, 1));  // the memory and its owner
     EXPECT_TRUE(Fails(run, 2));
     EXPECT_FALSE(Fails(run, 3));
     EXPECT_EQ(out, expected);

@@ -19,7 +19,7 @@ struct Case {
   Guard guard;
   Axes order;
 
-  // cos and sin have the axes of x where `shared` is false, else one entry for all heads of all batch entries.
+  // If `shared`, all batch entries and heads share cos and sin.
   Case(Axes shape, bool shared, Guard guard = Guard::kAfter, Axes order = kHeadsFirst)
       : x(shape, guard, order, 3),
         cos({shared ? 1 : shape[0], shared ? 1 : shape[1], shape[2], shape[3] / 2}, guard),
@@ -74,7 +74,7 @@ TEST_P(RopeTest, EverySizeBothPairingsNothingOutOfBounds) {
   CheckSizes<double>();
 }
 
-// Several blocks of positions, the last one short.
+// Several blocks of positions, of which the last is partial.
 template <typename T>
 void CheckBlocks() {
   for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
@@ -134,9 +134,9 @@ TEST_P(RopeTest, NaNAndInfinityStayInTheirPair) {
   CheckNonFinite<double>();
 }
 
-// Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+// Large results use non-temporal stores, except in place: the same bits for any alignment of the rows.
 template <typename T>
-void CheckPastTheCaches() {
+void CheckNonTemporalStores() {
   const Axes shape{1, 2, 35'000 * static_cast<std::int64_t>(sizeof(float) / sizeof(T)), 122};
   for (const bool interleaved : {false, true}) {
     const Tensor<T, 4> x(shape, Guard::kAfter, kHeadsFirst, 3), out(shape, Guard::kAfter, kHeadsFirst, 3);
@@ -152,9 +152,9 @@ void CheckPastTheCaches() {
     EXPECT_TRUE(out.PaddingIntact());
   }
 }
-TEST_P(RopeTest, PastTheCaches) {
-  CheckPastTheCaches<BFloat16>();
-  CheckPastTheCaches<float>();
+TEST_P(RopeTest, NonTemporalStores) {
+  CheckNonTemporalStores<BFloat16>();
+  CheckNonTemporalStores<float>();
 }
 
 TEST_P(RopeTest, Empty) {

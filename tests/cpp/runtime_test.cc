@@ -41,7 +41,7 @@ TEST(TargetsTest, TheFirstIsTheDefault) {
   EXPECT_EQ(std::set<std::string>(targets.begin(), targets.end()).size(), targets.size());
 }
 
-TEST(TargetsTest, UnknownIsAnErrorThatListsTheOthers) {
+TEST(TargetsTest, UnknownNameIsAnErrorThatListsTheTargets) {
   const std::string before = GetTarget();
   const std::string message = MessageOf([] { SetTarget("z80"); });
   EXPECT_NE(message.find("'z80'"), std::string::npos) << message;
@@ -50,7 +50,7 @@ TEST(TargetsTest, UnknownIsAnErrorThatListsTheOthers) {
   EXPECT_EQ(GetTarget(), before);
 }
 
-// Of so many queries and keys, of 64 features.
+// Attention over n queries and keys with head_dim 64.
 template <typename T>
 AttentionArgs<T> ArgsOf(std::int64_t length) {
   AttentionArgs<T> args;
@@ -58,9 +58,8 @@ AttentionArgs<T> ArgsOf(std::int64_t length) {
   return args;
 }
 
-// The name alone proves nothing: each target must lead to functions of its own, those that multiply bfloat16 to one
-// that avx512 has not.
-TEST(TargetsTest, EachRunsItsOwnCode) {
+// Each target must lead to functions of its own, and targets with bf16 products to one that avx512 does not have.
+TEST(TargetsTest, EachTargetRunsItsOwnCode) {
   std::set<const void*> tables;
   std::set<decltype(AttentionKernel<BFloat16>::block)> attention;
   std::set<decltype(SoftmaxFunctions<float>::rows)> functions;
@@ -85,9 +84,9 @@ TEST(TargetsTest, EachRunsItsOwnCode) {
   SetTarget(ListTargets().front());
 }
 
-TEST(TargetsTest, FewRowsGoByMultiplyAddsBesideTilesToo) {
+TEST(TargetsTest, SmallShapesUseFmaOnTargetsWithAmx) {
   const std::vector<std::string> targets = ListTargets();
-  if (std::count(targets.begin(), targets.end(), "avx512_amx") == 0) GTEST_SKIP() << "no tiles on this machine";
+  if (std::count(targets.begin(), targets.end(), "avx512_amx") == 0) GTEST_SKIP() << "no AMX on this machine";
   SetTarget("avx512_amx");
   const auto few = GetAttentionKernel(ArgsOf<float>(127)).block, many = GetAttentionKernel(ArgsOf<float>(128)).block;
   SetTarget("avx512");
@@ -130,7 +129,7 @@ TEST(ThreadsTest, EveryTaskOnceOnAThreadThatExists) {
   SetNumThreads(before);
 }
 
-TEST(ThreadsTest, RangesMakeUpTheWhole) {
+TEST(ThreadsTest, RangesPartitionTheWhole) {
   for (const std::int64_t size : {0, 1, 2, 3, 15, 16, 17, 1001}) {
     for (const double work : {1.0, 1e9}) {
       std::vector<std::atomic<int>> runs(static_cast<std::size_t>(size));
@@ -142,7 +141,7 @@ TEST(ThreadsTest, RangesMakeUpTheWhole) {
   }
 }
 
-// Pieces of scratch memory are neighbours in one piece of the heap: what is between them must be known, too.
+// Pieces of scratch memory are adjacent in one allocation: gaps between them are poisoned, too.
 TEST(ScratchTest, PiecesDoNotOverlapAndStartOnCacheLines) {
   const auto take = [](Arena& arena) {
     return std::array<char*, 3>{arena.Allocate<char>(3), arena.Allocate<char>(0), arena.Allocate<char>(64)};
@@ -166,7 +165,7 @@ TEST(ScratchTest, PiecesDoNotOverlapAndStartOnCacheLines) {
   }
 }
 
-// Calls from many threads at once, each with its own parallel region, and a target that changes all the while.
+// Concurrent calls from many threads, each with its own parallel region, while the target changes.
 TEST(ThreadsTest, CallableFromManyThreads) {
   const Tensor<float, 3> x({100, 1000, 1});
   Random random(1);
@@ -214,7 +213,7 @@ TEST(ProcessorsTest, AThreadLeavesForAnotherAndMayComeBack) {
   EXPECT_TRUE(left);
 }
 
-TEST(ProcessorsTest, AThreadStaysWhereItMustAndWhereThereAreTooMany) {
+TEST(ProcessorsTest, AThreadStaysIfItsAffinityOrTheNumberOfThreadsRequiresIt) {
   const cpu_set_t allowed = Allowed();
   cpu_set_t one;
   CPU_ZERO(&one);
@@ -229,7 +228,7 @@ TEST(ProcessorsTest, AThreadStaysWhereItMustAndWhereThereAreTooMany) {
 }
 #endif
 
-TEST(ProcessorsTest, TheOpenerGoesOnWhoeverHasStarted) {
+TEST(ProcessorsTest, TheOpenerContinuesWithOrWithoutTheOthers) {
   for (const int here : {0, 3, 5}) LetStart(std::atomic<int>(here), 3);
 }
 

@@ -11,7 +11,7 @@ class SoftmaxTest : public OnTarget {};
 enum class Operation { kSoftmax, kLogSoftmax, kLogSumExp };
 constexpr Operation kOperations[] = {Operation::kSoftmax, Operation::kLogSoftmax, Operation::kLogSumExp};
 
-// The axis is innermost in memory when there is nothing beside it.
+// The axis is contiguous in memory if inner is 1.
 std::array<std::int64_t, 3> Order(std::int64_t inner) {
   if (inner == 1) return {0, 2, 1};
   return {0, 1, 2};
@@ -45,8 +45,8 @@ std::vector<double> Expected(Operation operation, const Tensor<T, 3>& x) {
   }
 }
 
-// x - max is rounded, by half a unit of the spread; exp turns that into a relative error of its result. The logarithms
-// are rounded to units of the largest number that appears.
+// x - max is rounded by half a unit in the last place of the spread, which exp turns into a relative error of its
+// result. Logarithms are rounded to units in the last place of the largest intermediate number.
 template <typename T>
 void Check(const Tensor<T, 3>& x, double spread, Guard guard = Guard::kAfter, std::int64_t pad = 0) {
   for (const Operation operation : kOperations) {
@@ -84,7 +84,7 @@ TEST_P(SoftmaxTest, EverySizeBothLayoutsNothingOutOfBounds) {
 template <typename T>
 void CheckTransposed() {
   Random random(2);
-  // The axis outermost in memory, and lanes in reverse.
+  // The axis outermost in memory, and reversed columns.
   const Tensor<T, 3> x({3, 20, 40}, Guard::kAfter, {1, 0, 2});
   Check(FillNormal(x, random), 10);
   View<const T, 3> reversed = x.read();
@@ -123,7 +123,7 @@ TEST_P(SoftmaxTest, InPlace) {
   CheckInPlace<double>();
 }
 
-// One odd element, wherever it stands, decides its lane and no other.
+// One NaN or infinity at any place affects its own lane only.
 template <typename T>
 void CheckNonFinite() {
   Random random(4);
@@ -172,7 +172,7 @@ TEST_P(SoftmaxTest, EveryNaN) {
   }
 }
 
-// Arguments from 0 to beyond the range of exp, subnormal results among them.
+// Arguments from 0 to beyond the range of exp, including subnormal results.
 template <typename T>
 void CheckRange() {
   const double lowest = std::log(Least<T>()) - 20;
@@ -185,7 +185,7 @@ void CheckRange() {
       });
       Check(x, offset == 0 ? -lowest : 1e4 - lowest);
     }
-    // The greatest numbers there are: the difference overflows.
+    // The largest numbers: their difference overflows.
     std::int64_t i = 0;
     x.ForEach([&](T& element) { element = reference::Nearest<T>((i++ % 2 ? 1 : -1) * Greatest<T>()); });
     Check(x, 10);
@@ -216,7 +216,7 @@ TEST_P(SoftmaxTest, LongLanesStayAccurate) {
   CheckLong<double>();
 }
 
-// Rows in parts: an odd element in some part, parts of one infinity, the greatest element in any of them.
+// Rows in parts: NaN or infinity in one part, parts of only one infinity, the maximum in any part.
 template <typename T>
 void CheckParts() {
   Random random(7);
@@ -255,9 +255,9 @@ TEST_P(SoftmaxTest, RowsInParts) {
   CheckParts<double>();
 }
 
-// Large results go past the caches, except in place: the same bits, whatever the rows are aligned to.
+// Large results use non-temporal stores, except in place: the same bits for any alignment of the rows.
 template <typename T>
-void CheckPastTheCaches() {
+void CheckNonTemporalStores() {
   const auto smaller = static_cast<std::int64_t>(sizeof(float) / sizeof(T));
   for (const auto& shape : {std::array<std::int64_t, 3>{4300 * smaller, 2001, 1}, {2 * smaller, 4'500'001, 1}}) {
     for (const Operation operation : {Operation::kSoftmax, Operation::kLogSoftmax}) {
@@ -272,9 +272,9 @@ void CheckPastTheCaches() {
   }
 }
 
-TEST_P(SoftmaxTest, PastTheCaches) {
-  CheckPastTheCaches<BFloat16>();
-  CheckPastTheCaches<float>();
+TEST_P(SoftmaxTest, NonTemporalStores) {
+  CheckNonTemporalStores<BFloat16>();
+  CheckNonTemporalStores<float>();
 }
 
 template <typename T>

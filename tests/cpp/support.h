@@ -1,5 +1,5 @@
-// What the tests of every operation share besides tensors: comparison with the reference as assertions, and a fixture
-// that runs each test on each instruction set of the machine.
+// Shared by the tests of every operation: comparison with the reference as assertions, and a fixture that runs each
+// test on each target of the machine.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -29,7 +29,7 @@ template <typename T>
   return ::testing::AssertionFailure() << "bits differ";
 }
 
-// The parameter is the name of the instruction set, which is forced for the test.
+// The parameter is the name of the target, which is forced for the test.
 class OnTarget : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -50,8 +50,8 @@ class OnTarget : public ::testing::TestWithParam<std::string> {
 
 inline std::string TargetOf(const ::testing::TestParamInfo<std::string>& info) { return info.param; }
 
-// Without those that differ from another in products of bfloat16 alone, as avx512_amx does from avx512 (targets_test.cc
-// shows it).
+// The targets without those that differ from another one in bf16 products only, as avx512_amx from avx512
+// (targets_test.cc checks this).
 inline std::vector<std::string> TargetsWithoutProducts() {
   std::vector<std::string> targets = ListTargets();
   const auto adds_products = [](const std::string& target) { return target.find('_') != std::string::npos; };
@@ -61,7 +61,7 @@ inline std::vector<std::string> TargetsWithoutProducts() {
 
 #define HEADWISE_ON_EVERY_TARGET(Suite) INSTANTIATE_TEST_SUITE_P(, Suite, ::testing::ValuesIn(ListTargets()), TargetOf)
 
-// For operations that have no such products.
+// For operations without matrix products.
 #define HEADWISE_ON_EVERY_TARGET_WITHOUT_PRODUCTS(Suite) \
   INSTANTIATE_TEST_SUITE_P(, Suite, ::testing::ValuesIn(TargetsWithoutProducts()), TargetOf)
 

@@ -1,8 +1,7 @@
-// That the name of a target leads to the code that was compiled for it, and no other.
+// The name of a target leads to the code that was compiled for it.
 //
-// Compiled once per target, like the kernels (foreach_target.h includes this file again for each): each copy writes
-// down the tables of its own namespace, without Highway's table of targets and the index into it, which are what is
-// tested.
+// Compiled once per target, like the kernels (foreach_target.h includes this file again for each): each copy lists
+// the kernels of its own namespace, without Highway's table of targets and the index into it, which are under test.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "targets_test.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -24,7 +23,7 @@ namespace headwise::testing {
 
 using Tables = std::vector<const void*>;
 
-// By Highway's target. To be called on a processor that has it.
+// By Highway's target. To be called only on a processor that supports the target.
 inline std::map<std::int64_t, Tables (*)()>& Compiled() {
   static std::map<std::int64_t, Tables (*)()> compiled;
   return compiled;
@@ -87,7 +86,7 @@ const std::map<std::string, std::int64_t> kBits = {
     {"scalar", HWY_EMU128 | HWY_SCALAR},
 };
 
-// Of 128 queries and keys of 64 features, which go by tiles where there are some.
+// Attention over 128 queries and keys with head_dim 64, which uses bf16 backends where the target has one.
 template <typename T>
 const void* Attention() {
   AttentionArgs<T> args;
@@ -104,7 +103,7 @@ Tables Chosen() {
 
 class TargetsTest : public OnTarget {};
 
-TEST_P(TargetsTest, LeadsToItsOwnCode) {
+TEST_P(TargetsTest, NameLeadsToItsCode) {
   Tables own;
   for (const auto& [bit, tables] : Compiled()) {
     if (bit & kBits.at(GetParam())) own = tables();
@@ -114,7 +113,8 @@ TEST_P(TargetsTest, LeadsToItsOwnCode) {
     own[1] = AmxAttentionKernel<BFloat16>(), own[2] = AmxAttentionKernel<float>();
     own[5] = AmxLinearKernel<BFloat16>(), own[6] = AmxLinearKernel<float>();
   }
-  if (GetParam() == "avx512_bf16") {  // "highest" of float has more parts than one, of which linear's kernel knows
+  // float at "highest" has three terms: attention uses FMA, and linear's BF16 dot kernel calls FMA itself.
+  if (GetParam() == "avx512_bf16") {
     own[1] = DotAttentionKernel<BFloat16>();
     own[5] = DotLinearKernel<BFloat16>(), own[6] = DotLinearKernel<float>();
   }

@@ -1,5 +1,5 @@
-// What tests and fuzzers share: memory with guard pages, random tensors, comparison with the reference, and whether
-// that is to the accuracy of bfloat16.
+// Shared by tests and fuzzers: memory with guard pages, random tensors, and comparison with the reference at the
+// accuracy of the target.
 #pragma once
 
 #include <sys/mman.h>
@@ -29,14 +29,14 @@ namespace headwise::testing {
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// Whether the target multiplies numbers of T in parts of bfloat16: all but double, or one part of some.
+// Whether the target has bf16 products for T: AMX for all types but double, BF16 dot with one term for some.
 template <typename T>
 bool InParts(Precision precision) {
   const bool one_part = std::is_same_v<T, BFloat16> || (std::is_same_v<T, float> && precision == Precision::kMedium);
   return !std::is_same_v<T, double> && (GetTarget() == "avx512_amx" || (GetTarget() == "avx512_bf16" && one_part));
 }
 
-// On which side of a tensor the page is that must not be touched. The other side has one too, less than a page away.
+// The side of a tensor that is adjacent to a guard page. The guard page on the other side is less than a page away.
 enum class Guard { kAfter, kBefore };
 
 class GuardedMemory {
@@ -71,7 +71,7 @@ class GuardedMemory {
 };
 
 // Owns its elements between guard pages. The axes lie in memory in the order given, outermost first; `pad` elements
-// that nobody may write separate the rows of the innermost one.
+// that must not be written separate the rows of the innermost one.
 template <typename T, int kRank>
 class Tensor {
  public:
@@ -86,7 +86,7 @@ class Tensor {
       count = count * shape[axis] + (k == kRank - 1 ? pad : 0);
     }
     if (Size() == 0) count = 0;
-    // After the last row there is the guard page, and no padding.
+    // The guard page, without padding, follows the last row.
     count_ = count > pad ? count - pad : 0;
     memory_ = std::make_shared<GuardedMemory>(static_cast<std::size_t>(count_) * sizeof(T), guard);
     view_.data = static_cast<T*>(memory_->data());
@@ -110,7 +110,7 @@ class Tensor {
     return size;
   }
 
-  // Visits the elements in the order of the axes, whatever their order in memory.
+  // Visits the elements in the order of the axes, for any order in memory.
   template <typename Function>
   void ForEach(Function function) const {
     constexpr std::size_t kLast = kRank - 1;
@@ -143,8 +143,8 @@ class Tensor {
   }
 
  private:
-  // NaN, so that what is computed from an element that nobody wrote shows, and of a payload that the next tensors have
-  // not: one from the padding of an input, written into that of an output, would look like its own.
+  // NaN, so that results computed from unwritten elements are detected. Each tensor has its own payload, so that
+  // padding of an input copied to the padding of an output is detected as well.
   static T Unwritten() {
     if constexpr (std::is_integral_v<T>) {
       return T{77};
@@ -165,7 +165,7 @@ class Tensor {
   std::shared_ptr<GuardedMemory> memory_;
 };
 
-// Nobody may write into these tensors as long as it lives.
+// Write-protects these tensors during its lifetime.
 class ReadOnly {
  public:
   template <typename... Tensors>
@@ -203,7 +203,7 @@ const Tensor<T, kRank>& FillNormal(const Tensor<T, kRank>& tensor, Random& rando
   return tensor;
 }
 
-// 0, 0.02, 0.04, ..., again and again: to draw or round each element of a large tensor would take seconds.
+// 0, 0.02, 0.04, ..., periodic: drawing or rounding each element of a large tensor would take seconds.
 template <typename T, int kRank>
 void FillPeriodic(const Tensor<T, kRank>& tensor) {
   std::vector<T> period;
@@ -211,7 +211,7 @@ void FillPeriodic(const Tensor<T, kRank>& tensor) {
   tensor.ForEach([&, i = std::size_t{0}](T& element) mutable { element = period[i++ % period.size()]; });
 }
 
-// Of the numbers that are finite.
+// Over the finite elements.
 template <typename T, int kRank>
 double MaxAbs(const Tensor<T, kRank>& tensor) {
   double max = 0;
@@ -222,11 +222,11 @@ double MaxAbs(const Tensor<T, kRank>& tensor) {
   return max;
 }
 
-// Of the type that T is computed in.
+// Of the accumulator type of T.
 template <typename T>
 constexpr double kEpsilon = static_cast<double>(std::numeric_limits<Accumulator<T>>::epsilon());
 
-// The least positive and the greatest number of T.
+// The smallest positive and the largest number of T.
 template <typename T>
 double Least() {
   if constexpr (kIs16Bit<T>) {
@@ -245,8 +245,8 @@ double Greatest() {
   }
 }
 
-// |got - expected| <= absolute + relative * |expected|; infinities, what overflows to them, and NaN must be equal. A
-// half is to be what a number as near as that is rounded to, once.
+// |got - expected| <= absolute + relative * |expected|; infinities, results that overflow to them, and NaN must be
+// equal. A 16-bit result must be the rounding of a number within these bounds.
 template <typename T>
 bool IsNear(T got, double expected, double absolute, double relative) {
   if constexpr (kIs16Bit<T>) {
@@ -264,7 +264,7 @@ bool IsNear(T got, double expected, double absolute, double relative) {
   }
 }
 
-// The first element that is not near, in words; empty if all are.
+// Describes the first element that is out of bounds; empty if there is none.
 template <typename T>
 std::string Difference(const std::vector<T>& got, const std::vector<double>& expected, double absolute,
                        double relative = 0) {

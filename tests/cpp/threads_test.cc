@@ -1,5 +1,5 @@
-// Every operation, in every type: from many threads at once, inside somebody else's parallel region and in forked
-// children, the bits are those of one caller on one thread. Under ThreadSanitizer (.ci/tsan) this looks for races.
+// Every operation in every type gives the bits of a call on one thread when called from many threads at once, inside an
+// application's parallel region, and in forked children. Under ThreadSanitizer (.ci/tsan) the test looks for races.
 #include <atomic>
 #include <functional>
 #include <mutex>
@@ -42,7 +42,7 @@ void Append(const Tensor<T, kRank>& tensor, Bytes& bytes) {
 
 struct Work {
   std::string name;
-  std::function<Bytes()> run;  // into memory of its own, from inputs that all callers share
+  std::function<Bytes()> run;  // writes its own memory, reads inputs that all callers share
 };
 
 template <typename T, int kRank>
@@ -58,7 +58,7 @@ using Normalizer = void (*)(View<const T, 3>, View<T, 3>);
 
 template <typename T>
 void AddSoftmax(std::vector<Work>& works) {
-  // Rows, a few long ones in parts, and columns.
+  // Rows, a few long rows in parts, and columns.
   for (const std::array<std::int64_t, 3> shape :
        {std::array<std::int64_t, 3>{101, 1000, 1}, {2, 70'000, 1}, {4, 20, 1500}}) {
     const auto x = Normal<T, 3>(shape);
@@ -140,7 +140,7 @@ void AddLinear(std::vector<Work>& works) {
 template <typename T>
 void AddAttention(std::vector<Work>& works) {
   std::vector<std::shared_ptr<AttentionCase<T>>> cases;
-  // Blocks of queries; few queries, whose keys are chunks that the last thread to end merges; and what has no work.
+  // Blocks of queries; few queries with split-KV, combined by the last thread; and an empty call.
   constexpr std::int64_t kLengths[][2] = {{150, 300}, {1, 2500}, {3, 1100}, {1, 5000},
                                           {0, 7},     {2, 0},    {5, 5},    {40, 90}};
   for (const auto& [query_len, key_len] : kLengths) {
@@ -198,7 +198,7 @@ std::vector<Work> Works() {
   return works;
 }
 
-// Callers that each do all of it, each in another order, and what differed.
+// Runs all operations in every caller, each in another order. Returns the names of those whose bits differed.
 class Callers {
  public:
   explicit Callers(const std::vector<Work>& works) : works_(works) {
@@ -226,7 +226,7 @@ class Callers {
 };
 
 #ifdef _OPENMP
-// What `child` returns, in a forked child that has some time for it.
+// The result of `child` in a forked child with a time limit.
 template <class Function>
 int ExitCodeOfChild(const Function& child) {
   const pid_t pid = fork();
@@ -239,9 +239,9 @@ int ExitCodeOfChild(const Function& child) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
 }
 
-// First of all: nothing of ours has run on threads by now, so that the child may. But this thread has a pool, of which
-// the child has nothing but the memory.
-TEST(ForkTest, AfterSomebodyElsesRegion) {
+// The first test, because headwise must not have run on threads yet: only then may the child use threads. This thread
+// has an OpenMP pool, whose threads do not exist in the child.
+TEST(ForkTest, AfterAParallelRegionOfTheApplication) {
 #ifdef HEADWISE_TSAN
   GTEST_SKIP() << "ThreadSanitizer ends a child of several threads that starts another";
 #endif
@@ -262,7 +262,7 @@ TEST(ForkTest, AfterSomebodyElsesRegion) {
       if (n != 1) return 1;
     }
     compute(out);
-    // Of a child that has had a region of its own: serially.
+    // A grandchild, of a child that has run a region: serial.
     const int of_grandchild = ExitCodeOfChild([&] {
       compute(again);
       return ThreadsFor(1000, 1e9) == 1 && Identical(again.Values(), out.Values()) ? 0 : 1;
@@ -287,7 +287,7 @@ void CheckFromManyThreads() {
   std::vector<std::thread> threads;
   std::atomic<int> running{kThreads};
   for (std::size_t i = 0; i < kThreads; ++i) threads.emplace_back([&, i] { callers.Call(i), --running; });
-  // Meanwhile the number of threads changes.
+  // The number of threads changes meanwhile.
   for (int n = 0; running > 0; ++n) {
     SetNumThreads(1 + n % (2 * kThreads));
     std::this_thread::yield();
@@ -313,7 +313,7 @@ void CheckInsideARegion() {
   EXPECT_EQ(callers_there, kThreads);
   EXPECT_EQ(callers.wrong(), "");
 }
-TEST_P(ConcurrentTest, InsideSomebodyElsesRegion) {
+TEST_P(ConcurrentTest, InsideAParallelRegionOfTheApplication) {
   CheckInsideARegion<BFloat16>();
   CheckInsideARegion<float>();
 }

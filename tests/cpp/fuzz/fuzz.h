@@ -1,8 +1,8 @@
-// What the fuzzers share: bytes read as sizes, choices and numbers, and every operation run on every instruction set,
-// on one thread and on several, against the reference.
+// Shared by the fuzzers: reading bytes as sizes, choices and numbers, and running an operation on every target, on one
+// thread and on several, against the reference.
 //
-// An input decides shapes, strides and options byte by byte; numbers come from a table of normal ones, with others
-// planted among them. When the bytes are used up, what is read is 0: any file is an input.
+// The bytes of an input determine shapes, strides and options; elements come from a table of normal numbers, with
+// special values among them. After the last byte, zeros are read: any file is a valid input.
 #pragma once
 
 #include <algorithm>
@@ -29,10 +29,10 @@ class Bytes {
 
   int Byte() { return data_ < end_ ? *data_++ : 0; }
   bool Bool() { return Byte() % 2 == 1; }
-  // One in n, and not when the bytes are used up.
+  // True with probability 1 / n; false after the last byte.
   bool OneIn(int n) { return Byte() % n == n - 1; }
   std::int64_t Integer(std::int64_t from, std::int64_t to) { return from + Wide() % (to - from + 1); }
-  // 0 to `small`, or, one time in 16, to `large`.
+  // In [0, small] or, with probability 1 / 16, in [0, large].
   std::int64_t Size(std::int64_t small, std::int64_t large) {
     const int byte = Byte();
     return byte < 240 ? byte % (small + 1) : Integer(0, large);
@@ -50,20 +50,20 @@ class Bytes {
   const std::uint8_t* const end_;
 };
 
-// Says in words what the input is; called where one has found something.
+// Describes the input; called on failure.
 inline std::function<std::string()>& Describe() {
   static std::function<std::string()> describe = [] { return std::string(); };
   return describe;
 }
 
-// An input that found something: libFuzzer writes it to a file, which the replayer takes, too.
+// Reports a failing input. libFuzzer writes it to a file, which replay.cc accepts.
 [[noreturn]] inline void Fail(const std::string& message) {
   std::fprintf(stderr, "%s, on %s with %d threads%s\n%s\n", message.c_str(), GetTarget().c_str(), GetNumThreads(),
-               Bf16ForAnyShape() ? ", tiles for any shape" : "", Describe()().c_str());
+               Bf16ForAnyShape() ? ", bf16 for any shape" : "", Describe()().c_str());
   std::abort();
 }
 
-// Normal numbers, the k-th of them at place k modulo a prime; to draw each would take most of the time.
+// Normal numbers with a prime period; drawing each of them would take most of the time.
 inline double NormalNumber(std::size_t k) {
   static const std::vector<double> table = [] {
     Random random(1);
@@ -75,7 +75,7 @@ inline double NormalNumber(std::size_t k) {
   return table[k % table.size()];
 }
 
-// Normal numbers of any size, whole numbers, or a few odd ones among normal ones.
+// Normal numbers of any magnitude, integers, or normal numbers with a few special values.
 template <typename T, int kRank>
 void Fill(const Tensor<T, kRank>& tensor, Bytes& bytes, bool may_be_odd = true) {
   const int kind = bytes.Byte() % 8;
@@ -100,13 +100,13 @@ void Fill(const Tensor<T, kRank>& tensor, Bytes& bytes, bool may_be_odd = true) 
   }
 }
 
-// The greatest finite number of what T is computed in.
+// The largest finite number of the accumulator type of T.
 template <typename T>
 constexpr double kGreatest = static_cast<double>(std::numeric_limits<Accumulator<T>>::max());
 template <typename T>
 constexpr double kLeast = static_cast<double>(std::numeric_limits<Accumulator<T>>::denorm_min());
 
-// Whether `got` is near; where the margin reaches beyond the greatest number, infinity is.
+// Whether |got - expected| <= margin; infinity is accepted if the margin reaches beyond the largest number.
 template <typename T>
 bool IsClose(T got, double expected, double margin) {
   if (IsNear(got, expected, margin, 0)) return true;
@@ -116,7 +116,7 @@ bool IsClose(T got, double expected, double margin) {
          std::signbit(number) == std::signbit(expected);
 }
 
-// Of a sum of two products, rounded on the way; NaN if numbers may overflow there.
+// Margin of a sum of two products with rounded intermediates; NaN if they may overflow.
 template <typename T>
 double MarginOfSum(std::array<std::array<double, 2>, 2> products) {
   double finite = 0;
@@ -126,8 +126,7 @@ double MarginOfSum(std::array<std::array<double, 2>, 2> products) {
   return finite < kGreatest<T> ? 4 * kEpsilon<T> * finite + 4 * kLeast<T> : kNaN;
 }
 
-// And nothing written between the rows. margin(i): how far element i may be off; nothing is said about an element whose
-// margin is NaN.
+// Also checks that nothing was written between the rows. margin(i): allowed error of element i; NaN: not checked.
 template <typename T, int kRank, typename Function>
 void ExpectClose(const char* what, const Tensor<T, kRank>& tensor, const std::vector<double>& expected,
                  Function margin) {
@@ -145,7 +144,7 @@ void ExpectClose(const char* what, const Tensor<T, kRank>& tensor, const std::ve
   }
 }
 
-// What an operation has not written shows.
+// Fills the output with NaN, so that unwritten elements are detected.
 template <typename T, int kRank>
 void Clear(const Tensor<T, kRank>& tensor) {
   tensor.ForEach([](T& element) { element = T{77}; });
@@ -153,7 +152,7 @@ void Clear(const Tensor<T, kRank>& tensor) {
 
 using Bits = std::vector<std::uint8_t>;
 
-// NaN is NaN, of whatever sign: that of a sum depends on the order of its operands, which compilers choose.
+// All NaNs are equal: the sign of a NaN sum depends on the order of operands, which the compiler chooses.
 template <typename T, int kRank>
 void Append(const Tensor<T, kRank>& tensor, Bits& bits) {
   std::vector<T> values = tensor.Values();
@@ -171,8 +170,8 @@ Bits BitsOf(const Tensor<T, kRank>& tensor) {
   return bits;
 }
 
-// On every instruction set, on one thread: run() fills tensors anew, compare() looks at them. On one of them, for a
-// parallel region is long to enter, several threads are to leave the same bits().
+// On every target, on one thread: run() fills the tensors, compare() checks them. On one target (entering parallel
+// regions is slow), several threads must give the same bits().
 template <typename Run, typename Compare, typename GetBits>
 void OnEveryTarget(Bytes& bytes, bool bf16_for_any_shape, const Run& run, const Compare& compare, const GetBits& bits) {
   static const std::vector<std::string> targets = ListTargets();
@@ -198,7 +197,7 @@ void OnEveryTarget(Bytes& bytes, bool bf16_for_any_shape, const Run& run, const 
   }
 }
 
-// A type of elements, chosen by a byte: run(T{}).
+// Calls run(T{}) with an element type chosen by a byte.
 template <typename Function>
 void WithAnyType(Bytes& bytes, const Function& run) {
   switch (bytes.Byte() % 5) {
@@ -213,7 +212,7 @@ void WithAnyType(Bytes& bytes, const Function& run) {
   }
 }
 
-// What libFuzzer and replay.cc call: Check<T>(bytes), of a type that the input chooses.
+// The entry point for libFuzzer and replay.cc: Check<T>(bytes) for a type chosen by the input.
 #define HEADWISE_FUZZ(Check)                                                                                    \
   extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {                           \
     headwise::testing::Bytes bytes(data, size);                                                                 \
@@ -221,7 +220,7 @@ void WithAnyType(Bytes& bytes, const Function& run) {
     return 0;                                                                                                   \
   }
 
-// In reverse along some axes other than the last, or one entry for all of them; true if anything has changed.
+// Reverses or broadcasts some axes other than the last; true if the view has changed.
 template <typename T, int kRank>
 bool Twist(View<T, kRank>& view, Bytes& bytes) {
   const int choice = bytes.Byte();

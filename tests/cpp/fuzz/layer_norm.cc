@@ -15,7 +15,7 @@ void Check(Bytes& bytes) {
   const Tensor<T, 2> x({rows, n}, guard, {0, 1}, pad), out({rows, n}, guard, {0, 1}, pad);
   const Tensor<T, 1> gamma({n}, guard), beta({n}, guard);
   Fill(x, bytes);
-  // An infinite factor of what is 0 but for rounding is anything.
+  // An infinite factor of a number that is 0 up to rounding may give any result.
   Fill(gamma, bytes, false);
   Fill(beta, bytes);
   const double places[] = {0.0, 0.0, 1.0, -1e3, 1e5};
@@ -28,7 +28,7 @@ void Check(Bytes& bytes) {
   const Tensor<T, 2>& written = in_place ? x : out;
 
   const std::vector<double> expected = reference::LayerNorm(input, gamma.data(), beta.data(), eps);
-  // Squares that overflow, or are subnormal with nothing added to them, are no longer what they were.
+  // Squares that overflow, or that are subnormal with eps 0, have no useful bound.
   const double largest = MaxAbs(x), width = static_cast<double>(n);
   const bool ordinary = largest * largest * 4 * (width + 1) < kGreatest<T> && (eps > 0 || largest * largest > 1e-25);
   const std::vector<T> before = x.Values();

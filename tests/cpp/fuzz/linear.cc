@@ -1,4 +1,4 @@
-// Linear, and PackedLinear, which has the same bits.
+// Linear, and PackedLinear, which must have the same bits.
 #include "headwise/linear.h"
 
 #include "fuzz.h"
@@ -9,13 +9,13 @@ namespace {
 
 using Axes = std::array<std::int64_t, 2>;
 
-// What is rounded of a product in parts of bfloat16: nothing more than by multiply-adds, in three parts.
+// Relative error of a product in bf16 split beyond that of FMA; 0 for three terms.
 template <typename T>
 double ProductEpsilon(Precision precision) {
   if (!InParts<T>(precision) || std::is_same_v<T, BFloat16>) return kEpsilon<T>;
   if (precision == Precision::kMedium) return 0x1p-6;
   if (precision == Precision::kHighest) return kEpsilon<T>;
-  return std::is_same_v<T, Float16> ? 0x1p-16 : 0x1p-14;  // the product of the second parts; that and more
+  return std::is_same_v<T, Float16> ? 0x1p-16 : 0x1p-14;  // low * low; for float, also products with the remainder
 }
 
 template <typename T>
@@ -39,7 +39,7 @@ void Check(Bytes& bytes) {
   if (weight.view().stride[1] == 1) Twist(factor, bytes);
 
   const std::vector<double> expected = reference::Linear(input, factor, added);
-  // Sums of the magnitudes of products, and of numbers, that are finite.
+  // Sums of the magnitudes of the finite products and numbers.
   std::vector<double> products, numbers;
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t n = 0; n < columns; ++n) {
@@ -62,7 +62,7 @@ void Check(Bytes& bytes) {
     const double relative = ProductEpsilon<T>(precision) + kEpsilon<T> * (4 + static_cast<double>(depth));
     const double absolute = InParts<T>(precision) ? 0x1p-123 : kLeast<T>;
     ExpectClose("linear", out, expected, [&](std::size_t i) {
-      // A sum that may overflow on the way is anything.
+      // A sum that may overflow on the way may have any result.
       if (!(products[i] < 0.5 * kGreatest<T>)) return kNaN;
       return relative * products[i] + absolute * (numbers[i] + 1);
     });

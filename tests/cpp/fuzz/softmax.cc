@@ -7,7 +7,7 @@
 namespace headwise::testing {
 namespace {
 
-// Of the finite elements of each lane.
+// Over the finite elements of each lane.
 struct Lane {
   double max_abs = 0, low = kInf, high = -kInf;
 };
@@ -46,7 +46,7 @@ void Check(Bytes& bytes) {
   const Tensor<T, 3>& written = in_place ? x : out;
 
   View<const T, 3> input = x.read();
-  // The middle axis has its stride in the columns only, where rows have it contiguous.
+  // The middle axis may have any stride for columns; for rows it is contiguous.
   if (!in_place && inner != 1) Twist(input, bytes);
   if (inner != 1 && n == 0) return;
   const std::vector<Lane> lanes = LanesOf(input);
@@ -67,7 +67,7 @@ void Check(Bytes& bytes) {
     const Lane& lane = lanes[i / (across * along) * across + i % across];
     const double lost = std::log(static_cast<double>(n + 1));
     if (operation > 0) return 4 * kEpsilon<T> * (1 + lane.max_abs + lost);
-    // x - max is rounded, and exp turns that into a relative error; beyond its range there is nothing left.
+    // x - max is rounded, which exp turns into a relative error; beyond its range the result is 0.
     const double spread = std::min(std::max(0.0, lane.high - lane.low), -std::log(kLeast<T>));
     return (8 + spread) * kEpsilon<T> * expected[i] + 2 * kLeast<T>;
   };
