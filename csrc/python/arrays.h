@@ -37,7 +37,7 @@ template <typename T, int kRank>
 View<T, kRank> ToView(const py::array& array, const char* name) {
   using Value = std::remove_const_t<T>;
   if (!HasType<Value>(array) || array.ndim() != kRank) {
-    throw py::type_error(std::string(name) + ": dtype or rank is not what the other arrays imply");
+    throw py::type_error(std::string(name) + ": dtype or rank does not match the other arrays");
   }
   View<T, kRank> view;
   if constexpr (std::is_const_v<T>) {
@@ -60,7 +60,7 @@ View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape,
       view.shape[axis] = shape[axis];
       view.stride[axis] = 0;
     } else if (view.shape[axis] != shape[axis]) {
-      throw py::value_error(std::string(name) + ": expected each axis to be 1 or as the other arrays imply");
+      throw py::value_error(std::string(name) + ": expected each axis to be 1 or to match the other arrays");
     }
   }
   return view;
