@@ -99,7 +99,8 @@ void SetTarget(const std::string& name) {
   for (const Target& target : Available()) {
     if (target.name == name) {
       if (!RequestPermission(target.backend)) {
-        throw std::invalid_argument("target: the system does not permit this process to use '" + name + "' (AMX tiles)");
+        throw std::invalid_argument("target: the system does not permit this process to use '" + name +
+                                    "' (AMX tiles)");
       }
       ChosenTarget().Update(target.bit);
       Chosen().store(&target);
