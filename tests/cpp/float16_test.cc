@@ -1,6 +1,6 @@
 // Compiled once per target, like the kernels: foreach_target.h includes this file again for each.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "half_test.cc"
+#define HWY_TARGET_INCLUDE "float16_test.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Below foreach_target.h, or the first target would miss them.
 #include "base/dispatch.h"
@@ -38,10 +38,10 @@ void Widened(const BFloat16* from, std::int64_t n, float* to) { HEADWISE_DISPATC
 void Narrowed(const float* from, std::int64_t n, Float16* to) { HEADWISE_DISPATCH(NarrowFloat16)(from, n, to); }
 void Narrowed(const float* from, std::int64_t n, BFloat16* to) { HEADWISE_DISPATCH(NarrowBFloat16)(from, n, to); }
 
-class HalfTest : public OnTarget {};
+class Float16Test : public OnTarget {};
 
 template <typename T>
-std::vector<T> EveryHalf() {
+std::vector<T> EveryNumber() {
   std::vector<T> all;
   for (int bits = 0; bits < 1 << 16; ++bits) all.push_back({static_cast<std::uint16_t>(bits)});
   return all;
@@ -49,7 +49,7 @@ std::vector<T> EveryHalf() {
 
 template <typename T>
 void CheckWiden() {
-  const std::vector<T> all = EveryHalf<T>();
+  const std::vector<T> all = EveryNumber<T>();
   std::vector<float> wide(all.size());
   Widened(all.data(), static_cast<std::int64_t>(all.size()), wide.data());
   for (std::size_t i = 0; i < all.size(); ++i) {
@@ -62,7 +62,7 @@ void CheckWiden() {
     }
   }
 }
-TEST_P(HalfTest, WidensEveryNumber) {
+TEST_P(Float16Test, WidensEveryNumber) {
   CheckWiden<Float16>();
   CheckWiden<BFloat16>();
 }
@@ -86,8 +86,8 @@ void CheckNarrow(const std::vector<float>& numbers) {
   }
 }
 
-// The numbers themselves, the middle between each and the next (infinity counts as the power of two that would follow),
-// and the floats beside all of these.
+// Every number, the midpoint between it and the next one (infinity counts as the next power of two), and the floats
+// next to these.
 template <typename T>
 void CheckNarrowNearEveryNumber() {
   constexpr std::uint16_t kInfinity = 0x7FFF >> reference::Format16<T>::kMantissaBits
@@ -110,7 +110,7 @@ void CheckNarrowNearEveryNumber() {
   }
   CheckNarrow<T>(numbers);
 }
-TEST_P(HalfTest, NarrowsToTheNearestEven) {
+TEST_P(Float16Test, NarrowsToTheNearestEven) {
   CheckNarrowNearEveryNumber<Float16>();
   CheckNarrowNearEveryNumber<BFloat16>();
 }
@@ -119,42 +119,42 @@ template <typename T>
 void CheckNarrowEverywhere() {
   std::vector<float> numbers;
   for (std::uint32_t bits = 0; bits < 0xFFFF0000u; bits += 10'007) numbers.push_back(FromBits(bits));
-  // NaN of any sign and payload, those among them whose upper half alone would be infinity.
+  // NaN of any sign and payload, including those whose upper 16 bits alone would be infinity.
   for (const std::uint32_t bits : {0x7F800000u, 0xFF800000u, 0x7F800001u, 0xFF800001u, 0x7F80FFFFu, 0x7FC00000u,
                                    0xFFC00000u, 0x7FFFFFFFu, 0xFFFFFFFFu, 0x7FA12345u, 0x7F7FFFFFu, 0x00000001u}) {
     numbers.push_back(FromBits(bits));
   }
   CheckNarrow<T>(numbers);
 }
-TEST_P(HalfTest, NarrowsWhateverAFloatHolds) {
+TEST_P(Float16Test, NarrowsEveryFloat) {
   CheckNarrowEverywhere<Float16>();
   CheckNarrowEverywhere<BFloat16>();
 }
 
 template <typename T>
 void CheckSizes() {
-  const std::vector<T> all = EveryHalf<T>();
+  const std::vector<T> all = EveryNumber<T>();
   for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
     for (std::int64_t n = 0; n <= 70; ++n) {
       const auto size = static_cast<std::size_t>(n);
-      const GuardedMemory half(size * sizeof(T), guard), wide(size * sizeof(float), guard);
-      auto* const halves = static_cast<T*>(half.data());
+      const GuardedMemory narrow(size * sizeof(T), guard), wide(size * sizeof(float), guard);
+      auto* const numbers = static_cast<T*>(narrow.data());
       auto* const floats = static_cast<float*>(wide.data());
-      for (std::size_t i = 0; i < size; ++i) halves[i] = all[1000 + 37 * i];
-      Widened(halves, n, floats);
+      for (std::size_t i = 0; i < size; ++i) numbers[i] = all[1000 + 37 * i];
+      Widened(numbers, n, floats);
       for (std::size_t i = 0; i < size; ++i) ASSERT_EQ(floats[i], reference::ToDouble(all[1000 + 37 * i]));
-      for (std::size_t i = 0; i < size; ++i) halves[i] = {0};
-      Narrowed(floats, n, halves);
-      for (std::size_t i = 0; i < size; ++i) ASSERT_EQ(halves[i].bits, 1000 + 37 * i);
+      for (std::size_t i = 0; i < size; ++i) numbers[i] = {0};
+      Narrowed(floats, n, numbers);
+      for (std::size_t i = 0; i < size; ++i) ASSERT_EQ(numbers[i].bits, 1000 + 37 * i);
     }
   }
 }
-TEST_P(HalfTest, EverySizeNothingOutOfBounds) {
+TEST_P(Float16Test, EverySizeNothingOutOfBounds) {
   CheckSizes<Float16>();
   CheckSizes<BFloat16>();
 }
 
-HEADWISE_ON_EVERY_TARGET_WITHOUT_PRODUCTS(HalfTest);
+HEADWISE_ON_EVERY_TARGET_WITHOUT_PRODUCTS(Float16Test);
 
 }  // namespace
 }  // namespace testing
