@@ -128,7 +128,7 @@ class AttentionArguments {
   }
 
   // All but the few rows of decoding go by them, if the target has them for such numbers.
-  bool OnTiles() const { return InParts<T>(args.spec.precision) && shape.group * shape.query_len > 8; }
+  bool OnTiles() const { return HasBf16Products<T>(args.spec.precision) && shape.group * shape.query_len > 8; }
 
   // On tiles, weights meet values of BFloat16 as bfloat16, and of Float16 in two parts.
   double WeightRounding() const {

@@ -409,7 +409,7 @@ TEST_P(AttentionTest, Precision) {
   for (const auto& [precision, bound] : {std::pair{Precision::kHigh, 5e-6}, {Precision::kMedium, 2e-3}}) {
     test.args.spec.precision = precision;
     EXPECT_LE(ErrorsOf(test).absolute, bound);
-    EXPECT_EQ(Identical(test.output.Values(), highest), !InParts<float>(precision));
+    EXPECT_EQ(Identical(test.output.Values(), highest), !HasBf16Products<float>(precision));
   }
 
   // Float16 has two parts at most, BFloat16 one.
@@ -423,7 +423,7 @@ TEST_P(AttentionTest, Precision) {
   for (const Precision precision : {Precision::kHigh, Precision::kMedium}) {
     half.args.spec.precision = upper_half.args.spec.precision = precision;
     half.CheckWithin(0x1p-7);
-    const bool same = precision == Precision::kHigh || !InParts<Float16>(precision);
+    const bool same = precision == Precision::kHigh || !HasBf16Products<Float16>(precision);
     EXPECT_EQ(Identical(half.output.Values(), half_output), same);
     upper_half.Run();
     EXPECT_TRUE(Identical(upper_half.output.Values(), upper_half_output));

@@ -16,8 +16,8 @@ constexpr std::array<std::int64_t, 2> kColumnsFirst{1, 0};  // a weight stored (
 
 // Rows from which targets with AMX use it; fewer rows use FMA.
 template <typename T>
-constexpr std::int64_t kTiles = std::is_same_v<T, BFloat16> ? 9 : 32;
-bool HasTiles(Precision precision = Precision::kHighest) { return InParts<float>(precision); }
+constexpr std::int64_t kMinBf16Rows = std::is_same_v<T, BFloat16> ? 9 : 32;
+bool HasBf16(Precision precision = Precision::kHighest) { return HasBf16Products<float>(precision); }
 
 template <typename T>
 struct Case {
@@ -121,11 +121,11 @@ TEST_P(LinearTest, Blocks) {
 // If the rows of the weights are contiguous, sums have the same order with packed and unpacked weights. AMX has another
 // order, the same for any number of rows that use it.
 template <typename T>
-void CheckFewRows(std::int64_t most) {
-  const Case<T> all(most, 300, 339);
+void CheckRowCounts(std::int64_t max_rows) {
+  const Case<T> all(max_rows, 300, 339);
   const std::vector<T> expected = all.Run();
-  const bool tiles = InParts<T>(Precision::kHighest) && most >= kTiles<T>;
-  for (std::int64_t rows = tiles ? kTiles<T> : 1; rows < most; ++rows) {
+  const bool bf16 = HasBf16Products<T>(Precision::kHighest) && max_rows >= kMinBf16Rows<T>;
+  for (std::int64_t rows = bf16 ? kMinBf16Rows<T> : 1; rows < max_rows; ++rows) {
     const Tensor<T, 2> out({rows, 339});
     View<const T, 2> x = all.x.read();
     x.shape[0] = rows;
@@ -135,13 +135,13 @@ void CheckFewRows(std::int64_t most) {
 }
 TEST_P(LinearTest, BitsOfARowDoNotDependOnTheNumberOfRows) {
   SetBf16ForAnyShape(false);
-  CheckFewRows<Float16>(kTiles<Float16> - 1);
-  CheckFewRows<Float16>(70);
-  CheckFewRows<BFloat16>(kTiles<BFloat16> - 1);
-  CheckFewRows<BFloat16>(70);
-  CheckFewRows<float>(kTiles<float> - 1);
-  CheckFewRows<float>(70);
-  CheckFewRows<double>(40);
+  CheckRowCounts<Float16>(kMinBf16Rows<Float16> - 1);
+  CheckRowCounts<Float16>(70);
+  CheckRowCounts<BFloat16>(kMinBf16Rows<BFloat16> - 1);
+  CheckRowCounts<BFloat16>(70);
+  CheckRowCounts<float>(kMinBf16Rows<float> - 1);
+  CheckRowCounts<float>(70);
+  CheckRowCounts<double>(40);
 }
 
 // Reversed rows of x, one broadcast row of x, every other column of the weight, and reversed rows of it.
@@ -233,7 +233,7 @@ TEST_P(LinearTest, Precision) {
     const auto error = [&](Precision precision) { return ScaledError(test.Run(true, precision), expected, depth); };
     const double highest = error(Precision::kHighest), high = error(Precision::kHigh);
     const double medium = error(Precision::kMedium);
-    if (HasTiles()) {
+    if (HasBf16()) {
       SetTarget("avx512");
       EXPECT_LE(highest, error(Precision::kHighest)) << depth;
       SetTarget(GetParam());
@@ -242,7 +242,7 @@ TEST_P(LinearTest, Precision) {
     } else {
       EXPECT_EQ(highest, high);
     }
-    if (HasTiles(Precision::kMedium)) {
+    if (HasBf16(Precision::kMedium)) {
       EXPECT_GT(medium, 5e-4) << depth;
       EXPECT_LT(medium, 3e-3) << depth;
     } else {
@@ -259,7 +259,7 @@ TEST_P(LinearTest, PrecisionOf16BitTypes) {
   const auto highest = test.Run(), high = test.Run(true, Precision::kHigh), medium = test.Run(true, Precision::kMedium);
   EXPECT_TRUE(Near(high, expected, 1e-3));
   EXPECT_TRUE(Near(medium, expected, 0.5));
-  EXPECT_NE(Identical(medium, highest), InParts<Float16>(Precision::kMedium));
+  EXPECT_NE(Identical(medium, highest), HasBf16Products<Float16>(Precision::kMedium));
   EXPECT_TRUE(Identical(other.Run(), other.Run(true, Precision::kMedium)));
 }
 
@@ -299,7 +299,7 @@ TEST_P(LinearTest, HugeAndTinyNumbersInOneRow) {
     test.weight.ForEach(scale);
     const double worst = WorstError(test);
     EXPECT_LT(worst, kRelative);
-    if (!HasTiles()) continue;
+    if (!HasBf16()) continue;
     SetTarget("avx512");
     EXPECT_LE(worst, WorstError(test)) << exponent;
     SetTarget(GetParam());
@@ -320,7 +320,7 @@ TEST_P(LinearTest, CancellingNumbers) {
   }
   const double worst = WorstError(test);
   EXPECT_LT(worst, kRelative);
-  if (HasTiles()) {
+  if (HasBf16()) {
     SetTarget("avx512");
     EXPECT_LE(worst, WorstError(test));
     SetTarget(GetParam());
@@ -335,7 +335,7 @@ TEST_P(LinearTest, SubnormalNumbers) {
       test.x.ForEach([&](float& element) { element = std::ldexp(element, exponent); });
       test.weight.ForEach([&](float& element) { element = std::ldexp(element, other); });
       for (std::int64_t n = 0; n < 45; ++n) test.bias.data()[n] = 0;
-      EXPECT_LT(WorstError(test, std::ldexp(1, HasTiles() ? -123 : -149)), kRelative) << exponent << " " << other;
+      EXPECT_LT(WorstError(test, std::ldexp(1, HasBf16() ? -123 : -149)), kRelative) << exponent << " " << other;
     }
   }
 }
@@ -374,7 +374,7 @@ TEST_P(LinearTest, Overflow) {
   }
   EXPECT_GT(finite, 100);
   EXPECT_GT(infinite, 100);
-  if (HasTiles()) {
+  if (HasBf16()) {
     SetTarget("avx512");
     const std::vector<float> plainly = test.Run();
     SetTarget(GetParam());

@@ -31,9 +31,9 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // Whether the target has bf16 products for T: AMX for all types but double, BF16 dot with one term for some.
 template <typename T>
-bool InParts(Precision precision) {
-  const bool one_part = std::is_same_v<T, BFloat16> || (std::is_same_v<T, float> && precision == Precision::kMedium);
-  return !std::is_same_v<T, double> && (GetTarget() == "avx512_amx" || (GetTarget() == "avx512_bf16" && one_part));
+bool HasBf16Products(Precision precision) {
+  const bool one_term = std::is_same_v<T, BFloat16> || (std::is_same_v<T, float> && precision == Precision::kMedium);
+  return !std::is_same_v<T, double> && (GetTarget() == "avx512_amx" || (GetTarget() == "avx512_bf16" && one_term));
 }
 
 // The side of a tensor that is adjacent to a guard page. The guard page on the other side is less than a page away.

@@ -89,8 +89,10 @@ def is_bound(thing: Any) -> bool:
 
 def test_the_stub_matches_the_extension() -> None:
     core = pytest.importorskip("headwise._core", reason="there is no native core to compare the stub with")
-    stub, extension = in_stub(), in_extension(core)
-    assert {name for name in vars(core) if not name.startswith("__")} == {name.split(".")[0] for name in stub}
+    # Hooks for tests (HEADWISE_TEST_HOOKS) begin with an underscore, and are not in the stub.
+    stub = in_stub()
+    extension = {name: found for name, found in in_extension(core).items() if not name.startswith("_")}
+    assert {name for name in vars(core) if not name.startswith("_")} == {name.split(".")[0] for name in stub}
     assert stub == extension
     assert "attention" in stub and "PackedLinear.__call__" in stub
 

@@ -12,7 +12,7 @@ using Axes = std::array<std::int64_t, 2>;
 // Relative error of a product in bf16 split beyond that of FMA; 0 for three terms.
 template <typename T>
 double ProductEpsilon(Precision precision) {
-  if (!InParts<T>(precision) || std::is_same_v<T, BFloat16>) return kEpsilon<T>;
+  if (!HasBf16Products<T>(precision) || std::is_same_v<T, BFloat16>) return kEpsilon<T>;
   if (precision == Precision::kMedium) return 0x1p-6;
   if (precision == Precision::kHighest) return kEpsilon<T>;
   return std::is_same_v<T, Float16> ? 0x1p-16 : 0x1p-14;  // low * low; for float, also products with the remainder
@@ -60,7 +60,7 @@ void Check(Bytes& bytes) {
   const PackedLinear<T> packed(factor, added, precision);
   const auto compare = [&] {
     const double relative = ProductEpsilon<T>(precision) + kEpsilon<T> * (4 + static_cast<double>(depth));
-    const double absolute = InParts<T>(precision) ? 0x1p-123 : kLeast<T>;
+    const double absolute = HasBf16Products<T>(precision) ? 0x1p-123 : kLeast<T>;
     ExpectClose("linear", out, expected, [&](std::size_t i) {
       // A sum that may overflow on the way may have any result.
       if (!(products[i] < 0.5 * kGreatest<T>)) return kNaN;
