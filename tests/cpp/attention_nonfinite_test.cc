@@ -6,7 +6,7 @@
 namespace headwise::testing {
 namespace {
 
-class AttentionOddTest : public OnTarget {};
+class AttentionNonFiniteTest : public OnTarget {};
 
 // A bias of -inf drops a key, NaN or +inf in another bias, or in a slope, or not.
 template <typename T>
@@ -50,7 +50,7 @@ void CheckBiasesDrop(std::int64_t queries) {
     }
   }
 }
-TEST_P(AttentionOddTest, ABiasDropsWhateverOthersAdd) {
+TEST_P(AttentionNonFiniteTest, ABiasDropsWhateverOthersAdd) {
   for (const std::int64_t queries : {3, 20}) {
     CheckBiasesDrop<Float16>(queries);
     CheckBiasesDrop<float>(queries);
@@ -72,7 +72,7 @@ void CheckInfiniteSink(std::int64_t queries) {
   const auto lse = test.lse.Values();
   for (std::size_t i = 0; i < lse.size(); ++i) EXPECT_EQ(std::isnan(lse[i]), i >= lse.size() / 2) << i;
 }
-TEST_P(AttentionOddTest, AnInfiniteSinkMakesItsRowsNaN) {
+TEST_P(AttentionNonFiniteTest, AnInfiniteSinkMakesItsRowsNaN) {
   for (const std::int64_t queries : {3, 20}) {
     CheckInfiniteSink<BFloat16>(queries);
     CheckInfiniteSink<float>(queries);
@@ -102,13 +102,13 @@ void CheckRowOfNaN() {
   }
   SetThreadsForAnyWork(false);
 }
-TEST_P(AttentionOddTest, ARowOfNaNIsNaNThroughout) {
+TEST_P(AttentionNonFiniteTest, ARowOfNaNIsNaNThroughout) {
   CheckRowOfNaN<Float16>();
   CheckRowOfNaN<float>();
   CheckRowOfNaN<double>();
 }
 
-HEADWISE_ON_EVERY_TARGET(AttentionOddTest);
+HEADWISE_ON_EVERY_TARGET(AttentionNonFiniteTest);
 
 }  // namespace
 }  // namespace headwise::testing
