@@ -135,6 +135,7 @@ void RunCalls(Call<T>* begin, Call<T>* end) {
 
 template <typename T>
 void Attention(const AttentionArgs<T>& args) {
+  CheckAttention(args);
   Call<T> call(args);
   RunCalls(&call, &call + 1);
 }
@@ -145,6 +146,7 @@ template void Attention(const AttentionArgs<double>&);
 
 template <typename T>
 void AttentionVarlen(const std::vector<AttentionArgs<T>>& calls) {
+  for (const AttentionArgs<T>& args : calls) CheckAttention(args);
   std::vector<Call<T>> list(calls.begin(), calls.end());
   RunCalls(list.data(), list.data() + list.size());
 }

@@ -21,7 +21,8 @@ void RegisterAttention(py::module_& module) {
           args.output = ToView<T, 4>(output, "output");
           args.weights = ToView<T, 4>(weights, "weights");
           args.lse = ToView<Accumulator<T>, 3>(lse, "lse");
-          ReadSpec(spec, args);
+          const auto [batch, heads, query_len, head_dim] = args.query.shape;
+          args.spec = ReadSpec<T>(spec, {batch, heads, query_len, args.key.shape[2]});
           const ReleasedGil release;
           Attention(args);
         });

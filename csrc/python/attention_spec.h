@@ -2,6 +2,7 @@
 // read by position, which costs a small call less than attributes or keyword arguments.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -48,21 +49,21 @@ T Field(const py::tuple& fields, std::size_t index, const char* name) {
   }
 }
 
+using ScoresShape = std::array<std::int64_t, 4>;  // (batch, heads, query_len, key_len)
+
 // A mask or bias: axes of size 1 are broadcast to the shape of the scores.
-template <typename T, typename U>
-View<const T, 4> ToScoreView(const py::array& array, const char* name, const AttentionArgs<U>& args) {
-  const auto [batch, heads, query_len, head_dim] = args.query.shape;
-  return Broadcast(ToView<const T, 4>(array, name), {batch, heads, query_len, args.key.shape[2]}, name);
+template <typename T>
+View<const T, 4> ToScoreView(const py::array& array, const char* name, const ScoresShape& scores) {
+  return Broadcast(ToView<const T, 4>(array, name), scores, name);
 }
 
-// Fills in args.spec; the views of the arrays in `args` are set. The views of the spec refer to arrays that `fields`
-// owns.
+// The views of the spec refer to arrays that `fields` owns.
 template <typename T>
-void ReadSpec(const py::tuple& fields, AttentionArgs<T>& args) {
+AttentionSpec<T> ReadSpec(const py::tuple& fields, const ScoresShape& scores) {
   using A = Accumulator<T>;
   CheckFields(fields, SpecField::kCount, "spec");
-  AttentionSpec<T>& spec = args.spec;
-  const std::int64_t heads = args.query.shape[1];
+  AttentionSpec<T> spec;
+  const std::int64_t heads = scores[1];
   spec.scale = Field<double>(fields, SpecField::kScale, "scale");
   spec.softcap = Field<double>(fields, SpecField::kSoftcap, "softcap");
   spec.left = Field<std::int64_t>(fields, SpecField::kLeft, "left");
@@ -70,7 +71,7 @@ void ReadSpec(const py::tuple& fields, AttentionArgs<T>& args) {
   spec.offset = Field<std::int64_t>(fields, SpecField::kOffset, "offset");
   spec.precision = ToPrecision(Field<std::string>(fields, SpecField::kPrecision, "precision"));
   for (const py::handle mask : ToTuple(fields[SpecField::kKeep], "keep")) {
-    spec.keep.push_back(ToScoreView<std::uint8_t>(ToArray(mask, "keep"), "keep", args));
+    spec.keep.push_back(ToScoreView<std::uint8_t>(ToArray(mask, "keep"), "keep", scores));
   }
   // Biases of the accumulator type first: the order of the additions decides the bits.
   for (const bool stored : {false, true}) {
@@ -78,9 +79,9 @@ void ReadSpec(const py::tuple& fields, AttentionArgs<T>& args) {
       const py::array bias = ToArray(item, "bias");
       if (stored != (kIs16Bit<T> && HasType<T>(bias))) continue;
       if (stored) {
-        spec.bias.push_back(ToScoreView<T>(bias, "bias", args));
+        spec.bias.push_back(ToScoreView<T>(bias, "bias", scores));
       } else {
-        spec.bias.push_back(ToScoreView<A>(bias, "bias", args));
+        spec.bias.push_back(ToScoreView<A>(bias, "bias", scores));
       }
     }
   }
@@ -88,9 +89,10 @@ void ReadSpec(const py::tuple& fields, AttentionArgs<T>& args) {
       ToVector<A>(ToOptionalArray(fields[SpecField::kAlibiSlopes], "alibi_slopes"), heads, "alibi_slopes");
   spec.sinks = ToVector<A>(ToOptionalArray(fields[SpecField::kSinks], "sinks"), heads, "sinks");
   if (const OptionalArray keep = ToOptionalArray(fields[SpecField::kDropoutKeep], "dropout_keep")) {
-    spec.dropout_keep = ToScoreView<std::uint8_t>(*keep, "dropout_keep", args);
+    spec.dropout_keep = ToScoreView<std::uint8_t>(*keep, "dropout_keep", scores);
   }
   spec.dropout_scale = Field<double>(fields, SpecField::kDropoutScale, "dropout_scale");
+  return spec;
 }
 
 }  // namespace headwise::bindings

@@ -1,4 +1,9 @@
+#include <algorithm>
 #include <deque>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "attention_case.h"
 
@@ -6,6 +11,8 @@ namespace headwise::testing {
 namespace {
 
 class AttentionVarlenTest : public OnTarget {};
+
+using Vector = std::vector<std::int64_t>;
 
 AttentionShape ShapeOf(std::int64_t query_len, std::int64_t key_len, Guard guard = Guard::kAfter) {
   AttentionShape shape;
@@ -117,7 +124,148 @@ TEST_P(AttentionVarlenTest, NoCalls) {
   AttentionVarlen(std::vector<AttentionArgs<float>>(3, empty.args));
 }
 
+// Sequences of shared keys, of no queries and of no keys, with rows between them that belong to none.
+template <typename T>
+void CheckPackedSequences() {
+  const std::int64_t heads = 4, kv_heads = 2, queries = 60, keys = 90, head_dim = 24, value_dim = 40;
+  const Tensor<T, 3> query({heads, queries, head_dim}), key({kv_heads, keys, head_dim}),
+      value({kv_heads, keys, value_dim}), output({heads, queries, value_dim});
+  const Tensor<Accumulator<T>, 2> lse({heads, queries});
+  Random random(31);
+  FillNormal(query, random);
+  FillNormal(key, random);
+  FillNormal(value, random);
+  const T untouched = reference::Nearest<T>(7);
+  output.ForEach([&](T& element) { element = untouched; });
+  PackedAttentionArgs<T> args;
+  args.query = query.read(), args.key = key.read(), args.value = value.read();
+  args.output = output.view(), args.lse = lse.view();
+  args.spec.scale = 0.3, args.spec.right = 0, args.spec.softcap = 5;
+  const PackedSequences sequences{{2, 5, 5, 40}, {3, 0, 30, 20}, {0, 9, 10, 50}, {20, 3, 30, 0}, {17, 0, -4, 0}};
+  AttentionVarlen(args, sequences);
+
+  std::vector<bool> owned(static_cast<std::size_t>(queries));
+  for (std::size_t s = 0; s < sequences.offsets.size(); ++s) {
+    const std::int64_t first = sequences.query_starts[s], count = sequences.query_lengths[s];
+    const std::int64_t key_first = sequences.key_starts[s], key_count = sequences.key_lengths[s];
+    std::fill_n(owned.begin() + first, count, true);
+    const Tensor<T, 4> alone({1, heads, count, value_dim});
+    const auto with_batch = [](const auto& view, std::int64_t begin, std::int64_t length) {
+      return View<std::remove_reference_t<decltype(*view.data)>, 4>{
+          view.at(0, begin),
+          {1, view.shape[0], length, view.shape[2]},
+          {0, view.stride[0], view.stride[1], view.stride[2]}};
+    };
+    AttentionArgs<T> call;
+    call.query = with_batch(args.query, first, count);
+    call.key = with_batch(args.key, key_first, key_count);
+    call.value = with_batch(args.value, key_first, key_count);
+    call.output = alone.view();
+    call.spec = args.spec;
+    call.spec.offset = sequences.offsets[s];
+    Attention(call);
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const T* packed = output.read().at(h, first);
+      const T* expected = alone.read().at(0, h);
+      EXPECT_TRUE(Identical(std::vector<T>(packed, packed + count * value_dim),
+                            std::vector<T>(expected, expected + count * value_dim)))
+          << "sequence " << s << ", head " << h;
+    }
+  }
+  for (std::int64_t i = 0; i < queries; ++i) {
+    if (owned[static_cast<std::size_t>(i)]) continue;
+    for (std::int64_t d = 0; d < value_dim; ++d) {
+      EXPECT_EQ(reference::ToDouble(*output.read().at(3, i, d)), 7) << "row " << i;
+    }
+  }
+}
+TEST_P(AttentionVarlenTest, PackedSequencesAsAlone) {
+  CheckPackedSequences<Float16>();
+  CheckPackedSequences<BFloat16>();
+  CheckPackedSequences<float>();
+  CheckPackedSequences<double>();
+}
+
 HEADWISE_ON_EVERY_TARGET(AttentionVarlenTest);
+
+// Runs `call` and expects std::invalid_argument with a message that begins with `name`.
+template <class Call>
+void ExpectInvalid(const std::string& name, const Call& call) {
+  try {
+    call();
+    ADD_FAILURE() << "expected an error of " << name;
+  } catch (const std::invalid_argument& error) {
+    EXPECT_EQ(std::string(error.what()).rfind(name + ": ", 0), 0U) << error.what();
+  }
+}
+
+TEST(AttentionArgumentsTest, WrongPackedSequencesThrow) {
+  const Tensor<float, 3> query({4, 10, 8}), key({2, 10, 8}), value({2, 10, 8}), output({4, 10, 8});
+  PackedAttentionArgs<float> args;
+  args.query = query.read(), args.key = key.read(), args.value = value.read(), args.output = output.view();
+  const PackedSequences good{{0, 5}, {5, 5}, {0, 5}, {5, 5}, {0, 0}};
+  AttentionVarlen(args, good);
+  constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+  const auto expect_range = [&](Vector PackedSequences::*member, const std::string& name) {
+    for (const std::int64_t wrong : {std::int64_t{-1}, std::int64_t{11}, std::int64_t{1} << 62, kMax}) {
+      PackedSequences bad = good;
+      (bad.*member)[1] = wrong;
+      ExpectInvalid(name, [&] { AttentionVarlen(args, bad); });
+    }
+  };
+  expect_range(&PackedSequences::query_starts, "query_starts, query_lengths");
+  expect_range(&PackedSequences::query_lengths, "query_starts, query_lengths");
+  expect_range(&PackedSequences::key_starts, "key_starts, key_lengths");
+  expect_range(&PackedSequences::key_lengths, "key_starts, key_lengths");
+  const auto expect_count = [&](Vector PackedSequences::*member, const std::string& name) {
+    PackedSequences bad = good;
+    (bad.*member).pop_back();
+    ExpectInvalid(name, [&] { AttentionVarlen(args, bad); });
+  };
+  expect_count(&PackedSequences::query_lengths, "query_lengths");
+  expect_count(&PackedSequences::key_starts, "key_starts");
+  expect_count(&PackedSequences::key_lengths, "key_lengths");
+  expect_count(&PackedSequences::offsets, "offsets");
+  args.spec.dropout_keep = {reinterpret_cast<const std::uint8_t*>(query.data()), {1, 4, 10, 10}, {0, 0, 0, 0}};
+  ExpectInvalid("spec", [&] { AttentionVarlen(args, good); });
+}
+
+TEST(AttentionArgumentsTest, WrongShapesAndStridesThrow) {
+  AttentionShape shape = ShapeOf(3, 5);
+  AttentionCase<BFloat16> test(shape, 1);
+  test.WantLse();
+  test.WantWeights();
+  test.AddKeep(0.5);
+  test.AddBias(1, 0);
+  test.AddStoredBias(1, 0);
+  test.AddDrop(0.1);
+  CheckAttention(test.args);
+  using Args = AttentionArgs<BFloat16>;
+  const auto expect = [&](const std::string& name, const auto& spoil) {
+    Args bad = test.args;
+    spoil(bad);
+    ExpectInvalid(name, [&] { Attention(bad); });
+    ExpectInvalid(name, [&] { AttentionVarlen(std::vector<Args>{test.args, bad}); });
+  };
+  expect("query", [](Args& bad) { bad.query.data = nullptr; });
+  expect("query", [](Args& bad) { bad.query.stride[3] = 2; });
+  expect("key", [](Args& bad) { bad.key.shape[3] = 23; });
+  expect("key", [](Args& bad) { bad.key.shape[0] = 2; });
+  expect("key", [](Args& bad) { bad.key.shape[1] = bad.value.shape[1] = 3; });
+  expect("key", [](Args& bad) { bad.key.shape[1] = bad.value.shape[1] = 0; });
+  expect("value", [](Args& bad) { bad.value.shape[2] = 4; });
+  expect("output", [](Args& bad) { bad.output.shape[3] = 39; });
+  expect("output", [](Args& bad) { bad.output.stride[3] = 2; });
+  expect("weights", [](Args& bad) { bad.weights.shape[3] = 6; });
+  expect("lse", [](Args& bad) { bad.lse.shape[2] = 2; });
+  expect("keep", [](Args& bad) { bad.spec.keep[0].shape[3] = 1; });
+  expect("keep", [](Args& bad) { bad.spec.keep[0].stride[3] = 2; });
+  expect("bias", [](Args& bad) { std::get<0>(bad.spec.bias[0]).shape[2] = 1; });
+  expect("bias", [](Args& bad) { std::get<1>(bad.spec.bias[1]).stride[3] = -1; });
+  expect("dropout_keep", [](Args& bad) { bad.spec.dropout_keep.shape[1] = 1; });
+  expect("softcap", [](Args& bad) { bad.spec.softcap = -1; });
+  expect("softcap", [](Args& bad) { bad.spec.softcap = kNaN; });
+}
 
 }  // namespace
 }  // namespace headwise::testing

@@ -72,14 +72,43 @@ struct AttentionArgs {
   AttentionSpec<T> spec;
 };
 
-// Defined for T = float, double, Float16, BFloat16.
+// Throws std::invalid_argument, with a message that begins with the argument's name, unless the shapes agree, the
+// strides are as stated above and softcap is >= 0. Reads no array.
+template <typename T>
+void CheckAttention(const AttentionArgs<T>& args);
+
+// The functions below are defined for T = float, double, Float16 and BFloat16. They check their arguments before any
+// other work, and throw std::bad_alloc if there is no memory for scratch space.
+
 template <typename T>
 void Attention(const AttentionArgs<T>& args);
 
-// Many calls in one parallel region, for sequences of different lengths: each call has batch entries of its own, for
-// instance views of packed arrays. Nothing is padded. Each call's results have the same bits as a call of Attention.
-// No call's outputs may overlap another call's arrays.
+// Many calls in one parallel region, for sequences of different lengths. Nothing is padded. Each call's results have
+// the bits of a call of Attention. No call's outputs may overlap another call's arrays.
 template <typename T>
 void AttentionVarlen(const std::vector<AttentionArgs<T>>& calls);
+
+// Sequences packed one behind another. The last axis of every array is contiguous.
+template <typename T>
+struct PackedAttentionArgs {
+  View<const T, 3> query;       // (heads, queries of all sequences, head_dim)
+  View<const T, 3> key;         // (kv_heads, keys of all sequences, head_dim)
+  View<const T, 3> value;       // (kv_heads, keys of all sequences, value_dim)
+  View<T, 3> output;            // (heads, queries of all sequences, value_dim)
+  View<Accumulator<T>, 2> lse;  // (heads, queries of all sequences); optional
+  AttentionSpec<T> spec;        // without keep, bias and dropout_keep; PackedSequences::offsets replaces its offset
+};
+
+// Sequence s has queries [query_starts[s], query_starts[s] + query_lengths[s]) and keys likewise; its query 0 is at
+// position offsets[s] among its keys. Ranges of keys may overlap (shared prefixes), ranges of queries must not. All
+// vectors have one entry per sequence.
+struct PackedSequences {
+  std::vector<std::int64_t> query_starts, query_lengths, key_starts, key_lengths, offsets;
+};
+
+// Every sequence's results have the bits of a call of Attention. Rows of output and lse that belong to no sequence are
+// not written. Throws std::invalid_argument also for vectors of different lengths and ranges outside the arrays.
+template <typename T>
+void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& sequences);
 
 }  // namespace headwise

@@ -1,0 +1,89 @@
+// Checks of arguments: std::invalid_argument, with a message that begins with the argument's name.
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "headwise/attention.h"
+
+namespace headwise {
+namespace {
+
+[[noreturn]] void Fail(const char* name, const std::string& message) {
+  throw std::invalid_argument(std::string(name) + ": " + message);
+}
+
+template <std::size_t kRank>
+std::string Text(const std::array<std::int64_t, kRank>& shape) {
+  std::string text = "(";
+  for (std::size_t axis = 0; axis < kRank; ++axis) text += (axis ? ", " : "") + std::to_string(shape[axis]);
+  return text + ")";
+}
+
+// The view has `shape`, and memory unless it has no elements.
+template <typename T, int kRank>
+void CheckShape(const View<T, kRank>& view, const decltype(view.shape)& shape, const char* name) {
+  if (view.shape != shape) Fail(name, "shape " + Text(view.shape) + ", expected " + Text(shape));
+  bool empty = false;
+  for (const std::int64_t size : shape) {
+    if (size < 0) Fail(name, "shape " + Text(shape) + ", expected sizes >= 0");
+    empty = empty || size == 0;
+  }
+  if (!empty && !view) Fail(name, "null data");
+}
+
+template <typename T>
+void CheckContiguous(const View<T, 4>& view, const char* name) {
+  if (view.shape[3] > 1 && view.stride[3] != 1) {
+    Fail(name, "last stride " + std::to_string(view.stride[3]) + ", expected a contiguous last axis");
+  }
+}
+
+template <typename T>
+void CheckArray(const View<T, 4>& view, const decltype(view.shape)& shape, const char* name) {
+  CheckShape(view, shape, name);
+  CheckContiguous(view, name);
+}
+
+// A mask or bias.
+template <typename T>
+void CheckScoreView(const View<T, 4>& view, const decltype(view.shape)& scores, const char* name) {
+  CheckShape(view, scores, name);
+  if (scores[3] > 1 && view.stride[3] != 0 && view.stride[3] != 1) {
+    Fail(name, "last stride " + std::to_string(view.stride[3]) + ", expected 0 or 1");
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void CheckAttention(const AttentionArgs<T>& args) {
+  const auto [batch, heads, query_len, head_dim] = args.query.shape;
+  const std::int64_t kv_heads = args.key.shape[1], key_len = args.key.shape[2], value_dim = args.value.shape[3];
+  CheckArray(args.query, args.query.shape, "query");
+  CheckArray(args.key, {batch, kv_heads, key_len, head_dim}, "key");
+  CheckArray(args.value, {batch, kv_heads, key_len, value_dim}, "value");
+  if (kv_heads == 0 ? heads != 0 : heads % kv_heads != 0) {
+    Fail("key", std::to_string(kv_heads) + " heads, by which the " + std::to_string(heads) +
+                    " heads of query are not divisible");
+  }
+  CheckArray(args.output, {batch, heads, query_len, value_dim}, "output");
+  const std::array<std::int64_t, 4> scores{batch, heads, query_len, key_len};
+  if (args.weights) CheckArray(args.weights, scores, "weights");
+  if (args.lse) CheckShape(args.lse, {batch, heads, query_len}, "lse");
+
+  const AttentionSpec<T>& spec = args.spec;
+  if (!(spec.softcap >= 0)) Fail("softcap", std::to_string(spec.softcap) + ", expected a number >= 0");
+  for (const auto& keep : spec.keep) CheckScoreView(keep, scores, "keep");
+  for (const Bias<T>& bias : spec.bias) {
+    std::visit([&](const auto& view) { CheckScoreView(view, scores, "bias"); }, bias);
+  }
+  if (spec.dropout_keep) CheckScoreView(spec.dropout_keep, scores, "dropout_keep");
+}
+template void CheckAttention(const AttentionArgs<Float16>&);
+template void CheckAttention(const AttentionArgs<BFloat16>&);
+template void CheckAttention(const AttentionArgs<float>&);
+template void CheckAttention(const AttentionArgs<double>&);
+
+}  // namespace headwise

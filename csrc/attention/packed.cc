@@ -1,0 +1,92 @@
+// Packed sequences: checked, then sliced into one call per sequence.
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "headwise/attention.h"
+
+namespace headwise {
+namespace {
+
+using Vector = std::vector<std::int64_t>;
+
+// The view with a batch axis of size 1 before.
+template <typename T, int kRank>
+View<T, kRank + 1> WithBatch(const View<T, kRank>& view) {
+  View<T, kRank + 1> result{view.data, {1}, {0}};
+  std::copy(view.shape.begin(), view.shape.end(), result.shape.begin() + 1);
+  std::copy(view.stride.begin(), view.stride.end(), result.stride.begin() + 1);
+  return result;
+}
+
+// Entries [begin, begin + length) of axis 2.
+template <typename T, int kRank>
+View<T, kRank> Rows(View<T, kRank> view, std::int64_t begin, std::int64_t length) {
+  if (view) view.data += begin * view.stride[2];
+  view.shape[2] = length;
+  return view;
+}
+
+void CheckCount(const Vector& values, std::size_t count, const char* name) {
+  if (values.size() == count) return;
+  throw std::invalid_argument(std::string(name) + ": " + std::to_string(values.size()) + " values, expected " +
+                              std::to_string(count) + ", one per sequence");
+}
+
+// Every sequence's rows [start, start + length) are among the `rows` rows of the packed array.
+void CheckRanges(const Vector& starts, const Vector& lengths, std::int64_t rows, const char* name) {
+  for (std::size_t s = 0; s < starts.size(); ++s) {
+    const std::int64_t start = starts[s], length = lengths[s];
+    if (start < 0 || length < 0 || start > rows || length > rows - start) {
+      throw std::invalid_argument(std::string(name) + ": sequence " + std::to_string(s) + " has start " +
+                                  std::to_string(start) + " and length " + std::to_string(length) + ", of " +
+                                  std::to_string(rows) + " rows");
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& sequences) {
+  AttentionArgs<T> packed;
+  packed.query = WithBatch(args.query);
+  packed.key = WithBatch(args.key);
+  packed.value = WithBatch(args.value);
+  packed.output = WithBatch(args.output);
+  packed.lse = WithBatch(args.lse);
+  packed.spec = args.spec;
+  if (!args.spec.keep.empty() || !args.spec.bias.empty() || args.spec.dropout_keep) {
+    throw std::invalid_argument("spec: packed sequences have no keep-masks, biases or dropout");
+  }
+  CheckAttention(packed);
+  const std::size_t count = sequences.query_starts.size();
+  CheckCount(sequences.query_lengths, count, "query_lengths");
+  CheckCount(sequences.key_starts, count, "key_starts");
+  CheckCount(sequences.key_lengths, count, "key_lengths");
+  CheckCount(sequences.offsets, count, "offsets");
+  CheckRanges(sequences.query_starts, sequences.query_lengths, packed.query.shape[2], "query_starts, query_lengths");
+  CheckRanges(sequences.key_starts, sequences.key_lengths, packed.key.shape[2], "key_starts, key_lengths");
+
+  std::vector<AttentionArgs<T>> calls(count, packed);
+  for (std::size_t s = 0; s < count; ++s) {
+    const std::int64_t query = sequences.query_starts[s], queries = sequences.query_lengths[s];
+    const std::int64_t key = sequences.key_starts[s], keys = sequences.key_lengths[s];
+    AttentionArgs<T>& call = calls[s];
+    call.query = Rows(packed.query, query, queries);
+    call.key = Rows(packed.key, key, keys);
+    call.value = Rows(packed.value, key, keys);
+    call.output = Rows(packed.output, query, queries);
+    call.lse = Rows(packed.lse, query, queries);
+    call.spec.offset = sequences.offsets[s];
+  }
+  AttentionVarlen(calls);
+}
+template void AttentionVarlen(const PackedAttentionArgs<Float16>&, const PackedSequences&);
+template void AttentionVarlen(const PackedAttentionArgs<BFloat16>&, const PackedSequences&);
+template void AttentionVarlen(const PackedAttentionArgs<float>&, const PackedSequences&);
+template void AttentionVarlen(const PackedAttentionArgs<double>&, const PackedSequences&);
+
+}  // namespace headwise
