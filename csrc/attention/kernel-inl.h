@@ -56,7 +56,7 @@ struct Tile {
 // their scores.
 struct TileKeys {
   int64_t from = 0, to = 0;  // from: a multiple of a panel
-  ScoreModifiers modifiers;
+  ScoreModifiers modifiers = 0;
   bool fused = false;  // the matmul backend applies FusedModifiers
   bool empty() const { return from >= to; }
 };
@@ -218,18 +218,18 @@ TileKeys KeysOfTile(const AttentionRun<Products>& run, const Tile<Products::kRow
   TileKeys keys;
   if (low < high) keys.from = (low - begin) / kPanel<T> * kPanel<T>, keys.to = high - begin;
   keys.modifiers = run.modifiers;
-  if (run.modifiers.keep) {
+  if (run.modifiers & kKeep) {
     bool all = true;
     for (const auto& keep : run.args.spec.keep) {
       if (keys.empty()) break;
       const KeptKeys kept = KeptByMask<T>(keep, run.block.batch, tile.row, tile.rows, begin, keys.from, keys.to);
       keys.from = kept.from, keys.to = kept.to, all &= kept.all;
     }
-    keys.modifiers.keep = !all;
+    if (all) keys.modifiers &= ~kKeep;
   }
   if (keys.empty()) return keys;
-  keys.modifiers.window = tile.all_low > begin + keys.from || tile.all_high < begin + keys.to;
-  keys.fused = keys.modifiers.TakeFused();
+  if (tile.all_low > begin + keys.from || tile.all_high < begin + keys.to) keys.modifiers |= kWindow;
+  keys.fused = TakeFused(keys.modifiers);
   return keys;
 }
 
@@ -282,7 +282,7 @@ template <class Products>
 void FinishScores(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int64_t begin) {
   const auto& [tile, keys, buffer] = stage;
   run.products.FinishScores(*tile, keys.from, keys.to, begin, keys.fused, run.Scores(stage), run.Shift(stage));
-  if (!keys.modifiers) return;
+  if (keys.modifiers == 0) return;
   for (int r = 0; r < tile->rows; ++r) {
     ModifyRow(run.args, run.block.batch, tile->row[r], keys.modifiers, begin, keys.from, keys.to, run.Scores(stage, r));
     run.Shift(stage)[r] = MaxScore(run.Scores(stage, r), keys.from, keys.to);

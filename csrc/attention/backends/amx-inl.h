@@ -53,7 +53,7 @@ bool WeightsInPlace(const AttentionRun<AmxProducts<S, kTerms>>& run) {
 // to exceed its max by too much, they are computed again, for which the scores must still be there.
 template <typename S, int kTerms>
 bool CanReuseMaxima(const AttentionRun<AmxProducts<S, kTerms>>& run, const Stage<kSide>& stage) {
-  if (!AmxWeights<S, kTerms>::kTrackMax || stage.keys.modifiers || WeightsInPlace<S, kTerms>(run)) return false;
+  if (!AmxWeights<S, kTerms>::kTrackMax || stage.keys.modifiers != 0 || WeightsInPlace<S, kTerms>(run)) return false;
   const Tag<float> d;
   bool finite = true;
   for (int r = 0; r < kSide; r += kLanes<float>) {

@@ -70,13 +70,11 @@ struct DecodeRun {
   DecodeRun(const AttentionArgs<S>& arguments, const DecodeChunk& keys, std::byte* partial_memory, std::byte* memory)
       : args(arguments),
         chunk(keys),
-        modifiers(ModifiersOf(args.spec)),
+        modifiers(ModifiersOf(args.spec) | kWindow),  // rows share a block of keys, but have windows of their own
         partial_arena(partial_memory),
         partial(partial_arena, args, chunk.key_end - chunk.key_begin),
         arena(memory),
-        scratch(arena, args, partial.rows) {
-    modifiers.window = true;  // the rows share a block of keys, but have windows of their own
-  }
+        scratch(arena, args, partial.rows) {}
 
   T* Scores(int64_t r) const { return scratch.scores + r * kKeyBlock<T>; }
   const S* Key(int64_t key) const { return args.key.at(chunk.batch, chunk.kv_head, key); }
@@ -84,7 +82,7 @@ struct DecodeRun {
 
   const AttentionArgs<S>& args;
   const DecodeChunk chunk;
-  ScoreModifiers modifiers;
+  const ScoreModifiers modifiers;
   Arena partial_arena;
   const Partial<T> partial;
   Arena arena;

@@ -7,8 +7,8 @@
 // in a file of its own. ModifyRow applies them for every matmul backend and for decode, one short sweep per modifier
 // over at most one key block of one row, which stays in L1. FusedModifiers are applied by the backends in registers.
 //
-// A new modifier needs: a member of AttentionSpec, a file here with its body, and its lines in ScoreModifiers and
-// ModifyRow.
+// A new modifier needs: a member of AttentionSpec, a file here with its body, and here its flag, its condition in
+// ModifiersOf and its line in ModifyRow.
 
 #if defined(HEADWISE_ATTENTION_MODIFIERS_SCORE_MODIFIERS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_MODIFIERS_SCORE_MODIFIERS_INL_H_
@@ -36,34 +36,37 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// The modifiers that a tile of scores needs.
-struct ScoreModifiers {
-  bool softcap = false, bias = false, alibi = false;
-  bool keep = false;    // some mask drops some key
-  bool window = false;  // some row's window excludes some key
-
-  explicit operator bool() const { return softcap || bias || alibi || keep || window; }
-
-  // Leaves the fused modifiers to the matmul backend; whether there are any. ALiBi is fused unless softcap precedes it.
-  bool TakeFused() {
-    const bool fused = alibi && !softcap;
-    alibi &= !fused;
-    return fused;
-  }
+// A set of modifiers: those that a tile of scores needs.
+using ScoreModifiers = unsigned;
+enum : ScoreModifiers {
+  kSoftcap = 1,
+  kBias = 2,
+  kAlibi = 4,
+  kKeep = 8,     // some mask drops some key
+  kWindow = 16,  // some row's window excludes some key
 };
 
+// Those that a call needs; whether the window excludes keys differs from tile to tile.
 template <typename T>
 ScoreModifiers ModifiersOf(const AttentionSpec<T>& spec) {
-  ScoreModifiers modifiers;
-  modifiers.softcap = spec.softcap > 0;
-  modifiers.bias = !spec.bias.empty();
-  modifiers.alibi = spec.alibi_slopes != nullptr;
-  modifiers.keep = !spec.keep.empty();
+  ScoreModifiers modifiers = 0;
+  if (spec.softcap > 0) modifiers |= kSoftcap;
+  if (!spec.bias.empty()) modifiers |= kBias;
+  if (spec.alibi_slopes) modifiers |= kAlibi;
+  if (!spec.keep.empty()) modifiers |= kKeep;
   return modifiers;
 }
 
-// The modifiers that a matmul backend applies right after the product, while scores are in registers or in L1: of a
-// long sequence ALiBi costs nothing there.
+// Whether the matmul backend applies FusedModifiers; removes them from the set. ALiBi is fused unless softcap precedes
+// it.
+inline bool TakeFused(ScoreModifiers& modifiers) {
+  const bool fused = (modifiers & kAlibi) && !(modifiers & kSoftcap);
+  if (fused) modifiers &= ~kAlibi;
+  return fused;
+}
+
+// The modifiers that a matmul backend applies right after the product, while scores are in registers (FMA) or in L1
+// (bf16 backends), which saves a sweep.
 template <typename T>
 class FusedModifiers {
  public:
@@ -92,30 +95,30 @@ HWY_INLINE void ModifyScores(const Modifier& modifier, int64_t from, int64_t to,
 // Applies `modifiers` to scores[from, to) of a row; scores[0] belongs to key key_begin. The rest of the last vector
 // becomes -inf. Compiled once per target and type, not inlined into each loop over rows.
 template <typename T, typename Stored>
-HWY_NOINLINE void ModifyRow(const AttentionArgs<Stored>& args, int64_t batch, const Row& row,
-                            const ScoreModifiers& modifiers, int64_t key_begin, int64_t from, int64_t to, T* scores) {
+HWY_NOINLINE void ModifyRow(const AttentionArgs<Stored>& args, int64_t batch, const Row& row, ScoreModifiers modifiers,
+                            int64_t key_begin, int64_t from, int64_t to, T* scores) {
   const AttentionSpec<Stored>& spec = args.spec;
-  if (modifiers.softcap) ModifyScores(Softcap<T>(spec.softcap), from, to, scores);
-  if (modifiers.bias) {
+  if (modifiers & kSoftcap) ModifyScores(Softcap<T>(spec.softcap), from, to, scores);
+  if (modifiers & kBias) {
     ForEachBias(args, batch, row, key_begin, [&](const auto* bias, int64_t stride) HWY_ATTR {
       ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, false>(bias, stride), from, to, scores);
     });
   }
-  if (modifiers.alibi) ModifyScores(FusedModifiers<T>(spec).ForRow(row, key_begin), from, to, scores);
+  if (modifiers & kAlibi) ModifyScores(FusedModifiers<T>(spec).ForRow(row, key_begin), from, to, scores);
   // A later addend may have made NaN of a bias of -inf.
-  const bool infinite_slope = modifiers.alibi && !std::isfinite(spec.alibi_slopes[row.head]);
-  if (spec.bias.size() > 1 || (modifiers.bias && infinite_slope)) {
+  const bool infinite_slope = (modifiers & kAlibi) && !std::isfinite(spec.alibi_slopes[row.head]);
+  if (spec.bias.size() > 1 || ((modifiers & kBias) && infinite_slope)) {
     ForEachBias(args, batch, row, key_begin, [&](const auto* bias, int64_t stride) HWY_ATTR {
       ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, true>(bias, stride), from, to, scores);
     });
   }
-  if (modifiers.keep) {
+  if (modifiers & kKeep) {
     for (const auto& keep : spec.keep) {
       const std::uint8_t* kept = keep.at(batch, row.head, row.query, key_begin);
       ModifyScores(KeepMask<T>(kept, keep.stride[3]), from, to, scores);
     }
   }
-  if (modifiers.window) DropOutside(row, key_begin, from, to, scores);
+  if (modifiers & kWindow) DropOutside(row, key_begin, from, to, scores);
   std::fill(scores + to, scores + PackedColumns<T>(to), kMinusInf<T>);
 }
 
