@@ -1,16 +1,17 @@
-// e^x for x <= 20, beyond which it is no exponential: that of attention, where x is a score less the greatest of its
-// row or nearly the greatest.
+// e^x for x <= 20, not beyond: in attention x is a score minus the max of its row, or minus nearly the max.
 //
-// x log2(e) = n + f with n whole and |f| <= 1/2; 2^f by the minimax polynomial of its relative error (Remez exchange;
-// degree 5: 7.5e-8, degree 11: 3e-18), 2^n by writing it into the exponent. Adding 1.5 * 2^mantissa + bias rounds to n
-// and leaves n + bias in the low bits at once, and both steps fuse with the multiplication: f carries one rounding, and
-// log2(e)'s own error grows with |x| while e^x vanishes. NaN stays NaN.
+// x log2(e) = n + f with n an integer and |f| <= 1/2. 2^f is a polynomial with minimax relative error (Remez exchange;
+// degree 5: 7.5e-8, degree 11: 3e-18); 2^n is written into the exponent bits. Adding 1.5 * 2^mantissa_bits + bias
+// rounds to n and leaves n + bias in the low bits; both steps fuse with the multiplication, so f has one rounding. The
+// error of log2(e) itself grows with |x|, while e^x vanishes. NaN stays NaN.
 //
-// Below 2^-87 (float64: 2^-623) the result is 0, at -inf too: such a weight changes no sum, but its products may be
-// subnormal, and those cost a hundred cycles each (a fifth of attention with ALiBi, where they are common). The bias is
-// that of the type less a shift, so that the exponent's bits are 0 at the limit, and the polynomial has 2^shift in it.
-// exp-inl.h has the exponential that is right to the last place everywhere; attention_amx_work-inl.h takes the steps of
-// AttentionExp one by one.
+// Below 2^-87 (float64: 2^-623), and at -inf, the result is 0. Such a weight changes no sum, but its products may be
+// subnormal, which cost a hundred cycles each (a fifth of the time of attention with ALiBi, where they are common). The
+// bias is the type's bias minus a shift, so that the exponent bits are 0 at the limit; the polynomial's coefficients
+// contain 2^shift.
+//
+// simd/exp-inl.h has an exponential accurate to the last place for all x. backends/interleaved_softmax-inl.h takes the
+// steps of AttentionExp one by one.
 
 #if defined(HEADWISE_ATTENTION_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_EXP_INL_H_
@@ -56,8 +57,8 @@ struct AttentionExpConstants<double> {
       1.3215433089594629037e-6, 1.0178198033328527662e-7, 7.0741056262456593708e-9,  4.4352809446103361611e-10};
 };
 
-// max(x, low), but NaN where x is NaN: of x86's maximum the second operand wins then; Highway's on NEON, and its own
-// emulations, take the number.
+// max(x, low), but NaN where x is NaN. x86's max returns its second operand if either is NaN; Highway's on NEON and its
+// emulated one return the number.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ClampBelow(D d, V x, hn::TFromD<D> low) {
 #if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
@@ -73,7 +74,7 @@ HWY_INLINE V AttentionExp(D d, V x) {
   using Constants = AttentionExpConstants<T>;
   x = ClampBelow(d, x, Constants::kLowest);
   const V round = hn::Set(d, Constants::kRound), log2e = hn::Set(d, kLog2E<T>);
-  const V n = hn::MulAdd(x, log2e, round);  // in its low bits
+  const V n = hn::MulAdd(x, log2e, round);  // n + bias in the low bits
   const V f = hn::MulSub(x, log2e, hn::Sub(n, round));
 
   constexpr int kDegree = static_cast<int>(std::size(Constants::kCoefficients)) - 1;
