@@ -1,4 +1,4 @@
-// Arguments of attention with the memory they live in, for tests and fuzzers.
+// Arguments of attention and their memory, for tests and fuzzers.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +48,7 @@ class AttentionArguments {
   void WantWeights() { args.weights = weights.view(); }
   void WantLse() { args.lse = lse.view(); }
 
-  // Masks and biases: of full size along each axis, or one entry for all.
+  // Masks and biases: full[axis] is the full size along that axis, else one broadcast entry.
   void AddKeep(double probability, std::array<bool, 4> full = {true, true, true, true}) {
     args.spec.keep.push_back(Broadcast(bytes_.emplace_back(MakeKeep(probability, full))));
   }
@@ -65,14 +65,14 @@ class AttentionArguments {
     }
     args.spec.keep.push_back(Broadcast(keep));
   }
-  void AddDrop(double probability, std::array<bool, 4> full = {true, true, true, true}) {
+  void AddDropout(double probability, std::array<bool, 4> full = {true, true, true, true}) {
     args.spec.dropout_keep = Broadcast(bytes_.emplace_back(MakeKeep(1 - probability, full)));
     args.spec.dropout_scale = 1 / (1 - probability);
   }
   void AddBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
     args.spec.bias.push_back(Broadcast(AddBiasTo(biases_, deviation, dropped, full)));
   }
-  // In T.
+  // In the stored type T instead of the accumulator type.
   void AddStoredBias(double deviation, double dropped, std::array<bool, 4> full = {true, true, true, true}) {
     if (!kIs16Bit<T>) return AddBias(deviation, dropped, full);
     args.spec.bias.push_back(Broadcast(AddBiasTo(stored_biases_, deviation, dropped, full)));
@@ -99,7 +99,7 @@ class AttentionArguments {
     return std::none_of(args.spec.bias.begin(), args.spec.bias.end(), drops);
   }
 
-  // Plants NaN and Inf in every key and value that nobody keeps. Returns how many there are.
+  // Writes NaN and Inf to every key and value that no query keeps. Returns their number.
   int Poison() {
     int poisoned = 0;
     const double odd[] = {kNaN, kInf, -kInf, -kNaN};
@@ -127,36 +127,37 @@ class AttentionArguments {
     Attention(args);
   }
 
-  // All but the few rows of decoding go by them, if the target has them for such numbers.
-  bool OnTiles() const { return HasBf16Products<T>(args.spec.precision) && shape.group * shape.query_len > 8; }
+  // Whether a bf16 backend computes this: decode never uses one.
+  bool OnBf16() const { return HasBf16Products<T>(args.spec.precision) && shape.group * shape.query_len > 8; }
 
-  // On tiles, weights meet values of BFloat16 as bfloat16, and of Float16 in two parts.
+  // The bf16 backends round weights to one term for BFloat16 and to two for Float16.
   double WeightRounding() const {
-    if (!OnTiles()) return 0;
+    if (!OnBf16()) return 0;
     return std::is_same_v<T, BFloat16> ? 0x1p-7 : std::is_same_v<T, Float16> ? 0x1p-14 : 0;
   }
-  // Of queries and keys of Float16, in two parts each, the products of the lesser parts are left out.
-  double ProductEpsilon() const { return OnTiles() && std::is_same_v<T, Float16> ? 0x1p-16 : kEpsilon<T>; }
+  // For Float16 the bf16 backends omit the low x low term.
+  double ProductEpsilon() const { return OnBf16() && std::is_same_v<T, Float16> ? 0x1p-16 : kEpsilon<T>; }
 
-  // Of a weight: scores are rounded to units of the largest of their terms, which exp turns into relative errors.
+  // Relative error of a weight: scores have rounding errors relative to the largest addend, and exp turns absolute
+  // errors into relative ones.
   double Tolerance() const {
     const double product =
         std::abs(args.spec.scale) * MaxAbs(query) * MaxAbs(key) * std::sqrt(static_cast<double>(shape.head_dim));
-    double others = MostOfBiases();
+    double others = MaxOfBiases();
     const auto distance = static_cast<double>(shape.query_len + shape.key_len + std::abs(args.spec.offset));
     if (slopes_) others += MaxAbs(*slopes_) * distance;
     return (10 + others) * kEpsilon<T> + product * ProductEpsilon();
   }
 
-  double MostOfBiases() const {
-    double most = 0;
-    for (const Tensor<Number, 4>& bias : biases_) most += MaxAbs(bias);
-    for (const Tensor<T, 4>& bias : stored_biases_) most += MaxAbs(bias);
-    return most;
+  double MaxOfBiases() const {
+    double max = 0;
+    for (const Tensor<Number, 4>& bias : biases_) max += MaxAbs(bias);
+    for (const Tensor<T, 4>& bias : stored_biases_) max += MaxAbs(bias);
+    return max;
   }
 
-  // What differs from `expected`, in words, or is written where nothing may be; empty if nothing is. `tolerance` is
-  // that of a weight.
+  // A description of the difference from `expected`, or of writes to padding; empty if there is none. `tolerance`: of a
+  // weight.
   std::string Difference(const reference::AttentionResult& expected, double tolerance) const {
     using testing::Difference;
     std::string wrong = Difference(output.Values(), expected.output, (tolerance + WeightRounding()) * MaxAbs(value));
@@ -208,7 +209,7 @@ class AttentionArguments {
 
   Tensor<std::uint8_t, 4> MakeKeep(double probability, std::array<bool, 4> full) {
     Tensor<std::uint8_t, 4> keep(ShapeOf(full), shape.guard, shape.order, shape.pad);
-    // Nonzero keeps: any nonzero.
+    // Any nonzero value keeps.
     keep.ForEach([&](std::uint8_t& element) {
       element = Chance(random, probability) ? static_cast<std::uint8_t>(Integer(random, 1, 255)) : std::uint8_t{0};
     });

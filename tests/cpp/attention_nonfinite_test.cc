@@ -1,4 +1,4 @@
-// What the fuzzers have found of NaN and infinity in biases, sinks and rows.
+// NaN and infinity in queries, keys, values, biases, slopes and sinks.
 #include "attention_case.h"
 #include "base/parallel.h"
 #include "testing/hooks.h"
@@ -8,7 +8,7 @@ namespace {
 
 class AttentionNonFiniteTest : public OnTarget {};
 
-// A bias of -inf drops a key, NaN or +inf in another bias, or in a slope, or not.
+// A bias of -inf drops its key, even if another bias or the slope is NaN or +inf.
 template <typename T>
 void CheckBiasesDrop(std::int64_t queries) {
   for (const double odd : {kNaN, kInf}) {
@@ -50,7 +50,7 @@ void CheckBiasesDrop(std::int64_t queries) {
     }
   }
 }
-TEST_P(AttentionNonFiniteTest, ABiasDropsWhateverOthersAdd) {
+TEST_P(AttentionNonFiniteTest, ABiasOfMinusInfinityDropsWhateverIsAdded) {
   for (const std::int64_t queries : {3, 20}) {
     CheckBiasesDrop<Float16>(queries);
     CheckBiasesDrop<float>(queries);
@@ -58,7 +58,7 @@ TEST_P(AttentionNonFiniteTest, ABiasDropsWhateverOthersAdd) {
   }
 }
 
-// As one with a score of +inf.
+// A row with a sink of +inf is NaN, as a row with a score of +inf.
 template <typename T>
 void CheckInfiniteSink(std::int64_t queries) {
   AttentionShape shape;
@@ -80,7 +80,8 @@ TEST_P(AttentionNonFiniteTest, AnInfiniteSinkMakesItsRowsNaN) {
   }
 }
 
-// Not only up to where the keys of its block of queries end, which the number of threads decides.
+// The weights of a NaN row are NaN for all keys, not only for the keys of its block of queries, whose size depends on
+// the number of threads.
 template <typename T>
 void CheckRowOfNaN() {
   AttentionShape shape;
@@ -106,6 +107,50 @@ TEST_P(AttentionNonFiniteTest, ARowOfNaNIsNaNThroughout) {
   CheckRowOfNaN<Float16>();
   CheckRowOfNaN<float>();
   CheckRowOfNaN<double>();
+}
+
+// NaN or infinity in a key or value changes the results of the queries that keep it, and no others. A score of -inf
+// drops its key.
+template <typename T>
+void CheckNonFinite(std::int64_t queries, double odd) {
+  for (const bool weights : {false, true}) {
+    for (std::int64_t where = 0; where < 50; where += 16) {
+      for (const bool in_key : {false, true}) {
+        AttentionShape shape;
+        shape.query_len = queries, shape.key_len = 50;
+        AttentionCase<T> test(shape, 4);
+        test.args.spec.right = 0, test.args.spec.offset = 50 - queries;
+        test.WantLse();
+        if (weights) test.WantWeights();
+        *(in_key ? test.key : test.value).view().at(0, 0, where, 3) = reference::Nearest<T>(odd);
+        test.Check();
+        test.args.spec.left = 10;
+        test.args.spec.softcap = 5;
+        test.Check();
+      }
+    }
+    // In a query, and in all keys.
+    AttentionShape shape;
+    shape.query_len = std::min<std::int64_t>(queries, 20), shape.key_len = 40;
+    AttentionCase<T> test(shape, 5);
+    if (weights) test.WantWeights();
+    test.WantLse();
+    *test.query.view().at(0, 0, shape.query_len / 3, 0) = reference::Nearest<T>(odd);
+    test.Check();
+    test.key.ForEach([odd](T& element) { element = reference::Nearest<T>(odd); });
+    test.Check();
+  }
+}
+TEST_P(AttentionNonFiniteTest, NonFiniteReachesOnlyQueriesThatKeepIt) {
+  for (const std::int64_t queries : {50, 6, 1}) {
+    for (const double odd : {kNaN, kInf, -kInf}) {
+      SCOPED_TRACE(::testing::Message() << odd << ", " << queries << " queries");
+      CheckNonFinite<Float16>(queries, odd);
+      CheckNonFinite<BFloat16>(queries, odd);
+      CheckNonFinite<float>(queries, odd);
+      CheckNonFinite<double>(queries, odd);
+    }
+  }
 }
 
 HEADWISE_ON_EVERY_TARGET(AttentionNonFiniteTest);

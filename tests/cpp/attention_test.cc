@@ -9,7 +9,7 @@ namespace {
 
 class AttentionTest : public OnTarget {};
 
-// Everything at random. Sizes favour the small, so that tails, blocks and their combinations come up often.
+// Every option at random. Sizes are mostly small, so that tails, blocks and their combinations come up often.
 template <typename T>
 AttentionCase<T> RandomCase(std::uint64_t seed) {
   Random random(seed);
@@ -42,7 +42,7 @@ AttentionCase<T> RandomCase(std::uint64_t seed) {
   }
   if (kIs16Bit<T> && Chance(random, 0.3)) test.AddStoredBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
   if (Chance(random, 0.3))
-    test.AddDrop(0.3, Chance(random, 0.8) ? std::array<bool, 4>{true, true, true, true} : full());
+    test.AddDropout(0.3, Chance(random, 0.8) ? std::array<bool, 4>{true, true, true, true} : full());
   if (Chance(random, 0.3)) test.AddSlopes(0.2);
   if (Chance(random, 0.3)) test.AddSinks();
   if (Chance(random, 0.3)) test.args.spec.softcap = Chance(random, 0.5) ? 1.5 : 30;
@@ -118,7 +118,8 @@ TEST_P(AttentionTest, EveryLength) {
   CheckLengths<double>();
 }
 
-// All that has memory of its own, at once: of full size and broadcast, rows apart and together, for few rows and many.
+// All array arguments at once: of full size and broadcast, with and without padding between rows, for decode and for
+// many queries. Guard pages detect access out of bounds.
 template <typename T>
 void CheckEveryArgument(std::int64_t queries) {
   for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
@@ -134,7 +135,7 @@ void CheckEveryArgument(std::int64_t queries) {
       test.AddKeep(0.9, {false, true, false, true});
       test.AddBias(1, 0.1, {true, false, true, true});
       test.AddBias(1, 0.1, {false, true, true, false});
-      test.AddDrop(0.3);
+      test.AddDropout(0.3);
       test.AddSlopes(0.2);
       test.AddSinks();
       test.Poison();
@@ -153,52 +154,7 @@ TEST_P(AttentionTest, EveryArgumentNothingOutOfBounds) {
   }
 }
 
-// NaN or infinity in a key or value that some queries keep: theirs are NaN, or infinite, the others' are not.
-// A score of -inf drops its key.
-template <typename T>
-void CheckNonFinite(std::int64_t queries, double odd) {
-  for (const bool weights : {false, true}) {
-    for (std::int64_t where = 0; where < 50; where += 16) {
-      for (const bool in_key : {false, true}) {
-        AttentionShape shape;
-        shape.query_len = queries, shape.key_len = 50;
-        AttentionCase<T> test(shape, 4);
-        test.args.spec.right = 0, test.args.spec.offset = 50 - queries;
-        test.WantLse();
-        if (weights) test.WantWeights();
-        *(in_key ? test.key : test.value).view().at(0, 0, where, 3) = reference::Nearest<T>(odd);
-        test.Check();
-        test.args.spec.left = 10;
-        test.args.spec.softcap = 5;
-        test.Check();
-      }
-    }
-    // In a query, and in all keys.
-    AttentionShape shape;
-    shape.query_len = std::min<std::int64_t>(queries, 20), shape.key_len = 40;
-    AttentionCase<T> test(shape, 5);
-    if (weights) test.WantWeights();
-    test.WantLse();
-    *test.query.view().at(0, 0, shape.query_len / 3, 0) = reference::Nearest<T>(odd);
-    test.Check();
-    test.key.ForEach([odd](T& element) { element = reference::Nearest<T>(odd); });
-    test.Check();
-  }
-}
-TEST_P(AttentionTest, NonFiniteReachesThoseWhoKeepIt) {
-  for (const std::int64_t queries : {50, 6, 1}) {
-    for (const double odd : {kNaN, kInf, -kInf}) {
-      SCOPED_TRACE(::testing::Message() << odd << ", " << queries << " queries");
-      CheckNonFinite<Float16>(queries, odd);
-      CheckNonFinite<BFloat16>(queries, odd);
-      CheckNonFinite<float>(queries, odd);
-      CheckNonFinite<double>(queries, odd);
-    }
-  }
-}
-
-// Masks that leave whole tiles of scores out, or in: nothing, everything, documents side by side, stripes, one key
-// each.
+// Masks that keep all or nothing of whole tiles of scores: all, documents, stripes, one key per query, one head.
 template <typename T>
 void CheckMaskPatterns(std::int64_t queries) {
   for (int pattern = 0; pattern < 6; ++pattern) {
@@ -267,237 +223,6 @@ TEST_P(AttentionTest, NothingKept) {
   CheckNothingKept<double>();
 }
 
-// Scores far beyond the range of exp, of either sign: the maximum is what keeps them finite.
-template <typename T>
-void CheckLargeScores() {
-  for (const double scale : {30.0, 3000.0, -3000.0}) {
-    AttentionShape shape;
-    shape.query_len = 20, shape.key_len = 300;
-    AttentionCase<T> test(shape, 7);
-    test.args.spec.scale = scale;
-    test.WantLse();
-    test.Check();
-    test.WantWeights();
-    test.Check();
-  }
-  // The largest score comes last, again and again: the running maximum moves in every block of keys.
-  for (const std::int64_t queries : {7, 17}) {
-    AttentionShape shape;
-    shape.query_len = queries, shape.key_len = 1500;
-    AttentionCase<T> test(shape, 8);
-    for (std::int64_t j = 0; j < 1500; ++j) {
-      for (std::int64_t d = 0; d < 8; ++d)
-        *test.key.view().at(0, 0, j, d) = reference::Nearest<T>(0.01 * static_cast<double>(j));
-    }
-    test.WantLse();
-    test.Check();
-  }
-}
-TEST_P(AttentionTest, LargeScores) {
-  CheckLargeScores<Float16>();
-  CheckLargeScores<BFloat16>();
-  CheckLargeScores<float>();
-  CheckLargeScores<double>();
-}
-
-template <typename T>
-void Multiply(T& number, double factor) {
-  number = reference::Nearest<T>(reference::ToDouble(number) * factor);
-}
-
-// Scores of every other query grow by `step` from each hundred keys to the next, of every third by twice that: among
-// rows computed together some maxima move, and the others do not.
-template <typename T>
-void Grow(const AttentionCase<T>& test, double step) {
-  for (std::int64_t i = 0; i < test.shape.query_len; ++i) {
-    *test.query.view().at(0, 0, i, 0) = reference::Nearest<T>(i % 3 == 2 ? 2 : i % 2);
-  }
-  for (std::int64_t j = 0; j < test.shape.key_len; ++j) {
-    const double height = step / test.args.spec.scale * static_cast<double>(j / 100);
-    *test.key.view().at(0, 0, j, 0) = reference::Nearest<T>(height);
-  }
-}
-
-template <typename T>
-void CheckGrowingScores() {
-  AttentionShape shape;
-  shape.query_len = 37, shape.key_len = 430;
-  for (const double step : {-6.0, 2.0, 5.0, 6.0, 40.0}) {
-    SCOPED_TRACE(::testing::Message() << "step " << step);
-    AttentionCase<T> test(shape, 17);
-    Grow(test, step);
-    test.WantLse();
-    test.Check();
-    test.args.spec.right = 0, test.args.spec.offset = 350;
-    test.Check();
-    test.WantWeights();
-    test.Check();
-    // Numbers that would become infinite, times a weight of more than 1.
-    if (Greatest<T>() < 0x1p122) continue;
-    AttentionCase<T> large(shape, 17);
-    Grow(large, step);
-    for (std::int64_t j = 0; j < shape.key_len; ++j) Multiply(*large.value.view().at(0, 0, j, j % 8), 0x1p122);
-    large.Check();
-  }
-}
-TEST_P(AttentionTest, GrowingScores) {
-  CheckGrowingScores<Float16>();
-  CheckGrowingScores<BFloat16>();
-  CheckGrowingScores<float>();
-  CheckGrowingScores<double>();
-}
-
-// Numbers of many sizes in one row; queries and keys beyond what bfloat16 parts hold.
-template <typename T>
-void CheckMagnitudes() {
-  AttentionShape shape;
-  shape.query_len = 40, shape.key_len = 200, shape.head_dim = 48;
-  for (const double size : {1e-30, 1e-4, 1e4, 1e30, 2e38}) {
-    if (std::abs(std::log10(size)) > std::log10(Greatest<T>())) continue;
-    SCOPED_TRACE(::testing::Message() << "size " << size);
-    AttentionCase<T> test(shape, 16);
-    test.WantLse();
-    // Large numbers meet small ones, so that scores stay ordinary.
-    for (std::int64_t d = 0; d < shape.head_dim; ++d) {
-      const double factor = d % 3 == 0 ? size : d % 3 == 1 ? 1 / size : 1;
-      for (std::int64_t i = 0; i < shape.query_len; ++i) Multiply(*test.query.view().at(0, 0, i, d), factor);
-      for (std::int64_t j = 0; j < shape.key_len; ++j) Multiply(*test.key.view().at(0, 0, j, d), 1 / factor);
-    }
-    test.CheckWithin(300 * kEpsilon<T>);
-    for (std::int64_t j = 0; j < shape.key_len; j += 7)
-      *test.value.view().at(0, 0, j, j % 8) = reference::Nearest<T>(size);
-    test.CheckWithin(300 * kEpsilon<T>);
-  }
-}
-TEST_P(AttentionTest, Magnitudes) {
-  CheckMagnitudes<Float16>();
-  CheckMagnitudes<BFloat16>();
-  CheckMagnitudes<float>();
-  CheckMagnitudes<double>();
-}
-
-struct Errors {
-  double absolute = 0, relative = 0;  // the latter to the largest value of the column
-};
-
-Errors ErrorsOf(const AttentionCase<float>& test) {
-  test.Run();
-  const std::vector<double> expected = reference::Attention(test.args).output;
-  const std::vector<float> got = test.output.Values();
-  std::vector<double> largest(static_cast<std::size_t>(test.shape.value_dim));
-  std::size_t n = 0;
-  test.value.ForEach([&](float& value) {
-    double& of_column = largest[n++ % largest.size()];
-    of_column = std::max(of_column, static_cast<double>(std::abs(value)));
-  });
-  Errors errors;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    const double error = std::abs(static_cast<double>(got[i]) - expected[i]);
-    errors.absolute = std::max(errors.absolute, error);
-    errors.relative = std::max(errors.relative, error / largest[i % largest.size()]);
-  }
-  return errors;
-}
-
-// Fewer bfloat16 products where the target has them, the same bits everywhere else.
-TEST_P(AttentionTest, Precision) {
-  AttentionShape shape;
-  shape.group = 2, shape.query_len = 70, shape.key_len = 1024, shape.head_dim = 64, shape.value_dim = 64;
-  AttentionCase<float> test(shape, 17);
-  EXPECT_LE(ErrorsOf(test).absolute, 5e-7);
-  const std::vector<float> highest = test.output.Values();
-  for (const auto& [precision, bound] : {std::pair{Precision::kHigh, 5e-6}, {Precision::kMedium, 2e-3}}) {
-    test.args.spec.precision = precision;
-    EXPECT_LE(ErrorsOf(test).absolute, bound);
-    EXPECT_EQ(Identical(test.output.Values(), highest), !HasBf16Products<float>(precision));
-  }
-
-  // Float16 has two parts at most, BFloat16 one.
-  shape.query_len = 20, shape.key_len = 300;
-  AttentionCase<Float16> half(shape, 17);
-  AttentionCase<BFloat16> upper_half(shape, 17);
-  half.Run();
-  upper_half.Run();
-  const std::vector<Float16> half_output = half.output.Values();
-  const std::vector<BFloat16> upper_half_output = upper_half.output.Values();
-  for (const Precision precision : {Precision::kHigh, Precision::kMedium}) {
-    half.args.spec.precision = upper_half.args.spec.precision = precision;
-    half.CheckWithin(0x1p-7);
-    const bool same = precision == Precision::kHigh || !HasBf16Products<Float16>(precision);
-    EXPECT_EQ(Identical(half.output.Values(), half_output), same);
-    upper_half.Run();
-    EXPECT_TRUE(Identical(upper_half.output.Values(), upper_half_output));
-  }
-}
-
-// 1e-20 to 1e15.
-double ManySizes(std::int64_t i) { return std::pow(10, static_cast<double>(i * 13 % 36 - 20)); }
-
-enum class Input { kNormal, kManySizes, kCancelling, kSubnormal };
-
-AttentionCase<float> HardCase(Input input) {
-  AttentionShape shape;
-  shape.query_len = 70, shape.key_len = 500, shape.head_dim = 64, shape.value_dim = 40;
-  AttentionCase<float> test(shape, 18);
-  for (std::int64_t j = 0; j < shape.key_len; ++j) {
-    for (std::int64_t d = 0; d < shape.head_dim; ++d) {
-      float& key = *test.key.view().at(0, 0, j, d);
-      if (input == Input::kManySizes) Multiply(key, 1 / ManySizes(d));
-      if (input == Input::kCancelling && j % 2 == 1) key = *test.key.view().at(0, 0, j - 1, d);
-    }
-    for (std::int64_t c = 0; c < shape.value_dim; ++c) {
-      float& value = *test.value.view().at(0, 0, j, c);
-      if (input == Input::kManySizes) Multiply(value, ManySizes(c));
-      if (input == Input::kCancelling && j % 2 == 0) Multiply(value, 1e4);
-      if (input == Input::kCancelling && j % 2 == 1) value -= *test.value.view().at(0, 0, j - 1, c);
-      if (input == Input::kSubnormal) Multiply(value, std::ldexp(1, static_cast<int>(-110 - c)));
-    }
-  }
-  for (std::int64_t i = 0; input == Input::kManySizes && i < shape.query_len; ++i) {
-    for (std::int64_t d = 0; d < shape.head_dim; ++d) Multiply(*test.query.view().at(0, 0, i, d), ManySizes(d));
-  }
-  return test;
-}
-
-// Float32 in parts of bfloat16 is off by no more than multiply-adds are. Where parts are subnormal, they count as 0.
-TEST_P(AttentionTest, HardInputsOnTiles) {
-  if (GetTarget() != "avx512_amx") GTEST_SKIP() << GetTarget() << " has no tiles";
-  for (const Input input : {Input::kNormal, Input::kManySizes, Input::kCancelling, Input::kSubnormal}) {
-    SCOPED_TRACE(::testing::Message() << "input " << static_cast<int>(input));
-    const AttentionCase<float> test = HardCase(input);
-    const Errors tiles = ErrorsOf(test);
-    SetTarget("avx512");
-    const Errors plain = ErrorsOf(test);
-    SetTarget(GetParam());
-    if (input == Input::kSubnormal) {
-      EXPECT_LE(tiles.absolute, 0x1p-124);
-    } else {
-      EXPECT_LE(tiles.relative, 1.5 * plain.relative + kEpsilon<float> / 16);
-    }
-  }
-}
-
-// Equal weights over very many keys: nothing is lost in the sums.
-template <typename T>
-void CheckManyKeys(std::int64_t queries, std::int64_t keys) {
-  AttentionShape shape;
-  shape.query_len = queries, shape.key_len = keys, shape.value_dim = 3;
-  AttentionCase<T> test(shape, 9);
-  FillNormal(test.value, test.random, 1, 1);
-  test.WantLse();
-  test.Check();
-  test.WantWeights();
-  test.Check();
-}
-TEST_P(AttentionTest, ManyKeys) {
-  for (const std::int64_t queries : {2, 9}) {
-    CheckManyKeys<Float16>(queries, 5'000);
-    CheckManyKeys<BFloat16>(queries, 5'000);
-    CheckManyKeys<float>(queries, queries == 2 ? 50'000 : 20'000);
-    CheckManyKeys<double>(queries, queries == 2 ? 50'000 : 20'000);
-  }
-}
-
 // Keys and values of stride 0 (one for all), reversed rows, and rows a multiple of 4 KiB apart.
 template <typename T>
 void CheckStrides() {
@@ -557,36 +282,36 @@ TEST_P(AttentionTest, SameBitsForAnyThreadCount) {
   CheckThreads<double>();
 }
 
-// A query's output depends on that query alone, whichever others are in the call: among calls of many queries, and
-// among those of few, which go another way.
+// A query's output does not depend on the other queries of the call, among calls of many queries and among decode
+// calls.
 template <typename T>
-void CheckRowsAreIndependent(std::int64_t queries, std::int64_t part, double growth) {
+void CheckRowsAreIndependent(std::int64_t queries, std::int64_t count, double growth) {
   AttentionShape shape;
   shape.query_len = queries, shape.key_len = 1300;
   AttentionCase<T> all(shape, 13);
   if (growth > 0) Grow(all, growth);
   all.args.spec.right = 0, all.args.spec.offset = 1300 - queries;
   all.Run();
-  for (std::int64_t first = 0; first + part <= queries; first += part / 3 + 1) {
-    SCOPED_TRACE(::testing::Message() << part << " of " << queries << " from " << first);
-    const Tensor<T, 4> output({1, 1, part, shape.value_dim});
+  for (std::int64_t first = 0; first + count <= queries; first += count / 3 + 1) {
+    SCOPED_TRACE(::testing::Message() << count << " of " << queries << " from " << first);
+    const Tensor<T, 4> output({1, 1, count, shape.value_dim});
     AttentionArgs<T> some = all.args;
     some.query.data = all.query.read().at(0, 0, first);
-    some.query.shape[2] = part;
+    some.query.shape[2] = count;
     some.spec.offset += first;
     some.output = output.view();
     Attention(some);
     const T* rows = all.output.read().at(0, 0, first);
-    EXPECT_TRUE(Identical(output.Values(), std::vector<T>(rows, rows + part * shape.value_dim)));
+    EXPECT_TRUE(Identical(output.Values(), std::vector<T>(rows, rows + count * shape.value_dim)));
   }
 }
 TEST_P(AttentionTest, RowsAreIndependent) {
-  for (const auto& [queries, part] : {std::pair{40, 20}, {61, 29}, {8, 1}, {7, 2}, {8, 5}}) {
+  for (const auto& [queries, count] : {std::pair{40, 20}, {61, 29}, {8, 1}, {7, 2}, {8, 5}}) {
     for (const double growth : {0.0, 4.0, 20.0}) {
-      CheckRowsAreIndependent<Float16>(queries, part, growth);
-      CheckRowsAreIndependent<BFloat16>(queries, part, growth);
-      CheckRowsAreIndependent<float>(queries, part, growth);
-      CheckRowsAreIndependent<double>(queries, part, growth);
+      CheckRowsAreIndependent<Float16>(queries, count, growth);
+      CheckRowsAreIndependent<BFloat16>(queries, count, growth);
+      CheckRowsAreIndependent<float>(queries, count, growth);
+      CheckRowsAreIndependent<double>(queries, count, growth);
     }
   }
 }

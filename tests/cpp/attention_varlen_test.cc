@@ -22,7 +22,7 @@ AttentionShape ShapeOf(std::int64_t query_len, std::int64_t key_len, Guard guard
   return shape;
 }
 
-// Of a few rows and of many, of no queries and of no keys, and with all that a call may have.
+// Calls of few and of many rows, of no queries and of no keys, and with every option.
 template <typename T>
 std::deque<AttentionCase<T>> Cases(Guard guard) {
   std::deque<AttentionCase<T>> cases;
@@ -124,7 +124,7 @@ TEST_P(AttentionVarlenTest, NoCalls) {
   AttentionVarlen(std::vector<AttentionArgs<float>>(3, empty.args));
 }
 
-// Sequences of shared keys, of no queries and of no keys, with rows between them that belong to none.
+// Sequences with shared keys, without queries or keys, and rows that belong to no sequence.
 template <typename T>
 void CheckPackedSequences() {
   const std::int64_t heads = 4, kv_heads = 2, queries = 60, keys = 90, head_dim = 24, value_dim = 40;
@@ -238,7 +238,7 @@ TEST(AttentionArgumentsTest, WrongShapesAndStridesThrow) {
   test.AddKeep(0.5);
   test.AddBias(1, 0);
   test.AddStoredBias(1, 0);
-  test.AddDrop(0.1);
+  test.AddDropout(0.1);
   CheckAttention(test.args);
   using Args = AttentionArgs<BFloat16>;
   const auto expect = [&](const std::string& name, const auto& spoil) {

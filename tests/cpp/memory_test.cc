@@ -244,7 +244,7 @@ void CheckAttention() {
       AttentionCase<T> c(shape, 7);
       if (everything) {
         c.WantWeights(), c.WantLse();
-        c.AddKeep(0.7), c.AddDrop(0.2), c.AddBias(1, 0.1), c.AddSlopes(0.1), c.AddSinks();
+        c.AddKeep(0.7), c.AddDropout(0.2), c.AddBias(1, 0.1), c.AddSlopes(0.1), c.AddSinks();
       }
       Call call([&] { Attention(c.args); });
       call.Reads(c.query, c.key, c.value).Writes(c.output);

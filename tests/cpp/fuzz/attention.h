@@ -1,4 +1,4 @@
-// Arguments of attention out of bytes, and how far each result may be from the reference.
+// Arguments of attention from a fuzzer's bytes, and the tolerance of each result.
 #pragma once
 
 #include <typeinfo>
@@ -8,7 +8,6 @@
 
 namespace headwise::testing {
 
-// Shapes that have `like`'s heads and widths, as calls of one packed array have, or any.
 inline AttentionShape ShapeFrom(Bytes& bytes) {
   AttentionShape shape;
   shape.batch = bytes.Size(2, 3);
@@ -63,7 +62,7 @@ class AttentionInput : public AttentionArguments<T> {
         if (bytes.Bool()) Fill(this->biases_.back(), bytes);
       }
     }
-    if ((options >> 6 & 3) == 3) this->AddDrop(bytes.Bool() ? 0.3 : 0.9, full());
+    if ((options >> 6 & 3) == 3) this->AddDropout(bytes.Bool() ? 0.3 : 0.9, full());
     if ((more & 3) == 3) {
       this->AddSlopes(0.2);
       if (bytes.Bool()) Fill(*this->slopes_, bytes);
@@ -89,7 +88,7 @@ class AttentionInput : public AttentionArguments<T> {
     if (poison && !query_twisted && !key_twisted && !value_twisted) this->Poison();
   }
 
-  // The reference's answer, and what of it is sure.
+  // The reference's results, and which of them are defined.
   void Expect() {
     expected_ = reference::Attention(this->args);
     FindAmbiguous();
@@ -107,7 +106,7 @@ class AttentionInput : public AttentionArguments<T> {
     if (this->args.weights) testing::Append(this->weights, bits);
   }
 
-  std::string Words() const {
+  std::string Text() const {
     const auto& args = this->args;
     const AttentionShape& shape = this->shape;
     std::ostringstream text;
@@ -128,7 +127,7 @@ class AttentionInput : public AttentionArguments<T> {
   }
 
   void Compare() const {
-    Describe() = [this] { return Words(); };
+    Describe() = [this] { return Text(); };
     if (!this->output.PaddingIntact() || !this->weights.PaddingIntact()) Fail("padding written");
     const double tolerance = WeightTolerance();
     if (!(tolerance < 0.25)) return;
@@ -152,43 +151,43 @@ class AttentionInput : public AttentionArguments<T> {
   }
 
  private:
-  // Bits of the parts that numbers are split into on tiles.
-  double PartEpsilon() const {
-    if (!this->OnTiles()) return 0;
+  // Relative error of a bf16 split.
+  double SplitEpsilon() const {
+    if (!this->OnBf16()) return 0;
     if (std::is_same_v<T, BFloat16>) return 0;
     if (this->args.spec.precision == Precision::kMedium) return 0x1p-6;
     if (std::is_same_v<T, Float16>) return 0x1p-16;
     return this->args.spec.precision == Precision::kHigh ? 0x1p-14 : 0;
   }
   double ValueEpsilon() const {
-    return std::max(this->WeightRounding(), std::is_same_v<T, BFloat16> ? 0.0 : PartEpsilon());
+    return std::max(this->WeightRounding(), std::is_same_v<T, BFloat16> ? 0.0 : SplitEpsilon());
   }
-  // Numbers below it count as 0, or lose bits.
-  double Tiny() const { return this->OnTiles() ? 0x1p-124 : kLeast<T>; }
+  // Numbers below this count as 0, or lose bits.
+  double Tiny() const { return this->OnBf16() ? 0x1p-124 : kLeast<T>; }
 
-  // Like Tolerance(), for any numbers: the worst instead of the usual case; infinite where something may overflow.
+  // Like Tolerance(), but for any numbers: the worst case instead of the usual one; infinite if anything may overflow.
   double WeightTolerance() const {
     const auto& args = this->args;
     const double width = static_cast<double>(this->shape.head_dim), scale = std::abs(args.spec.scale);
     const double queries = MaxAbs(this->query), keys = MaxAbs(this->key), product = queries * keys * width;
-    double others = this->MostOfBiases();
+    double others = this->MaxOfBiases();
     if (this->slopes_) {
       others += MaxAbs(*this->slopes_) *
                 static_cast<double>(this->shape.query_len + this->shape.key_len + std::abs(args.spec.offset));
     }
     if (this->sinks_) others += MaxAbs(*this->sinks_);
     others += args.spec.softcap;  // an infinite product among the small ones comes out as that
-    constexpr double kMost = kGreatest<T> / 4;
-    if (product * std::max(1.0, scale) > kMost || queries * scale > kMost || others > kMost) return kInf;
+    constexpr double kMax = kGreatest<T> / 4;
+    if (product * std::max(1.0, scale) > kMax || queries * scale > kMax || others > kMax) return kInf;
     const double lost = Tiny() * width * (keys * std::max(1.0, scale) + queries * scale + scale);
     return (16 + static_cast<double>(this->shape.key_len) / 32 + 2 * others) * kEpsilon<T> +
-           scale * product * (2 * kEpsilon<T> + PartEpsilon()) + lost;
+           scale * product * (2 * kEpsilon<T> + SplitEpsilon()) + lost;
   }
 
   double OutputMargin(double tolerance) const {
     const double factor = this->args.spec.dropout_keep ? std::max(1.0, std::abs(this->args.spec.dropout_scale)) : 1;
     const double values = MaxAbs(this->value) * factor, keys = static_cast<double>(this->shape.key_len);
-    // Sums are divided in the end: what they hold before is up to as large as all values together.
+    // Sums are divided at the end; before that they may be as large as the sum of all values.
     if (values * (keys + 1) > kGreatest<T> / 4) return kNaN;
     return (2 * tolerance + ValueEpsilon()) * values + Tiny() * (keys + 2) * factor;
   }
