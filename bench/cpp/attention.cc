@@ -12,7 +12,7 @@ struct AttentionCase {
   const char* name;
   int64_t batch, heads, kv_heads, query_len, key_len, head_dim;
   bool causal = false;
-  int64_t window = 0;  // keys that a query sees, itself included; 0: all
+  int64_t window = 0;  // keys that a query keeps, its own included; 0: all
   Extra extra = Extra::kNone;
   Precision precision = Precision::kHighest;
 };
@@ -44,10 +44,9 @@ constexpr AttentionCase kCases[] = {
 
 constexpr const char* kPrecisionName[] = {"highest", "high", "medium"};
 
-// How many times the error of multiply-adds products of bfloat16 may have: at each level, and for halves, of which they
-// round the weights.
+// Allowed error, relative to FMA: at each precision, and for 16-bit types, whose weights the bf16 backends round.
 constexpr double kPrecisionError[] = {1, 10, 1000};
-constexpr double kHalfError = 2;
+constexpr double k16BitError = 2;
 
 template <typename T>
 class AttentionProblem {
@@ -59,7 +58,7 @@ class AttentionProblem {
         key_({c.batch, c.kv_heads, c.key_len, c.head_dim}),
         value_({c.batch, c.kv_heads, c.key_len, c.head_dim}),
         output_({c.batch, c.heads, c.query_len, c.head_dim}),
-        // Those that the case does not have are empty.
+        // Arrays that the case does not have are empty.
         weights_({c.extra == Extra::kWeights ? c.batch : 0, c.heads, c.query_len, c.key_len}),
         bias_({c.extra == Extra::kBias ? c.heads : 0, c.query_len, c.key_len}),
         mask_({c.extra == Extra::kMask ? c.query_len : 0, c.key_len}),
@@ -82,7 +81,7 @@ class AttentionProblem {
   void Run() { Attention(args_); }
 
   double Error() const {
-    const double allowed = kIs16Bit<T> ? kHalfError : kPrecisionError[static_cast<int>(args_.spec.precision)];
+    const double allowed = kIs16Bit<T> ? k16BitError : kPrecisionError[static_cast<int>(args_.spec.precision)];
     return 1 / allowed * LargestOnSample(args_.query.shape[2], [&](int64_t begin, int64_t size) {
              AttentionArgs<T> some = args_;
              some.query = Slice(some.query, 2, begin, size);
@@ -101,12 +100,12 @@ class AttentionProblem {
   double flops, bytes;
 
  private:
-  // Key padding leaves all keys to the first batch entry, half to the second, a quarter to the third, …
+  // Key padding: batch entry n keeps the first key_len / 2^n keys.
   static int64_t Length(const AttentionCase& c, int64_t n) {
     return c.extra == Extra::kPadding ? c.key_len >> n : c.key_len;
   }
 
-  // Pairs of a query and a key, for one head, that causality, window and padding keep.
+  // Pairs of a query and a key that causality, window and padding keep, per head.
   static double KeptPairs(const AttentionCase& c) {
     int64_t pairs = 0;
     for (int64_t n = 0; n < c.batch; ++n) {
@@ -164,7 +163,7 @@ void RegisterCase(const AttentionCase& c, const Setting& setting) {
 
 }  // namespace
 
-// Below "highest" only products of bfloat16 differ.
+// Precisions below "highest" change only the bf16 targets.
 void RegisterAttention(const Setting& setting) {
   for (AttentionCase c : kCases) {
     RegisterCase<float>(c, setting);

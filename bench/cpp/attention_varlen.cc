@@ -7,10 +7,11 @@
 namespace headwise::bench {
 namespace {
 
-// Sequences of lengths drawn between two: packed one behind another, or each padded to the longest and masked.
+// Sequences of random lengths in [min_length, max_length]: packed one behind another, or padded to max_length and
+// masked.
 struct VarlenCase {
   const char* name;
-  int64_t sequences, shortest, longest, heads, kv_heads, head_dim;
+  int64_t sequences, min_length, max_length, heads, kv_heads, head_dim;
   bool causal, one_query;
   bool padded = false;
 };
@@ -33,7 +34,7 @@ class VarlenProblem {
         key_(Shape(c, c.kv_heads, false)),
         value_(Shape(c, c.kv_heads, false)),
         output_(Shape(c, c.heads, c.one_query)),
-        padding_({c.sequences, c.longest}) {
+        padding_({c.sequences, c.max_length}) {
     all_.query = HeadsFirst(query_.FillNormal(1).read());
     all_.key = HeadsFirst(key_.FillNormal(2).read());
     all_.value = HeadsFirst(value_.FillNormal(3).read());
@@ -59,7 +60,7 @@ class VarlenProblem {
     }
     if (c.padded) {
       all_.spec.keep.push_back(
-          {padding_.data(), {c.sequences, c.heads, all_.query.shape[2], c.longest}, {c.longest, 0, 0, 1}});
+          {padding_.data(), {c.sequences, c.heads, all_.query.shape[2], c.max_length}, {c.max_length, 0, 0, 1}});
     }
   }
 
@@ -72,17 +73,18 @@ class VarlenProblem {
   }
 
   double Error() const {
-    double largest = 0;
+    double max_error = 0;
     for (const std::size_t s : {std::size_t{0}, sequences_.size() / 2, sequences_.size() - 1}) {
       const AttentionArgs<T>& args = sequences_[s];
-      largest = std::max(largest, LargestOnSample(args.query.shape[2], [&](int64_t begin, int64_t size) {
-                           AttentionArgs<T> some = args;
-                           some.query = Slice(some.query, 2, begin, size);
-                           some.spec.offset += begin;
-                           return RelativeError(Slice(args.output, 2, begin, size), reference::Attention(some).output);
-                         }));
+      max_error =
+          std::max(max_error, LargestOnSample(args.query.shape[2], [&](int64_t begin, int64_t size) {
+                     AttentionArgs<T> some = args;
+                     some.query = Slice(some.query, 2, begin, size);
+                     some.spec.offset += begin;
+                     return RelativeError(Slice(args.output, 2, begin, size), reference::Attention(some).output);
+                   }));
     }
-    return kIs16Bit<T> ? largest / 2 : largest;  // tiles may round the weights of halves
+    return kIs16Bit<T> ? max_error / 2 : max_error;  // the bf16 backends round the weights of 16-bit types
   }
 
   double flops = 0, bytes = 0;
@@ -91,14 +93,14 @@ class VarlenProblem {
   static std::vector<int64_t> Lengths(const VarlenCase& c) {
     std::mt19937_64 random(5);
     std::vector<int64_t> lengths(static_cast<std::size_t>(c.sequences));
-    const auto range = static_cast<std::uint64_t>(c.longest - c.shortest + 1);
-    for (int64_t& length : lengths) length = c.shortest + static_cast<int64_t>(random() % range);
+    const auto range = static_cast<std::uint64_t>(c.max_length - c.min_length + 1);
+    for (int64_t& length : lengths) length = c.min_length + static_cast<int64_t>(random() % range);
     return lengths;
   }
 
-  // (batch, rows, heads, head_dim), as packed arrays are.
+  // (batch, rows, heads, head_dim), the layout of packed arrays.
   std::array<int64_t, 4> Shape(const VarlenCase& c, int64_t heads, bool one_row) const {
-    if (c.padded) return {c.sequences, one_row ? 1 : c.longest, heads, c.head_dim};
+    if (c.padded) return {c.sequences, one_row ? 1 : c.max_length, heads, c.head_dim};
     const int64_t total = std::accumulate(lengths_.begin(), lengths_.end(), int64_t{0});
     return {1, one_row ? c.sequences : total, heads, c.head_dim};
   }

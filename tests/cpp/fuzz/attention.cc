@@ -3,12 +3,12 @@
 namespace headwise::testing {
 namespace {
 
-constexpr double kMostWork = 1e6;
+constexpr double kMaxWork = 1e6;
 
 template <typename T>
 void Check(Bytes& bytes) {
   const AttentionShape shape = ShapeFrom(bytes);
-  if (WorkOf(shape) > kMostWork) return;
+  if (WorkOf(shape) > kMaxWork) return;
   const bool any_shape = bytes.Byte() % 4 != 3;
   AttentionInput<T> input(shape, bytes);
   input.Expect();

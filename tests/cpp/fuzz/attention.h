@@ -82,7 +82,7 @@ class AttentionInput : public AttentionArguments<T> {
     const Precision precisions[] = {Precision::kHighest, Precision::kHighest, Precision::kHigh, Precision::kMedium};
     if (!std::is_same_v<T, double>) args.spec.precision = bytes.Pick(precisions);
     const bool poison = (where >> 6 & 3) != 0;
-    // One after the other: each reads bytes.
+    // In separate statements, because each reads bytes.
     const bool query_twisted = Twist(args.query, bytes), key_twisted = Twist(args.key, bytes);
     const bool value_twisted = Twist(args.value, bytes);
     if (poison && !query_twisted && !key_twisted && !value_twisted) this->Poison();
@@ -137,7 +137,7 @@ class AttentionInput : public AttentionArguments<T> {
                width = static_cast<std::size_t>(args.value.shape[3]);
     ExpectClose("output", this->output, expected_.output, [&](std::size_t i) {
       if (unsure_rows_[i / width] || (!ambiguous_.empty() && ambiguous_[i])) return kNaN;
-      // Whether a row of NaN is NaN still when dropout has dropped all of it is not promised.
+      // A row of NaN whose weights are all dropped by dropout may be NaN or 0.
       return std::isnan(expected_.lse[i / width]) && args.spec.dropout_keep && expected_.output[i] == 0 ? kNaN
                                                                                                         : of_values;
     });
@@ -176,7 +176,7 @@ class AttentionInput : public AttentionArguments<T> {
                 static_cast<double>(this->shape.query_len + this->shape.key_len + std::abs(args.spec.offset));
     }
     if (this->sinks_) others += MaxAbs(*this->sinks_);
-    others += args.spec.softcap;  // an infinite product among the small ones comes out as that
+    others += args.spec.softcap;  // an infinite product of small numbers becomes softcap
     constexpr double kMax = kGreatest<T> / 4;
     if (product * std::max(1.0, scale) > kMax || queries * scale > kMax || others > kMax) return kInf;
     const double lost = Tiny() * width * (keys * std::max(1.0, scale) + queries * scale + scale);
@@ -192,9 +192,9 @@ class AttentionInput : public AttentionArguments<T> {
     return (2 * tolerance + ValueEpsilon()) * values + Tiny() * (keys + 2) * factor;
   }
 
-  // Rows that keep nothing beside a sink that is +inf or NaN, rows that meet an infinite key with a query that the
-  // scale makes too small for a number, and outputs that meet a value which is not finite with a weight that may count
-  // as 0.
+  // Marks results that are not defined: rows that keep nothing and have a sink of +inf or NaN; rows where an infinite
+  // key meets a query element that the scale makes subnormal; outputs where a value that is not finite meets a weight
+  // that may count as 0.
   void FindAmbiguous() {
     const auto& args = this->args;
     const auto [batch, heads, query_len, value_dim] = args.output.shape;
@@ -243,7 +243,7 @@ class AttentionInput : public AttentionArguments<T> {
     }
   }
 
-  // Whether a number of the query, times the scale, may be 0 or not where that of the key is infinite.
+  // Whether a query element times the scale is subnormal, and may count as 0, where the key's element is infinite.
   bool MayVanishBesideInfinity(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j) const {
     const auto& args = this->args;
     for (std::int64_t d = 0; d < this->shape.head_dim; ++d) {

@@ -1,4 +1,4 @@
-// Several calls as one: what the fuzzer of attention expects of each, and the bits of each alone.
+// Several calls in one: each result as the fuzzer of attention expects it, with the bits of a call of its own.
 #include <deque>
 
 #include "attention.h"
@@ -6,7 +6,7 @@
 namespace headwise::testing {
 namespace {
 
-constexpr double kMostWork = 3e5;
+constexpr double kMaxWork = 3e5;
 
 template <typename T>
 void Check(Bytes& bytes) {
@@ -17,7 +17,7 @@ void Check(Bytes& bytes) {
   for (int count = bytes.Byte() % 7; count > 0; --count) {
     const AttentionShape shape = ShapeFrom(bytes);
     work += WorkOf(shape);
-    if (work > kMostWork) break;
+    if (work > kMaxWork) break;
     inputs.emplace_back(shape, bytes).Expect();
     calls.push_back(inputs.back().args);
   }
@@ -38,7 +38,7 @@ void Check(Bytes& bytes) {
     const Bits together = bits();
     clear();
     for (const AttentionInput<T>& input : inputs) input.Run();
-    if (bits() != together) Fail("other bits than each alone");
+    if (bits() != together) Fail("bits differ from those of single calls");
   };
   OnEveryTarget(bytes, any_shape, run, compare, bits);
 }
