@@ -21,36 +21,33 @@ std::string Text(const std::array<std::int64_t, kRank>& shape) {
   return text + ")";
 }
 
-// The view has `shape`, and memory unless it has no elements.
+// The view has `shape`, whose sizes are >= 0, and memory unless it has no elements. Returns whether it has elements:
+// only then do strides matter.
 template <typename T, int kRank>
-void CheckShape(const View<T, kRank>& view, const decltype(view.shape)& shape, const char* name) {
-  if (view.shape != shape) Fail(name, "shape " + Text(view.shape) + ", expected " + Text(shape));
-  bool empty = false;
-  for (const std::int64_t size : shape) {
-    if (size < 0) Fail(name, "shape " + Text(shape) + ", expected sizes >= 0");
-    empty = empty || size == 0;
+bool CheckShape(const View<T, kRank>& view, const std::array<std::int64_t, kRank>& shape, const char* name) {
+  bool same = true, negative = false, empty = false;
+  for (int axis = 0; axis < kRank; ++axis) {
+    same &= view.shape[axis] == shape[axis];
+    negative |= shape[axis] < 0;
+    empty |= shape[axis] == 0;
   }
+  if (!same) Fail(name, "shape " + Text(view.shape) + ", expected " + Text(shape));
+  if (negative) Fail(name, "shape " + Text(shape) + ", expected sizes >= 0");
   if (!empty && !view) Fail(name, "null data");
+  return !empty;
 }
 
 template <typename T>
-void CheckContiguous(const View<T, 4>& view, const char* name) {
-  if (view.shape[3] > 1 && view.stride[3] != 1) {
+void CheckArray(const View<T, 4>& view, const std::array<std::int64_t, 4>& shape, const char* name) {
+  if (CheckShape<T, 4>(view, shape, name) && shape[3] > 1 && view.stride[3] != 1) {
     Fail(name, "last stride " + std::to_string(view.stride[3]) + ", expected a contiguous last axis");
   }
 }
 
-template <typename T>
-void CheckArray(const View<T, 4>& view, const decltype(view.shape)& shape, const char* name) {
-  CheckShape(view, shape, name);
-  CheckContiguous(view, name);
-}
-
 // A mask or bias.
 template <typename T>
-void CheckScoreView(const View<T, 4>& view, const decltype(view.shape)& scores, const char* name) {
-  CheckShape(view, scores, name);
-  if (scores[3] > 1 && view.stride[3] != 0 && view.stride[3] != 1) {
+void CheckScoreView(const View<T, 4>& view, const std::array<std::int64_t, 4>& scores, const char* name) {
+  if (CheckShape<T, 4>(view, scores, name) && scores[3] > 1 && view.stride[3] != 0 && view.stride[3] != 1) {
     Fail(name, "last stride " + std::to_string(view.stride[3]) + ", expected 0 or 1");
   }
 }
@@ -71,7 +68,7 @@ void CheckAttention(const AttentionArgs<T>& args) {
   CheckArray(args.output, {batch, heads, query_len, value_dim}, "output");
   const std::array<std::int64_t, 4> scores{batch, heads, query_len, key_len};
   if (args.weights) CheckArray(args.weights, scores, "weights");
-  if (args.lse) CheckShape(args.lse, {batch, heads, query_len}, "lse");
+  if (args.lse) CheckShape<Accumulator<T>, 3>(args.lse, {batch, heads, query_len}, "lse");
 
   const AttentionSpec<T>& spec = args.spec;
   if (!(spec.softcap >= 0)) Fail("softcap", std::to_string(spec.softcap) + ", expected a number >= 0");

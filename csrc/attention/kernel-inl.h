@@ -310,8 +310,8 @@ void PrepareWeights(const AttentionRun<Products>& run, const Stage<Products::kRo
 
 // Row r's scores become weights; the row's sum follows.
 template <class Products>
-void ComputeWeights(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int r, int64_t begin,
-                    int64_t end) {
+HWY_INLINE void ComputeWeights(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int r,
+                               int64_t begin, int64_t end) {
   run.Sum(stage)[r] += Exponentials(run.Scores(stage, r), stage.keys.from, stage.keys.to, run.Shift(stage)[r]);
   if (run.args.weights) StoreWeights(run, stage, r, begin, end);
   PrepareWeights(run, stage, r, begin);

@@ -118,6 +118,13 @@ TEST_P(AttentionVarlenTest, ManyLengths) {
   }
 }
 
+// An array without elements may have any strides.
+TEST(AttentionArgumentsTest, StridesOfEmptyArraysAreIgnored) {
+  AttentionCase<float> test(ShapeOf(0, 7), 1);
+  test.args.query.stride = test.args.output.stride = {0, 0, 0, 0};
+  Attention(test.args);
+}
+
 TEST_P(AttentionVarlenTest, NoCalls) {
   AttentionVarlen(std::vector<AttentionArgs<float>>{});
   const AttentionCase<float> empty(ShapeOf(0, 0), 1);
