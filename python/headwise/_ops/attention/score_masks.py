@@ -92,8 +92,8 @@ def _align(m: Array, name: str, shape: AttentionShape, *, pairs_only: bool = Fal
 def _as_keep(m: Array) -> Array | None:
     """``m`` as a keep-mask, or None if ``m`` is additive.
 
-    A floating mask that holds only 0.0 and 1.0, with at least one 1.0, is a keep-mask: this is what
-    ``np.tril(np.ones(...))`` gives, and an additive mask has no reason to hold only these two numbers.
+    A floating mask that holds only 0.0 and 1.0, with at least one 1.0, is a keep-mask, such as
+    ``np.tril(np.ones(...))``; an additive mask has no reason to hold only these two numbers.
     """
     if m.dtype.kind == "b":
         return m

@@ -1,4 +1,4 @@
-"""The shapes of query, key and value: whether they match, and what follows from them."""
+"""The shapes of query, key and value: checks, and the shapes of scores and output that follow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class AttentionShape(NamedTuple):
-    """What follows from the shapes of query, key and value."""
+    """The shapes and the default scale that follow from query, key and value."""
 
     scores: tuple[int, int, int, int]  # (batch, heads, query_len, key_len), as backends see the scores
     scores_as_given: Shape  # the same in the caller's rank
