@@ -1,5 +1,6 @@
-// Causal attention and softmax on small arrays, with the public headers of headwise alone.
+// Causal attention, packed sequences and softmax on small arrays, with the public headers of headwise alone.
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <vector>
 
@@ -32,6 +33,17 @@ int main() {
   // The first query sees one key, so its output is that key's value.
   for (std::int64_t i = 0; i < kDim; ++i) {
     if (output[i] != input[i]) return std::printf("output %g, expected %g\n", output[i], input[i]), 1;
+  }
+
+  // The same tokens as packed sequences of 2 and 3: the first of each sees one key.
+  headwise::PackedAttentionArgs<float> packed;
+  packed.query = packed.key = packed.value = {input.data(), {kHeads, kLength, kDim}, {kLength * kDim, kDim, 1}};
+  packed.output = {output.data(), {kHeads, kLength, kDim}, {kLength * kDim, kDim, 1}};
+  packed.spec = args.spec;
+  headwise::AttentionVarlen(packed, {{0, 2}, {2, 3}, {0, 2}, {2, 3}, {0, 0}});
+  for (std::int64_t token : {0, 2}) {
+    const float got = *packed.output.at(1, token, 0), expected = *packed.value.at(1, token, 0);
+    if (got != expected) return std::printf("packed output %g, expected %g\n", got, expected), 1;
   }
 
   const headwise::View<const float, 3> rows{input.data(), {kHeads * kLength, kDim, 1}, {kDim, 1, 1}};
