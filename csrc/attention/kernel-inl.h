@@ -302,8 +302,8 @@ void PrepareWeights(const AttentionRun<Products>& run, const Stage<Products::kRo
   const auto& keys = stage.keys;
   if (spec.dropout_keep) {
     const Row& row = stage.tile->row[r];
-    DropWeights(spec.dropout_keep.at(run.block.batch, row.head, row.query, begin), spec.dropout_keep.stride[3],
-                static_cast<T>(spec.dropout_scale), keys.from, keys.to, run.Scores(stage, r));
+    ApplyDropout(spec.dropout_keep.at(run.block.batch, row.head, row.query, begin), spec.dropout_keep.stride[3],
+                 static_cast<T>(spec.dropout_scale), keys.from, keys.to, run.Scores(stage, r));
   }
   run.products.PrepareWeights(r, keys.from, keys.to, run.Scores(stage, r), stage.buffer);
 }

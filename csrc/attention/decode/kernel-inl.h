@@ -241,8 +241,8 @@ void DecodeKeyBlock(const DecodeRun<S>& run, int64_t begin, int64_t end) {
   for (int64_t r = 0; r < partial.rows; ++r) {
     partial.sum[r] += Exponentials(run.Scores(r), 0, keys, scratch.shift[r]);
     if (!dropout) continue;
-    DropWeights(dropout.at(chunk.batch, scratch.row[r].head, scratch.row[r].query, begin), dropout.stride[3],
-                static_cast<Accumulator<S>>(args.spec.dropout_scale), 0, keys, run.Scores(r));
+    ApplyDropout(dropout.at(chunk.batch, scratch.row[r].head, scratch.row[r].query, begin), dropout.stride[3],
+                 static_cast<Accumulator<S>>(args.spec.dropout_scale), 0, keys, run.Scores(r));
   }
   ForRowGroups(partial.rows, [&](int64_t r, auto rows) HWY_ATTR { AddDecodeValues<rows.value>(run, r, begin, keys); });
 }

@@ -1,5 +1,5 @@
 // Keep-masks: bytes, of which 0 drops a key. What is dropped becomes -inf by selection and never by arithmetic, so that
-// NaN ends here. Dropout's mask has the same format (DropWeights).
+// NaN ends here. Dropout's mask has the same format (ApplyDropout).
 
 #if defined(HEADWISE_ATTENTION_MODIFIERS_KEEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_MODIFIERS_KEEP_INL_H_
@@ -98,7 +98,7 @@ KeptKeys KeptByMask(const View<const std::uint8_t, 4>& keep, int64_t batch, cons
 // Dropout: weights[from, to) become scale * weight where `keep` is nonzero, else 0. keep[0] belongs to the first key of
 // the block; stride 0 or 1.
 template <typename T>
-void DropWeights(const std::uint8_t* keep, int64_t stride, T scale, int64_t from, int64_t to, T* weights) {
+void ApplyDropout(const std::uint8_t* keep, int64_t stride, T scale, int64_t from, int64_t to, T* weights) {
   const Tag<T> d;
   if (stride == 0) {
     const T factor = *keep ? scale : T{0};
