@@ -20,13 +20,13 @@ DTYPES = st.sampled_from(["float32", "float64", "float16"])
 SEEDS = st.integers(0, 2**32 - 1)
 PRECISIONS = st.sampled_from([None, "highest", "high", "medium"])
 
-ODD_ARRAYS = hnp.arrays(
+ARBITRARY_ARRAYS = hnp.arrays(
     st.sampled_from(["f4", "f8", "i4", "?", "c8", "O"]),
     hnp.array_shapes(min_dims=0, max_dims=5, max_side=4),
     elements=st.just(1),
 )
 #: Arbitrary objects.
-ODD = st.one_of(
+ARBITRARY = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-5, 5),
@@ -36,15 +36,15 @@ ODD = st.one_of(
     st.complex_numbers(),
     st.lists(st.integers(), max_size=3),
     st.tuples(st.integers(), st.integers()),
-    ODD_ARRAYS,
+    ARBITRARY_ARRAYS,
 )
 
 
 @st.composite
-def numbers(draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", *, odd: bool = True) -> np.ndarray:
+def numbers(draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", *, special: bool = True) -> np.ndarray:
     """Normal numbers, in one case of four with a few NaN, infinities or zeros, in one of several layouts."""
     array = np.random.default_rng(draw(SEEDS)).standard_normal(shape).astype(dtype)
-    if odd and array.size and draw(st.integers(0, 3)) == 3:
+    if special and array.size and draw(st.integers(0, 3)) == 3:
         places = draw(st.lists(st.integers(0, array.size - 1), min_size=1, max_size=3))
         for place in places:
             array.flat[place] = draw(st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-7, 60000.0]))

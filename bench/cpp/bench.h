@@ -41,11 +41,11 @@ inline constexpr const char* kTypeName<BFloat16> = "bfloat16";
 
 // Bound of Error; for 16-bit types half a unit in the last place.
 template <typename T>
-constexpr double kMostError = sizeof(T) == 4 ? 1e-5 : 1e-13;
+constexpr double kMaxError = sizeof(T) == 4 ? 1e-5 : 1e-13;
 template <>
-inline constexpr double kMostError<Float16> = 0x1.01p-11;
+inline constexpr double kMaxError<Float16> = 0x1.01p-11;
 template <>
-inline constexpr double kMostError<BFloat16> = 0x1.01p-8;
+inline constexpr double kMaxError<BFloat16> = 0x1.01p-8;
 
 // Dense, with the last axis contiguous; normally distributed, or 0.
 template <typename T, int kRank>
@@ -140,7 +140,7 @@ void Register(const std::string& name, const Case& problem_case, const Setting& 
     SetNumThreads(setting.threads);
     Problem problem(problem_case);
     problem.Run();
-    if (!(problem.Error() < kMostError<T>)) {
+    if (!(problem.Error() < kMaxError<T>)) {
       state.SkipWithError("the result is not that of the reference");
       return;
     }

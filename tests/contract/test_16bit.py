@@ -93,11 +93,11 @@ def test_layout(name: str, layout: str, dtype: str) -> None:
 
 @both_dtypes
 @operations
-@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
-def test_not_finite(name: str, odd: float, dtype: str) -> None:
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_not_finite(name: str, special: float, dtype: str) -> None:
     for where in [(0, 0, 0, 0), (1, 2, 4, 33), (1, 1, 8, 20)]:
         arguments = call(name, dtype)
-        arguments[arrays_in(arguments)[0]][where] = odd
+        arguments[arrays_in(arguments)[0]][where] = special
         check(name, arguments)
 
 

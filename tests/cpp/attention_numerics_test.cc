@@ -66,7 +66,7 @@ void CheckGrowingScores() {
     test.WantWeights();
     test.Check();
     // Values that overflow if they are multiplied by a weight above 1.
-    if (Greatest<T>() < 0x1p122) continue;
+    if (MaxFinite<T>() < 0x1p122) continue;
     AttentionCase<T> large(shape, 17);
     Grow(large, step);
     for (std::int64_t j = 0; j < shape.key_len; ++j) Multiply(*large.value.view().at(0, 0, j, j % 8), 0x1p122);
@@ -86,7 +86,7 @@ void CheckMagnitudes() {
   AttentionShape shape;
   shape.query_len = 40, shape.key_len = 200, shape.head_dim = 48;
   for (const double size : {1e-30, 1e-4, 1e4, 1e30, 2e38}) {
-    if (std::abs(std::log10(size)) > std::log10(Greatest<T>())) continue;
+    if (std::abs(std::log10(size)) > std::log10(MaxFinite<T>())) continue;
     SCOPED_TRACE(::testing::Message() << "size " << size);
     AttentionCase<T> test(shape, 16);
     test.WantLse();

@@ -334,18 +334,18 @@ TEST_P(Memory, SizesThatNoMemoryCanHold) {
 HEADWISE_ON_EVERY_TARGET(Memory);
 
 TEST(ScratchMemory, CountsThatOverflow) {
-  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
   Arena arena(nullptr);
   EXPECT_THROW(arena.Allocate<float>(std::int64_t{1} << 31, std::int64_t{1} << 31), std::bad_alloc);
-  EXPECT_THROW(arena.Allocate<float>(kMost), std::bad_alloc);
+  EXPECT_THROW(arena.Allocate<float>(kMax), std::bad_alloc);
   EXPECT_THROW(arena.Allocate<std::byte>(-1), std::bad_alloc);
   EXPECT_EQ(arena.used(), 0u);
-  arena.Allocate<std::byte>(kMost / 2);
-  EXPECT_THROW(arena.Allocate<std::byte>(kMost / 2 + 100), std::bad_alloc);
+  arena.Allocate<std::byte>(kMax / 2);
+  EXPECT_THROW(arena.Allocate<std::byte>(kMax / 2 + 100), std::bad_alloc);
   EXPECT_THROW(Scratch(1, SIZE_MAX), std::bad_alloc);
   EXPECT_THROW(Scratch(1, SIZE_MAX / 2), std::bad_alloc);
   EXPECT_THROW(Scratch(1 << 30, std::size_t{1} << 40), std::bad_alloc);
-  EXPECT_EQ(Bytes(4, 0, kMost), 0u);
+  EXPECT_EQ(Bytes(4, 0, kMax), 0u);
   EXPECT_EQ(Bytes(8, 3, std::int64_t{1} << 40), std::size_t{24} << 40);
 }
 

@@ -52,7 +52,8 @@ void Check(const Tensor<T, 3>& x, double spread, Guard guard = Guard::kAfter, st
   for (const Operation operation : kOperations) {
     const Tensor<T, 3> out = Run(operation, x, guard, pad);
     const double relative = (operation == Operation::kSoftmax ? 8 + spread : 4) * kEpsilon<T>;
-    const double absolute = operation == Operation::kSoftmax ? 2 * Least<Accumulator<T>>() : (4 + spread) * kEpsilon<T>;
+    const double absolute =
+        operation == Operation::kSoftmax ? 2 * DenormMin<Accumulator<T>>() : (4 + spread) * kEpsilon<T>;
     EXPECT_TRUE(Near(out.Values(), Expected(operation, x), absolute, relative))
         << "operation " << static_cast<int>(operation) << ", shape " << x.view().shape[0] << " " << x.view().shape[1]
         << " " << x.view().shape[2];
@@ -129,11 +130,11 @@ void CheckNonFinite() {
   Random random(4);
   for (const std::int64_t inner : {1, 5, 70}) {
     for (const std::int64_t n : {1, 2, 17, 70}) {
-      for (const double odd : {kNaN, kInf, -kInf}) {
+      for (const double special : {kNaN, kInf, -kInf}) {
         for (std::int64_t where = 0; where < n; where += n / 20 + 1) {
           const Tensor<T, 3> x({2, n, inner});
           FillNormal(x, random);
-          *x.view().at(1, where, inner / 2) = reference::Nearest<T>(odd);
+          *x.view().at(1, where, inner / 2) = reference::Nearest<T>(special);
           Check(x, 10);
         }
       }
@@ -142,12 +143,12 @@ void CheckNonFinite() {
         FillNormal(x, random);
         for (std::int64_t i = 0; i < n; ++i) *x.view().at(1, i, inner / 2) = reference::Nearest<T>(value);
       };
-      for (const double odd : {kInf, -kInf}) {
-        set(odd);
+      for (const double special : {kInf, -kInf}) {
+        set(special);
         Check(x, 10);
         *x.view().at(1, n / 2, inner / 2) = reference::Nearest<T>(kNaN);
         Check(x, 10);
-        *x.view().at(1, 0, inner / 2) = reference::Nearest<T>(-odd);
+        *x.view().at(1, 0, inner / 2) = reference::Nearest<T>(-special);
         Check(x, 10);
       }
     }
@@ -175,7 +176,7 @@ TEST_P(SoftmaxTest, EveryNaN) {
 // Arguments from 0 to beyond the range of exp, including subnormal results.
 template <typename T>
 void CheckRange() {
-  const double lowest = std::log(Least<T>()) - 20;
+  const double lowest = std::log(DenormMin<T>()) - 20;
   for (const std::int64_t inner : {1, 21}) {
     const Tensor<T, 3> x({1, 1000, inner});
     for (const double offset : {0.0, 1e4, -1e4}) {
@@ -187,9 +188,9 @@ void CheckRange() {
     }
     // The largest numbers: their difference overflows.
     std::int64_t i = 0;
-    x.ForEach([&](T& element) { element = reference::Nearest<T>((i++ % 2 ? 1 : -1) * Greatest<T>()); });
+    x.ForEach([&](T& element) { element = reference::Nearest<T>((i++ % 2 ? 1 : -1) * MaxFinite<T>()); });
     Check(x, 10);
-    x.ForEach([&](T& element) { element = reference::Nearest<T>(Least<T>() * static_cast<double>(i++ % 5)); });
+    x.ForEach([&](T& element) { element = reference::Nearest<T>(DenormMin<T>() * static_cast<double>(i++ % 5)); });
     Check(x, 10);
   }
 }
@@ -229,17 +230,17 @@ void CheckParts() {
       for (std::int64_t i = begin; i < std::min(n, end); ++i) *x.view().at(1, i, 0) = reference::Nearest<T>(value);
     };
     for (const std::int64_t where : {std::int64_t{4095}, n - 1}) {
-      for (const double odd : {kNaN, kInf, 50.0, Greatest<T>()}) {
+      for (const double special : {kNaN, kInf, 50.0, MaxFinite<T>()}) {
         FillNormal(x, random);
-        fill(where, where + 1, odd);
+        fill(where, where + 1, special);
         Check(x, 60);
       }
     }
-    for (const double odd : {-kInf, kInf, -Greatest<T>()}) {
+    for (const double special : {-kInf, kInf, -MaxFinite<T>()}) {
       FillNormal(x, random);
-      fill(0, 4096, odd);
+      fill(0, 4096, special);
       Check(x, 10);
-      fill(0, n, odd);
+      fill(0, n, special);
       Check(x, 10);
     }
     FillNormal(x, random);

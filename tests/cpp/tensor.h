@@ -228,7 +228,7 @@ constexpr double kEpsilon = static_cast<double>(std::numeric_limits<Accumulator<
 
 // The smallest positive and the largest number of T.
 template <typename T>
-double Least() {
+double DenormMin() {
   if constexpr (kIs16Bit<T>) {
     return reference::ToDouble(T{1});
   } else {
@@ -236,7 +236,7 @@ double Least() {
   }
 }
 template <typename T>
-double Greatest() {
+double MaxFinite() {
   if constexpr (kIs16Bit<T>) {
     constexpr int kMantissaBits = reference::Format16<T>::kMantissaBits;
     return reference::ToDouble(T{static_cast<std::uint16_t>((0x7FFF >> kMantissaBits << kMantissaBits) - 1)});

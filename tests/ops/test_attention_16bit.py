@@ -208,13 +208,13 @@ def test_dropout(query_len: int, dtype: str) -> None:
 
 
 @both_dtypes
-@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("query_len", [1, 40])
-def test_masked_keys_have_no_influence(query_len: int, odd: float, dtype: str) -> None:
+def test_masked_keys_have_no_influence(query_len: int, special: float, dtype: str) -> None:
     query, key, value = attention((1, 2, query_len, 24), 90, 2, dtype)
     keep = np.arange(90) != 33
     expected = oracle.attention(query, key, value, keep[None])
-    key[:, :, 33], value[:, :, 33] = odd, odd
+    key[:, :, 33], value[:, :, 33] = special, special
     output, weights = hw.scaled_dot_product_attention(query, key, value, keep[None])
     assert_rounded(output, expected.output)
     assert not weights[..., 33].any()

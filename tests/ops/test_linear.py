@@ -167,10 +167,10 @@ def test_lower_precision(precision: str, lower: float, upper: float, n: int, imp
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3e38, -3.4e38])
-def test_non_finite_and_overflowing_inputs(odd: float, precision: str) -> None:
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 3e38, -3.4e38])
+def test_non_finite_and_overflowing_inputs(special: float, precision: str) -> None:
     x, weight = normal((70, 64)), normal((64, 70), 1)
-    x[40, 50], weight[20, 33] = odd, odd
+    x[40, 50], weight[20, 33] = special, special
     weight[50, 10] = 0
     got = hw.linear(x, weight, precision=precision)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -220,9 +220,9 @@ def test_in_place_in_a_joint_projection(name: str) -> None:
 
 def test_partial_rotation_keeps_the_other_features() -> None:
     """Payloads of NaN, infinities and subnormal numbers of the other features keep their bits."""
-    odd = np.array([np.nan, -np.inf, 1e-45, -0.0, 3e38], np.float32)
-    odd[:1].view(np.uint32)[:] |= 0x1234
-    x = np.concatenate([normal((3, 6)), np.tile(odd, (3, 2))], axis=1)
+    special = np.array([np.nan, -np.inf, 1e-45, -0.0, 3e38], np.float32)
+    special[:1].view(np.uint32)[:] |= 0x1234
+    x = np.concatenate([normal((3, 6)), np.tile(special, (3, 2))], axis=1)
     rope = layer("partial")
     for out in (None, np.empty_like(x), x.copy()):
         got = rope(x if out is None or out[0, 0] != x[0, 0] else out, out=out)

@@ -11,7 +11,7 @@ from headwise._base.arrays import as_array, check_dtype, promote
 from headwise._base.layer import Layer, Parameter, parameter_dtype
 from headwise._base.outputs import check_room, finalize
 from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
-from headwise._ops.dropout import dropout as drop
+from headwise._ops.dropout import dropout
 from headwise._positions.position_table import PositionTable, as_positions
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class SinusoidalPositionalEncoding(Layer):
         acts = self.training if training is None else check_flag(training, "training")
         generator = self._rng if rng is None else check_rng(rng)
         encoded = rows + self._table.first(rows.shape[-2], dtype)
-        return finalize(drop(encoded, self.dropout, training=acts, rng=generator), None, result_dtype)
+        return finalize(dropout(encoded, self.dropout, training=acts, rng=generator), None, result_dtype)
 
     if TYPE_CHECKING:
         __call__ = forward

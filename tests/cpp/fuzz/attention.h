@@ -163,7 +163,7 @@ class AttentionInput : public AttentionArguments<T> {
     return std::max(this->WeightRounding(), std::is_same_v<T, BFloat16> ? 0.0 : SplitEpsilon());
   }
   // Numbers below this count as 0, or lose bits.
-  double Tiny() const { return this->OnBf16() ? 0x1p-124 : kLeast<T>; }
+  double Tiny() const { return this->OnBf16() ? 0x1p-124 : kDenormMin<T>; }
 
   // Like Tolerance(), but for any numbers: the worst case instead of the usual one; infinite if anything may overflow.
   double WeightTolerance() const {
@@ -177,7 +177,7 @@ class AttentionInput : public AttentionArguments<T> {
     }
     if (this->sinks_) others += MaxAbs(*this->sinks_);
     others += args.spec.softcap;  // an infinite product of small numbers becomes softcap
-    constexpr double kMax = kGreatest<T> / 4;
+    constexpr double kMax = kMaxFinite<T> / 4;
     if (product * std::max(1.0, scale) > kMax || queries * scale > kMax || others > kMax) return kInf;
     const double lost = Tiny() * width * (keys * std::max(1.0, scale) + queries * scale + scale);
     return (16 + static_cast<double>(this->shape.key_len) / 32 + 2 * others) * kEpsilon<T> +
@@ -188,7 +188,7 @@ class AttentionInput : public AttentionArguments<T> {
     const double factor = this->args.spec.dropout_keep ? std::max(1.0, std::abs(this->args.spec.dropout_scale)) : 1;
     const double values = MaxAbs(this->value) * factor, keys = static_cast<double>(this->shape.key_len);
     // Sums are divided at the end; before that they may be as large as the sum of all values.
-    if (values * (keys + 1) > kGreatest<T> / 4) return kNaN;
+    if (values * (keys + 1) > kMaxFinite<T> / 4) return kNaN;
     return (2 * tolerance + ValueEpsilon()) * values + Tiny() * (keys + 2) * factor;
   }
 
@@ -203,7 +203,7 @@ class AttentionInput : public AttentionArguments<T> {
     for (std::size_t row = 0; args.spec.sinks && row < unsure_rows_.size(); ++row) {
       const Number sink = args.spec.sinks[static_cast<std::int64_t>(row) / query_len % heads];
       const auto weight = expected_.weights.begin() + static_cast<std::int64_t>(row) * key_len;
-      unsure_rows_[row] = !(sink <= kGreatest<T>)&&std::count(weight, weight + key_len, 0.0) == key_len;
+      unsure_rows_[row] = !(sink <= kMaxFinite<T>)&&std::count(weight, weight + key_len, 0.0) == key_len;
     }
     if (!AllFinite(this->key)) {
       ForEachKept([&](std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j, std::int64_t row) {
@@ -249,7 +249,7 @@ class AttentionInput : public AttentionArguments<T> {
     for (std::int64_t d = 0; d < this->shape.head_dim; ++d) {
       if (!std::isinf(reference::ToDouble(*args.key.at(n, h / this->shape.group, j, d)))) continue;
       const double number = std::abs(args.spec.scale * reference::ToDouble(*args.query.at(n, h, i, d)));
-      if (number > 0 && number < kLeast<T>) return true;
+      if (number > 0 && number < kDenormMin<T>) return true;
     }
     return false;
   }

@@ -88,12 +88,25 @@ void Fill(const Tensor<T, kRank>& tensor, Bytes& bytes, bool may_be_odd = true) 
     element = reference::Nearest<T>(kind == 4 ? std::round(number) : factor * number);
   });
   if (kind != 5 || tensor.Size() == 0 || !may_be_odd) return;
-  const double odd[] = {kNaN,        kInf,          -kInf,          0.0,   -0.0,   Least<T>(), 7 * Least<T>(),
-                        -Least<T>(), Greatest<T>(), -Greatest<T>(), 1e-30, -1e-38, -kNaN,      1e30,
-                        1e4,         -1e4};
+  const double special[] = {kNaN,
+                            kInf,
+                            -kInf,
+                            0.0,
+                            -0.0,
+                            DenormMin<T>(),
+                            7 * DenormMin<T>(),
+                            -DenormMin<T>(),
+                            MaxFinite<T>(),
+                            -MaxFinite<T>(),
+                            1e-30,
+                            -1e-38,
+                            -kNaN,
+                            1e30,
+                            1e4,
+                            -1e4};
   for (int count = 1 + bytes.Byte() % 4; count > 0; --count) {
     std::int64_t place = bytes.Integer(0, tensor.Size() - 1);
-    const T number = reference::Nearest<T>(bytes.Pick(odd));
+    const T number = reference::Nearest<T>(bytes.Pick(special));
     tensor.ForEach([&](T& element) {
       if (place-- == 0) element = number;
     });
@@ -102,9 +115,9 @@ void Fill(const Tensor<T, kRank>& tensor, Bytes& bytes, bool may_be_odd = true) 
 
 // The largest finite number of the accumulator type of T.
 template <typename T>
-constexpr double kGreatest = static_cast<double>(std::numeric_limits<Accumulator<T>>::max());
+constexpr double kMaxFinite = static_cast<double>(std::numeric_limits<Accumulator<T>>::max());
 template <typename T>
-constexpr double kLeast = static_cast<double>(std::numeric_limits<Accumulator<T>>::denorm_min());
+constexpr double kDenormMin = static_cast<double>(std::numeric_limits<Accumulator<T>>::denorm_min());
 
 // Whether |got - expected| <= margin; infinity is accepted if the margin reaches beyond the largest number.
 template <typename T>
@@ -112,7 +125,7 @@ bool IsClose(T got, double expected, double margin) {
   if (IsNear(got, expected, margin, 0)) return true;
   const double number = reference::ToDouble(got);
   if (!std::isfinite(expected) || std::isnan(number)) return false;
-  return std::abs(expected) + margin >= Greatest<T>() && std::abs(number) >= Greatest<T>() - margin &&
+  return std::abs(expected) + margin >= MaxFinite<T>() && std::abs(number) >= MaxFinite<T>() - margin &&
          std::signbit(number) == std::signbit(expected);
 }
 
@@ -123,7 +136,7 @@ double MarginOfSum(std::array<std::array<double, 2>, 2> products) {
   for (const auto& [a, b] : products) {
     if (std::isfinite(a) && std::isfinite(b)) finite += std::abs(a * b);
   }
-  return finite < kGreatest<T> ? 4 * kEpsilon<T> * finite + 4 * kLeast<T> : kNaN;
+  return finite < kMaxFinite<T> ? 4 * kEpsilon<T> * finite + 4 * kDenormMin<T> : kNaN;
 }
 
 // Also checks that nothing was written between the rows. margin(i): allowed error of element i; NaN: not checked.

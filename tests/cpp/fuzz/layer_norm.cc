@@ -30,7 +30,7 @@ void Check(Bytes& bytes) {
   const std::vector<double> expected = reference::LayerNorm(input, gamma.data(), beta.data(), eps);
   // Squares that overflow, or that are subnormal with eps 0, have no useful bound.
   const double largest = MaxAbs(x), width = static_cast<double>(n);
-  const bool ordinary = largest * largest * 4 * (width + 1) < kGreatest<T> && (eps > 0 || largest * largest > 1e-25);
+  const bool ordinary = largest * largest * 4 * (width + 1) < kMaxFinite<T> && (eps > 0 || largest * largest > 1e-25);
   const std::vector<T> before = x.Values();
   const auto run = [&] {
     std::size_t i = 0;
@@ -41,10 +41,10 @@ void Check(Bytes& bytes) {
   const auto margin = [&](std::size_t i) {
     const double factor = std::abs(reference::ToDouble(gamma.data()[i % static_cast<std::size_t>(n)]));
     const double added = std::abs(reference::ToDouble(beta.data()[i % static_cast<std::size_t>(n)]));
-    if (!ordinary || 4 * factor * std::sqrt(width) + (std::isfinite(added) ? added : 0) > kGreatest<T>) return kNaN;
+    if (!ordinary || 4 * factor * std::sqrt(width) + (std::isfinite(added) ? added : 0) > kMaxFinite<T>) return kNaN;
     if (!std::isfinite(added)) return 0.0;
     const double scaled = std::abs(expected[i]) + added;
-    return kEpsilon<T> * ((16 + width) * (scaled + factor) + 2 * added) + 2 * kLeast<T>;
+    return kEpsilon<T> * ((16 + width) * (scaled + factor) + 2 * added) + 2 * kDenormMin<T>;
   };
   const auto compare = [&] { ExpectClose("layer_norm", written, expected, margin); };
   OnEveryTarget(bytes, false, run, compare, [&] { return BitsOf(written); });

@@ -68,8 +68,8 @@ void Check(Bytes& bytes) {
     const double lost = std::log(static_cast<double>(n + 1));
     if (operation > 0) return 4 * kEpsilon<T> * (1 + lane.max_abs + lost);
     // x - max is rounded, which exp turns into a relative error; beyond its range the result is 0.
-    const double spread = std::min(std::max(0.0, lane.high - lane.low), -std::log(kLeast<T>));
-    return (8 + spread) * kEpsilon<T> * expected[i] + 2 * kLeast<T>;
+    const double spread = std::min(std::max(0.0, lane.high - lane.low), -std::log(kDenormMin<T>));
+    return (8 + spread) * kEpsilon<T> * expected[i] + 2 * kDenormMin<T>;
   };
   const auto compare = [&] { ExpectClose("softmax", written, expected, margin); };
   OnEveryTarget(bytes, false, run, compare, [&] { return BitsOf(written); });
