@@ -10,9 +10,8 @@ from pathlib import Path
 
 import headwise
 
-size = sum(
-    path.stat().st_size for path in Path(headwise.__file__).parent.rglob("*") if path.suffix not in {".pyc", ".pyo"}
-)
+files = [path for path in Path(headwise.__file__).parent.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+size = sum(path.stat().st_size for path in files)
 required = [r for r in importlib.metadata.requires("headwise") or [] if "extra ==" not in r]
 
 
