@@ -217,7 +217,8 @@ TEST_P(SoftmaxTest, LongLanesStayAccurate) {
   CheckLong<double>();
 }
 
-// Rows in parts: NaN or infinity in one part, parts of only one infinity, the maximum in any part.
+// Long rows, which are split into parts: NaN or infinity in one part, parts of one infinity only, the maximum in any
+// part.
 template <typename T>
 void CheckParts() {
   Random random(7);

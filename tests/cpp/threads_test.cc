@@ -58,7 +58,7 @@ using Normalizer = void (*)(View<const T, 3>, View<T, 3>);
 
 template <typename T>
 void AddSoftmax(std::vector<Work>& works) {
-  // Rows, a few long rows in parts, and columns.
+  // Rows, a few long rows that are split into parts, and columns.
   for (const std::array<std::int64_t, 3> shape :
        {std::array<std::int64_t, 3>{101, 1000, 1}, {2, 70'000, 1}, {4, 20, 1500}}) {
     const auto x = Normal<T, 3>(shape);
