@@ -5,11 +5,16 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <vector>
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
 
 #include "base/targets.h"
 #include "headwise/dtype.h"
@@ -68,15 +73,34 @@ View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape,
 
 // Releases the GIL for the computation. The target is selected first: selection holds a lock, and a child forked by
 // another thread meanwhile would wait for that lock forever.
+//
+// A daemon thread whose computation ends while the interpreter is being finalized does not get the GIL back. Up to
+// Python 3.13, Python ends such a thread by pthread_exit, which unwinds the C++ stack: std::terminate in a destructor,
+// and reference counts that change without the GIL. The thread waits for the end of the process instead, as in Python
+// 3.14.
 class ReleasedGil {
  public:
   ReleasedGil() {
     EnsureTargetChosen();
-    release_.emplace();
+    state_ = PyEval_SaveThread();
+  }
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+  ~ReleasedGil() {
+#ifdef __GLIBCXX__
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (abi::__forced_unwind&) {
+      while (true) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+#else
+    PyEval_RestoreThread(state_);
+#endif
   }
 
  private:
-  std::optional<py::gil_scoped_release> release_;
+  PyThreadState* state_;
 };
 
 using OptionalArray = std::optional<py::array>;

@@ -99,6 +99,61 @@ def test_a_timer_that_interrupts_calls() -> None:
     """)
 
 
+# --- the end of the process ---
+
+
+@once
+@pytest.mark.parametrize("attempt", range(5))
+def test_daemon_threads_compute_while_the_interpreter_ends(attempt: int) -> None:
+    """The process ends as if they had been idle. A thread that wants the GIL back then never gets it."""
+    run("""
+        class Late:  # an object that is deleted during finalization, and lets other threads run meanwhile
+            def __del__(self, sleep=time.sleep):
+                sleep(0.3)
+        sys.late = Late()
+        x = normal(1, 2, 256, 64)
+        def compute():
+            while True:
+                hw.flash_attention(x, x, x), hw.softmax(X), PACKED(X)
+        for _ in range(3):
+            threading.Thread(target=compute, daemon=True).start()
+        time.sleep(0.1)
+    """)
+
+
+# --- arguments that change during a call ---
+
+
+@once
+def test_cumulative_lengths_that_another_process_changes(tmp_path: Path) -> None:
+    """A call uses the lengths that it has checked: it is refused, or has the result of one of the two versions."""
+    run(f"""
+        path, versions = {str(tmp_path / "lengths")!r}, np.array([[0, 3, 9], [0, 1 << 40, 9]])
+        lengths = np.memmap(path, np.int64, "w+", shape=3)
+        lengths[:] = versions[0]
+        x = normal(9, 2, 8)
+        expected = hw.varlen_attention(x, x, x, versions[0]).tobytes()
+        def write():
+            shared = np.memmap(path, np.int64, "r+")
+            while True:
+                shared[1] = versions[1, 1]
+                shared[1] = versions[0, 1]
+        writer, counts = fork(write), [0, 0]
+        try:
+            for _ in range(3000):
+                try:
+                    assert hw.varlen_attention(x, x, x, lengths).tobytes() == expected
+                    counts[0] += 1
+                except ValueError as error:
+                    assert str(error).startswith("cu_seqlens_q: "), error
+                    counts[1] += 1
+        finally:
+            os.kill(writer, signal.SIGKILL)
+            wait(writer)
+        assert all(counts), counts
+    """)
+
+
 # --- how many threads ---
 
 BY_DEFAULT = """

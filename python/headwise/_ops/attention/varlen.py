@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from headwise._base.arrays import as_array, cast_layout, compact, is_canonical, promote
+from headwise._base.arrays import as_array, cast_layout, is_canonical, promote
 from headwise._base.attention_spec import PackedSequences
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
@@ -193,13 +193,16 @@ def _check_starts(x: ArrayLike, name: str, total: int, rows_of: str) -> tuple[Ar
         raise TypeError(f"{name}: dtype {a.dtype}, expected integers")
     if a.ndim != 1 or a.size == 0:
         raise ValueError(f"{name}: shape {a.shape}, expected (sequences + 1,)")
+    # A copy in either case: another thread or process may write to `x` between the checks and the use.
+    a = a.astype(INT64) if a.dtype.kind == "i" else a.copy()
     if a[0] != 0:
         raise ValueError(f"{name}: starts at {a[0]}, expected 0")
     if a[-1] != total:
         raise ValueError(f"{name}: ends at {a[-1]}, expected {total}, the number of rows of {rows_of}")
-    if a.dtype.kind == "u" and compact(a).max() > total:  # a uint64 may not fit into int64
-        raise ValueError(f"{name}: reaches {a.max()}, expected numbers that do not decrease, up to {total}")
-    a = cast_layout(a, INT64, last=True)
+    if a.dtype.kind == "u":
+        if a.max() > total:  # a uint64 may not fit into int64
+            raise ValueError(f"{name}: reaches {a.max()}, expected numbers that do not decrease, up to {total}")
+        a = a.astype(INT64)
     starts = a[:-1]
     lengths = a[1:] - starts
     if np.count_nonzero(lengths < 0):  # a third of the time that any() takes for short arrays
