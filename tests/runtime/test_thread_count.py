@@ -48,6 +48,17 @@ def test_thread_count_follows_the_affinity() -> None:
 
 
 @once
+def test_thread_count_without_the_right_to_read_the_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sandboxes deny the system call: all processors count."""
+
+    def denied(_: int) -> set[int]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_getaffinity", denied, raising=False)
+    assert _threads.available(str(tmp_path)) == (os.cpu_count() or 1)
+
+
+@once
 @pytest.mark.parametrize(
     ("files", "quota"),
     [

@@ -27,14 +27,22 @@ def default_count(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def available(root: str = "/") -> int:
-    """The number of processors in the affinity mask, limited by the cgroup's CPU quota.
+    """The number of processors in the affinity mask, or of all if it cannot be read, limited by the cgroup's CPU quota.
 
     ``root`` is the folder that has ``proc`` and ``sys``.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    processors = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    processors = _affinity() or os.cpu_count() or 1
     quota = _cgroup_quota(root)
     return processors if quota is None else max(1, min(processors, int(quota)))
+
+
+def _affinity() -> int | None:
+    """The number of processors in the affinity mask; None if the system has none or denies reading it (seccomp)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    try:
+        return None if affinity is None else len(affinity(0))
+    except OSError:
+        return None
 
 
 def _positive(text: str) -> int | None:
