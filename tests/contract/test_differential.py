@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import headwise as hw
 import strategies
-from implementations import IMPLEMENTATIONS, PROFILE, choose
+from comparison import both
+from implementations import IMPLEMENTATIONS, PROFILE
 from operations import OPERATIONS
 from strategies import ARBITRARY, Call, calls, numbers
 
@@ -26,50 +27,6 @@ pytestmark = [
     pytest.mark.parametrize("native", NATIVE if PROFILE == "long" else NATIVE[:1]),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # raised by NumPy if a result overflows or is NaN
 ]
-
-
-#: Bounds for results of size 1 to 10, of sums of a hundred products and more.
-BOUNDS = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3}
-#: Additional bounds for the bf16 splits of the precision levels.
-BF16_SPLIT_BOUNDS = {"native-avx512_amx": {"high": 1e-3, "medium": 1e-1}, "native-avx512_bf16": {"medium": 1e-1}}
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except Exception as error:
-        return error
-
-
-def assert_same(got: Any, expected: Any, bound: float = 0.0) -> None:
-    """Compares type and message of errors; type, shape, dtype, NaN, infinities and numbers of arrays."""
-    assert type(got) is type(expected), f"{got!r}, NumPy {expected!r}"
-    if isinstance(got, Exception):
-        assert str(got) == str(expected)
-    elif isinstance(got, (tuple, list)):
-        assert len(got) == len(expected)
-        for one, other in zip(got, expected, strict=True):
-            assert_same(one, other, bound)
-    elif isinstance(got, dict):
-        assert_same(list(got.items()), list(expected.items()), bound)
-    elif isinstance(got, (np.ndarray, np.generic)):
-        assert got.dtype == expected.dtype and got.shape == expected.shape
-        exact = got.dtype.kind != "f"
-        near = 0.0 if exact else BOUNDS[got.dtype.name] + bound
-        with np.errstate(all="ignore"):
-            finite = np.abs(expected[np.isfinite(expected)].astype(float)) if got.ndim and not exact else np.zeros(0)
-        size = max(1.0, finite.max(initial=0.0))
-        np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=near, atol=near * size)
-    else:
-        assert got == expected or (np.isnan(got) and np.isnan(expected))
-
-
-def both(native: str, call: Callable[[], Any], precision: Any = None) -> None:
-    bound = BF16_SPLIT_BOUNDS.get(native, {}).get(precision, 0.0) if isinstance(precision, str) else 0.0
-    choose("numpy")
-    expected = outcome(call)
-    choose(native)
-    assert_same(outcome(call), expected, bound)
 
 
 CALLS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[Call]]] = {

@@ -1,0 +1,56 @@
+"""The outcomes of one call on two backends: equal results, to the bound of their dtype, or the same error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import oracle
+from implementations import choose
+
+#: Bounds for results of size 1 to 10, of sums of a hundred products and more.
+BOUNDS = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3, "bfloat16": 4e-2}
+#: Additional bounds for the bf16 splits of the precision levels.
+BF16_SPLIT_BOUNDS = {"native-avx512_amx": {"high": 1e-3, "medium": 1e-1}, "native-avx512_bf16": {"medium": 1e-1}}
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """The result of a call, or its error."""
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
+def assert_same(got: Any, expected: Any, bound: float = 0.0) -> None:
+    """Compares type and message of errors; type, shape, dtype, NaN, infinities and numbers of arrays."""
+    assert type(got) is type(expected), f"{got!r}, NumPy {expected!r}"
+    if isinstance(got, Exception):
+        assert str(got) == str(expected)
+    elif isinstance(got, (tuple, list)):
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected, strict=True):
+            assert_same(one, other, bound)
+    elif isinstance(got, dict):
+        assert_same(list(got.items()), list(expected.items()), bound)
+    elif isinstance(got, (np.ndarray, np.generic)):
+        assert got.dtype == expected.dtype and got.shape == expected.shape
+        exact = got.dtype.name not in BOUNDS
+        near = 0.0 if exact else BOUNDS[got.dtype.name] + bound
+        with np.errstate(all="ignore"):
+            finite = np.abs(oracle.double(expected[np.isfinite(expected)])) if got.ndim and not exact else np.zeros(0)
+        size = max(1.0, finite.max(initial=0.0))
+        np.testing.assert_allclose(oracle.double(got), oracle.double(expected), rtol=near, atol=near * size)
+    else:
+        assert got == expected or (np.isnan(got) and np.isnan(expected))
+
+
+def both(native: str, call: Callable[[], Any], precision: Any = None) -> None:
+    """``call`` on NumPy and on the implementation ``native`` has the same outcome."""
+    bound = BF16_SPLIT_BOUNDS.get(native, {}).get(precision, 0.0) if isinstance(precision, str) else 0.0
+    choose("numpy")
+    expected = outcome(call)
+    choose(native)
+    assert_same(outcome(call), expected, bound)
