@@ -3,12 +3,37 @@
 #include "headwise/version.h"
 #include "python/arrays.h"
 
+namespace headwise::bindings {
+namespace {
+
+// False, with an ImportError set, in a sub-interpreter. pybind11 takes the GIL by PyGILState_Ensure, which up to Python
+// 3.11 waits forever in a sub-interpreter whose thread belongs to the main interpreter. Later versions do not wait, but
+// NumPy's arrays are not supported there either.
+bool InMainInterpreter() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
+  PyErr_SetString(PyExc_ImportError, "it runs in the main interpreter only, and this is a sub-interpreter");
+  return false;
+}
+
+}  // namespace
+}  // namespace headwise::bindings
+
+// Two checks: PyInit__core before pybind11 does anything, and PYBIND11_MODULE's body because Python 3.13 and later call
+// PyInit__core in the main interpreter. The macro gives pybind11's own function another name.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core();
+extern "C" PyObject* PyInit__core_in_main_interpreter();
+PyObject* PyInit__core() {
+  return headwise::bindings::InMainInterpreter() ? PyInit__core_in_main_interpreter() : nullptr;
+}
+
 // py::mod_gil_not_used() is not declared, so a free-threaded interpreter enables the GIL when it imports this module.
 // The extension does not need the GIL (its state is atomics, and packed weights that are never changed), but the
 // package does: layers count references to see whether other code can change their weights, which is meaningless
 // without a GIL, and KVCache moves rows that views refer to.
+#define PyInit__core PyInit__core_in_main_interpreter
 PYBIND11_MODULE(_core, module) {
   using namespace headwise::bindings;
+  if (!headwise::bindings::InMainInterpreter()) throw py::error_already_set();
   module.doc() =
       "The native backend of headwise. Its functions are those of the protocol headwise._runtime.backend.Backend.";
   module.attr("__version__") = HEADWISE_VERSION;
@@ -31,3 +56,4 @@ PYBIND11_MODULE(_core, module) {
   RegisterTestHooks(module);
 #endif
 }
+#undef PyInit__core

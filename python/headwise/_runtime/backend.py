@@ -164,6 +164,8 @@ def core_is_installed() -> bool:
 
 def remedy(error: str) -> str:
     """What may resolve an error of loading the native core."""
+    if "sub-interpreter" in error:
+        return "in mod_wsgi, `WSGIApplicationGroup %{GLOBAL}` selects the main interpreter"
     package = _PACKAGES.get(error.removeprefix("ImportError: ").partition(".so.")[0])
     if package is None or "cannot open shared object file" not in error:
         return "reinstalling headwise may help"
