@@ -48,7 +48,7 @@ from headwise.positional_encoding import (
     RotaryPositionalEmbedding,
     SinusoidalPositionalEncoding,
 )
-from headwise.rope import permute_rope_weights, rope_parameters
+from headwise.rope import permute_rope_weights, rope_parameters, rope_tables
 
 __all__ = [
     "ALiBiPositionalBias",
@@ -96,6 +96,7 @@ __all__ = [
     "precision",
     "rope",
     "rope_parameters",
+    "rope_tables",
     "scaled_dot_product_attention",
     "self_attention",
     "set_num_threads",

@@ -6,7 +6,7 @@ equations 14 and 34. :func:`headwise.apply_rope` is the rotation by given cosine
 
 from __future__ import annotations
 
-from headwise._positions.rope_parameters import rope_frequencies, rope_parameters
+from headwise._positions.rope_parameters import rope_frequencies, rope_parameters, rope_tables
 from headwise._positions.rope_weights import permute_rope_weights
 from headwise._positions.rotary import RotaryPositionalEmbedding
 
@@ -15,4 +15,5 @@ __all__ = [
     "permute_rope_weights",
     "rope_frequencies",
     "rope_parameters",
+    "rope_tables",
 ]

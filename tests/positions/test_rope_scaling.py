@@ -80,6 +80,8 @@ def configurations(dim: int) -> dict[str, dict[str, Any]]:
         "yarn-one": {**YARN, "factor": 1.0},
         "yarn-short": {**YARN, "original_max_position_embeddings": 6},
         "llama3": LLAMA3,
+        "llama3-step": {**LLAMA3, "factor": 16.0, "high_freq_factor": 1.0},
+        "yarn-inert": {**YARN, "attn_factor": 1.5, "max_position_embeddings": 7, "beta_fast": None, "mscale": None},
         "llama3-32": {**LLAMA3, "factor": 32.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 2048},
         "longrope": longrope(pairs),
         "longrope-factor": longrope(pairs, factor=16.0),
@@ -150,7 +152,7 @@ def test_frequencies_equal_those_of_transformers(
     init_functions: Any, head_dim: int, base: float, fraction: float | None
 ) -> None:
     """Frequencies of transformers are float32: an ulp of the exponent times ``ln(base)``."""
-    assert compare(init_functions, head_dim, base, fraction, 1e-6) == 6 * 6 + 12 * 2
+    assert compare(init_functions, head_dim, base, fraction, 1e-6) == 6 * 6 + 14 * 2
 
 
 @once
@@ -165,7 +167,7 @@ def test_formulas_equal_those_of_transformers(
         with pytest.raises(RuntimeError):  # YaRN of transformers fails for an odd partial width
             compare(init_functions, head_dim, base, fraction, 1e-12)
     else:
-        assert compare(init_functions, head_dim, base, fraction, 1e-12) == 6 * 6 + 12 * 2
+        assert compare(init_functions, head_dim, base, fraction, 1e-12) == 6 * 6 + 14 * 2
 
 
 @once
@@ -235,7 +237,14 @@ BAD_SCALINGS: dict[str, tuple[type[Exception], str, Any]] = {
     "list": (TypeError, "^scaling: list, expected None or a mapping", [1]),
     "name": (TypeError, "^scaling: str", "yarn"),
     "unknown": (ValueError, r"rope_type'\]: 'ntk', expected one of default, linear, .*longrope", {"rope_type": "ntk"}),
-    "unknown-legacy": (ValueError, "'mrope', expected one of", {"type": "mrope"}),
+    "unknown-legacy": (ValueError, "'mixed', expected one of", {"type": "mixed"}),
+    "axial": (ValueError, "'axial', rotation by the row and the column of an image patch", {"rope_type": "axial"}),
+    "one-mscale": (ValueError, "no 'long_mscale', which rope_type 'longrope'", {**LONGROPE, "short_mscale": 1.2}),
+    "beta-no-length": (
+        ValueError,
+        "no 'original_max_position_embeddings', which 'llama_4_scaling_beta' requires",
+        {"llama_4_scaling_beta": 0.1},
+    ),
     "type": (TypeError, r"rope_type'\]: int, expected a string", {"rope_type": 3}),
     "missing": (ValueError, "^scaling: no 'factor', which rope_type 'linear' requires", {"rope_type": "linear"}),
     "missing-three": (
@@ -292,7 +301,7 @@ BAD_SCALINGS: dict[str, tuple[type[Exception], str, Any]] = {
     "truncate": (TypeError, r"truncate'\]: str, expected True or False", {**YARN, "truncate": "no"}),
     "attention": (ValueError, r"attention_factor'\]: 0.0", {**YARN, "attention_factor": 0}),
     "yarn-base": (ValueError, "^base: 1.0, expected more than 1", {**YARN, "rope_theta": 1.0}),
-    "llama3-order": (ValueError, "high_freq_factor.*more than low_freq_factor", {**LLAMA3, "high_freq_factor": 1.0}),
+    "llama3-order": (ValueError, "high_freq_factor.*at least low_freq_factor", {**LLAMA3, "low_freq_factor": 5.0}),
     "llama3-zero": (ValueError, r"low_freq_factor'\]: 0.0", {**LLAMA3, "low_freq_factor": 0}),
     "divisors-few": (ValueError, r"short_factor'\]: 3 numbers, expected 4", {**LONGROPE, "short_factor": [1.0] * 3}),
     "divisors-many": (ValueError, r"long_factor'\]: 5 numbers, expected 4", {**LONGROPE, "long_factor": [1.0] * 5}),

@@ -189,11 +189,21 @@ def _project(
         if rope is not None and group != "v":
             rotated = together[:, : sum(counts[c] for c in group if c != "v")]
             rope.forward(rotated, positions if "q" in group else None, out=rotated)
+            if "q" in group:
+                _scale_queries(together[:, : counts["q"]], rope, positions)
         first = 0
         for c in group:
             found[c] = together[:, first : first + counts[c]]
             first += counts[c]
     return found["q"], found["k"], found["v"]
+
+
+def _scale_queries(q: Array, rope: RotaryPositionalEmbedding, positions: ArrayLike | None) -> None:
+    """Multiply ``q``, (batch, heads, seq, d_k), by the factor of its positions, in place."""
+    scale = rope.query_scale(np.arange(q.shape[2]) if positions is None else positions)
+    if scale is not None:
+        column = scale.astype(q.dtype)[..., np.newaxis]  # (seq, 1) or (batch, seq, 1)
+        q *= column if column.ndim == 2 else column[:, np.newaxis]
 
 
 def _over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[ArrayLike | None, AttentionOptions]:

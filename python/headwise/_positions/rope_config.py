@@ -11,13 +11,20 @@ import numpy as np
 from headwise._base.arrays import as_array, check_dtype
 from headwise._base.scalars import check_flag, check_real, check_size
 from headwise._base.typing import FLOAT64
-from headwise._positions.rope_scaling import FAMILIES, TRAINED, RotaryScaling
+from headwise._positions.rope_scaling import FAMILIES, QUERY_SCALE, TRAINED, RotaryScaling
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
 
-_FORMER_NAMES = {"su": "longrope"}
-_ALWAYS = ("partial_rotary_factor", "rope_theta")
+# In text the three coordinates of a position in "mrope" (Qwen2-VL) are equal, so it is the default rotation.
+_FORMER_NAMES = {"su": "longrope", "mrope": "default"}
+# Keys of every type; LONGEST stands for the argument of this name.
+LONGEST = "max_position_embeddings"
+_ALWAYS = ("partial_rotary_factor", "rope_theta", TRAINED, LONGEST, QUERY_SCALE)
+# Keys of configurations that change nothing: training records, parameters that transformers does not read, and
+# sections of features that rotate by further coordinates of images, which text does not have.
+_INERT = ("attn_factor", "finetuned", "mrope_section", "mrope_interleaved")
+_PLANAR = ("axial", "2d", "rope_2d")
 
 
 def read_scaling(
@@ -34,17 +41,34 @@ def read_scaling(
     ``rotary_dim`` is the number of rotated features if ``scaling`` does not give it.
     """
     rope_type, given = _parameters(scaling)
-    if max_position_embeddings is not None:
-        max_position_embeddings = check_size(max_position_embeddings, "max_position_embeddings")
-        if rope_type in ("yarn", "llama3"):
-            given.setdefault(TRAINED, max_position_embeddings)
     checked = {key: _CHECKS[key](value, f"scaling[{key!r}]") for key, value in given.items()}
-    base = checked.pop("rope_theta", base)
+    base, longest = checked.pop("rope_theta", base), checked.pop(LONGEST, None)
+    if max_position_embeddings is None:
+        max_position_embeddings = longest
+    else:
+        max_position_embeddings = check_size(max_position_embeddings, LONGEST)
+    if max_position_embeddings is not None and rope_type in ("yarn", "llama3"):
+        checked.setdefault(TRAINED, max_position_embeddings)
     dim = _rotated(rope_type, head_dim, checked.get("partial_rotary_factor"), rotary_dim, name)
     _complete(rope_type, checked, max_position_embeddings)
     _check_together(rope_type, checked, dim, base)
     trained = {"dynamic": max_position_embeddings, "longrope": checked.get(TRAINED)}.get(rope_type)
     return RotaryScaling(rope_type, dim, base, trained, checked)
+
+
+def given_frequencies(inv_freq: object, head_dim: int, scaling: object, rotary_dim: object) -> RotaryScaling:
+    """The frequencies that a caller gives in place of a type of scaling."""
+    if scaling is not None:
+        raise ValueError("inv_freq: given with scaling, expected one of the two")
+    numbers = _vector(inv_freq, "inv_freq")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"inv_freq: {numbers[~np.isfinite(numbers)][0]}, expected finite numbers")
+    width = 2 * len(numbers)
+    if not 0 < width <= head_dim:
+        raise ValueError(f"inv_freq: {len(numbers)} numbers, expected 1 to d_model / 2 = {head_dim // 2}")
+    if rotary_dim is not None and check_size(rotary_dim, "rotary_dim") != width:
+        raise ValueError(f"rotary_dim: {rotary_dim}, expected {width} as by inv_freq, or None")
+    return RotaryScaling("inv_freq", width, 1.0, None, {"inv_freq": numbers})
 
 
 def _parameters(scaling: object) -> tuple[str, dict[str, Any]]:
@@ -61,8 +85,15 @@ def _parameters(scaling: object) -> tuple[str, dict[str, Any]]:
     if not isinstance(rope_type, str):
         raise TypeError(f"scaling['rope_type']: {type(rope_type).__name__}, expected a string")
     rope_type = _FORMER_NAMES.get(rope_type, rope_type)
+    if rope_type in _PLANAR:
+        raise ValueError(
+            f"scaling['rope_type']: {rope_type!r}, rotation by the row and the column of an image patch, expected a "
+            "type for positions in a sequence; concatenate rope_tables of rows and of columns for apply_rope instead"
+        )
     if rope_type not in FAMILIES:
         raise ValueError(f"scaling['rope_type']: {rope_type!r}, expected one of {', '.join(FAMILIES)}")
+    for key in (*_INERT, *(("interleaved",) if "mrope_section" in given else ())):
+        given.pop(key, None)
     family = FAMILIES[rope_type]
     known = (*family.required, *family.optional, *_ALWAYS)
     unexpected = {key: value for key, value in given.items() if key not in known}
@@ -110,12 +141,19 @@ def _complete(rope_type: str, given: dict[str, Any], max_position_embeddings: in
     if derived and "factor" not in given and TRAINED in given and max_position_embeddings is not None:
         given["factor"] = max_position_embeddings / given[TRAINED]
     missing = [key for key in FAMILIES[rope_type].required if key not in given]
-    if rope_type == "longrope" and "factor" not in given and "attention_factor" not in given:
-        missing.append("factor")
+    if rope_type == "longrope":
+        scales = [key for key in ("short_mscale", "long_mscale") if key not in given]
+        if len(scales) == 1:
+            missing += scales
+        elif scales and "factor" not in given and "attention_factor" not in given:
+            missing.append("factor")
+    if QUERY_SCALE in given and TRAINED not in given and TRAINED not in missing:
+        missing.append(TRAINED)
     if missing:
         instead = ", or max_position_embeddings to compute it from" if derived and missing == ["factor"] else ""
         keys = ", ".join(map(repr, missing))
-        raise ValueError(f"scaling: no {keys}, which rope_type {rope_type!r} requires{instead}")
+        reader = f"{QUERY_SCALE!r}" if QUERY_SCALE in given and missing == [TRAINED] else f"rope_type {rope_type!r}"
+        raise ValueError(f"scaling: no {keys}, which {reader} requires{instead}")
     if rope_type == "dynamic" and max_position_embeddings is None:
         raise ValueError("max_position_embeddings: None, expected an integer, which rope_type 'dynamic' requires")
 
@@ -133,9 +171,9 @@ def _check_together(rope_type: str, given: dict[str, Any], dim: int, base: float
         fast, slow = given.get("beta_fast", 32.0), given.get("beta_slow", 1.0)
         if fast < slow:
             raise ValueError(f"scaling['beta_fast']: {fast}, expected at least beta_slow, {slow}")
-    if rope_type == "llama3" and given["high_freq_factor"] <= given["low_freq_factor"]:
+    if rope_type == "llama3" and given["high_freq_factor"] < given["low_freq_factor"]:
         raise ValueError(
-            f"scaling['high_freq_factor']: {given['high_freq_factor']}, expected more than low_freq_factor, "
+            f"scaling['high_freq_factor']: {given['high_freq_factor']}, expected at least low_freq_factor, "
             f"{given['low_freq_factor']}"
         )
     if rope_type == "longrope":
@@ -168,12 +206,16 @@ def _fraction(value: object, name: str) -> float:
     return number
 
 
-def _divisors(value: object, name: str) -> Array:
+def _vector(value: object, name: str) -> Array:
     numbers = as_array(value, name)
     check_dtype(numbers.dtype, name)
     if numbers.ndim != 1:
         raise ValueError(f"{name}: shape {numbers.shape}, expected a number for each pair")
-    numbers = numbers.astype(FLOAT64)
+    return numbers.astype(FLOAT64)
+
+
+def _divisors(value: object, name: str) -> Array:
+    numbers = _vector(value, name)
     if not (np.isfinite(numbers) & (numbers > 0.0)).all():
         raise ValueError(
             f"{name}: {numbers[~(numbers > 0.0) | np.isinf(numbers)][0]}, expected finite positive numbers"
@@ -194,6 +236,10 @@ _CHECKS: dict[str, Callable[[object, str], Any]] = {
     "truncate": check_flag,
     "low_freq_factor": check_positive,
     "high_freq_factor": check_positive,
+    "short_mscale": check_positive,
+    "long_mscale": check_positive,
+    LONGEST: check_size,
+    QUERY_SCALE: partial(_at_least, minimum=0.0),
     "short_factor": _divisors,
     "long_factor": _divisors,
 }

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headwise._base.scalars import check_int, check_size
+from headwise._base.arrays import as_array, check_dtype
+from headwise._base.scalars import check_int, check_real, check_size
+from headwise._base.typing import FLOAT64
 from headwise._positions.rope_config import check_positive, read_scaling
+from headwise._positions.rope_tables import cosines_and_sines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import ArrayLike
+
     from headwise._base.typing import Array
 
-__all__ = ["rope_frequencies", "rope_parameters"]
+__all__ = ["rope_frequencies", "rope_parameters", "rope_tables"]
 
 
 def rope_frequencies(dim: int, base: float = 10000.0) -> Array:
@@ -73,8 +78,11 @@ def rope_parameters(
     scaling : mapping, optional
         ``rope_parameters`` (formerly ``rope_scaling``) of a Hugging Face configuration, unchanged. ``rope_type`` (or
         ``type``) is one of the types below, whose parameters are in the table. Entries that are None are ignored.
-        ``partial_rotary_factor``, the fraction of the features that are rotated, and ``rope_theta`` are allowed with
-        every type.
+        ``partial_rotary_factor``, the fraction of the features that are rotated, ``rope_theta``,
+        ``original_max_position_embeddings``, ``max_position_embeddings`` (as the argument) and
+        ``llama_4_scaling_beta`` (see :meth:`headwise.RotaryPositionalEmbedding.query_scale`) are allowed with every
+        type. Without effect are ``attn_factor``, which transformers does not read either, ``finetuned``, and
+        ``mrope_section`` and ``mrope_interleaved``, which concern images.
     seq_len : int, optional
         Length of the sequence, i.e. its maximum position plus one. By default at most the length that the model was
         trained for.
@@ -111,11 +119,11 @@ def rope_parameters(
     ``llama3``       factor, low_freq_factor, high_freq_factor,                     Llama 3.1, 2024
                      original_max_position_embeddings
     ``longrope``     short_factor, long_factor, original_max_position_embeddings    Ding et al., 2024
-                     [attention_factor, factor]
+                     [attention_factor, factor, short_mscale, long_mscale]
     ================ ============================================================== ===================================
 
-    ``su`` is a former name of ``longrope``. Some configurations (Phi-3) have ``original_max_position_embeddings``
-    outside the mapping; here it must be inside.
+    ``su`` is a former name of ``longrope``, and ``mrope`` of ``default`` for text. Some configurations (Phi-3) have
+    ``original_max_position_embeddings`` outside the mapping; here it must be inside.
 
     Examples
     --------
@@ -129,4 +137,57 @@ def rope_parameters(
     """
     rope = read_scaling(scaling, check_size(dim, "dim"), check_positive(base, "base"), max_position_embeddings)
     length = None if seq_len is None else check_int(seq_len, "seq_len", 0)
-    return rope.inv_freq(length), rope.attention_factor
+    return rope.inv_freq(length), rope.attention_factor(length)
+
+
+def rope_tables(positions: ArrayLike, inv_freq: ArrayLike, factor: float = 1.0) -> tuple[Array, Array]:
+    """The cosines and sines of ``positions * inv_freq``, for :func:`headwise.apply_rope`.
+
+    Parameters
+    ----------
+    positions : array_like, (…)
+        Integers or real numbers, such as ``p / s`` for interpolated positions.
+    inv_freq : array_like, (pairs,)
+        The angle of each pair, in radians per position.
+    factor : float
+        The factor of cosines and sines: the ``attention_factor`` of :func:`rope_parameters`.
+
+    Returns
+    -------
+    cos, sin : ndarray, (…, pairs), float64
+        Angles are computed in float64. :func:`headwise.apply_rope` computes in the dtype to which its arguments
+        promote, so cast the tables to the dtype of its input.
+
+    Raises
+    ------
+    ValueError
+        If ``inv_freq`` is not a vector, or ``factor`` is not finite.
+    TypeError
+        If a dtype is not real, or ``factor`` is not a real number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> inv_freq, factor = hw.rope_parameters(4)
+    >>> cos, sin = hw.rope_tables(range(3), inv_freq, factor)
+    >>> x = np.ones((3, 4))
+    >>> bool((hw.apply_rope(x, cos, sin) == hw.RotaryPositionalEmbedding(4)(x)).all())
+    True
+
+    Image patches in two rows of three (axial rotation): the first pairs turn by the row, the others by the column.
+
+    >>> row, column = np.divmod(np.arange(6), 3)
+    >>> tables = zip(hw.rope_tables(row, inv_freq), hw.rope_tables(column, inv_freq))
+    >>> cos, sin = (np.concatenate(both, axis=-1) for both in tables)
+    >>> hw.apply_rope(np.ones((6, 8)), cos, sin).shape
+    (6, 8)
+    """
+    where, frequencies = as_array(positions, "positions"), as_array(inv_freq, "inv_freq")
+    for name, array in (("positions", where), ("inv_freq", frequencies)):
+        check_dtype(array.dtype, name)
+    if frequencies.ndim != 1:
+        raise ValueError(f"inv_freq: shape {frequencies.shape}, expected (pairs,)")
+    rows = cosines_and_sines(frequencies.astype(FLOAT64), check_real(factor, "factor"), where.astype(FLOAT64))
+    pairs = len(frequencies)
+    return rows[..., :pairs], rows[..., pairs:]

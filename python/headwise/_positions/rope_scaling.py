@@ -30,26 +30,44 @@ class RotaryScaling(NamedTuple):
     base: float
     trained_length: int | None  # the length above which frequencies depend on it; None: they do not
     parameters: Mapping[str, Any]
+    pinned: int | None = None  # the length that stands for every other one
 
     @property
     def rotary_dim(self) -> int:
         return self.dim + self.dim % 2
 
+    @property
+    def _family(self) -> Family:
+        return FAMILIES.get(self.rope_type, GIVEN)
+
     def regime(self, length: int | None) -> int:
         """A representative of the lengths that have the same frequencies as ``length``."""
         if self.trained_length is None:
             return 0
+        if self.pinned is not None:
+            length = self.pinned
         if length is None or length <= self.trained_length:
             return self.trained_length
         return length if self.rope_type == "dynamic" else self.trained_length + 1
 
     def inv_freq(self, length: int | None) -> Array:
         """The frequencies in radians per position, (pairs,), float64, for sequences of ``length``."""
-        return FAMILIES[self.rope_type].inv_freq(self, self.regime(length))
+        return self._family.inv_freq(self, self.regime(length))
 
-    @property
-    def attention_factor(self) -> float:
-        return FAMILIES[self.rope_type].attention_factor(self)
+    def attention_factor(self, length: int | None) -> float:
+        """The factor of cosines and sines for sequences of ``length``."""
+        return self._family.attention_factor(self, self.regime(length))
+
+    def query_scale(self, positions: Array) -> Array | None:
+        """``1 + beta ln(1 + floor(p / L))``, the factor of queries at positions ``p``; None without ``beta``.
+
+        ``beta`` is ``llama_4_scaling_beta``: Ministral 3 (Mistral AI, 2025), after the temperature of Llama 4.
+        """
+        beta = self.parameters.get(QUERY_SCALE)
+        if beta is None:
+            return None
+        scale: Array = 1.0 + beta * np.log1p(np.floor(np.maximum(positions, 0) / self.parameters[TRAINED]))
+        return scale
 
 
 # --- frequencies ---
@@ -102,8 +120,8 @@ def _yarn(rope: RotaryScaling, _length: int) -> Array:
     given, plain = rope.parameters, _default(rope)
 
     def pair_rotating(times: float) -> float:
-        angle = 2.0 * math.pi * times
-        return rope.dim * math.log(given[TRAINED] / angle) / (2.0 * math.log(rope.base))
+        # A difference of logarithms, as the quotient may overflow.
+        return rope.dim * (math.log(given[TRAINED] / (2.0 * math.pi)) - math.log(times)) / (2.0 * math.log(rope.base))
 
     first, last = pair_rotating(given.get("beta_fast", 32.0)), pair_rotating(given.get("beta_slow", 1.0))
     if given.get("truncate", True):
@@ -118,12 +136,13 @@ def _llama3(rope: RotaryScaling, _length: int) -> Array:
     """``f (1 - g) + g f / s``: ``apply_scaling`` in the reference code of Llama 3.1 (Meta, 2024).
 
     ``g`` depends on the number of rotations within ``L`` positions: 0 from ``high_freq_factor`` on, 1 below
-    ``low_freq_factor``, and linear in between.
+    ``low_freq_factor``, and linear in between. If both are equal (Llama 4 Scout), it is a step.
     """
     given, plain = rope.parameters, _default(rope)
     low, high = given["low_freq_factor"], given["high_freq_factor"]
     rotations = given[TRAINED] * plain / (2.0 * math.pi)
-    return _between(plain, 1.0 - np.clip((rotations - low) / (high - low), 0.0, 1.0), given["factor"])
+    kept = np.clip((rotations - low) / (high - low), 0.0, 1.0) if high > low else (rotations >= low).astype(FLOAT64)
+    return _between(plain, 1.0 - kept, given["factor"])
 
 
 def _longrope(rope: RotaryScaling, length: int) -> Array:
@@ -132,9 +151,18 @@ def _longrope(rope: RotaryScaling, length: int) -> Array:
     Both sets were found by search: Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens"
     (2024), section 3.
     """
-    longer = rope.trained_length is not None and length > rope.trained_length
     inv_freq = _default(rope)
-    inv_freq /= rope.parameters["long_factor" if longer else "short_factor"]
+    inv_freq /= rope.parameters["long_factor" if _is_longer(rope, length) else "short_factor"]
+    return inv_freq
+
+
+def _is_longer(rope: RotaryScaling, length: int) -> bool:
+    return rope.trained_length is not None and length > rope.trained_length
+
+
+def _given(rope: RotaryScaling, _length: int) -> Array:
+    """The argument ``inv_freq`` of the rotary layer."""
+    inv_freq: Array = rope.parameters["inv_freq"]
     return inv_freq
 
 
@@ -154,11 +182,11 @@ def _powers(base: float, dim: int, divisor: int) -> Array:
 # --- factors of cosines and sines: scores are multiplied by their square ---
 
 
-def _none(_rope: RotaryScaling) -> float:
+def _none(_rope: RotaryScaling, _length: int) -> float:
     return 1.0
 
 
-def _yarn_attention(rope: RotaryScaling) -> float:
+def _yarn_attention(rope: RotaryScaling, _length: int) -> float:
     """``0.1 ln(s) + 1``: Peng et al. (2023), section 3.4. With ``mscale`` and ``mscale_all_dim`` (DeepSeek) it is
     ``(0.1 mscale ln(s) + 1) / (0.1 mscale_all_dim ln(s) + 1)``."""
     given = rope.parameters
@@ -169,9 +197,11 @@ def _yarn_attention(rope: RotaryScaling) -> float:
     return (above * log + 1.0) / (below * log + 1.0) if above and below else log + 1.0
 
 
-def _longrope_attention(rope: RotaryScaling) -> float:
-    """``sqrt(1 + ln(s) / ln(L))``: the code of Phi-3 (Microsoft, 2024)."""
+def _longrope_attention(rope: RotaryScaling, length: int) -> float:
+    """``sqrt(1 + ln(s) / ln(L))``: the code of Phi-3 (Microsoft, 2024). Phi-3.5-MoE gives both numbers itself."""
     given = rope.parameters
+    if "short_mscale" in given:
+        return float(given["long_mscale" if _is_longer(rope, length) else "short_mscale"])
     if "attention_factor" in given:
         return float(given["attention_factor"])
     if given["factor"] <= 1.0:
@@ -185,10 +215,11 @@ class Family(NamedTuple):
     inv_freq: Callable[[RotaryScaling, int], Array]
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    attention_factor: Callable[[RotaryScaling], float] = _none
+    attention_factor: Callable[[RotaryScaling, int], float] = _none
 
 
 TRAINED = "original_max_position_embeddings"
+QUERY_SCALE = "llama_4_scaling_beta"
 FAMILIES = {
     "default": Family(_default),
     "linear": Family(_linear, ("factor",)),
@@ -202,6 +233,11 @@ FAMILIES = {
     ),
     "llama3": Family(_llama3, ("factor", "low_freq_factor", "high_freq_factor", TRAINED)),
     "longrope": Family(
-        _longrope, ("short_factor", "long_factor", TRAINED), ("attention_factor", "factor"), _longrope_attention
+        _longrope,
+        ("short_factor", "long_factor", TRAINED),
+        ("attention_factor", "factor", "short_mscale", "long_mscale"),
+        _longrope_attention,
     ),
 }
+# The argument inv_freq of the rotary layer, which is no type of a configuration.
+GIVEN = Family(_given)

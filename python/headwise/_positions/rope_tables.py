@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwise._base.outputs import check_room
 from headwise._base.typing import FLOAT64
 from headwise._positions.position_table import PositionTable
 
@@ -29,7 +30,7 @@ class RotaryTable(PositionTable):
         self._kept = kept
         self._made_of = inv_freq, attention_factor
         self._last: tuple[tuple[int, int, np.dtype[Any]], Array] | None = None
-        super().__init__(partial(_cosines_and_sines, inv_freq, attention_factor), length)
+        super().__init__(partial(cosines_and_sines, inv_freq, attention_factor), length)
 
     def __reduce__(self) -> tuple[type[RotaryTable], tuple[Any, ...]]:
         return RotaryTable, (*self._made_of, len(self.array), self._kept)  # copies are read-only, too, without a cast
@@ -65,7 +66,7 @@ class RotaryTables:
 
     def __init__(self, scaling: RotaryScaling, length: int) -> None:
         self._scaling = scaling
-        self._limit = scaling.trained_length
+        self._limit = scaling.trained_length if scaling.pinned is None else None
         self.trained = self._make(None, length)
         self._longer: tuple[int, RotaryTable] | None = None
 
@@ -82,11 +83,13 @@ class RotaryTables:
     def _make(self, length: int | None, rows: int) -> RotaryTable:
         scaling = self._scaling
         kept = length is None or scaling.regime(length) == scaling.regime(length + 1)
-        return RotaryTable(scaling.inv_freq(length), scaling.attention_factor, rows, kept)
+        return RotaryTable(scaling.inv_freq(length), scaling.attention_factor(length), rows, kept)
 
 
-def _cosines_and_sines(inv_freq: Array, attention_factor: float, positions: Array) -> Array:
+def cosines_and_sines(inv_freq: Array, attention_factor: float, positions: Array) -> Array:
+    """``[cos | sin]`` of ``positions * inv_freq``, times the factor: (…, 2 pairs)."""
     pairs = len(inv_freq)
+    check_room(*positions.shape, 2 * pairs)
     rows = np.empty((*positions.shape, 2 * pairs))
     cos, sin = rows[..., :pairs], rows[..., pairs:]
     np.multiply.outer(positions, inv_freq, out=sin)

@@ -16,7 +16,7 @@ from headwise._base.outputs import check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag, check_int, check_size
 from headwise._ops.rope import rotate
 from headwise._positions.position_table import as_positions
-from headwise._positions.rope_config import check_positive, read_scaling
+from headwise._positions.rope_config import check_positive, given_frequencies, read_scaling
 from headwise._positions.rope_tables import RotaryTables
 
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ class RotaryPositionalEmbedding(Layer):
         fraction ``scaling['partial_rotary_factor']``.
     max_position_embeddings : int, optional
         As in the configuration; some types of ``scaling`` require it.
+    inv_freq : array_like, (pairs,), optional
+        The angle of each pair in radians per position, in place of ``base`` and ``scaling``. ``2 * pairs`` features are
+        rotated, and ``attention_factor`` is 1.
+    regime : int, optional
+        The length of the sequence whose frequencies every call uses, with ``dynamic`` and ``longrope``. It makes a
+        prompt in chunks equal one call. By default the length is the maximum position of the call plus one.
 
     Attributes
     ----------
@@ -69,7 +75,7 @@ class RotaryPositionalEmbedding(Layer):
     inv_freq : ndarray, (pairs,), float64, read-only
         The angle of each pair in radians per position, for the same sequences.
     attention_factor : float
-        The factor of cosines and sines: 1 except for ``yarn`` and ``longrope``.
+        The factor of cosines and sines: 1 except for ``yarn`` and ``longrope``, for the same sequences.
 
     Raises
     ------
@@ -83,7 +89,11 @@ class RotaryPositionalEmbedding(Layer):
     -----
     With ``dynamic`` and ``longrope``, cached keys that were rotated when the sequence was shorter keep the frequencies
     of that length, as in transformers. There, ``dynamic`` also keeps the frequencies of the longest sequence so far
-    until a sequence of trained length follows; here the frequencies of a call depend on its own positions only.
+    until a sequence of trained length follows; here the frequencies of a call depend on its own positions only, or on
+    ``regime``.
+
+    A second rotation adds to the first: ``RotaryPositionalEmbedding(d_model, inv_freq=rope.inv_freq)`` moves rotated
+    keys to other positions without multiplying them by ``attention_factor`` once more.
 
     References
     ----------
@@ -113,7 +123,7 @@ class RotaryPositionalEmbedding(Layer):
     scaling: dict[str, Any] | None
     attention_factor: float
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (public)
         self,
         d_model: int,
         max_len: int = 2048,
@@ -123,17 +133,24 @@ class RotaryPositionalEmbedding(Layer):
         scaling: Mapping[str, Any] | None = None,
         rotary_dim: int | None = None,
         max_position_embeddings: int | None = None,
+        inv_freq: ArrayLike | None = None,
+        regime: int | None = None,
     ) -> None:
         self.d_model = check_size(d_model, "d_model")
         self.max_len = check_size(max_len, "max_len")
         self.interleaved = check_flag(interleaved, "interleaved")
-        rope = read_scaling(
-            scaling, self.d_model, check_positive(base, "base"), max_position_embeddings, rotary_dim, name="d_model"
-        )
-        self.base = rope.base
+        self.base = check_positive(base, "base")
+        if inv_freq is None:
+            rope = read_scaling(scaling, self.d_model, self.base, max_position_embeddings, rotary_dim, name="d_model")
+            self.base = rope.base
+        else:
+            rope = given_frequencies(inv_freq, self.d_model, scaling, rotary_dim)
+        if regime is not None:
+            rope = rope._replace(pinned=check_size(regime, "regime"))
         self.rotary_dim = rope.rotary_dim
         self.scaling = None if scaling is None else dict(scaling)
-        self.attention_factor = rope.attention_factor
+        self.attention_factor = rope.attention_factor(None)
+        self._scaling = rope
         self._tables = RotaryTables(rope, self.max_len)
 
     @property
@@ -196,6 +213,35 @@ class RotaryPositionalEmbedding(Layer):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+    def query_scale(self, positions: ArrayLike) -> Array | None:
+        """The factor of queries at ``positions`` that ``scaling['llama_4_scaling_beta']`` asks for.
+
+        It is ``1 + beta ln(1 + floor(p / L))`` with ``L = scaling['original_max_position_embeddings']``, as in
+        Ministral 3. :meth:`forward` does not apply it, as it rotates keys too; attention layers do.
+
+        Parameters
+        ----------
+        positions : array_like of int, (…)
+
+        Returns
+        -------
+        ndarray, (…), float64, or None
+            None without ``llama_4_scaling_beta``.
+
+        Raises
+        ------
+        TypeError
+            If ``positions`` are not integers.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> scaling = {"original_max_position_embeddings": 4, "llama_4_scaling_beta": 0.5}
+        >>> hw.RotaryPositionalEmbedding(2, scaling=scaling).query_scale([0, 3, 4]).round(4)
+        array([1.    , 1.    , 1.3466])
+        """
+        return self._scaling.query_scale(as_positions(positions).astype(np.float64))
 
     def rotate_half(self, x: ArrayLike) -> Array:
         """Rotate each pair of features by 90 degrees, ``(a, b)`` to ``(-b, a)``.
@@ -274,6 +320,8 @@ class RotaryPositionalEmbedding(Layer):
         if len(shape) > 2 and where.shape in ((batch, seq), (1, seq)):
             return where if len(shape) == 3 else where[:, np.newaxis]
         expected = f"({seq},)" if len(shape) == 2 else f"({seq},) or ({batch}, {seq})"
+        if where.ndim == 3:
+            expected += " (for several coordinates use rope_tables and apply_rope)"
         raise ValueError(f"positions: shape {where.shape}, expected {expected} for x of shape {shape}")
 
 
