@@ -31,7 +31,7 @@ OPTIONS: dict[str, Option] = {
         lambda st, array, s: st.tuples(
             broadcast(st, s.scores).flatmap(array), st.sampled_from([None, -3.0, -0.5, 1.0])
         ).map(lambda drawn: drawn[0] if drawn[1] is None else drawn[0] > drawn[1]),
-        refused=((TypeError, "causal"), (TypeError, object())),
+        refused=((TypeError, "causal"), (TypeError, object()), (ValueError, np.full((5, 7), 2))),
         varlen=False,
     ),
     "bias": Option(
@@ -93,8 +93,10 @@ OPTIONS: dict[str, Option] = {
     "key_padding_mask": Option(
         lambda s, make: kept(make("key_padding_mask", (s.lead[0] if s.lead else 1, s.keys))),
         lambda st, array, s: st.tuples(
-            array((*(s.lead[:-1] or s.lead or (1,)), s.keys)), st.sampled_from([1.3, -1.3])
-        ).map(lambda drawn: drawn[0] > drawn[1]),
+            array((*(s.lead[:-1] or s.lead or (1,)), s.keys)), st.sampled_from([1.3, -1.3]),
+            st.sampled_from([bool, np.int8, float, None]),
+        ).map(lambda drawn: drawn[0] if drawn[2] is None else (drawn[0] > drawn[1]).astype(drawn[2])),
+        refused=((TypeError, "causal"), (TypeError, np.ones((2, 7), complex)), (ValueError, np.full((2, 7), -1))),
         varlen=False,
     ),
     "precision": Option(

@@ -290,13 +290,17 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
         keep &= spread(np.asarray(mask), scores) != 0
     elif mask is not None:
         biases.append(double(mask))
+    if key_padding_mask is not None:
+        batches = lead[:-1] if len(lead) > 1 else lead
+        padding = np.broadcast_to(np.asarray(key_padding_mask), (*batches, key_len) if batches else (1, key_len))
+        padding = padding.reshape(batch, 1, 1, key_len)
+        if is_keep(padding):
+            keep &= padding != 0
+        else:
+            biases.append(np.broadcast_to(double(padding), keep.shape).reshape(scores))
     for one in biases:
         keep &= spread(one, scores) != -np.inf
         added += spread(one, scores)
-    if key_padding_mask is not None:
-        batches = lead[:-1] if len(lead) > 1 else lead
-        padding = np.broadcast_to(np.asarray(key_padding_mask) != 0, (*batches, key_len) if batches else (1, key_len))
-        keep &= padding.reshape(batch, 1, 1, key_len)
 
     offset = key_len - query_len if causal_alignment == "lower_right" else 0
     left, right = (window_size, window_size) if isinstance(window_size, int) else window_size or (-1, -1)

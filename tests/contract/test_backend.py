@@ -198,11 +198,11 @@ def call_into(case: Case) -> Callable[[Lay], Any]:
 
 COMPUTED = [case for case in cases() if case.operation.computed]
 CALLS: dict[str, Callable[[Lay], Any]] = {str(case): call(case) for case in COMPUTED} | {
-    "attention-dropout-float-mask": lambda lay: hw.scaled_dot_product_attention(
-        lay(X), lay(X), lay(X), lay(MASK), 0.5, rng=0
+    "attention-dropout-bias": lambda lay: hw.scaled_dot_product_attention(
+        lay(X), lay(X), lay(X), None, 0.5, bias=lay(MASK), rng=0
     ),
     "attention-rank-3": lambda lay: hw.flash_attention(lay(X[0]), lay(X[0]), lay(X[0]), lay(MASK[0] > 0)),
-    "attention-rank-5": lambda lay: hw.flash_attention(lay(X[None]), lay(X[None]), lay(X[None]), lay(MASK[None])),
+    "attention-rank-5": lambda lay: hw.flash_attention(lay(X[None]), lay(X[None]), lay(X[None]), bias=lay(MASK[None])),
     "attention-broadcast": lambda lay: hw.flash_attention(
         *[np.broadcast_to(lay(X[:1]), X.shape)] * 3, np.broadcast_to(lay(MASK[:, :, :, :1] > 0), MASK.shape),
         bias=np.broadcast_to(lay(MASK[:, :1]), MASK.shape),

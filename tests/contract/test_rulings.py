@@ -38,19 +38,42 @@ def test_ruling_order_of_operations(qkv: list[np.ndarray]) -> None:
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int64", "uint16"])
 def test_ruling_bool_or_integer_mask(qkv: list[np.ndarray], dtype: str) -> None:
-    """Every nonzero number keeps, also in ``key_padding_mask``."""
-    numbers = np.tile(np.array([1, 0, 5, 0, 0, 3, 1]).astype(dtype), (QUERY_LEN, 1))
+    """1 keeps, 0 masks, also in ``key_padding_mask``."""
+    numbers = np.tile(np.array([1, 0, 1, 0, 0, 1, 1]).astype(dtype), (QUERY_LEN, 1))
     for keywords in ({"mask": numbers}, {"key_padding_mask": numbers[:BATCH]}):
         weights = weights_of(*qkv, **keywords)
         assert (weights[..., [1, 3, 4]] == 0).all()
         assert (weights[..., [0, 2, 5, 6]] > 0).all()
 
 
-def test_ruling_float_key_padding_mask_selects_too(qkv: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint16"])
+@pytest.mark.parametrize("name", ["mask", "key_padding_mask"])
+def test_ruling_integer_mask_of_other_numbers(qkv: list[np.ndarray], name: str, dtype: str) -> None:
+    """Neither a keep-mask nor additive: the error says how to write both."""
+    for number in (-1, 2, 3, -10000):
+        mask = np.tile([1, 0, 1, 0, 0, 1, 1], (BATCH, 1))
+        mask[1, 3] = number
+        if number < 0 and dtype == "uint16":
+            continue
+        mask = mask.astype(dtype)
+        with pytest.raises(ValueError, match=rf"^{name}: the integer {mask[1, 3]}, .*keeps.*added"):
+            hw.flash_attention(*qkv, **{name: mask})
+
+
+def test_ruling_float_key_padding_mask(qkv: list[np.ndarray]) -> None:
+    """By the rule of ``mask``: 0.0 and 1.0 with a 1.0 keep, else it is added."""
     padding = np.tile([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0], (BATCH, 1))
     np.testing.assert_array_equal(
         weights_of(*qkv, key_padding_mask=padding), weights_of(*qkv, key_padding_mask=padding != 0)
     )
+    np.testing.assert_array_equal(weights_of(*qkv, key_padding_mask=0 * padding), weights_of(*qkv))
+    for masked in (-np.inf, -1e9):
+        additive = np.where(padding != 0, 0.0, masked)
+        np.testing.assert_array_equal(
+            weights_of(*qkv, key_padding_mask=additive), weights_of(*qkv, key_padding_mask=padding != 0)
+        )
+    additive = normal((BATCH, KEY_LEN), dtype=np.float64)
+    check_attention(qkv, {"key_padding_mask": additive}, oracle.attention(*qkv, bias=additive[:, None, None]))
 
 
 def test_ruling_float_mask(qkv: list[np.ndarray]) -> None:
@@ -91,6 +114,19 @@ def test_ruling_3d_mask(qkv: list[np.ndarray]) -> None:
     np.testing.assert_array_equal(weights_of(*qkv, mask=mask), weights_of(*qkv, mask=np.stack([mask] * BATCH)))
     three = [array[0] for array in qkv]
     check_attention(three, {"mask": mask}, oracle.attention(*three, mask=mask))
+
+
+def test_ruling_3d_mask_with_as_many_heads_as_sequences(qkv: list[np.ndarray]) -> None:
+    """Nothing says which of the two its first axis is. A bias broadcasts as in NumPy: `alibi_bias` has heads first."""
+    square = [array[:, :BATCH] for array in qkv]
+    mask = normal((BATCH, QUERY_LEN, KEY_LEN)) > 0
+    with pytest.raises(ValueError, match=r"^mask: .*mask\[:, None\].*mask\[None\]"):
+        weights_of(*square, mask=mask)
+    assert not np.array_equal(weights_of(*square, mask=mask[:, None]), weights_of(*square, mask=mask[None]))
+    np.testing.assert_array_equal(weights_of(*square, bias=mask * 2.0), weights_of(*square, bias=mask[None] * 2.0))
+    np.testing.assert_array_equal(weights_of(*square, mask=mask[:1]), weights_of(*square, mask=mask[None, :1]))
+    with pytest.raises(ValueError, match=r"^mask: .*mask\[:, None\]"):  # as many sequences, not as many heads
+        weights_of(*qkv, mask=mask)
 
 
 def test_ruling_mask_with_is_causal(qkv: list[np.ndarray]) -> None:

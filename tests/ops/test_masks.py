@@ -47,6 +47,52 @@ def test_aliases() -> None:
     assert positional_encoding.create_look_ahead_mask is hw.create_look_ahead_mask
 
 
+KEPT = np.array([[1, 1, 1, 0]])
+
+#: Ways to write that key 3 of four is masked, as (the argument's name, the mask).
+WRITTEN = {
+    "padding": ("mask", hw.create_padding_mask([[7, 3, 9, 0]])),
+    "complement": ("mask", ~hw.create_padding_mask([[0, 0, 0, 4]])),
+    "arithmetic": ("mask", (1 - hw.create_padding_mask([[7, 3, 9, 0]])) * -1e9),
+    "where": ("mask", np.where(hw.create_padding_mask([[7, 3, 9, 0]]), 0, -np.inf)),
+    "padding-bool": ("key_padding_mask", KEPT != 0),
+    "padding-integer": ("key_padding_mask", KEPT),
+    "padding-float": ("key_padding_mask", KEPT * 1.0),
+    "padding-inf": ("key_padding_mask", [[0, 0, 0, -np.inf]]),
+    "padding-1e9": ("key_padding_mask", [[0, 0, 0, -1e9]]),
+    "padding-lowest": ("key_padding_mask", (1 - KEPT) * np.finfo(np.float32).min),
+    "padding-arithmetic": ("key_padding_mask", (1 - hw.create_padding_mask([[7, 3, 9, 0]])) * -1e9),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_mask_is_never_read_the_other_way_round(written: str, dtype: str) -> None:
+    """Functions, layers and caches: keys 0 to 2 are kept, key 3 is masked."""
+    x = np.eye(4, dtype=dtype)[None]
+    name, mask = WRITTEN[written]
+    expected = np.broadcast_to(KEPT > 0, (1, 4, 4))
+    for given in (mask, np.asarray(mask).astype(np.float32)):
+        weights = hw.scaled_dot_product_attention(x, x, x, **{name: given})[1]
+        np.testing.assert_array_equal(weights > 0, expected)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+        layer = hw.MultiHeadAttention(4, 2, rng=0)
+        np.testing.assert_array_equal(layer(x, **{name: given})[1][:, 0] > 0, expected)
+        np.testing.assert_array_equal(hw.self_attention(x, 4, **{name: given})[1] > 0, expected)
+    if name == "mask":
+        cache = hw.KVCache(1, 1, capacity=4, head_dim=4, dtype=dtype)
+        weights = cache.extend(x[:, None], x[:, None], x[:, None], mask=mask, need_weights=True)[1][0]
+        np.testing.assert_array_equal(weights > 0, expected & np.tri(4, dtype=bool))
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "object", "U1", "M8[D]"])
+@pytest.mark.parametrize("name", ["mask", "key_padding_mask"])
+def test_errors_of_dtypes_speak_of_masks(name: str, dtype: str) -> None:
+    x = np.eye(4)[None]
+    with pytest.raises(TypeError, match=rf"^{name}: dtype .*keeps a key.*added to the scores"):
+        hw.flash_attention(x, x, x, **{name: np.ones((1, 4), int).astype(dtype)})
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
@@ -114,6 +160,9 @@ class TestReading:
             lambda m: 1 - (1 - m),
             lambda m: np.logical_not(m == 0),
             lambda m: m & m,
+            lambda m: ~~m,
+            lambda m: ~(~m).astype(bool),
+            lambda m: m.astype(np.float32),
             lambda m: m[:],
             copy.deepcopy,
             lambda m: pickle.loads(pickle.dumps(m)),
@@ -137,6 +186,33 @@ class TestReading:
         for mixed in (padding & causal, causal & padding, padding[:1] & causal, np.multiply(padding, np.ones(4))):
             assert type(mixed) is np.ndarray
         np.testing.assert_array_equal(padding[:1] & causal, np.asarray(padding)[:1] & np.asarray(causal))
+
+    @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+    def test_invert_is_the_logical_complement(self, padding: masks.PaddingMask, dtype: str) -> None:
+        mask = padding.astype(dtype)
+        complement = ~mask
+        assert type(complement) is masks.PaddingMask
+        assert complement.dtype == mask.dtype
+        np.testing.assert_array_equal(np.asarray(complement), np.asarray(padding) == 0)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda m: (1 - m) * -1e9,
+            lambda m: (1 - m) * -10000,
+            lambda m: (1.0 - m.astype(float)) * -1e9,
+            lambda m: -m,
+            lambda m: m / 2,
+            lambda m: m + m,
+            lambda m: m * 1.0,
+            lambda m: np.log(m + 1e-9),
+            lambda m: np.where(m, 0.0, -np.inf),
+            lambda m: m @ m,
+            lambda m: np.cumsum(m, axis=1),
+        ],
+    )
+    def test_what_is_no_keep_mask_is_an_array(self, padding: masks.PaddingMask, change: Any) -> None:
+        assert type(change(padding)) is np.ndarray
 
     def test_reductions_become_arrays(self, padding: masks.PaddingMask) -> None:
         assert type(padding.sum(axis=1)) is np.ndarray

@@ -44,9 +44,14 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "V" and dtype.type.__name__ == "bfloat16"
 
 
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is a floating dtype up to float64, an integer or bool."""
+    return dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype)
+
+
 def check_dtype(dtype: np.dtype[Any], name: str) -> None:
-    """TypeError unless ``dtype`` is a floating dtype up to float64, an integer or bool."""
-    if dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype):
+    """TypeError unless :func:`is_real`."""
+    if is_real(dtype):
         return
     raise TypeError(
         f"{name}: dtype {dtype}, expected float16, bfloat16, float32, float64, or integers or bool (taken as float64)"

@@ -221,8 +221,8 @@ class MultiHeadAttention(MultiHeadParameters):
             ``key`` by default.
         mask : array_like, optional
             ``(query_len, key_len)``, ``(batch, query_len, key_len)`` or ``(batch, heads, query_len, key_len)``, or
-            ``(batch, key_len)`` from :func:`headwise.create_padding_mask`. Boolean or integer: nonzero keeps; floating:
-            added to the scores, unless it holds only 0.0 and 1.0 and at least one 1.0, which keeps.
+            ``(batch, key_len)`` from :func:`headwise.create_padding_mask`. Boolean, or integers 0 and 1: 1 keeps;
+            floating: added to the scores, unless it holds only 0.0 and 1.0 and at least one 1.0, which keeps.
         training : bool, optional
             Whether dropout acts in this call; the attribute ``training`` by default.
         rng : int or numpy.random.Generator, optional

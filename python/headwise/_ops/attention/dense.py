@@ -83,9 +83,9 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     value : array_like, (..., key_len, value_dim)
         As many heads as `key`.
     mask : array_like, (..., query_len, key_len) or (batch, key_len), optional
-        A bool or integer mask keeps a key where it is nonzero. A floating mask is added to the scores, unless it holds
-        only 0.0 and 1.0, with at least one 1.0: then it is a keep-mask. Broadcast against the scores.
-        ``create_padding_mask`` returns masks of (batch, key_len).
+        A bool mask keeps a key where it is True, an integer mask of 0 and 1 where it is 1. A floating mask is added to
+        the scores, unless it holds only 0.0 and 1.0, with at least one 1.0: then it is a keep-mask. Broadcast against
+        the scores. ``create_padding_mask`` returns masks of (batch, key_len).
     dropout : float
         Rate in [0, 1) at which weights become 0; the others are multiplied by ``1 / (1 - dropout)``. The weights
         returned are those before dropout.
@@ -108,7 +108,7 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     sinks : array_like, (heads,), optional
         One logit per head that is added to the softmax denominator and has no value [4]_.
     key_padding_mask : array_like, (batch, key_len), optional
-        Keeps a key where it is nonzero.
+        A mask of the keys of each sequence, by the rules of `mask`.
     need_weights : bool
         If False, the weights are None and no array of query_len x key_len is allocated.
     return_lse : bool
@@ -135,7 +135,7 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     Raises
     ------
     ValueError
-        If shapes do not match, or a number is out of its range.
+        If shapes do not match, an integer mask holds other numbers than 0 and 1, or a number is out of its range.
     TypeError
         If an array is not real, or another argument has a wrong type.
 
@@ -230,7 +230,8 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
     value : array_like, (..., key_len, value_dim)
         As many heads as `key`.
     mask : array_like, (..., query_len, key_len) or (batch, key_len), optional
-        Bool or integer: keeps a key where it is nonzero. Floating: added to the scores.
+        Bool, or integers 0 and 1: keeps a key where it is 1. Floating: added to the scores, unless it holds only 0.0
+        and 1.0, with at least one 1.0.
     bias : array_like, (..., query_len, key_len), optional
         Added to the scores.
     is_causal : bool
@@ -248,7 +249,7 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
     sinks : array_like, (heads,), optional
         One logit per head that is added to the softmax denominator.
     key_padding_mask : array_like, (batch, key_len), optional
-        Keeps a key where it is nonzero.
+        A mask of the keys of each sequence, by the rules of `mask`.
     return_lse : bool
         Whether to return the logarithm of the softmax denominator as well.
     precision : {"highest", "high", "medium"}, optional

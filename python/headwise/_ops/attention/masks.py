@@ -18,6 +18,8 @@ from headwise._base.scalars import check_real, check_size
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from headwise._base.typing import Array
+
 __all__ = [
     "CausalMask",
     "PaddingMask",
@@ -27,11 +29,18 @@ __all__ = [
 ]
 
 
-class _Mask(np.ndarray[Any, np.dtype[Any]]):
-    """An array whose class states the meaning of its axes.
+def only_0_and_1(m: Array) -> bool:
+    """Whether a bool or integer ``m`` holds no other numbers than 0 and 1. One pass: other bits show in the union."""
+    return m.dtype.kind == "b" or int(np.bitwise_or.reduce(m, axis=None)) in (0, 1)
 
-    Slices, copies, ``astype`` and elementwise functions of one mask and scalars keep the class. Arithmetic with another
-    array returns a plain array: neither meaning is known to hold for ``padding & causal``.
+
+class _Mask(np.ndarray[Any, np.dtype[Any]]):
+    """A keep-mask whose class states the meaning of its axes.
+
+    Slices, copies and ``astype`` keep the class. So do elementwise functions of masks of one class and scalars if the
+    result holds only bool, or the integers 0 and 1. Every other result is a plain array: ``(1 - mask) * -1e9`` is a
+    bias, and for ``padding & causal`` neither meaning of the axes is known to hold. ``~`` is the logical complement,
+    for integers as well.
     """
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -41,12 +50,19 @@ class _Mask(np.ndarray[Any, np.dtype[Any]]):
         out = kwargs.get("out")
         if out is not None:
             kwargs["out"] = tuple(plain(array) for array in out)
-        result = getattr(ufunc, method)(*(plain(x) for x in inputs), **kwargs)
+        arrays = [plain(x) for x in inputs]
+        if ufunc is np.invert and method == "__call__" and arrays[0].dtype.kind in "iu":
+            ufunc, arrays = np.bitwise_xor, [arrays[0], 1]
+        result = getattr(ufunc, method)(*arrays, **kwargs)
         if out is not None and result is not NotImplemented:
             return out[0] if len(out) == 1 else result
-        same_axes = method == "__call__" and all(type(x) is type(self) or np.ndim(x) == 0 for x in inputs)
+        same_axes = (
+            method == "__call__"
+            and ufunc.signature is None
+            and all(type(x) is type(self) or np.ndim(x) == 0 for x in inputs)
+        )
         if same_axes and isinstance(result, np.ndarray) and result.shape == self.shape:
-            return result.view(type(self))
+            return result.view(type(self)) if result.dtype.kind in "biu" and only_0_and_1(result) else result
         return result
 
 

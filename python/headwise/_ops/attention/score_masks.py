@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import as_array, cast_layout, check_dtype, compact, fits, four_axes, is_bfloat16
-from headwise._ops.attention.masks import CausalMask, PaddingMask
+from headwise._base.arrays import as_array, cast_layout, compact, fits, four_axes, is_bfloat16, is_real
+from headwise._ops.attention.masks import CausalMask, PaddingMask, only_0_and_1
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from headwise._base.typing import Array
     from headwise._ops.attention.options import SpecOptions
     from headwise._ops.attention.shapes import AttentionShape
 
     Dtypes = tuple[np.dtype[Any], np.dtype[Any]]  # of the computation, of the arrays that the backend reads
+
+_MEANING = "bool or the integers 0 and 1, where 1 keeps a key, or floating numbers, which are added to the scores"
 
 # Above this number of entries, looking at one row first is worth a NumPy call.
 _LARGE = 1 << 14
@@ -30,31 +34,42 @@ def keep_and_bias(
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The keep-masks and the biases that ``mask``, ``key_padding_mask`` and ``bias`` amount to."""
     mask, key_padding_mask, bias = options.mask, options.key_padding_mask, options.bias
+    aligned: list[tuple[str, Array]] = []
+    if mask is not None:
+        array = _read(mask, "mask")
+        if isinstance(mask, PaddingMask) and mask.ndim == 2:
+            array = _over_keys(array, "mask", shape)
+        else:
+            array = _align(array, "mask", shape, pairs_only=isinstance(mask, CausalMask))
+        aligned.append(("mask", array))
+    if key_padding_mask is not None:
+        array = _over_keys(_read(key_padding_mask, "key_padding_mask"), "key_padding_mask", shape)
+        aligned.append(("key_padding_mask", array))
     keeps: list[Array] = []
     biases: list[Array] = []
-    if mask is not None:
-        array = as_array(mask, "mask")
-        check_dtype(array.dtype, "mask")
-        if isinstance(mask, PaddingMask) and mask.ndim == 2:
-            keeps.append(_keep(_over_keys(array, "mask", shape), shape))
+    for name, array in aligned:
+        m = compact(array)
+        keep = _as_keep(m, name)
+        if keep is None:
+            biases.append(_bias(m, shape, dtypes))
         else:
-            aligned = compact(_align(array, "mask", shape, pairs_only=isinstance(mask, CausalMask)))
-            keep = _as_keep(aligned)
-            if keep is None:
-                biases.append(_bias(aligned, shape, dtypes))
-            else:
-                keeps.append(_keep(keep, shape))
-    if key_padding_mask is not None:
-        array = as_array(key_padding_mask, "key_padding_mask")
-        check_dtype(array.dtype, "key_padding_mask")
-        keeps.append(_keep(_over_keys(array, "key_padding_mask", shape), shape))
+            keeps.append(_four_axes(keep, shape))
     if bias is not None:
         array = as_array(bias, "bias")
-        check_dtype(array.dtype, "bias")
-        if array.dtype.kind == "b":
-            raise TypeError("bias: dtype bool, expected numbers to add to the scores; a keep-mask goes to mask=")
+        if array.dtype.kind == "b" or not is_real(array.dtype):
+            raise TypeError(
+                f"bias: dtype {array.dtype}, expected numbers to add to the scores; a keep-mask goes to mask="
+            )
         biases.append(_bias(compact(_align(array, "bias", shape)), shape, dtypes))
     return tuple(keeps), tuple(biases)
+
+
+def _read(mask: ArrayLike, name: str) -> Array:
+    """``mask`` as an array of a dtype that masks have."""
+    array = as_array(mask, name)
+    if not is_real(array.dtype):
+        raise TypeError(f"{name}: dtype {array.dtype}, expected {_MEANING}")
+    return array
 
 
 def _over_keys(m: Array, name: str, shape: AttentionShape) -> Array:
@@ -82,22 +97,33 @@ def _align(m: Array, name: str, shape: AttentionShape, *, pairs_only: bool = Fal
     elif m.ndim == 2 and len(shape.batch) == 1 and not pairs_only and not fits(m.shape, full):
         m = _over_keys(m, name, shape) if m.shape == (*shape.batch, shape.key_len) else m
     if m.ndim == 0 or not fits(m.shape, full):
+        by_batch = m.ndim == 3 and fits(m.shape, (*shape.batch[-1:], *full[-2:]))
+        way_out = f"; per sequence: {name}[:, None]" if by_batch else ""
         raise ValueError(
             f"{name}: shape {as_given} does not fit the scores {full}, expected each axis to be 1 or of full size, "
-            "(query_len, key_len) last"
+            f"(query_len, key_len) last{way_out}"
+        )
+    if name == "mask" and m.ndim == 3 and len(full) == 4 and full[0] == full[1] == m.shape[0] > 1:
+        raise ValueError(
+            f"mask: shape {as_given} beside the scores {full} is per sequence or per head, expected mask[:, None] for "
+            "a mask of each sequence, or mask[None] for a mask of each head"
         )
     return m
 
 
-def _as_keep(m: Array) -> Array | None:
+def _as_keep(m: Array, name: str) -> Array | None:
     """``m`` as a keep-mask, or None if ``m`` is additive.
 
     A floating mask that holds only 0.0 and 1.0, with at least one 1.0, is a keep-mask, such as
-    ``np.tril(np.ones(...))``; an additive mask has no reason to hold only these two numbers.
+    ``np.tril(np.ones(...))``; an additive mask has no reason to hold only these two numbers. Integers have no reason to
+    be additive, but people write ``(1 - keep) * -10000``: as a keep-mask that would keep what it is meant to mask.
     """
     if m.dtype.kind == "b":
         return m
     if m.dtype.kind in "iu":
+        if not only_0_and_1(m):
+            other = m.max() if m.max() > 1 else m.min()
+            raise ValueError(f"{name}: the integer {other}, expected {_MEANING}; astype(float) makes it additive")
         return np.not_equal(m, 0)
     if m.size > _LARGE:  # most additive masks show it in one row
         row = m[(slice(0, 1),) * (m.ndim - 1)]
@@ -137,11 +163,6 @@ def _bias(m: Array, shape: AttentionShape, dtypes: Dtypes) -> Array:
         if overflown.any():
             cast = np.where(overflown, np.copysign(np.finfo(compute).max, cast), cast)
     return _four_axes(cast, shape)
-
-
-def _keep(m: Array, shape: AttentionShape) -> Array:
-    """The aligned ``m`` as a keep-mask."""
-    return _four_axes(m if m.dtype.kind == "b" else np.not_equal(m, 0), shape)
 
 
 def _four_axes(m: Array, shape: AttentionShape) -> Array:
