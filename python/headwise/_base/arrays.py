@@ -144,7 +144,7 @@ def cast_layout(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
     if strided and small.shape[-1] != a.shape[-1]:
         small = np.broadcast_to(small, (*small.shape[:-1], a.shape[-1]))
     check_room(*small.shape, dtype=dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         copy = np.array(small, dtype=dtype, order="C")
     return copy if copy.shape == a.shape else np.broadcast_to(copy, a.shape)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
+from headwise._base.ieee import cast_dtype
 from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
@@ -136,9 +137,9 @@ class Slot:
             return self.array
         version, kept = self.version, self._cast
         if not self.is_private():
-            return self.array.astype(dtype)
+            return cast_dtype(self.array, dtype)
         if kept is None or kept[0] is not version or kept[1].dtype != dtype:
-            kept = self._cast = version, self.array.astype(dtype)
+            kept = self._cast = version, cast_dtype(self.array, dtype)
         return kept[1]
 
     def is_private(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwise._base.ieee import cast_dtype
 from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
@@ -78,12 +79,9 @@ def check_out(out: object, shape: Shape, dtype: np.dtype[Any], *inputs: Named, i
 def finalize(result: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
     """``result`` as returned to the caller: in ``dtype``, or copied into ``out``."""
     if out is None:
-        if result.dtype == dtype:
-            return result
-        with np.errstate(over="ignore", invalid="ignore"):
-            return result.astype(dtype)
+        return cast_dtype(result, dtype)
     if result is not out:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             np.copyto(out, result, casting="unsafe")
     return out
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from headwise._base.arrays import as_array, promote
+from headwise._base.ieee import cast_dtype
 from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
 from headwise._kv_cache.cache import extension
@@ -183,7 +184,7 @@ def _project(
     groups = ["qkv"] if query is key is value else ["q", "kv"] if key is value else ["q", "k", "v"]
     found: dict[str, Array] = {}
     for group in groups:
-        x = by_letter[group[0]].astype(dtype, copy=False)
+        x = cast_dtype(by_letter[group[0]], dtype)
         product = block.projections(x if x.ndim == 3 else x[np.newaxis], group, precision)
         together = split_heads(product, sum(counts[c] for c in group))
         if rope is not None and group != "v":

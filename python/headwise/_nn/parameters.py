@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array
+from headwise._base.ieee import cast_dtype
 from headwise._base.layer import Layer, Parameter, parameter_dtype
 from headwise._nn.multi_head import glorot_uniform, split_heads
 from headwise._nn.state_dict import read_state_dict, write_state_dict
@@ -50,7 +51,7 @@ class MultiHeadParameters(Layer):
             parameter: Parameter[Any] = getattr(type(self), name)
             shape = parameter.shape(self)
             if name in _WEIGHTS:
-                setattr(self, name, glorot_uniform(rng, *shape).astype(made, copy=False))
+                setattr(self, name, cast_dtype(glorot_uniform(rng, *shape), made))
             else:
                 present = sinks if name == "sinks" else bias
                 setattr(self, name, np.zeros(shape, made) if present else None)

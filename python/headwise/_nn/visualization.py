@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headwise._base.arrays import as_array, check_dtype
+from headwise._base.ieee import ieee
 from headwise._base.scalars import check_int
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["attention_score_visualization"]
 
 
+@ieee
 def attention_score_visualization(
     attention_weights: ArrayLike, tokens: Sequence[str] | None = None, *, batch: int = 0, head: int = 0
 ) -> dict[str, Any]:

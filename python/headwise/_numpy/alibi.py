@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwise._base.ieee import ieee
 from headwise._numpy.blocks import BLOCK, head_blocks, in_float32
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
+@ieee
 def add_alibi(scores: Array, slopes: Array, offset: int, out: Array) -> None:
     batch, heads, query_len, key_len = scores.shape
     rows = max(1, min(query_len, BLOCK // max(1, key_len)))

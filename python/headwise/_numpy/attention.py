@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise._base.arrays import compact
+from headwise._base.ieee import ieee
 from headwise._numpy.blocks import BLOCK, head_blocks
 from headwise._numpy.score_modifiers import ScoreBlock, modify_scores
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
+@ieee
 def attention(
     query: Array,
     key: Array,
@@ -42,46 +44,45 @@ def attention(
     shape = (batch, heads, query_len, key_len)
     keep, bias = ([np.broadcast_to(mask, shape) for mask in masks] for masks in (spec.keep, spec.bias))
 
-    with np.errstate(all="ignore"):
-        for b, g, r in _blocks(batch, kv_heads, group, query_len, max(key_len, width), key_len * width):
-            h = slice(g.start * group, g.stop * group)
-            first, rows = spec.offset + r.start, r.stop - r.start
-            k = _visible_keys(first, rows, key_len, spec)
-            block = (b.stop - b.start, h.stop - h.start, rows, k.stop - k.start)
-            stacked = (block[0], g.stop - g.start, group * rows)
-            pieces = list(_pieces(k, stacked[0] * stacked[1] * width))
+    for b, g, r in _blocks(batch, kv_heads, group, query_len, max(key_len, width), key_len * width):
+        h = slice(g.start * group, g.stop * group)
+        first, rows = spec.offset + r.start, r.stop - r.start
+        k = _visible_keys(first, rows, key_len, spec)
+        block = (b.stop - b.start, h.stop - h.start, rows, k.stop - k.start)
+        stacked = (block[0], g.stop - g.start, group * rows)
+        pieces = list(_pieces(k, stacked[0] * stacked[1] * width))
 
-            scaled = np.empty((*block[:3], head_dim), dtype)
-            np.multiply(query[b, h, r].astype(dtype, copy=False), spec.scale, out=scaled)
-            scores = np.empty(block, dtype)
-            grouped = scores.reshape((*stacked, block[3]))
-            for columns, keys in pieces:
-                transposed = key[b, g, keys].astype(dtype, copy=False).swapaxes(2, 3)
-                np.matmul(scaled.reshape((*stacked, head_dim)), transposed, out=grouped[..., columns])
-            block_keep = [compact(mask[b, h, r, k]) for mask in keep]
-            block_bias = [compact(mask[b, h, r, k]).astype(dtype, copy=False) for mask in bias]
-            modify_scores(ScoreBlock(scores, block_keep, block_bias, h, first, k.start), spec)
+        scaled = np.empty((*block[:3], head_dim), dtype)
+        np.multiply(query[b, h, r].astype(dtype, copy=False), spec.scale, out=scaled)
+        scores = np.empty(block, dtype)
+        grouped = scores.reshape((*stacked, block[3]))
+        for columns, keys in pieces:
+            transposed = key[b, g, keys].astype(dtype, copy=False).swapaxes(2, 3)
+            np.matmul(scaled.reshape((*stacked, head_dim)), transposed, out=grouped[..., columns])
+        block_keep = [compact(mask[b, h, r, k]) for mask in keep]
+        block_bias = [compact(mask[b, h, r, k]).astype(dtype, copy=False) for mask in bias]
+        modify_scores(ScoreBlock(scores, block_keep, block_bias, h, first, k.start), spec)
 
-            total, peak = _exponentials(scores, None if spec.sinks is None else spec.sinks[h, None, None])
-            if lse is not None:
-                lse[b, h, r] = (np.log(total) + peak)[..., 0]
-            total[total == 0] = 1  # a row without keys has weights and output 0
-            if weights is not None:
-                # 0 * total: NaN in rows that are NaN, for keys outside the block as for those within.
-                weights[b, h, r, : k.start] = weights[b, h, r, k.stop :] = 0 * total
-                np.divide(scores, total, out=weights[b, h, r, k], casting="unsafe")  # casts to 16-bit types
-            if spec.dropout_keep is not None:
-                scores *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
-                total /= spec.dropout_scale
-            average = reduce(
-                np.add,
-                (
-                    _weighted_sum(grouped[..., columns], value[b, g, keys].astype(dtype, copy=False))
-                    for columns, keys in pieces
-                ),
-            )
-            average /= total.reshape((*stacked, 1))
-            output[b, h, r] = average.reshape((*block[:3], value_dim))
+        total, peak = _exponentials(scores, None if spec.sinks is None else spec.sinks[h, None, None])
+        if lse is not None:
+            lse[b, h, r] = (np.log(total) + peak)[..., 0]
+        total[total == 0] = 1  # a row without keys has weights and output 0
+        if weights is not None:
+            # 0 * total: NaN in rows that are NaN, for keys outside the block as for those within.
+            weights[b, h, r, : k.start] = weights[b, h, r, k.stop :] = 0 * total
+            np.divide(scores, total, out=weights[b, h, r, k], casting="unsafe")  # casts to 16-bit types
+        if spec.dropout_keep is not None:
+            scores *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
+            total /= spec.dropout_scale
+        average = reduce(
+            np.add,
+            (
+                _weighted_sum(grouped[..., columns], value[b, g, keys].astype(dtype, copy=False))
+                for columns, keys in pieces
+            ),
+        )
+        average /= total.reshape((*stacked, 1))
+        output[b, h, r] = average.reshape((*block[:3], value_dim))
 
 
 def attention_varlen(

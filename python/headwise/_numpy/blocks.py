@@ -16,14 +16,13 @@ BLOCK = 1 << 17
 
 
 def in_float32(function: Callable[[Array, Array], None], x: Array, out: Array) -> None:
-    """``function(x, out)`` without floating-point warnings; 16-bit types are computed in float32 and rounded once."""
-    with np.errstate(all="ignore"):
-        if x.dtype.itemsize > 2:
-            function(x, out)
-            return
-        result = np.empty(out.shape, np.float32)
-        function(x.astype(np.float32), result)
-        out[...] = result
+    """``function(x, out)``; 16-bit types are computed in float32 and rounded once."""
+    if x.dtype.itemsize > 2:
+        function(x, out)
+        return
+    result = np.empty(out.shape, np.float32)
+    function(x.astype(np.float32), result)
+    out[...] = result
 
 
 def row_blocks(x: Array) -> Iterator[slice]:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwise._base.ieee import ieee
 from headwise._numpy.blocks import in_float32, row_blocks
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
+@ieee
 def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
     if x.dtype.itemsize == 2:
         gamma, beta = gamma.astype(np.float32), beta.astype(np.float32)

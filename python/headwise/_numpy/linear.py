@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwise._base.ieee import ieee
 from headwise._numpy.blocks import BLOCK, in_float32, row_blocks
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
+@ieee
 def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:  # noqa: ARG001 (NumPy has one)
     """One product; for 16-bit types one per block of rows and columns, since both factors are converted."""
     inner, columns = weight.shape

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwise._base.ieee import ieee
 from headwise._numpy.blocks import BLOCK, head_blocks, in_float32
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
+@ieee
 def apply_rope(x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) -> None:
     batch, heads, seq, dim = x.shape
     first = slice(0, None, 2) if interleaved else slice(0, dim // 2)

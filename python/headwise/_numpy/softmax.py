@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwise._base.ieee import ieee
 from headwise._numpy.blocks import BLOCK, in_float32, row_blocks
 
 if TYPE_CHECKING:
@@ -14,16 +15,19 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
+@ieee
 def softmax(x: Array, out: Array) -> None:
     for o, i in _lane_blocks(x):
         in_float32(_softmax, x[o, :, i], out[o, :, i])
 
 
+@ieee
 def log_softmax(x: Array, out: Array) -> None:
     for o, i in _lane_blocks(x):
         in_float32(_log_softmax, x[o, :, i], out[o, :, i])
 
 
+@ieee
 def logsumexp(x: Array, out: Array) -> None:
     for o, i in _lane_blocks(x):
         in_float32(_logsumexp, x[o, :, i], out[o, i])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, promote
+from headwise._base.ieee import cast_dtype
 from headwise._base.outputs import finalize
 from headwise._base.scalars import check_flag, check_rate, check_rng
 
@@ -60,9 +61,9 @@ def dropout(x: ArrayLike, rate: float, *, training: bool = True, rng: int | np.r
     training = check_flag(training, "training")
     generator = check_rng(rng) if training or rng is not None else None
     if generator is None or not training or rate == 0.0:
-        return a if a.dtype == dtype else a.astype(dtype)
+        return cast_dtype(a, dtype)
     kept = generator.random(a.shape, dtype=np.float32) >= rate
     result = np.zeros(a.shape, compute)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         np.multiply(cast_layout(a, compute), 1.0 / (1.0 - rate), out=result, where=kept)
     return finalize(result, None, dtype)

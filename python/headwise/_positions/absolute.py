@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype, promote
+from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.layer import Layer, Parameter, parameter_dtype
 from headwise._base.outputs import check_room, finalize
 from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LearnedPositionalEmbedding", "SinusoidalPositionalEncoding", "fresh_embeddings", "sinusoid"]
 
 
+@ieee
 def sinusoid(positions: Array, d_model: int, n: float = 10000.0) -> Array:
     """Sinusoidal encodings (…, d_model), float64: sines in the even columns and cosines in the odd ones.
 
@@ -41,7 +43,7 @@ def fresh_embeddings(rng: Rng, rows: int, d_model: int, dtype: DTypeLike | None)
     """Initial embeddings (rows, d_model): normal with standard deviation 0.02, as in BERT and GPT-2."""
     made = parameter_dtype(dtype)
     check_room(rows, d_model)
-    return check_rng(rng).normal(0.0, 0.02, (rows, d_model)).astype(made, copy=False)
+    return cast_dtype(check_rng(rng).normal(0.0, 0.02, (rows, d_model)), made)
 
 
 class SinusoidalPositionalEncoding(Layer):
@@ -101,6 +103,7 @@ class SinusoidalPositionalEncoding(Layer):
     def pe(self) -> Array:
         return self._table.array
 
+    @ieee
     def forward(self, x: ArrayLike, *, training: bool | None = None, rng: Rng = None) -> Array:
         """Add the encoding of its position to each row of ``x``.
 
@@ -213,6 +216,7 @@ class LearnedPositionalEmbedding(Layer):
         self.d_model = check_size(d_model, "d_model")
         self.embeddings = fresh_embeddings(rng, self.max_len, self.d_model, dtype)
 
+    @ieee
     def forward(self, x: ArrayLike) -> Array:
         """Add the embedding of its position to each row of ``x``.
 
@@ -242,6 +246,7 @@ class LearnedPositionalEmbedding(Layer):
     if TYPE_CHECKING:
         __call__ = forward
 
+    @ieee
     def update_embeddings(self, gradients: ArrayLike, learning_rate: float = 0.001) -> None:
         """A step of gradient descent, in place: ``embeddings -= learning_rate * gradients``.
 
@@ -290,4 +295,4 @@ def _embeddings(x: ArrayLike, d_model: int) -> tuple[Array, np.dtype[Any], np.dt
     dtype, result_dtype = promote(("x", rows))
     if rows.ndim < 2 or rows.shape[-1] != d_model:
         raise ValueError(f"x: shape {rows.shape}, expected (…, seq, d_model = {d_model})")
-    return rows.astype(dtype, copy=False), dtype, result_dtype
+    return cast_dtype(rows, dtype), dtype, result_dtype

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, compact
+from headwise._base.ieee import cast_dtype
 from headwise._base.outputs import check_room
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class PositionTable:
     def first(self, length: int, dtype: np.dtype[Any]) -> Array:
         """The rows of positions ``0 .. length - 1``: (length, width)."""
         table = self._covering(length, dtype)
-        return self._rows(0, length).astype(dtype, copy=False) if table is None else table[:length]
+        return cast_dtype(self._rows(0, length), dtype) if table is None else table[:length]
 
     def at(self, positions: Array, dtype: np.dtype[Any]) -> Array:
         """The rows of any integer positions: (…, width)."""
@@ -55,7 +56,7 @@ class PositionTable:
             table = self._covering(int(distinct.max()) + 1, dtype)
             if table is not None:
                 return np.take(table, positions.astype(np.intp, copy=False), axis=0)
-        return self._function(positions.astype(np.float64)).astype(dtype, copy=False)
+        return cast_dtype(self._function(positions.astype(np.float64)), dtype)
 
     def _rows(self, start: int, stop: int) -> Array:
         check_room(stop - start)
@@ -82,5 +83,5 @@ class PositionTable:
             return table
         cast = self._cast
         if cast.dtype != dtype or len(cast) < len(table):
-            cast = self._cast = table.astype(dtype)
+            cast = self._cast = cast_dtype(table, dtype)
         return cast

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from headwise._base.ieee import ieee
 from headwise._base.outputs import check_room
 from headwise._base.typing import FLOAT64
 
@@ -50,6 +51,7 @@ class RotaryScaling(NamedTuple):
             return self.trained_length
         return length if self.rope_type == "dynamic" else self.trained_length + 1
 
+    @ieee
     def inv_freq(self, length: int | None) -> Array:
         """The frequencies in radians per position, (pairs,), float64, for sequences of ``length``."""
         return self._family.inv_freq(self, self.regime(length))
@@ -58,6 +60,7 @@ class RotaryScaling(NamedTuple):
         """The factor of cosines and sines for sequences of ``length``."""
         return self._family.attention_factor(self, self.regime(length))
 
+    @ieee
     def query_scale(self, positions: Array) -> Array | None:
         """``1 + beta ln(1 + floor(p / L))``, the factor of queries at positions ``p``; None without ``beta``.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.outputs import check_room
 from headwise._base.typing import FLOAT64
 from headwise._positions.position_table import PositionTable
@@ -43,7 +44,7 @@ class RotaryTable(PositionTable):
                 return table[start:stop]
         span, last = (start, stop, dtype), self._last
         if last is None or last[0] != span:
-            last = span, self._rows(start, stop).astype(dtype, copy=False)
+            last = span, cast_dtype(self._rows(start, stop), dtype)
             if last[1].nbytes <= self.max_bytes:
                 self._last = last
         return last[1]
@@ -54,7 +55,7 @@ class RotaryTable(PositionTable):
             table = self._covering(high + 1, dtype)
             if table is not None:
                 return table.take(positions.astype(np.intp, copy=False), axis=0)
-        return self._function(positions.astype(FLOAT64)).astype(dtype, copy=False)
+        return cast_dtype(self._function(positions.astype(FLOAT64)), dtype)
 
 
 class RotaryTables:
@@ -86,6 +87,7 @@ class RotaryTables:
         return RotaryTable(scaling.inv_freq(length), scaling.attention_factor(length), rows, kept)
 
 
+@ieee
 def cosines_and_sines(inv_freq: Array, attention_factor: float, positions: Array) -> Array:
     """``[cos | sin]`` of ``positions * inv_freq``, times the factor: (…, 2 pairs)."""
     pairs = len(inv_freq)

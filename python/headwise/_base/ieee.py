@@ -1,0 +1,41 @@
+"""Floating-point arithmetic by the rules of IEEE 754: overflow, underflow and NaN neither warn nor raise.
+
+``np.seterr`` and warning filters are a caller's decision about the caller's own arithmetic. Inside headwise they would
+report operations that the caller cannot see, on one backend and not on the other. All arithmetic and casts of the
+package that NumPy executes go through this module.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headwise._base.typing import Array
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def ieee(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, whose arithmetic follows IEEE rules whatever ``np.seterr`` says; costs about 1 µs per call."""
+
+    # One np.errstate as a decorator would be shared by all threads, which NumPy 1 does not support.
+    @wraps(function)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        with np.errstate(all="ignore"):
+            return function(*args, **keywords)
+
+    return call
+
+
+def cast_dtype(a: Array, dtype: np.dtype[Any]) -> Array:
+    """``a`` in ``dtype``: ``a`` itself or a copy, where numbers that overflow become infinite."""
+    if a.dtype == dtype:
+        return a
+    with np.errstate(all="ignore"):
+        return a.astype(dtype)
