@@ -324,9 +324,7 @@ class TestLearned:
             with pytest.raises(TypeError, match=r"^gradients"):
                 layer.update_embeddings(gradients)
         np.testing.assert_array_equal(layer.embeddings, before)
-        frozen = before.copy()
-        frozen.flags.writeable = False
-        layer.embeddings = frozen
+        layer.embeddings.flags.writeable = False
         with pytest.raises(ValueError, match=r"^embeddings: a read-only array"):
             layer.update_embeddings(np.ones((4, 2)))
 

@@ -256,7 +256,8 @@ class TestParameters:
     def test_replaced_parameters_are_used(self, layer: Any, query: np.ndarray) -> None:
         W = np.random.default_rng(1).standard_normal((12, 12))
         layer.W_q = W
-        assert layer.W_q is W
+        np.testing.assert_array_equal(layer.W_q, W)
+        assert layer.W_q is layer.W_q is not W
         layer.W_o = np.eye(12, dtype=int)
         assert layer.W_o.dtype == np.float64
         np.testing.assert_allclose(layer(query)[0], by_hand(layer, query, query, query).output, atol=1e-13)

@@ -109,12 +109,31 @@ class TestPacking:
             self.check(layer, x)
             buffer[0, 0] = value
 
-    def test_weights_changed_through_their_base_array(self, layer: Any, x: np.ndarray) -> None:
-        whole = np.random.default_rng(1).standard_normal((24, 12))
-        layer.W_q = whole[:12]
-        for _ in range(3):
-            self.check(layer, x)
-            whole += 1.0
+    def test_assignment_copies(self, layer: Any, x: np.ndarray) -> None:
+        """The parts of one array are packed like loaded weights, and later changes of that array are not seen."""
+        joined = np.random.default_rng(1).standard_normal((12, 36))
+        before = joined.copy()
+        layer.W_q, layer.W_k, layer.W_v = np.split(joined, 3, axis=1)
+        layer(x)
+        expected, _ = layer(x)
+        assert self.packed(layer) == {"qkv", "o"}
+        joined += 1.0
+        np.testing.assert_array_equal(layer(x)[0], expected)
+        for name, part in zip(("W_q", "W_k", "W_v"), np.split(before, 3, axis=1), strict=True):
+            own = getattr(layer, name)
+            assert own.flags.owndata and own.flags.c_contiguous and own.flags.writeable
+            np.testing.assert_array_equal(own, part)
+        self.check(layer, x)
+        layer.W_k *= 2.0
+        self.check(layer, x)
+
+    @pytest.mark.parametrize("dtype", [">f4", "<f8", "int8", "bool"])
+    def test_assigned_dtypes(self, layer: Any, x: np.ndarray, dtype: str) -> None:
+        given = np.random.default_rng(1).integers(0, 2, (12, 12)).astype(dtype)[::-1]
+        layer.W_q = given
+        assert layer.W_q.dtype == ("float32" if dtype == ">f4" else "float64") and layer.W_q.dtype.isnative
+        np.testing.assert_array_equal(layer.W_q, given)
+        self.check(layer, x)
 
     def test_weights_changed_through_a_shallow_copy(self, layer: Any, x: np.ndarray) -> None:
         layer(x)
@@ -130,7 +149,7 @@ class TestPacking:
             layer.W_q = np.random.default_rng(seed).standard_normal((12, 12))
             self.check(layer, x)
 
-    def test_views_and_unpickled_parameters_are_packed(self, layer: Any, x: np.ndarray) -> None:
+    def test_unpickled_parameters_are_packed(self, layer: Any, x: np.ndarray) -> None:
         layer.W_q = np.random.default_rng(1).standard_normal((12, 12)).T
         again = pickle.loads(pickle.dumps(layer))
         for one in (layer, again):

@@ -46,6 +46,7 @@ class Layer(ABC):
 class Parameter(Generic[T]):
     """An array attribute that users may read, replace or change in place, and whose cast to another dtype is cached.
 
+    Assignment copies, so that the layer owns its array: the parts of ``np.split`` would keep each other's memory alive.
     A layer with float64 parameters computes in float32 if its input is float32. The cast is reused as long as the
     numbers cannot have changed: reading the attribute discards it, and no cast is cached while there is an outside
     reference to the array or to the memory that it views.
@@ -86,13 +87,20 @@ class Parameter(Generic[T]):
             return
         array = as_array(value, self._name)
         check_dtype(array.dtype, self._name)
-        if array.dtype.kind in "biu":
-            array = array.astype(FLOAT64)
+        dtype = FLOAT64 if array.dtype.kind in "biu" else array.dtype.newbyteorder("=")
+        self._check_shape(layer, array)
+        vars(layer)[self._name] = Slot(np.array(array, dtype, order="C"))
+
+    def adopt(self, layer: Layer, array: Array) -> None:
+        """Assign an array of a floating dtype to which there is no other reference, without a copy."""
+        self._check_shape(layer, array)
+        vars(layer)[self._name] = Slot(array)
+
+    def _check_shape(self, layer: Layer, array: Array) -> None:
         shape = self.shape(layer)
         if array.shape != shape:
             axes = ", ".join(axis.lstrip("_") for axis in self._axes)
             raise ValueError(f"{self._name}: shape {array.shape}, expected ({axes}) = {shape}")
-        vars(layer)[self._name] = Slot(array)
 
 
 def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:

@@ -94,9 +94,9 @@ class MultiHeadAttention(MultiHeadParameters):
     Notes
     -----
     Weights with no outside references are packed on the second call and reused until they are read or replaced; the
-    projections of one input are packed as one matrix. An outside reference to a parameter (``W = layer.W_q``, or the
-    array that was assigned) disables this, so the parameters are copied on every call. Results are the same bit for
-    bit. Packed weights take 2 to 2.5 times the memory of the parameters in the dtype of the input.
+    projections of one input are packed as one matrix. Assignment copies. An outside reference to a parameter (``W =
+    layer.W_q``) disables packing, so the parameters are copied on every call. Results are the same bit for bit. Packed
+    weights take 2 to 2.5 times the memory of the parameters in the dtype of the input.
 
     References
     ----------

@@ -51,10 +51,11 @@ class MultiHeadParameters(Layer):
             parameter: Parameter[Any] = getattr(type(self), name)
             shape = parameter.shape(self)
             if name in _WEIGHTS:
-                setattr(self, name, cast_dtype(glorot_uniform(rng, *shape), made))
+                parameter.adopt(self, cast_dtype(glorot_uniform(rng, *shape), made))
+            elif sinks if name == "sinks" else bias:
+                parameter.adopt(self, np.zeros(shape, made))
             else:
-                present = sinks if name == "sinks" else bias
-                setattr(self, name, np.zeros(shape, made) if present else None)
+                setattr(self, name, None)
 
     def state_dict(self, format: str = "headwise", *, prefix: str = "") -> dict[str, Array]:  # noqa: A002 (public)
         """Copies of the parameters, under the names of ``format``.
@@ -119,7 +120,8 @@ class MultiHeadParameters(Layer):
         """
         shapes = {name: array.shape for name, array in self._parameters().items()}
         for name, array in read_state_dict(state, shapes, prefix=prefix, strict=strict).items():
-            setattr(self, name, array)
+            parameter: Parameter[Any] = getattr(type(self), name)
+            parameter.adopt(self, array)
 
     def split_heads(self, x: ArrayLike) -> Array:
         """Split the features into the slices that belong to the heads.
