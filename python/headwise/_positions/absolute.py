@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_dtype, promote
+from headwise._base.arrays import as_array, check_dtype, fits, promote
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.layer import Layer, Parameter, parameter_dtype
 from headwise._base.outputs import check_room, finalize
 from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
 from headwise._ops.dropout import dropout
-from headwise._positions.position_table import PositionTable, as_positions
+from headwise._positions.position_table import PositionTable, as_positions, check_offset
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -86,6 +86,11 @@ class SinusoidalPositionalEncoding(Layer):
     >>> encoding(np.zeros((1, 2, 4))).round(4)
     array([[[0.    , 1.    , 0.    , 1.    ],
             [0.8415, 0.5403, 0.01  , 1.    ]]])
+
+    The second position alone, as in decoding:
+
+    >>> encoding(np.zeros((1, 1, 4)), offset=1).round(4)
+    array([[[0.8415, 0.5403, 0.01  , 1.    ]]])
     """
 
     d_model: int
@@ -104,13 +109,25 @@ class SinusoidalPositionalEncoding(Layer):
         return self._table.array
 
     @ieee
-    def forward(self, x: ArrayLike, *, training: bool | None = None, rng: Rng = None) -> Array:
+    def forward(
+        self,
+        x: ArrayLike,
+        positions: ArrayLike | None = None,
+        *,
+        offset: int = 0,
+        training: bool | None = None,
+        rng: Rng = None,
+    ) -> Array:
         """Add the encoding of its position to each row of ``x``.
 
         Parameters
         ----------
         x : array_like, (…, seq, d_model)
             Embeddings of tokens.
+        positions : array_like of int, (seq,) or (…, seq), optional
+            The position of each row, any integers; ``offset .. offset + seq - 1`` by default.
+        offset : int
+            The position of the first row, if ``positions`` are not given.
         training : bool, optional
             Whether dropout acts in this call; the attribute ``training`` by default.
         rng : int or numpy.random.Generator, optional
@@ -125,14 +142,16 @@ class SinusoidalPositionalEncoding(Layer):
         Raises
         ------
         ValueError
-            If the last axis is not ``d_model`` wide.
+            If the last axis is not ``d_model`` wide, the shape of ``positions`` does not fit, or both ``positions`` and
+            ``offset`` are given.
         TypeError
-            If the dtype of ``x`` is not real.
+            If the dtype of ``x`` is not real, or ``positions`` or ``offset`` are not integers.
         """
         rows, dtype, result_dtype = _embeddings(x, self.d_model)
+        where = _row_positions(positions, offset, rows.shape)
         acts = self.training if training is None else check_flag(training, "training")
         generator = self._rng if rng is None else check_rng(rng)
-        encoded = rows + self._table.first(rows.shape[-2], dtype)
+        encoded = rows + (self._table.first(rows.shape[-2], dtype) if where is None else self._table.at(where, dtype))
         return finalize(dropout(encoded, self.dropout, training=acts, rng=generator), None, result_dtype)
 
     if TYPE_CHECKING:
@@ -217,13 +236,17 @@ class LearnedPositionalEmbedding(Layer):
         self.embeddings = fresh_embeddings(rng, self.max_len, self.d_model, dtype)
 
     @ieee
-    def forward(self, x: ArrayLike) -> Array:
+    def forward(self, x: ArrayLike, positions: ArrayLike | None = None, *, offset: int = 0) -> Array:
         """Add the embedding of its position to each row of ``x``.
 
         Parameters
         ----------
         x : array_like, (…, seq, d_model)
-            Embeddings of tokens; ``seq`` is at most ``max_len``.
+            Embeddings of tokens.
+        positions : array_like of int, (seq,) or (…, seq), optional
+            The position of each row, 0 to ``max_len - 1``; ``offset .. offset + seq - 1`` by default.
+        offset : int
+            The position of the first row, if ``positions`` are not given.
 
         Returns
         -------
@@ -234,14 +257,20 @@ class LearnedPositionalEmbedding(Layer):
         Raises
         ------
         ValueError
-            If the sequence is longer than ``max_len``, or the last axis is not ``d_model`` wide.
+            If a position is outside 0 to ``max_len - 1``, the last axis is not ``d_model`` wide, the shape of
+            ``positions`` does not fit, or both ``positions`` and ``offset`` are given.
         TypeError
-            If the dtype of ``x`` is not real.
+            If the dtype of ``x`` is not real, or ``positions`` or ``offset`` are not integers.
         """
         rows, dtype, result_dtype = _embeddings(x, self.d_model)
-        seq = rows.shape[-2]
-        self._check_length("x", rows.shape)
-        return finalize(rows + self._cast("embeddings", dtype)[:seq], None, result_dtype)
+        where = _row_positions(positions, offset, rows.shape)
+        if where is None:
+            self._check_length("x", rows.shape)
+            added = self._cast("embeddings", dtype)[: rows.shape[-2]]
+        else:
+            self._check_range(where, "positions" if positions is not None else "offset")
+            added = self._cast("embeddings", dtype)[where]
+        return finalize(rows + added, None, result_dtype)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -282,11 +311,28 @@ class LearnedPositionalEmbedding(Layer):
         rows = embeddings[: len(total)]
         rows[...] = rows.astype(wide, copy=False) - rate * total
 
+    def _check_range(self, where: Array, name: str) -> None:
+        outside = where[(where < 0) | (where >= self.max_len)]
+        if outside.size:
+            raise ValueError(f"{name}: position {outside[0]}, expected 0 to max_len - 1 = {self.max_len - 1}")
+
     def _check_length(self, name: str, shape: tuple[int, ...]) -> None:
         if shape[-2] > self.max_len:
             raise ValueError(
                 f"{name}: shape {shape} is a sequence of {shape[-2]}, expected at most max_len = {self.max_len}"
             )
+
+
+def _row_positions(positions: ArrayLike | None, offset: int, shape: tuple[int, ...]) -> Array | None:
+    """The positions of the rows of an ``x`` of this shape, (seq,) or (…, seq); None: 0, 1, 2, …."""
+    start, rows = check_offset(offset, positions), shape[:-1]
+    if positions is None:
+        return np.arange(start, start + rows[-1]) if start else None
+    where = as_positions(positions)
+    if where.ndim == 0 or where.shape[-1] != rows[-1] or not fits(where.shape, rows):
+        expected = f"({rows[-1]},)" if len(rows) == 1 else f"({rows[-1]},) or {rows}"
+        raise ValueError(f"positions: shape {where.shape}, expected {expected} for x of shape {shape}")
+    return where
 
 
 def _embeddings(x: ArrayLike, d_model: int) -> tuple[Array, np.dtype[Any], np.dtype[Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 from headwise._base.arrays import as_array, compact
 from headwise._base.ieee import cast_dtype
 from headwise._base.outputs import check_room
+from headwise._base.scalars import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from headwise._base.typing import Array
+
+
+# Integers are exact in float64 up to this magnitude.
+_MAX_POSITION = 1 << 53
+
+
+def check_offset(offset: object, positions: object) -> int:
+    """The position of the first row, checked: 0 if ``positions`` are given."""
+    start = check_int(offset, "offset", -_MAX_POSITION, _MAX_POSITION)
+    if start and positions is not None:
+        raise ValueError(f"offset: {start}, expected 0 if positions are given")
+    return start
 
 
 def as_positions(positions: ArrayLike) -> Array:

@@ -13,9 +13,9 @@ import numpy as np
 from headwise._base.arrays import as_array, cast_layout, compact, promote
 from headwise._base.layer import Layer
 from headwise._base.outputs import check_out, finalize, resolve_out
-from headwise._base.scalars import check_flag, check_int, check_size
+from headwise._base.scalars import check_flag, check_size
 from headwise._ops.rope import rotate
-from headwise._positions.position_table import as_positions
+from headwise._positions.position_table import as_positions, check_offset
 from headwise._positions.rope_config import check_positive, given_frequencies, read_scaling
 from headwise._positions.rope_tables import RotaryTables
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 __all__ = ["RotaryPositionalEmbedding"]
-
-# Integers are exact in float64 up to this magnitude.
-_MAX_POSITION = 1 << 53
 
 
 class RotaryPositionalEmbedding(Layer):
@@ -286,12 +283,10 @@ class RotaryPositionalEmbedding(Layer):
 
     def _angles(self, positions: ArrayLike | None, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """The rows ``[cos | sin]`` for the rows of an ``x`` of this shape."""
-        start = check_int(offset, "offset", -_MAX_POSITION, _MAX_POSITION)
+        start = check_offset(offset, positions)
         if positions is None:
             stop = start + shape[-2]
             return self._tables.of(stop).span(start, stop, dtype)
-        if start:
-            raise ValueError(f"offset: {start}, expected 0 if positions are given")
         where = self._check_positions(positions, shape)
         if where.size == 0:
             return self._tables.trained.span(0, 0, dtype).reshape(*where.shape, self.rotary_dim)
