@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from compare import parse_peers, positive
-from comparison import environment
 from comparison.cases import Attention, Case, DType, Linear, Precision
 from comparison.data import make_data
 from comparison.peers import load
 
 import headwise
+from comparison import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

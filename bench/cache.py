@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from compare import positive
-from comparison import environment
 
 import headwise
+from comparison import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

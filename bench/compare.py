@@ -10,9 +10,10 @@ import argparse
 import os
 import sys
 
-from comparison import environment
 from comparison.cases import SECTIONS, Case
 from comparison.peers import LABELS, load
+
+from comparison import environment
 
 # Each round times every library once.
 ROUNDS, QUICK_ROUNDS = 21, 5

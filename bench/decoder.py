@@ -14,8 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from comparison import environment
 from comparison.progress import ProgressBar
+
+from comparison import environment
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison import environment
 from error_rows import ROWS, Draw, Row, oracle
 
 import headwise as hw
+from comparison import environment
 from headwise._runtime import backend as _backend
 
 Array = np.ndarray[Any, Any]

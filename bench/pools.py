@@ -35,9 +35,9 @@ if "--torch-first" in sys.argv and find_spec("torch"):
 
 import numpy as np
 from compare import positive
-from comparison import environment
 
 import headwise
+from comparison import environment
 
 Call = Callable[[], object]
 

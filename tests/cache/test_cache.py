@@ -116,6 +116,16 @@ def test_lists_and_empty_rows() -> None:
     assert output.shape == (1, 1, 0, 1) and weights.shape == (1, 1, 0, 0)
 
 
+def test_no_queries_for_sequences_of_different_lengths() -> None:
+    query, key, value = arrays(length=5)
+    cache, none = make(), (query[:, :, :0], key[:, :, :0], value[:, :, :0])
+    cache.append(key, value, lengths=[5, 3])
+    output, weights, lse = cache.attend(none[0], need_weights=True, return_lse=True)
+    assert cache.attend(none[0]).shape == cache.extend(*none).shape == output.shape == (BATCH, 4, 0, 7)
+    assert weights.shape == (BATCH, 4, 0, 5) and lse.shape == (BATCH, 4, 0)
+    assert cache.lengths.tolist() == [5, 3]
+
+
 @pytest.mark.parametrize("ring", [False, True])
 def test_appending_the_own_rows_of_a_cache(ring: bool) -> None:
     """Views of a cache may be appended to it, also when its rows move to make room."""

@@ -272,6 +272,7 @@ class TestBadCacheCalls:
         ("error", "message", "call"),
         [
             (ValueError, "^cache: .*self-attention", lambda f, x, c: f(x, x[:, ::-1], cache=c)),
+            (TypeError, "^cache: dict, expected a KVCache", lambda f, x, c: f(x, cache={})),
             (ValueError, "^cache: .*training", lambda f, x, c: f(x, cache=c, training=True)),
             (
                 ValueError,

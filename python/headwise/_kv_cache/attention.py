@@ -131,7 +131,7 @@ def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spa
     )  # fmt: skip
     for there, back in ((output, out), (lse, out_lse)):
         if there is not None and back is not None and not np.may_share_memory(there, back):
-            there[...] = back.reshape(heads, batch, new, -1).swapaxes(0, 1).reshape(there.shape)
+            there[...] = back.reshape(heads, batch, *there.shape[2:]).swapaxes(0, 1)
 
 
 def _in_line(a: Array) -> Array:

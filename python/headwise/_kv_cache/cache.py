@@ -209,8 +209,9 @@ class KVCache(CachedSequences):
 
         Notes
         -----
-        ``stored`` is the maximum length, or in a ring ``capacity - 1 + new`` if that is less. Column ``j`` is the
-        ``j``-th of the keys that the new queries of a sequence see; columns beyond a sequence's last key are ignored.
+        ``stored`` is the maximum number of keys that the new queries of a sequence see: its length, or in a ring
+        ``capacity - 1`` plus its number of new queries, if that is less. Column ``j`` is the ``j``-th of these keys;
+        columns beyond a sequence's last key are ignored.
 
         Examples
         --------

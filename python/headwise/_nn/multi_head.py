@@ -16,14 +16,13 @@ from headwise._base.arrays import as_array, promote
 from headwise._base.ieee import cast_dtype
 from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
-from headwise._kv_cache.cache import extension
+from headwise._kv_cache.cache import KVCache, extension
 from headwise._ops.attention.dense import scaled_dot_product_attention
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from headwise._base.typing import Array, Rng
-    from headwise._kv_cache.cache import KVCache
     from headwise._kv_cache.options import CacheOptions
     from headwise._nn.projections import Projections
     from headwise._ops.attention.options import AttentionOptions
@@ -151,10 +150,15 @@ def _check_call(
         check_out(out, (*inputs.query.shape[:-1], block.heads.d_model), result_dtype)
     if call.positions is not None and block.rope is None:
         raise ValueError("positions: given without rope, which alone reads them")
-    if call.cache is None:
-        if call.lengths is not None:
-            raise ValueError("lengths: given without a cache, expected key_padding_mask= to say which keys are padding")
-        return
+    if call.cache is not None:
+        _check_cached(inputs, call, options)
+    elif call.lengths is not None:
+        raise ValueError("lengths: given without a cache, expected key_padding_mask= to say which keys are padding")
+
+
+def _check_cached(inputs: Inputs, call: Call, options: AttentionOptions) -> None:
+    if not isinstance(call.cache, KVCache):
+        raise TypeError(f"cache: {type(call.cache).__name__}, expected a KVCache, as make_cache() returns it")
     if not inputs.query is inputs.key is inputs.value:
         raise ValueError("cache: given with a key or value, expected self-attention of the query alone")
     if call.dropout > 0.0:
