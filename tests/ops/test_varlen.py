@@ -153,14 +153,18 @@ def test_mixed_dtypes_promote() -> None:
     assert hw.varlen_attention(*[np.ones((3, 1, 2), int)] * 3, [0, 3]).dtype == np.float64
 
 
+SHORT = {"is_causal": True, "causal_alignment": "lower_right", "sinks": normal((6,), 5)}
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("name", ["grouped", "decoding", "decoding-some", "everything", "float16", "long"])
+@pytest.mark.parametrize("name", ["grouped", "decoding", "decoding-some", "everything", "float16", "long", "short"])
 def test_bits_of_each_sequence_are_those_of_a_separate_call(name: str, threads: int) -> None:
     """The matmul backend and the length of the key splits depend on each sequence alone, however short."""
     hw.set_num_threads(threads)
     more = {
         "float16": Packed(LENGTHS, KEYS, 6, 2, 16, 24, dtype="float16"),
         "long": Packed((2, 600, 40, 1), (900, 600, 40, 2500), keywords={"is_causal": True}),
+        "short": Packed((1, 0, 2, 1, 3) * 60, (1, 2, 0, 3, 3) * 60, 6, 2, keywords=SHORT),
     }
     case = CASES.get(name) or more[name]
     for arrays in (case.arrays, [LAYOUTS["reversed"](x) for x in case.arrays]):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwise._base.ieee import assign, cast_dtype
 from headwise._base.outputs import check_room
 from headwise._base.typing import FLOAT16, FLOAT32, FLOAT64
 
@@ -139,13 +140,13 @@ def cast_layout(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
     if a.dtype == dtype and a.flags.aligned and not strided:
         return a
     if a.itemsize == 2 and dtype.itemsize > 2 and a.flags.c_contiguous:
-        return a.astype(dtype)  # a wider dtype: the casts below can overflow, this one cannot
+        return cast_dtype(a, dtype)
     small = compact(a)
     if strided and small.shape[-1] != a.shape[-1]:
         small = np.broadcast_to(small, (*small.shape[:-1], a.shape[-1]))
     check_room(*small.shape, dtype=dtype)
-    with np.errstate(all="ignore"):
-        copy = np.array(small, dtype=dtype, order="C")
+    copy = np.empty(small.shape, dtype)
+    assign(copy, small)
     return copy if copy.shape == a.shape else np.broadcast_to(copy, a.shape)
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from headwise._base.float16 import cast_of_float16, is_cast_of_float16
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,5 +39,15 @@ def cast_dtype(a: Array, dtype: np.dtype[Any]) -> Array:
     """``a`` in ``dtype``: ``a`` itself or a copy, where numbers that overflow become infinite."""
     if a.dtype == dtype:
         return a
+    if is_cast_of_float16(a, dtype):
+        return cast_of_float16(a, dtype)
     with np.errstate(all="ignore"):
         return a.astype(dtype)
+
+
+def assign(out: Array, a: Array) -> None:
+    """``out[...] = a``, cast like :func:`cast_dtype`."""
+    if is_cast_of_float16(a, out.dtype):
+        a = cast_of_float16(a, out.dtype)
+    with np.errstate(all="ignore"):
+        np.copyto(out, a, casting="unsafe")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.ieee import cast_dtype
+from headwise._base.ieee import assign, cast_dtype
 from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def finalize(result: Array, out: Array | None, dtype: np.dtype[Any]) -> Array:
     if out is None:
         return cast_dtype(result, dtype)
     if result is not out:
-        with np.errstate(all="ignore"):
-            np.copyto(out, result, casting="unsafe")
+        assign(out, result)
     return out
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise._base.arrays import compact
-from headwise._base.ieee import ieee
+from headwise._base.ieee import assign, cast_dtype, ieee
+from headwise._base.typing import FLOAT32
 from headwise._numpy.blocks import BLOCK, head_blocks
 from headwise._numpy.score_modifiers import ScoreBlock, modify_scores
 
@@ -39,7 +40,7 @@ def attention(
     value_dim = value.shape[3]
     group = heads // kv_heads
     is_16bit = query.dtype.itemsize == 2
-    dtype = np.dtype(np.float32) if is_16bit else query.dtype
+    dtype = FLOAT32 if is_16bit else query.dtype
     width = max(head_dim, value_dim) if is_16bit else 0  # entries per key that are converted
     shape = (batch, heads, query_len, key_len)
     keep, bias = ([np.broadcast_to(mask, shape) for mask in masks] for masks in (spec.keep, spec.bias))
@@ -53,14 +54,14 @@ def attention(
         pieces = list(_pieces(k, stacked[0] * stacked[1] * width))
 
         scaled = np.empty((*block[:3], head_dim), dtype)
-        np.multiply(query[b, h, r].astype(dtype, copy=False), spec.scale, out=scaled)
+        np.multiply(cast_dtype(query[b, h, r], dtype), spec.scale, out=scaled)
         scores = np.empty(block, dtype)
         grouped = scores.reshape((*stacked, block[3]))
         for columns, keys in pieces:
-            transposed = key[b, g, keys].astype(dtype, copy=False).swapaxes(2, 3)
+            transposed = cast_dtype(key[b, g, keys], dtype).swapaxes(2, 3)
             np.matmul(scaled.reshape((*stacked, head_dim)), transposed, out=grouped[..., columns])
         block_keep = [compact(mask[b, h, r, k]) for mask in keep]
-        block_bias = [compact(mask[b, h, r, k]).astype(dtype, copy=False) for mask in bias]
+        block_bias = [cast_dtype(compact(mask[b, h, r, k]), dtype) for mask in bias]
         modify_scores(ScoreBlock(scores, block_keep, block_bias, h, first, k.start), spec)
 
         total, peak = _exponentials(scores, None if spec.sinks is None else spec.sinks[h, None, None])
@@ -70,19 +71,19 @@ def attention(
         if weights is not None:
             # 0 * total: NaN in rows that are NaN, for keys outside the block as for those within.
             weights[b, h, r, : k.start] = weights[b, h, r, k.stop :] = 0 * total
-            np.divide(scores, total, out=weights[b, h, r, k], casting="unsafe")  # casts to 16-bit types
+            if is_16bit:
+                assign(weights[b, h, r, k], scores / total)
+            else:
+                np.divide(scores, total, out=weights[b, h, r, k])
         if spec.dropout_keep is not None:
             scores *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
             total /= spec.dropout_scale
         average = reduce(
             np.add,
-            (
-                _weighted_sum(grouped[..., columns], value[b, g, keys].astype(dtype, copy=False))
-                for columns, keys in pieces
-            ),
+            (_weighted_sum(grouped[..., columns], cast_dtype(value[b, g, keys], dtype)) for columns, keys in pieces),
         )
         average /= total.reshape((*stacked, 1))
-        output[b, h, r] = average.reshape((*block[:3], value_dim))
+        assign(output[b, h, r], average.reshape((*block[:3], value_dim)))
 
 
 def attention_varlen(
@@ -94,18 +95,61 @@ def attention_varlen(
     sequences: PackedSequences,
     spec: AttentionSpec,
 ) -> None:
-    """One call of :func:`attention` for each sequence."""
-    rows_of = zip(*(vector.tolist() for vector in sequences), strict=True)
-    for query_start, query_length, key_start, key_length, offset in rows_of:
-        r = np.s_[None, :, query_start : query_start + query_length]
-        k = np.s_[None, :, key_start : key_start + key_length]
-        part_lse = None if lse is None else lse[r]
-        if key_length == 0:
-            output[r] = 0
+    """One call of :func:`attention` for as many sequences of equal lengths as fit into a block."""
+    if len(query) == 0:
+        return
+    sizes = [len(a) * a.shape[2] for a in (query, key, value, output)]
+    for rows, keys, offset in _equal_sequences(sequences, sizes[0] + sizes[3], sizes[1] + sizes[2]):
+        result, part_lse = _sequences_of(output, rows), None
+        if lse is not None:
+            part_lse = _sequences_of(lse[..., None], rows)[..., 0]
+        k = _sequences_of(key, keys)
+        if k.shape[2] == 0:
+            result[...] = 0
             if part_lse is not None:
                 part_lse[...] = -np.inf if spec.sinks is None else spec.sinks[:, None]
-        elif query_length > 0 and len(query) > 0:
-            attention(query[r], key[k], value[k], output[r], None, part_lse, spec._replace(offset=offset))
+        else:
+            q, v = _sequences_of(query, rows), _sequences_of(value, keys)
+            attention(q, k, v, result, None, part_lse, spec._replace(offset=offset))
+        if not isinstance(rows, slice):
+            output.swapaxes(0, 1)[rows] = result.swapaxes(1, 2)
+            if lse is not None and part_lse is not None:
+                lse.T[rows] = part_lse.swapaxes(1, 2)
+
+
+def _equal_sequences(
+    sequences: PackedSequences, query_size: int, key_size: int
+) -> Iterator[tuple[Array | slice, Array | slice, int]]:
+    """(rows of queries, rows of keys, offset) of sequences that have the same lengths and offset.
+
+    Rows are a slice for one sequence, else indices (sequences, length), of about ``BLOCK`` entries: ``query_size`` for
+    each row of queries and ``key_size`` for each of keys.
+    """
+    some = np.flatnonzero(sequences.query_lengths)
+    if some.size == 0:
+        return
+    kinds = np.stack([sequences.query_lengths, sequences.key_lengths, sequences.offsets])[:, some]
+    order = np.lexsort(kinds)
+    changes = np.flatnonzero((np.diff(kinds[:, order]) != 0).any(axis=0)) + 1
+    for same in np.split(order, changes):
+        length, key_length, offset = kinds[:, same[0]].tolist()
+        step = max(1, BLOCK // max(1, length * query_size + key_length * key_size))
+        for start in range(0, len(same), step):
+            which = some[same[start : start + step]]
+            rows = _rows(sequences.query_starts[which], length)
+            yield rows, _rows(sequences.key_starts[which], key_length), offset
+
+
+def _rows(starts: Array, length: int) -> Array | slice:
+    if len(starts) == 1:
+        return slice(int(starts[0]), int(starts[0]) + length)
+    rows: Array = starts[:, None] + np.arange(length)
+    return rows
+
+
+def _sequences_of(a: Array, rows: Array | slice) -> Array:
+    """Rows of ``a``, (heads, total, width), as (sequences, heads, length, width): a view for one sequence."""
+    return a[None, :, rows] if isinstance(rows, slice) else a.swapaxes(0, 1)[rows].swapaxes(1, 2)
 
 
 def _blocks(

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwise._base.ieee import assign, cast_dtype
+from headwise._base.typing import FLOAT32
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -21,8 +24,8 @@ def in_float32(function: Callable[[Array, Array], None], x: Array, out: Array) -
         function(x, out)
         return
     result = np.empty(out.shape, np.float32)
-    function(x.astype(np.float32), result)
-    out[...] = result
+    function(cast_dtype(x, FLOAT32), result)
+    assign(out, result)
 
 
 def row_blocks(x: Array) -> Iterator[slice]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headwise._base.ieee import ieee
+from headwise._base.ieee import cast_dtype, ieee
+from headwise._base.typing import FLOAT32
 from headwise._numpy.blocks import BLOCK, in_float32, row_blocks
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: s
     width = max(256, BLOCK // inner) if is_16bit else max(1, columns)
     for start in range(0, columns, width):
         c = slice(start, start + width)
-        w = weight[:, c].astype(np.float32) if is_16bit else weight[:, c]
+        w = cast_dtype(weight[:, c], FLOAT32) if is_16bit else weight[:, c]
 
         def multiply(x: Array, out: Array, w: Array = w, c: slice = c) -> None:
             np.matmul(x, w, out=out)

@@ -1,0 +1,97 @@
+"""Casts between float16 and float32 by vectorised arithmetic.
+
+NumPy builds without F16C cast float16 one by one in software: 2 ns for an entry, up to 60 ns for one that becomes
+subnormal. The functions here take about 0.4 ns and 1.2 ns, with the same results bit for bit, also where subnormal
+numbers are flushed to 0.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwise._base.typing import FLOAT16, FLOAT32
+
+if TYPE_CHECKING:
+    from headwise._base.typing import Array
+
+# Entries that are narrowed together: temporaries of 128 KB stay in a second-level cache.
+_BLOCK = 1 << 15
+
+# Below, NumPy's own cast is faster than a dozen calls.
+_FEW = 1 << 10
+
+_LARGEST = 65504.0
+_SMALLEST = np.float32(2.0**-136)  # the bits of the smallest float16, moved to the exponent and mantissa of a float32
+_REBIAS = np.float32(2.0**112)  # the exponent bias of float32 less that of float16 is 112
+
+
+def is_cast_of_float16(x: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether :func:`cast_of_float16` is the fastest cast of ``x`` to ``dtype``."""
+    if x.size < _FEW:
+        return False
+    return (x.dtype is FLOAT16 and dtype is FLOAT32) or (x.dtype is FLOAT32 and dtype is FLOAT16)
+
+
+def cast_of_float16(x: Array, dtype: np.dtype[Any]) -> Array:
+    """float16 ``x`` in float32, or float32 ``x`` in float16."""
+    with np.errstate(all="ignore"):
+        return _widen(x) if dtype is FLOAT32 else _narrow(x)
+
+
+def _widen(x: Array) -> Array:
+    bits = x.view(np.int16).astype(np.int32)  # repeats the sign
+    bits <<= 13
+    bits &= -0x70002000  # 0x8FFFE000: the sign and 15 bits of exponent and mantissa
+    wide: Array = bits.view(np.float32)
+    wide *= _REBIAS
+    # Infinity and NaN have become numbers from 65536 on; and these are subnormal numbers before the multiplication.
+    finite = wide.min(initial=0.0) >= -_LARGEST and wide.max(initial=0.0) <= _LARGEST
+    if not (finite and _SMALLEST * _REBIAS > 0):
+        _every_float16().take(x.view(np.uint16), out=wide, mode="clip")
+    return wide
+
+
+@lru_cache(maxsize=1)
+def _every_float16() -> Array:
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def _narrow(x: Array) -> Array:
+    out = np.empty(x.shape, np.float16)
+    flat_in, flat_out = x.reshape(-1), out.reshape(-1).view(np.uint16)
+    work = np.empty((2, min(x.size, _BLOCK)), np.float32)
+    for start in range(0, x.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        _narrow_block(flat_in[block], flat_out[block], *work[:, : x.size - start])
+    return out
+
+
+def _narrow_block(x: Array, out: Array, size: Array, power: Array) -> None:
+    """Round to the nearest, ties to even. ``size`` and ``power`` are overwritten.
+
+    For ``|x|`` with exponent e, at least -14 for the subnormal numbers of float16, the digits of float16 are multiples
+    of ``2**(e - 10)``. That is the spacing of float32 at ``2**(e + 13)``, so the addition of this power rounds, and the
+    low 16 bits of the sum are the rounded digits, to which the exponent is added modulo ``2**16``. A carry into the
+    exponent gives the right result, infinity included.
+    """
+    np.abs(x, out=size)
+    largest = size.max()
+    if not largest <= _LARGEST:
+        np.minimum(size, 65536.0, out=size)
+    np.clip(size, 2.0**-14, 65536.0, out=power)
+    bits = power.view(np.uint32)
+    bits &= 0x7F800000
+    power *= 8194.0  # 2**13, and the exponent bias: the bits (-126 << 10) modulo 2**16
+    size += power
+    np.copyto(out, size.view(np.uint32), casting="unsafe")
+    bits >>= 13  # multiplying by 8194 has added 13 to the exponent and set bit 11
+    out += bits.astype(np.uint16)
+    sign = np.signbit(x).astype(np.uint16)
+    sign <<= 15
+    out |= sign
+    if np.isnan(largest):
+        nan = np.isnan(x)
+        out[nan] = x[nan].astype(np.float16).view(np.uint16)
