@@ -44,15 +44,15 @@ class Spans(NamedTuple):
     counts: Sequence[int]
 
 
-def attend_rows(rows: CacheRows, query: Array, counts: Sequence[int], options: CacheOptions) -> Any:
-    """The results of :meth:`headwise.KVCache.attend`.
+def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Sequence[int], options: CacheOptions) -> Any:
+    """The results of :meth:`headwise.KVCache.attend` for sequences of these ``lengths``.
 
     The first ``counts[i]`` queries of each sequence have its latest positions; the queries behind them are padding.
     """
     for name in options.keys() - _KEYWORDS:
         raise TypeError(f"{name}: not a keyword here, expected one of {', '.join(sorted(_KEYWORDS))}")
-    starts, seen = rows.spans(counts)
-    for entry, (start, length, count) in enumerate(zip(starts, rows.lengths, counts, strict=True)):
+    starts, seen = rows.spans(lengths, counts)
+    for entry, (start, length, count) in enumerate(zip(starts, lengths, counts, strict=True)):
         if count > length:
             raise ValueError(f"query: {count} rows, expected at most the length {length}{of(entry, counts)}")
         if start < 0:

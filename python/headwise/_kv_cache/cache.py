@@ -227,7 +227,8 @@ class KVCache(CachedSequences):
         [[True, True, True], [True, True, False]]
         """
         q = check_query(query, self._shape)
-        return attend_rows(self._rows, q, check_counts(lengths, q.shape[2], self.batch_size), options)
+        counts = check_counts(lengths, q.shape[2], self.batch_size)
+        return attend_rows(self._rows, self._rows.lengths, q, counts, options)
 
     @overload
     def extend(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Extension:
     """A context manager that appends rows to a cache. If its block raises, nothing has been appended.
 
-    A ring that could not remove the new rows again without a loss appends them after the block, which reads a copy.
+    The new rows are written where nothing else reads them, and the lengths grow after the block. A ring that would lose
+    rows that a query sees appends after the block, which reads a copy.
     ``contextlib.contextmanager`` would take 1 µs more, 5 % of a small decoding step.
 
     Parameters
@@ -37,27 +38,21 @@ class Extension:
         self._rows = rows
         self._query = query
         self._new = key, value, counts
-        self._before: list[int] | None = None  # the lengths to return to; None: the rows are appended after the block
-        self._seen = rows
+        self._seen = rows if rows.can_undo(counts) else rows.copy_with_room(key.shape[2])
+        self._lengths = self._seen.lengths
 
     def __enter__(self) -> Self:
-        rows, (key, value, counts) = self._rows, self._new
-        if rows.can_undo(counts):
-            before = rows.lengths
-            rows.append(key, value, counts)
-            self._before = before
-        else:
-            self._seen = rows.copy_with_room(key.shape[2])
-            self._seen.append(key, value, counts)
+        self._lengths = self._seen.write(*self._new)
         return self
 
     def attend(self, options: CacheOptions) -> Any:
         """The results of :meth:`headwise.KVCache.attend` for the new queries."""
-        return attend_rows(self._seen, self._query, self._new[2], options)
+        return attend_rows(self._seen, self._lengths, self._query, self._new[2], options)
 
     def __exit__(self, error: object, *_: object) -> None:
-        if self._before is None:
-            if error is None:
-                self._rows.append(*self._new)
-        elif error is not None:
-            self._rows.truncate(self._before)
+        if error is not None:
+            return
+        if self._seen is self._rows:
+            self._rows.lengths = self._lengths
+        else:
+            self._rows.append(*self._new)

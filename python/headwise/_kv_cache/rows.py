@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from itertools import starmap
+from operator import setitem
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headwise._base.outputs import allocate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from typing import TypeAlias
 
     from headwise._base.typing import Array
     from headwise._kv_cache.checks import CacheShape
+
+    Step: TypeAlias = tuple[Any, Any, Any]  # target, index, value: target[index] = value
 
 
 class CacheRows:
@@ -25,6 +31,10 @@ class CacheRows:
     A ring has ``2 * spare`` more slots. When a sequence reaches the last slot, its latest rows move to the first slots,
     at most once per ``spare`` positions, so a position costs on average at most about 9 row copies. The rows kept are
     all that the next query sees, also after up to ``spare`` of the latest positions have been removed.
+
+    A KeyboardInterrupt may come between any two bytecodes. So rows are first written where no query sees them, and
+    ``lengths`` and ``offsets`` are then replaced in one step; rows that are seen are changed together with these lists
+    (:func:`_at_once`).
     """
 
     def __init__(self, shape: CacheShape) -> None:
@@ -46,22 +56,31 @@ class CacheRows:
         return self.lengths[entry] - self.offsets[entry]
 
     def append(self, key: Array, value: Array, counts: Sequence[int]) -> None:
-        """Write the first ``counts[i]`` new rows of each sequence behind its stored rows. If a ring has fewer slots
+        """Store the first ``counts[i]`` new rows of each sequence behind its stored rows. If a ring has fewer slots
         than new rows, the latest of them are kept."""
-        lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        if self.can_undo(counts):
+            self.lengths = self.write(key, value, counts)
+            return
+        key, value = self._unbuffered(key), self._unbuffered(value)
+        lengths = self._longer(counts)
+        moves, offsets = self._room(counts)
+        writes = self._writes(key, value, counts, lengths, offsets)
+        _at_once([*moves, *writes, (vars(self), "lengths", lengths), (vars(self), "offsets", offsets)])
+
+    def write(self, key: Array, value: Array, counts: Sequence[int]) -> list[int]:
+        """Write the first ``counts[i]`` new rows of each sequence behind its stored rows, for :meth:`can_undo`.
+
+        Returns the new lengths. The rows are stored once ``lengths`` is set to them.
+        """
+        lengths = self._longer(counts)
         if self.reach >= 0:
-            # Make the copies that NumPy's assignment would make before any row moves: they may raise MemoryError.
-            overlap = np.may_share_memory(key, self.keys) or np.may_share_memory(value, self.values)
-            if overlap or not (key.dtype.isnative and value.dtype.isnative):
-                key, value = key.astype(self.keys.dtype), value.astype(self.values.dtype)
-            self._make_room(counts)
-        ends = [length - offset for length, offset in zip(lengths, self.offsets, strict=True)]
-        if equal(counts) and equal(ends):
-            self._write(slice(None), ends[0], counts[0], key, value)
-        else:
-            for entry, (end, count) in enumerate(zip(ends, counts, strict=True)):
-                self._write(slice(entry, entry + 1), end, count, key, value)
-        self.lengths = lengths
+            key, value = self._unbuffered(key), self._unbuffered(value)
+            moves, offsets = self._room(counts)
+            if moves:
+                _at_once([*moves, (vars(self), "offsets", offsets)])
+        for array, where, rows in self._writes(key, value, counts, lengths, self.offsets):
+            array[where] = rows
+        return lengths
 
     def can_undo(self, counts: Sequence[int]) -> bool:
         """Whether ``counts[i]`` rows can be appended and removed again without dropping a row that a query sees."""
@@ -72,19 +91,19 @@ class CacheRows:
     def copy_with_room(self, new: int) -> CacheRows:
         """A copy of the rows that the next queries see, with slots for ``new`` more rows of each sequence."""
         copy = CacheRows(self._shape._replace(capacity=self.reach + new, ring=False))
-        starts, seen = self.spans([0] * len(self.lengths))
+        starts, seen = self.spans(self.lengths, [0] * len(self.lengths))
         visible = [slice(start, start + count) for start, count in zip(starts, seen, strict=True)]
         copy.restore(seen, *([a[i, :, rows] for i, rows in enumerate(visible)] for a in (self.keys, self.values)))
         copy.reach = self.reach
         return copy
 
-    def spans(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The first slot and the number of the rows that the queries of the latest ``counts[i]`` positions see. The
-        slot is negative if some of these rows have been dropped."""
+    def spans(self, lengths: list[int], counts: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The first slot and the number of the rows that the queries of the latest ``counts[i]`` positions see, in
+        sequences of ``lengths``. The slot is negative if some of these rows have been dropped."""
         if self.reach < 0:
-            return [0] * len(counts), self.lengths
-        seen = [min(length, self.reach + count) for length, count in zip(self.lengths, counts, strict=True)]
-        return [self.end(entry) - rows for entry, rows in enumerate(seen)], seen
+            return [0] * len(counts), lengths
+        seen = [min(length, self.reach + count) for length, count in zip(lengths, counts, strict=True)]
+        return [length - offset - rows for length, offset, rows in zip(lengths, self.offsets, seen, strict=True)], seen
 
     def min_length(self, entry: int) -> int:
         """The minimum length, apart from 0, to which a sequence can be truncated."""
@@ -92,9 +111,8 @@ class CacheRows:
 
     def truncate(self, lengths: list[int]) -> None:
         """Remove the latest positions of each sequence, down to these lengths."""
-        self.lengths = lengths
-        if any(self.offsets):
-            self.offsets = [offset if length else 0 for length, offset in zip(lengths, self.offsets, strict=True)]
+        offsets = [offset if length else 0 for length, offset in zip(lengths, self.offsets, strict=True)]
+        vars(self).update(lengths=lengths, offsets=offsets)
 
     def reorder(self, sources: Sequence[int]) -> None:
         """Replace each sequence ``i`` by a copy of sequence ``sources[i]``."""
@@ -106,15 +124,14 @@ class CacheRows:
         # All memory is allocated before the first row is written.
         width = max(self.keys.shape[3], self.values.shape[3])
         taken = allocate((len(to), stop, width), self.keys.dtype)
+        steps: list[Step] = []
         for rows in (self.keys, self.values):
             copies = taken[..., : rows.shape[3]]
             for head in rows.swapaxes(0, 1):
-                for copy, source in zip(copies, take, strict=True):
-                    copy[...] = head[source, :stop]
-                for copy, entry in zip(copies, to, strict=True):
-                    head[entry, :stop] = copy
-        self.offsets = [self.offsets[source] for source in sources]
-        self.lengths = [self.lengths[source] for source in sources]
+                steps += [(copy, ..., head[source, :stop]) for copy, source in zip(copies, take, strict=True)]
+                steps += [(head, (entry, slice(stop)), copy) for copy, entry in zip(copies, to, strict=True)]
+        steps += [(vars(self), name, [getattr(self, name)[i] for i in sources]) for name in ("lengths", "offsets")]
+        _at_once(steps)
 
     def restore(self, lengths: list[int], keys: Sequence[Array], values: Sequence[Array]) -> None:
         """Hold these rows (kv_heads, rows, dim): the latest of the ``lengths[i]`` positions of each sequence."""
@@ -123,29 +140,48 @@ class CacheRows:
         self.lengths = lengths
         self.offsets = [length - key.shape[1] for length, key in zip(lengths, keys, strict=True)]
 
-    def _write(self, entries: slice, end: int, count: int, key: Array, value: Array) -> None:
-        rows = min(count, end)
-        self.keys[entries, :, end - rows : end] = key[entries, :, count - rows : count]
-        self.values[entries, :, end - rows : end] = value[entries, :, count - rows : count]
+    def _longer(self, counts: Sequence[int]) -> list[int]:
+        return [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
-    def _make_room(self, counts: Sequence[int]) -> None:
-        """Move the rows of a ring to the first slots where ``counts[i]`` more would not fit."""
+    def _unbuffered(self, rows: Array) -> Array:
+        """New rows that NumPy copies without a buffer, for which there may be no memory once rows have moved."""
+        if rows.dtype.isnative and not any(np.may_share_memory(rows, stored) for stored in (self.keys, self.values)):
+            return rows
+        return rows.astype(self.keys.dtype)
+
+    def _writes(
+        self, key: Array, value: Array, counts: Sequence[int], lengths: list[int], offsets: list[int]
+    ) -> Iterable[Step]:
+        """The assignments of the new rows, after which sequences have these ``lengths`` and ``offsets``."""
+        ends = [length - offset for length, offset in zip(lengths, offsets, strict=True)]
+        together = equal(counts) and equal(ends)
+        for entry, (end, count) in enumerate([(ends[0], counts[0])] if together else zip(ends, counts, strict=True)):
+            entries = slice(None) if together else slice(entry, entry + 1)
+            rows = min(count, end)
+            where = entries, slice(None), slice(end - rows, end)
+            yield self.keys, where, key[entries, :, count - rows : count]
+            yield self.values, where, value[entries, :, count - rows : count]
+
+    def _room(self, counts: Sequence[int]) -> tuple[list[Step], list[int]]:
+        """The moves of rows of a ring to the first slots where ``counts[i]`` more would not fit, and the offsets after
+        them."""
         ends = [length - offset for length, offset in zip(self.lengths, self.offsets, strict=True)]
         if equal(self.lengths) and equal(counts):
             # Keep equally many rows of each sequence: equal offsets make the stored rows one view.
             ends = [min(ends)] * len(ends)
+        moves: list[Step] = []
         offsets = []
         for entry, (rows, count) in enumerate(zip(ends, counts, strict=True)):
             if count > self.slots:  # the latest new rows fill all slots
                 offsets.append(self.lengths[entry] + count - self.slots)
             else:
                 kept = rows if rows + count <= self.slots else self.slots - max(count, self.spare)
-                self._move(entry, kept)
+                moves += self._moves(entry, kept)
                 offsets.append(self.lengths[entry] - kept)
-        self.offsets = offsets
+        return moves, offsets
 
-    def _move(self, entry: int, count: int) -> None:
-        """Move the latest ``count`` rows of a sequence to the first slots."""
+    def _moves(self, entry: int, count: int) -> Iterable[Step]:
+        """The moves of the latest ``count`` rows of a sequence to the first slots."""
         end = self.end(entry)
         if count == end:
             return
@@ -153,7 +189,15 @@ class CacheRows:
             for head in rows[entry]:
                 flat = head.reshape(-1).view(np.uint8)  # NumPy copies between overlapping 1-D views without a buffer
                 width = flat.size // self.slots
-                flat[: count * width] = flat[(end - count) * width : end * width]
+                yield flat, slice(count * width), flat[(end - count) * width : end * width]
+
+
+def _at_once(steps: Iterable[Step]) -> None:
+    """``target[index] = value`` for all steps, or for none of them if a signal handler raises.
+
+    Python runs signal handlers between bytecodes, and this is a single one: assignments to arrays and dicts in C.
+    """
+    deque(starmap(setitem, steps), maxlen=0)
 
 
 def equal(numbers: Sequence[int]) -> bool:
