@@ -11,6 +11,7 @@
 
 #include "attention/kernel.h"
 #include "attention/schedule.h"
+#include "base/interruption.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
 
@@ -89,6 +90,7 @@ void RunChunk(const Call<T>& call, std::int64_t task, std::byte* partials, std::
   const DecodeChunk chunk{head / kv_heads, head % kv_heads, begin, std::min(key_len, begin + schedule.size())};
   call.decode->chunk(*call.args, chunk, partial + call.partial_bytes * static_cast<std::size_t>(part), scratch);
   if (reinterpret_cast<DoneCount*>(done)->fetch_add(1, std::memory_order_acq_rel) + 1 < schedule.parts()) return;
+  if (Interrupted(0)) return;  // chunks may be incomplete
   call.decode->combine(*call.args, chunk.batch, chunk.kv_head, schedule.size(), partial);
 }
 

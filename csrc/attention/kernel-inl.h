@@ -34,6 +34,7 @@
 #include "attention/kernel.h"
 #include "attention/modifiers/score_modifiers-inl.h"
 #include "attention/softmax-inl.h"
+#include "base/interruption.h"
 #include "base/scratch.h"
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
@@ -255,13 +256,22 @@ void StoreWeights(const AttentionRun<Products>& run, const Stage<Products::kRows
   store(run.Weights(stage.tile->row[r], begin));
 }
 
-// The next tile from tile t on that keeps any key of the block [begin, end), and t past it; empty if there is none.
+// Floating-point operations of both products of a row with `keys` keys.
+template <typename T>
+double RowWork(const AttentionArgs<T>& args, int64_t keys) {
+  return 2.0 * static_cast<double>(keys) * static_cast<double>(args.query.shape[3] + args.value.shape[3]);
+}
+
+// The next tile from tile t on that keeps any key of the block [begin, end), and t past it; empty if there is none, or
+// if the call has been interrupted.
 template <class Products>
 Stage<Products::kRows> NextTile(const AttentionRun<Products>& run, int64_t& t, int64_t begin, int64_t end,
                                 int buffer = 0) {
   while (t < run.scratch.tile_count) {
     const Tile<Products::kRows>& tile = run.scratch.tiles[t++];
     const Stage<Products::kRows> stage{&tile, KeysOfTile(run, tile, begin, end), buffer};
+    const int64_t keys = stage.keys.empty() ? 1 : stage.keys.to - stage.keys.from;
+    if (Interrupted(RowWork(run.args, keys) * tile.rows)) return {};
     if (!stage.keys.empty()) return stage;
     if (!run.args.weights) continue;
     for (int r = 0; r < tile.rows; ++r) StoreWeights(run, stage, r, begin, end);
@@ -359,6 +369,7 @@ void FinishRows(const AttentionRun<Products>& run) {
   for (int64_t t = 0; t < scratch.tile_count; ++t) {
     const Tile<Products::kRows>& tile = scratch.tiles[t];
     for (int r = 0; r < tile.rows; ++r) {
+      if (Interrupted(args.weights ? static_cast<double>(args.key.shape[2]) : 0)) return;
       const Row& row = tile.row[r];
       const int64_t padded_row = tile.first_row + r;
       const T sum = scratch.sum[padded_row];
@@ -380,6 +391,7 @@ template <class Products, class KeyBlock>
 void RunAttention(AttentionRun<Products>& run, const KeyBlock& key_block) {
   StartRows(run);
   ForKeyBlocks(Products::kKeys, run.keys, [&](int64_t begin, int64_t end) HWY_ATTR {
+    if (Interrupted(RowWork(run.args, end - begin))) return;
     run.products.PackKeys(begin, end);
     run.products.PackValues(begin, end);
     key_block(begin, end);

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/interruption.h"
 #include "base/openmp/processors.h"
 #include "base/openmp/spare_threads.h"
 #include "headwise/runtime.h"
@@ -98,6 +99,14 @@ Opener* OpenerOfSurvivor() {
 }
 #endif
 
+// Asks for interruptions until `count` is `all`.
+void WaitUntil(const std::atomic<int>& count, int all) {
+  for (int i = 0; count.load(std::memory_order_relaxed) < all; ++i) {
+    Interrupted(kAnyWork);
+    if (i > 1000) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 // Runs `region` on a thread that may open a parallel region; false if there is none.
 template <typename Function>
 bool RunWhereRegionsOpen(const Function& region) {
@@ -141,17 +150,24 @@ int ThreadsFor(std::int64_t tasks, double work) {
 #endif
 }
 
-void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noexcept {
+namespace {
+
+// Tasks report their work themselves; this is for those that are too short to.
+constexpr double kTaskWork = 1e5;
+
+void RunTasks(std::int64_t tasks, int threads, Task task, void* context) {
 #ifdef _OPENMP
   if (threads > 1) {
     ran_parallel.store(true, std::memory_order_relaxed);
+    const StopFlag stopped = CurrentStopFlag();
     const auto region = [&] {
       thread_local Clock::time_point ended;  // end of this thread's last region; its team spins before it sleeps
       const int processor = Clock::now() - ended > kSpinning ? CurrentProcessor() : -1;
-      std::atomic<int> started{0};
+      std::atomic<int> started{0}, left{0};
 #pragma omp parallel num_threads(threads)
       {
         const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        const JoinCall joined(stopped);
         if (thread != 0) {
           started.fetch_add(1, std::memory_order_relaxed);
           LeaveProcessor(processor, team);
@@ -159,7 +175,11 @@ void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noex
           LetStart(started, team - 1);
         }
 #pragma omp for schedule(dynamic, 1) nowait
-        for (std::int64_t i = 0; i < tasks; ++i) task(context, i, thread);
+        for (std::int64_t i = 0; i < tasks; ++i) {
+          if (!Interrupted(kTaskWork)) task(context, i, thread);
+        }
+        left.fetch_add(1, std::memory_order_relaxed);
+        if (thread == 0 && stopped) WaitUntil(left, team);
       }
       ended = Clock::now();
     };
@@ -168,7 +188,14 @@ void RunParallel(std::int64_t tasks, int threads, Task task, void* context) noex
 #else
   (void)threads;
 #endif
-  for (std::int64_t i = 0; i < tasks; ++i) task(context, i, 0);
+  for (std::int64_t i = 0; i < tasks && !Interrupted(kTaskWork); ++i) task(context, i, 0);
+}
+
+}  // namespace
+
+void RunParallel(std::int64_t tasks, int threads, Task task, void* context) {
+  RunTasks(tasks, threads, task, context);
+  if (Interrupted(0)) throw CallInterrupted();
 }
 
 }  // namespace headwise

@@ -23,6 +23,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "base/interruption.h"
 #include "base/scratch.h"
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
@@ -76,7 +77,10 @@ class Bf16Linear {
       }
       const bool first = chunk == 0, last = chunk + chunks == Chunks(depth_);
       float* sums = sums_;
+      const double tile_work =
+          2.0 * kSide * kChunk * static_cast<double>(chunks * (block_.column_end - block_.column_begin));
       for (int64_t row = block_.row_begin; row < block_.row_end; row += kSide) {
+        if (Interrupted(tile_work)) return;
         PackX(row, chunk, chunks);
         const bool lower = block_.row_end - row > kTileSide;
         const std::uint32_t* group = weight;
@@ -101,6 +105,7 @@ class Bf16Linear {
     const int64_t depth = weight.shape[0];
     for (int64_t chunk = 0; chunk < chunks; ++chunk, packed += kChunkSize<kTerms>) {
       const int64_t k = (first + chunk) * kChunk;
+      if (Interrupted(kPackingWork * kChunk * static_cast<double>(end - begin))) return;
       if (weight.stride[1] == 1 && k + kChunk <= depth) {
         PackChunk(weight.at(k, begin), weight.stride[0], end - begin, group_size, packed);
         continue;

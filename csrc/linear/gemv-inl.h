@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "base/interruption.h"
 #include "base/scratch.h"
 #include "hwy/highway.h"
 #include "linear/kernel-inl.h"
@@ -202,6 +203,7 @@ void Run(const Operands<T>& in, std::int64_t columns) {
     // A depth of 0 still writes the bias.
     for (std::int64_t chunk = 0; chunk == 0 || chunk < depth; chunk += kDepthChunk<T>) {
       const std::int64_t chunk_end = std::min(depth, chunk + kDepthChunk<T>);
+      if (Interrupted(2.0 * static_cast<double>(chunk_end - chunk) * static_cast<double>(rows * columns))) return;
       for (std::int64_t r = 0; r < rows; ++r) std::fill_n(in.chunk.at(r), columns, Accumulator<T>{0});
       for (std::int64_t k = chunk; k < chunk_end; k += kDepth) {
         ForEachRowTile(rows, [&](auto count, std::int64_t row) HWY_ATTR {
@@ -214,6 +216,7 @@ void Run(const Operands<T>& in, std::int64_t columns) {
     }
   } else {
     for (std::int64_t j = 0; j < columns; j += kVectors) {
+      if (Interrupted(2.0 * kVectors * static_cast<double>(depth) * static_cast<double>(rows))) return;
       ForEachRowTile(rows, [&](auto count, std::int64_t row)
                                HWY_ATTR { DotsOfRows<count.value>(in, row, j, std::min(columns, j + kVectors)); });
     }

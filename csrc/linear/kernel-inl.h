@@ -15,6 +15,7 @@
 
 #include <algorithm>
 
+#include "base/interruption.h"
 #include "base/scratch.h"
 #include "hwy/highway.h"
 #include "linear/kernel.h"
@@ -129,6 +130,7 @@ void LinearPack(View<const T, 2> weight, Precision, int64_t begin, int64_t end, 
   Sum* const panels = reinterpret_cast<Sum*>(packed);
   for (int64_t k = 0; k < weight.shape[0]; k += kDepthChunk<T>) {
     const int64_t chunk = std::min(kDepthChunk<T>, weight.shape[0] - k);
+    if (Interrupted(kPackingWork * static_cast<double>(chunk) * static_cast<double>(end - begin))) return;
     PackWeights(weight.at(k, begin), chunk, end - begin, weight.stride[0], weight.stride[1],
                 panels + k * PackedColumns<Sum>(weight.shape[1]) + chunk * begin);
   }
@@ -213,6 +215,8 @@ void LinearSums(const LinearArgs<T>& args, const LinearBlock& block, Accumulator
     }
     for (int64_t row = block.row_begin; row < block.row_end; row += kTileRows) {
       const int64_t rows = std::min<int64_t>(kTileRows, block.row_end - row);
+      if (Interrupted(2.0 * static_cast<double>(chunk) * static_cast<double>(columns) * static_cast<double>(rows)))
+        return;
       const int height = TileHeight(rows);
       PackRowsOfX(args.x.at(row, k), rows, args.x.stride[0], chunk, height, scratch.x);
       const LinearTile<Sum> tile{sums + (row - block.row_begin) * sums_stride,         sums_stride, rows, columns,

@@ -51,6 +51,9 @@ struct GemvKernel {
   void (*columns)(const LinearArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 };
 
+// Cost of packing a weight, in floating-point operations.
+constexpr double kPackingWork = 8;
+
 // Rows up to which reading the weights in place is faster than packing them for FMA.
 constexpr std::int64_t kMaxGemvRows = 16;
 

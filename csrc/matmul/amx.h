@@ -10,12 +10,24 @@
 
 #include <cstdint>
 
+#include "base/interruption.h"
+
 namespace headwise::amx {
 
-// Configures this thread's tiles as 16 rows of 64 bytes each, and releases them at the end of its lifetime.
+// Configures this thread's tiles as 16 rows of 64 bytes each, and releases them at the end of its lifetime. Other code
+// that runs on this thread when the call asks whether it is interrupted may release the tiles.
 class Tiles {
  public:
-  Tiles() {
+  Tiles() : outer_(RestoreAfterChecks(&Configure)) { Configure(); }
+  ~Tiles() {
+    asm volatile("tilerelease");
+    RestoreAfterChecks(outer_);
+  }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+
+ private:
+  static void Configure() {
     struct alignas(64) {
       std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
       std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -23,9 +35,8 @@ class Tiles {
     } config;
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
-  ~Tiles() { asm volatile("tilerelease"); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
+
+  const Restore outer_;
 };
 
 template <int kTile>

@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -16,6 +17,7 @@
 #include <cxxabi.h>
 #endif
 
+#include "base/interruption.h"
 #include "base/targets.h"
 #include "headwise/dtype.h"
 #include "headwise/precision.h"
@@ -71,8 +73,16 @@ View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape,
   return view;
 }
 
+// The thread on which Python runs signal handlers: the interpreter's main thread, and in a forked child the thread that
+// called fork.
+inline std::atomic<unsigned long> main_thread{0};
+
 // Releases the GIL for the computation. The target is selected first: selection holds a lock, and a child forked by
 // another thread meanwhile would wait for that lock forever.
+//
+// On the main thread the computation is interruptible: about every 50 ms it takes the GIL and runs the handlers of
+// signals that have arrived. If one raises, as Python's own handler of SIGINT does, CallInterrupted is thrown, while
+// the exception waits in the thread state (module.cc).
 //
 // A daemon thread whose computation ends while the interpreter is being finalized does not get the GIL back. Up to
 // Python 3.13, Python ends such a thread by pthread_exit, which unwinds the C++ stack: std::terminate in a destructor,
@@ -83,11 +93,15 @@ class ReleasedGil {
   ReleasedGil() {
     EnsureTargetChosen();
     state_ = PyEval_SaveThread();
+    if (PyThread_get_thread_ident() == main_thread.load(std::memory_order_relaxed)) {
+      interruption_.emplace(&RunSignalHandlers, this);
+    }
   }
   ReleasedGil(const ReleasedGil&) = delete;
   ReleasedGil& operator=(const ReleasedGil&) = delete;
 
   ~ReleasedGil() {
+    interruption_.reset();
 #ifdef __GLIBCXX__
     try {
       PyEval_RestoreThread(state_);
@@ -100,7 +114,16 @@ class ReleasedGil {
   }
 
  private:
+  static bool RunSignalHandlers(void* released) {
+    PyThreadState*& state = static_cast<ReleasedGil*>(released)->state_;
+    PyEval_RestoreThread(state);
+    const bool raised = PyErr_CheckSignals() != 0;
+    state = PyEval_SaveThread();
+    return raised;
+  }
+
   PyThreadState* state_;
+  std::optional<Interruption> interruption_;
 };
 
 using OptionalArray = std::optional<py::array>;

@@ -1,4 +1,7 @@
 #include <new>
+#ifndef _WIN32
+#include <pthread.h>
+#endif
 
 #include "headwise/version.h"
 #include "python/arrays.h"
@@ -13,6 +16,14 @@ bool InMainInterpreter() {
   if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
   PyErr_SetString(PyExc_ImportError, "it runs in the main interpreter only, and this is a sub-interpreter");
   return false;
+}
+
+void RememberMainThread() {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+#ifndef _WIN32
+  [[maybe_unused]] static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { main_thread = PyThread_get_thread_ident(); });
+#endif
 }
 
 }  // namespace
@@ -33,6 +44,7 @@ PyObject* PyInit__core() {
 #define PyInit__core PyInit__core_in_main_interpreter
 PYBIND11_MODULE(_core, module) {
   using namespace headwise::bindings;
+  using headwise::CallInterrupted;
   if (!headwise::bindings::InMainInterpreter()) throw py::error_already_set();
   module.doc() =
       "The native backend of headwise. Its functions are those of the protocol headwise._runtime.backend.Backend.";
@@ -42,8 +54,11 @@ PYBIND11_MODULE(_core, module) {
       if (thrown) std::rethrow_exception(thrown);
     } catch (const std::bad_alloc&) {
       PyErr_SetString(PyExc_MemoryError, "Out of memory: could not allocate scratch space");
+    } catch (const CallInterrupted&) {
+      // The exception of the signal handler is set already (ReleasedGil).
     }
   });
+  RememberMainThread();
   RegisterAlibi(module);
   RegisterAttention(module);
   RegisterAttentionVarlen(module);

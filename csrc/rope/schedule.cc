@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <memory>
 
+#include "base/interruption.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "base/stream.h"
@@ -36,19 +37,21 @@ void ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const
     if (buffer) kernel.copy(buffer, count * dim, out.at(n, h, s));
   };
   const std::int64_t blocks = (seq + block - 1) / block;
-  const double work = 3.0 * static_cast<double>(batch) * static_cast<double>(heads) * static_cast<double>(seq) *
-                      static_cast<double>(dim);
+  const double row_work = 3.0 * static_cast<double>(dim);
+  const double work = row_work * static_cast<double>(batch) * static_cast<double>(heads) * static_cast<double>(seq);
   const int threads = ThreadsFor(batch * blocks, work);
   std::unique_ptr<const Scratch> scratch;
   if (streamed) scratch = std::make_unique<Scratch>(threads, static_cast<std::size_t>(block * dim) * sizeof(T));
   ParallelFor(batch * blocks, threads, [&, heads = heads, seq = seq](std::int64_t task, int thread) {
     const std::int64_t n = task / blocks, first = task % blocks * block, last = std::min(seq, first + block);
     if (along == 1) {
-      for (std::int64_t s = first; s < last; ++s) rows(n, 0, s, heads, nullptr);
+      for (std::int64_t s = first; s < last && !Interrupted(row_work * heads); ++s) rows(n, 0, s, heads, nullptr);
       return;
     }
     T* const buffer = streamed ? reinterpret_cast<T*>(scratch->thread(thread)) : nullptr;
-    for (std::int64_t h = 0; h < heads; ++h) rows(n, h, first, last - first, buffer);
+    for (std::int64_t h = 0; h < heads && !Interrupted(row_work * (last - first)); ++h) {
+      rows(n, h, first, last - first, buffer);
+    }
     if (streamed) FlushNonTemporalStores();
   });
 }

@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "base/interruption.h"
 #include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
@@ -250,7 +251,10 @@ HWY_INLINE void ForEachTile(std::int64_t n, std::int64_t columns, Visit&& visit)
   constexpr std::int64_t kRows = 16;
   constexpr int kVectors = 4;
   const auto width = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<A>()));
+  constexpr std::int64_t kAskingRows = 1024;  // at most 2^18 elements, which take the scalar target about 8 ms
   for (std::int64_t row = 0; row < n; row += kRows) {
+    if (row % kAskingRows == kAskingRows - kRows && Interrupted(10.0 * kAskingRows * static_cast<double>(columns)))
+      return;
     const std::int64_t row_end = std::min(n, row + kRows);
     std::int64_t p = 0;
     for (; p + kVectors * width <= columns; p += kVectors * width) {

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/interruption.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "base/stream.h"
@@ -46,9 +47,11 @@ void RunRows(View<const T, 3> x, const SoftmaxFunctions<T>& functions, View<T, 3
     scratch = std::make_unique<Scratch>(threads, static_cast<std::size_t>(n) * sizeof(Accumulator<T>));
   }
   ParallelFor(tasks, threads, [&, outer = outer, n = n](std::int64_t task, int thread) {
-    const std::int64_t begin = outer * task / tasks, end = outer * (task + 1) / tasks;
-    functions.rows({end - begin, n, x.at(begin), x.stride[0], out.at(begin), out.stride[0],
-                    scratch ? reinterpret_cast<Accumulator<T>*>(scratch->thread(thread)) : nullptr, streamed});
+    Accumulator<T>* const terms = scratch ? reinterpret_cast<Accumulator<T>*>(scratch->thread(thread)) : nullptr;
+    InterruptibleRanges(
+        outer * task / tasks, outer * (task + 1) / tasks, Work(1, n, 1), [&](std::int64_t begin, std::int64_t end) {
+          functions.rows({end - begin, n, x.at(begin), x.stride[0], out.at(begin), out.stride[0], terms, streamed});
+        });
   });
 }
 
@@ -74,7 +77,7 @@ void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxF
   std::vector<Part> found(Bytes(1, outer, parts));
   // Parts [begin, end) of all rows.
   const auto measure = [&, n = n](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
+    for (std::int64_t i = begin; i < end && !Interrupted(Work(1, kPart, 1)); ++i) {
       const T* const row = x.at(i / parts);
       const std::int64_t first = i % parts * kPart, size = std::min(kPart, n - first);
       const std::int64_t next = first + size + kPart <= n ? first + size : first;
@@ -89,7 +92,7 @@ void RunParts(View<const T, 3> x, const SoftmaxKernel<T>& kernel, const SoftmaxF
   const std::int64_t blocks = (results + kResultBlock - 1) / kResultBlock;
   // Blocks [begin, end) of all results.
   const auto finish = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
+    for (std::int64_t i = begin; i < end && !Interrupted(Work(1, std::min(kResultBlock, results), 1)); ++i) {
       const std::int64_t row = i / blocks, first = i % blocks * kResultBlock;
       functions.finish(x.at(row, first), std::min(kResultBlock, results - first),
                        found[static_cast<std::size_t>(row * parts)], out.at(row, first), streamed);

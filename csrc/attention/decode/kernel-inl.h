@@ -21,6 +21,7 @@
 #include "attention/kernel.h"
 #include "attention/modifiers/score_modifiers-inl.h"
 #include "attention/softmax-inl.h"
+#include "base/interruption.h"
 #include "base/scratch.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
@@ -253,8 +254,11 @@ void DecodeChunkKernel(const AttentionArgs<S>& args, const DecodeChunk& chunk, s
   StartDecodeRows(run);
   KeyRange keys = KeysOf(args, chunk.batch, 0, args.query.shape[2]);
   keys.begin = std::max(keys.begin, chunk.key_begin), keys.end = std::min(keys.end, chunk.key_end);
-  ForKeyBlocks(kKeyBlock<Accumulator<S>>, keys,
-               [&](int64_t begin, int64_t end) HWY_ATTR { DecodeKeyBlock(run, begin, end); });
+  const double key_work =
+      2.0 * static_cast<double>(run.partial.rows) * static_cast<double>(args.query.shape[3] + args.value.shape[3]);
+  ForKeyBlocks(kKeyBlock<Accumulator<S>>, keys, [&](int64_t begin, int64_t end) HWY_ATTR {
+    if (!Interrupted(key_work * static_cast<double>(end - begin))) DecodeKeyBlock(run, begin, end);
+  });
 }
 
 }  // namespace HWY_NAMESPACE
