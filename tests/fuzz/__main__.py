@@ -61,9 +61,13 @@ def main() -> int:
             status, log = "none: it hangs", (late.stderr or b"").decode()
         if status != 0:
             failed += 1
-            print(f"{name}: exit status {status}\n{log[-20_000:]}", flush=True)
-            last = [line.split()[1] for line in log.splitlines() if line.startswith("seed ")][-1:]
-            print(f"To run it again: PYTHONPATH=tests python -m fuzz 1 {name} --here --seed {(last or [seed])[0]}")
+            lines = log.splitlines()
+            last = [line.split()[1] for line in lines if line.startswith("seed ")][-1:]
+            print(f"{name}: exit status {status}", *(line for line in lines if not line.startswith("seed ")), sep="\n")
+            print(
+                f"To run it again: PYTHONPATH=tests python -m fuzz 1 {name} --here --seed {(last or [seed])[0]}",
+                flush=True,
+            )
     return min(failed, 1)
 
 
