@@ -28,6 +28,7 @@ def layer_shapes(
     *,
     bias: bool = False,
     sinks: bool = False,
+    norm: str | None = None,
 ) -> Shapes:
     """The shapes of the parameters of a layer with these arguments."""
     inner = d_model // heads * (kv_heads or heads)
@@ -39,6 +40,10 @@ def layer_shapes(
     }
     if bias:
         shapes |= {"b_q": (d_model,), "b_k": (inner,), "b_v": (inner,), "b_o": (d_model,)}
+    if norm is not None:
+        shapes |= {"q_norm": (d_model,), "k_norm": (inner,)}
+        if norm == "head":
+            shapes |= dict.fromkeys(("q_norm", "k_norm"), (d_model // heads,))
     return shapes | ({"sinks": (heads,)} if sinks else {})
 
 
@@ -63,13 +68,33 @@ def message(state: Any, shapes: Shapes, **keywords: Any) -> str:
     return str(refusal.value)
 
 
+#: Formats that hold the maps to query, key and value in one entry.
+JOINT = ("gpt2", "neox", "bloom", "falcon", "phi3", "mpt", "modernbert", "timm")
+#: Formats of layers with fewer key and value heads.
+GROUPED = ("headwise", "llama", "out_proj", "falcon", "t5", "phi3", "mpt")
+
+
+def able(form: str, shapes: Shapes) -> bool:
+    """Whether a format can hold all parameters of a layer whose heads are as wide together as the layer."""
+    grouped = shapes["W_q"][1] != shapes["W_k"][1] or shapes["W_k"][1] != shapes["W_v"][1]
+    return (
+        (form in GROUPED or not grouped)
+        and (form in ("headwise", "llama") or "sinks" not in shapes)
+        and (form in ("headwise", "llama", "timm") or "q_norm" not in shapes)
+        and (form != "t5" or "b_q" not in shapes)
+        and (form not in JOINT or len({shapes[f"W_{letter}"][0] for letter in "qkv"}) == 1)
+    )
+
+
 @st.composite
-def layers(draw_: st.DrawFn) -> tuple[Shapes, list[str]]:
-    """A layer, and the formats that can express all its parameters."""
+def layers(draw_: st.DrawFn) -> tuple[Shapes, int, list[str]]:
+    """A layer, its number of key and value heads, and the formats that can express all its parameters."""
     heads = draw_(st.integers(1, 6))
     kv_heads = draw_(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
     width = st.integers(1, 24)
     bias, sinks, kdim, vdim = draw_(st.booleans()), draw_(st.booleans()), draw_(width | st.none()), draw_(width)
     vdim = vdim if draw_(st.booleans()) else None
-    shapes = layer_shapes(heads * draw_(st.integers(1, 5)), heads, kv_heads, kdim, vdim, bias=bias, sinks=sinks)
-    return shapes, ["headwise", "llama"] if sinks or kv_heads != heads else list(FORMATS)
+    norm = draw_(st.sampled_from([None, "head", "full"]))
+    d_model = heads * draw_(st.integers(1, 5))
+    shapes = layer_shapes(d_model, heads, kv_heads, kdim, vdim, bias=bias, sinks=sinks, norm=norm)
+    return shapes, kv_heads, [form for form in FORMATS if able(form, shapes)]

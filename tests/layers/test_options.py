@@ -103,7 +103,7 @@ class TestShapes:
             (ValueError, "^num_kv_heads", {"num_kv_heads": 0}),
             (ValueError, "^kdim", {"kdim": 0}),
             (TypeError, "^vdim", {"vdim": 1.5}),
-            (TypeError, "^bias", {"bias": "yes"}),
+            (TypeError, "^bias", {"bias": 1.5}),
             (TypeError, "^alibi", {"alibi": np.ones(6)}),
             (TypeError, "^sinks", {"sinks": np.ones(6)}),
             (TypeError, "^rope: int", {"rope": 4}),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from headwise._base.arrays import as_array
-from headwise._base.scalars import check_rate, check_rng
+from headwise._base.scalars import check_rate, check_rng, check_size
 from headwise._nn.layers import MultiHeadAttention, attend
 from headwise._nn.multi_head import Block, Call, Heads, check_heads, check_sequences, glorot_uniform, multi_head
 from headwise._nn.projections import GivenProjections
@@ -133,7 +133,10 @@ def multi_head_attention(  # noqa: PLR0913 (public)
     >>> output.shape, weights.shape
     ((2, 5, 64), (2, 8, 5, 5))
     """
-    width, heads = check_heads(d_model, num_heads)
+    if isinstance(params, MultiHeadAttention):  # whose heads need not divide its width
+        width, heads = check_size(d_model, "d_model"), check_size(num_heads, "num_heads")
+    else:
+        width, heads = check_heads(d_model, num_heads)
     inputs = check_sequences(query, key, value)
     rate, generator = check_rate(dropout_rate, "dropout_rate"), check_rng(rng)
     call = Call(mask, rate, generator)

@@ -14,11 +14,13 @@ from headwise._base.arrays import promote
 from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
 from headwise._kv_cache.cache import KVCache
 from headwise._nn.multi_head import Block, Call, Heads, Inputs, check_heads, check_sequences, multi_head
-from headwise._nn.parameters import MultiHeadParameters
+from headwise._nn.parameters import MultiHeadParameters, check_biases
 from headwise._nn.projections import LayerProjections, Packs
+from headwise._nn.qk_norm import QKNorm, check_qk_norm
 from headwise._ops.alibi import alibi_slopes
 from headwise._ops.attention.options import AttentionOptions
 from headwise._ops.attention.spec import check_softcap, check_window
+from headwise._positions.rope_config import check_positive
 from headwise._positions.rotary import RotaryPositionalEmbedding
 from headwise._runtime.precision import check_precision
 
@@ -33,7 +35,7 @@ __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]
 
 
 class MultiHeadAttention(MultiHeadParameters):
-    """Attention in ``num_heads`` subspaces of the features, each ``d_k = d_model / num_heads`` wide.
+    """Attention in ``num_heads`` subspaces of the features, each ``d_k`` wide.
 
     ``Concat(head_1, …, head_h) W_o`` with ``head_i = softmax(q_i k_i^T / sqrt(d_k)) v_i``, where ``q_i``, ``k_i`` and
     ``v_i`` are the ``i``-th slices of ``query @ W_q``, ``key @ W_k`` and ``value @ W_v`` [1]_.
@@ -43,18 +45,28 @@ class MultiHeadAttention(MultiHeadParameters):
     d_model : int
         Width of the query and the output.
     num_heads : int
-        Number of heads, a divisor of ``d_model``.
+        Number of heads, a divisor of ``d_model`` unless ``head_dim`` is given.
     dropout : float
         Rate in [0, 1) of the dropout of attention weights, in training only.
-    bias : bool
-        Whether the projections add ``b_q``, ``b_k``, ``b_v`` and ``b_o``, initially zero.
+    bias : bool or str
+        Whether the projections add ``b_q``, ``b_k``, ``b_v`` and ``b_o``, initially zero; a string names some of them,
+        such as ``"qkv"`` for Qwen2 and ``"qvo"`` for Whisper.
     num_kv_heads : int, optional
         Number of key and value heads, a divisor of ``num_heads``; each is shared by ``num_heads / num_kv_heads`` query
         heads [2]_. ``num_heads`` by default.
+    head_dim : int, optional
+        ``d_k``, the width of a head; ``d_model / num_heads`` by default.
     kdim, vdim : int, optional
         Widths of key and value; ``d_model`` by default.
     rope : RotaryPositionalEmbedding, optional
         Of width ``d_k``; rotates the heads of queries and keys by their positions.
+    qk_norm : {"head", "full"}, optional
+        RMS normalisation of queries and keys before the rotation, with the factors ``q_norm`` and ``k_norm``: of each
+        head, as in Qwen3 and Gemma 3, or of all heads of a row together, as in OLMo 2.
+    qk_norm_eps : float
+        Added to the mean square.
+    qk_norm_offset : bool
+        Whether formats other than "headwise" store ``q_norm`` and ``k_norm`` minus 1, as Gemma does.
     alibi : bool
         Whether scores get the ALiBi bias with the slopes of :func:`headwise.alibi_slopes`.
     sinks : bool
@@ -69,13 +81,15 @@ class MultiHeadAttention(MultiHeadParameters):
     Attributes
     ----------
     W_q, W_k, W_v, W_o : ndarray
-        The projections, applied as ``x @ W``: (d_model, d_model), (kdim, num_kv_heads * d_k), (vdim, num_kv_heads *
-        d_k) and (d_model, d_model). Initially uniform as in Glorot & Bengio (2010). They may be replaced or changed in
-        place.
+        The projections, applied as ``x @ W``: (d_model, num_heads * d_k), (kdim, num_kv_heads * d_k), (vdim,
+        num_kv_heads * d_k) and (num_heads * d_k, d_model). Initially uniform as in Glorot & Bengio (2010). They may be
+        replaced or changed in place.
     b_q, b_k, b_v, b_o : ndarray or None
-        Added to the products: (d_model,), (num_kv_heads * d_k,), (num_kv_heads * d_k,) and (d_model,). None without
-        ``bias``; each may be set separately.
+        Added to the products: (num_heads * d_k,), (num_kv_heads * d_k,), (num_kv_heads * d_k,) and (d_model,). None
+        without ``bias``; each may be set separately.
     sinks : ndarray, (num_heads,), or None
+    q_norm, k_norm : ndarray or None
+        The factors of ``qk_norm``, initially one: both (d_k,), or (num_heads * d_k,) and (num_kv_heads * d_k,).
     d_k : int
         Width of a head.
     dropout : float
@@ -86,8 +100,9 @@ class MultiHeadAttention(MultiHeadParameters):
     Raises
     ------
     ValueError
-        If ``d_model`` is not divisible by ``num_heads``, or ``num_heads`` by ``num_kv_heads``, a size is not positive,
-        the rate is outside [0, 1), or the width of ``rope`` is not ``d_k``.
+        If ``d_model`` is not divisible by ``num_heads`` and ``head_dim`` is not given, or ``num_heads`` is not
+        divisible by ``num_kv_heads``, a size is not positive, the rate is outside [0, 1), or the width of ``rope`` is
+        not ``d_k``.
     TypeError
         If an argument has a wrong type.
 
@@ -131,6 +146,9 @@ class MultiHeadAttention(MultiHeadParameters):
     vdim: int
     dropout: float
     rope: RotaryPositionalEmbedding | None
+    qk_norm: Literal["head", "full"] | None
+    qk_norm_eps: float
+    qk_norm_offset: bool
 
     _causal = False
 
@@ -140,11 +158,15 @@ class MultiHeadAttention(MultiHeadParameters):
         num_heads: int,
         dropout: float = 0.1,
         *,
-        bias: bool = False,
+        bias: bool | str = False,
         num_kv_heads: int | None = None,
+        head_dim: int | None = None,
         kdim: int | None = None,
         vdim: int | None = None,
         rope: RotaryPositionalEmbedding | None = None,
+        qk_norm: Literal["head", "full"] | None = None,
+        qk_norm_eps: float = 1e-6,
+        qk_norm_offset: bool = False,
         alibi: bool = False,
         sinks: bool = False,
         window_size: int | tuple[int, int] | None = None,
@@ -154,22 +176,31 @@ class MultiHeadAttention(MultiHeadParameters):
         rng: Rng = None,
         dtype: DTypeLike | None = None,
     ) -> None:
-        self.d_model, self.num_heads = check_heads(d_model, num_heads)
-        self.d_k = self.d_model // self.num_heads
+        if head_dim is None:
+            self.d_model, self.num_heads = check_heads(d_model, num_heads)
+            self.d_k = self.d_model // self.num_heads
+        else:
+            self.d_model, self.num_heads = check_size(d_model, "d_model"), check_size(num_heads, "num_heads")
+            self.d_k = check_size(head_dim, "head_dim")
         self.num_kv_heads = self.num_heads if num_kv_heads is None else check_size(num_kv_heads, "num_kv_heads")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads: {num_kv_heads}, expected num_heads = {num_heads} to be divisible by it")
         self.kdim = self.d_model if kdim is None else check_size(kdim, "kdim")
         self.vdim = self.d_model if vdim is None else check_size(vdim, "vdim")
-        self._kv_width = self.num_kv_heads * self.d_k
+        self._q_width, self._kv_width = self.num_heads * self.d_k, self.num_kv_heads * self.d_k
         self.dropout = check_rate(dropout, "dropout")
         self.rope = self._check_rope(rope)
+        self.qk_norm = check_qk_norm(qk_norm)
+        norms = (self.d_k, self.d_k) if self.qk_norm == "head" else (self._q_width, self._kv_width)
+        self._q_norm_width, self._k_norm_width = norms
+        self.qk_norm_eps = check_positive(qk_norm_eps, "qk_norm_eps")
+        self.qk_norm_offset = check_flag(qk_norm_offset, "qk_norm_offset")
         self._defaults = _check_defaults(window_size, softcap, scale, precision)
         if check_flag(alibi, "alibi"):
             self._defaults["alibi_slopes"] = alibi_slopes(self.num_heads)
-        has_bias, has_sinks = check_flag(bias, "bias"), check_flag(sinks, "sinks")
+        biases, has_sinks = check_biases(bias), check_flag(sinks, "sinks")
         self._rng = check_rng(rng)
-        self._initialize(self._rng, dtype, bias=has_bias, sinks=has_sinks)
+        self._initialize(self._rng, dtype, biases=biases, sinks=has_sinks)
         self._packs = Packs()
 
     @overload
@@ -303,11 +334,15 @@ class MultiHeadAttention(MultiHeadParameters):
         options = {**self._defaults, **options}
         if self._causal:
             options["is_causal"] = True
-        if self._has("sinks") and "sinks" not in options:
+        norm = None
+        if self._has("q_norm") or self._has("sinks"):
             dtype, _ = promote(*zip(Inputs._fields, inputs, strict=True))
-            options["sinks"] = self._cast("sinks", dtype)
+            if self._has("sinks") and "sinks" not in options:
+                options["sinks"] = self._cast("sinks", dtype)
+            if self._has("q_norm"):
+                norm = QKNorm(self._cast("q_norm", dtype), self._cast("k_norm", dtype), self.qk_norm_eps)
         heads = Heads((self.d_model, self.kdim, self.vdim), self.d_model, self.num_heads, self.num_kv_heads)
-        block = Block(heads, LayerProjections(vars(self), self._packs), self.rope)
+        block = Block(heads, LayerProjections(vars(self), self._packs), self.rope, norm)
         return multi_head(inputs, block, call, options)
 
     def _check_rope(self, rope: object) -> RotaryPositionalEmbedding | None:
@@ -316,7 +351,7 @@ class MultiHeadAttention(MultiHeadParameters):
         if not isinstance(rope, RotaryPositionalEmbedding):
             raise TypeError(f"rope: {type(rope).__name__}, expected a RotaryPositionalEmbedding")
         if rope.d_model != self.d_k:
-            raise ValueError(f"rope: of width {rope.d_model}, expected d_model / num_heads = {self.d_k}")
+            raise ValueError(f"rope: of width {rope.d_model}, expected d_k = {self.d_k}")
         return rope
 
 

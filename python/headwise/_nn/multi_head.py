@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from headwise._base.arrays import as_array, promote
-from headwise._base.ieee import cast_dtype
+from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
 from headwise._kv_cache.cache import KVCache, extension
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array, Rng
     from headwise._kv_cache.options import CacheOptions
     from headwise._nn.projections import Projections
+    from headwise._nn.qk_norm import QKNorm
     from headwise._ops.attention.options import AttentionOptions
     from headwise._positions.rotary import RotaryPositionalEmbedding
 
@@ -44,6 +45,7 @@ class Block(NamedTuple):
     heads: Heads
     projections: Projections
     rope: RotaryPositionalEmbedding | None = None
+    norm: QKNorm | None = None
 
 
 class Inputs(NamedTuple):
@@ -180,7 +182,8 @@ def _rope_positions(inputs: Inputs, block: Block, call: Call, options: Attention
 def _project(
     inputs: Inputs, block: Block, dtype: np.dtype[Any], precision: str | None, positions: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
-    """The heads of query, key and value, (batch, heads or kv_heads, seq, d_k), with queries and keys rotated."""
+    """The heads of query, key and value, (batch, heads or kv_heads, seq, d_k), with queries and keys normalised and
+    rotated."""
     query, key, value = inputs
     rope, heads = block.rope, block.heads
     by_letter = {"q": query, "k": key, "v": value}
@@ -190,7 +193,11 @@ def _project(
     for group in groups:
         x = cast_dtype(by_letter[group[0]], dtype)
         product = block.projections(x if x.ndim == 3 else x[np.newaxis], group, precision)
-        together = split_heads(product, sum(counts[c] for c in group))
+        heads_here = sum(counts[c] for c in group)
+        if block.norm is not None and group != "v":
+            width = product.shape[-1] // heads_here
+            block.norm.apply(product, group, {c: counts[c] * width for c in group})
+        together = split_heads(product, heads_here)
         if rope is not None and group != "v":
             rotated = together[:, : sum(counts[c] for c in group if c != "v")]
             rope.forward(rotated, positions if "q" in group else None, out=rotated)
@@ -203,6 +210,7 @@ def _project(
     return found["q"], found["k"], found["v"]
 
 
+@ieee
 def _scale_queries(q: Array, rope: RotaryPositionalEmbedding, positions: ArrayLike | None) -> None:
     """Multiply ``q``, (batch, heads, seq, d_k), by the factor of its positions, in place."""
     scale = rope.query_scale(np.arange(q.shape[2]) if positions is None else positions)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from headwise._base.arrays import as_array
 from headwise._base.ieee import cast_dtype
 from headwise._base.layer import Layer, Parameter, parameter_dtype
+from headwise._base.scalars import check_flag
 from headwise._nn.multi_head import glorot_uniform, split_heads
-from headwise._nn.state_dict import read_state_dict, write_state_dict
+from headwise._nn.state_dict import Stored, read_state_dict, write_state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,20 +22,23 @@ if TYPE_CHECKING:
 
 _WEIGHTS = ("W_q", "W_k", "W_v", "W_o")
 _BIASES = ("b_q", "b_k", "b_v", "b_o")
+_NORMS = ("q_norm", "k_norm")
 
 
 class MultiHeadParameters(Layer):
     """The base class of :class:`headwise.MultiHeadAttention`: its parameters without the computation."""
 
-    W_q: Parameter[Array] = Parameter("d_model", "d_model")
+    W_q: Parameter[Array] = Parameter("d_model", "_q_width")
     W_k: Parameter[Array] = Parameter("kdim", "_kv_width")
     W_v: Parameter[Array] = Parameter("vdim", "_kv_width")
-    W_o: Parameter[Array] = Parameter("d_model", "d_model")
-    b_q: Parameter[Any] = Parameter.optional("d_model")
+    W_o: Parameter[Array] = Parameter("_q_width", "d_model")
+    b_q: Parameter[Any] = Parameter.optional("_q_width")
     b_k: Parameter[Any] = Parameter.optional("_kv_width")
     b_v: Parameter[Any] = Parameter.optional("_kv_width")
     b_o: Parameter[Any] = Parameter.optional("d_model")
     sinks: Parameter[Any] = Parameter.optional("num_heads")
+    q_norm: Parameter[Any] = Parameter.optional("_q_norm_width")
+    k_norm: Parameter[Any] = Parameter.optional("_k_norm_width")
 
     d_model: int
     num_heads: int
@@ -42,18 +46,26 @@ class MultiHeadParameters(Layer):
     num_kv_heads: int
     kdim: int
     vdim: int
+    qk_norm: Literal["head", "full"] | None
+    qk_norm_offset: bool
+    _q_width: int  # num_heads * d_k
     _kv_width: int  # num_kv_heads * d_k
+    _q_norm_width: int
+    _k_norm_width: int
 
-    def _initialize(self, rng: np.random.Generator, dtype: DTypeLike | None, *, bias: bool, sinks: bool) -> None:
-        """Draw the weights; set biases and sinks to zero, or to None if the layer has none."""
+    def _initialize(self, rng: np.random.Generator, dtype: DTypeLike | None, *, biases: str, sinks: bool) -> None:
+        """Draw the weights; set biases and sinks to zero and norms to one, or to None if the layer has none."""
         made = parameter_dtype(dtype)
-        for name in (*_WEIGHTS, *_BIASES, "sinks"):
+        present = {f"b_{letter}" for letter in biases} | ({"sinks"} if sinks else set())
+        for name in (*_WEIGHTS, *_BIASES, "sinks", *_NORMS):
             parameter: Parameter[Any] = getattr(type(self), name)
             shape = parameter.shape(self)
             if name in _WEIGHTS:
                 parameter.adopt(self, cast_dtype(glorot_uniform(rng, *shape), made))
-            elif sinks if name == "sinks" else bias:
+            elif name in present:
                 parameter.adopt(self, np.zeros(shape, made))
+            elif name in _NORMS and self.qk_norm is not None:
+                parameter.adopt(self, np.ones(shape, made))
             else:
                 setattr(self, name, None)
 
@@ -62,17 +74,21 @@ class MultiHeadParameters(Layer):
 
         Parameters
         ----------
-        format : {"headwise", "torch", "llama", "bert"}
-            The names of this library, of ``torch.nn.MultiheadAttention``, of Hugging Face's Llama and models with the
-            same names, or of its BERT. All formats but "headwise" hold transposed weights, (out, in).
+        format : str
+            The names and the layout of the entries: "headwise", "torch" (``torch.nn.MultiheadAttention``), or those of
+            models in transformers: "llama" (also Mistral, Qwen, Gemma, OLMo 2, gpt-oss), "bert", "out_proj" (Whisper,
+            BART, OPT, CLIP, SigLIP, wav2vec 2, GPT-J), "gpt2", "neox", "bloom", "falcon", "t5", "phi3", "mpt" and
+            "modernbert"; "timm" for vision transformers of that package. Weights are (in, out) in "headwise" and
+            "gpt2", else (out, in).
         prefix : str
             The beginning of all names.
 
         Returns
         -------
         dict of str to ndarray
-            In the format "headwise": ``W_q`` and ``W_o`` (d_model, d_model), ``W_k`` (kdim, num_kv_heads * d_k),
-            ``W_v`` (vdim, num_kv_heads * d_k), and the biases and ``sinks`` that are not None.
+            In the format "headwise": ``W_q`` (d_model, num_heads * d_k), ``W_k`` (kdim, num_kv_heads * d_k), ``W_v``
+            (vdim, num_kv_heads * d_k), ``W_o`` (num_heads * d_k, d_model), and the biases, ``sinks``, ``q_norm`` and
+            ``k_norm`` that are not None.
 
         Raises
         ------
@@ -87,20 +103,29 @@ class MultiHeadParameters(Layer):
         >>> list(hw.MultiHeadAttention(8, 2, bias=True).state_dict("torch", prefix="attn."))
         ['attn.in_proj_weight', 'attn.in_proj_bias', 'attn.out_proj.weight', 'attn.out_proj.bias']
         """
-        return write_state_dict(self._parameters(), format=format, prefix=prefix)
+        return write_state_dict(self._parameters(), self._stored(), format=format, prefix=prefix)
 
-    def load_state_dict(self, state: Mapping[str, ArrayLike], *, prefix: str = "", strict: bool = True) -> None:
+    def load_state_dict(
+        self,
+        state: Mapping[str, ArrayLike],
+        prefix: str = "",
+        format: str | None = None,  # noqa: A002 (as state_dict)
+        *,
+        strict: bool = True,
+    ) -> None:
         """Replace the parameters by copies of the entries of a state dict, in any format of :meth:`state_dict`.
 
         Parameters
         ----------
         state : mapping of str to array_like
-            NumPy arrays, PyTorch tensors and so on, of the shapes that :meth:`state_dict` returns. The format is found
-            from the names.
+            NumPy arrays, PyTorch tensors and so on, of the shapes that :meth:`state_dict` returns.
         prefix : str
             The beginning of the names of this layer's entries; other entries are ignored.
+        format : str, optional
+            The format; by default the one that the names tell.
         strict : bool
-            Whether entries without a parameter in the layer are an error.
+            Whether entries that do not belong to attention are an error. Entries of attention for which the layer has
+            no parameter, such as biases, norms and sinks, always are one.
 
         Raises
         ------
@@ -119,7 +144,8 @@ class MultiHeadParameters(Layer):
         True
         """
         shapes = {name: array.shape for name, array in self._parameters().items()}
-        for name, array in read_state_dict(state, shapes, prefix=prefix, strict=strict).items():
+        read = read_state_dict(state, shapes, self._stored(), prefix=prefix, format=format, strict=strict)
+        for name, array in read.items():
             parameter: Parameter[Any] = getattr(type(self), name)
             parameter.adopt(self, array)
 
@@ -128,7 +154,7 @@ class MultiHeadParameters(Layer):
 
         Parameters
         ----------
-        x : array_like, (…, seq, d_model)
+        x : array_like, (…, seq, num_heads * d_k)
 
         Returns
         -------
@@ -138,7 +164,7 @@ class MultiHeadParameters(Layer):
         Raises
         ------
         ValueError
-            If the last axis is not ``d_model`` wide.
+            If the last axis has another width.
 
         Examples
         --------
@@ -152,8 +178,8 @@ class MultiHeadParameters(Layer):
                 [7, 8]]])
         """
         rows = as_array(x, "x")
-        if rows.ndim < 2 or rows.shape[-1] != self.d_model:
-            raise ValueError(f"x: shape {rows.shape}, expected (…, seq, d_model = {self.d_model})")
+        if rows.ndim < 2 or rows.shape[-1] != self._q_width:
+            raise ValueError(f"x: shape {rows.shape}, expected (…, seq, num_heads * d_k = {self._q_width})")
         return split_heads(rows, self.num_heads)
 
     def combine_heads(self, x: ArrayLike) -> Array:
@@ -165,7 +191,7 @@ class MultiHeadParameters(Layer):
 
         Returns
         -------
-        ndarray, (…, seq, d_model)
+        ndarray, (…, seq, num_heads * d_k)
 
         Raises
         ------
@@ -184,7 +210,19 @@ class MultiHeadParameters(Layer):
         heads = as_array(x, "x")
         if heads.ndim < 3 or heads.shape[-3] != self.num_heads or heads.shape[-1] != self.d_k:
             raise ValueError(f"x: shape {heads.shape}, expected (…, {self.num_heads}, seq, {self.d_k})")
-        return heads.swapaxes(-3, -2).reshape(*heads.shape[:-3], heads.shape[-2], self.d_model)
+        return heads.swapaxes(-3, -2).reshape(*heads.shape[:-3], heads.shape[-2], self._q_width)
+
+    def _stored(self) -> Stored:
+        return Stored(self.num_kv_heads, self.qk_norm_offset)
 
     def _parameters(self) -> dict[str, Array]:
-        return {name: getattr(self, name) for name in (*_WEIGHTS, *_BIASES, "sinks") if self._has(name)}
+        return {name: getattr(self, name) for name in (*_WEIGHTS, *_BIASES, "sinks", *_NORMS) if self._has(name)}
+
+
+def check_biases(bias: object) -> str:
+    """The letters of the projections that have a bias."""
+    if not isinstance(bias, str):
+        return "qkvo" if check_flag(bias, "bias") else ""
+    if not bias or set(bias) - set("qkvo"):
+        raise ValueError(f"bias: {bias!r}, expected True, False or some of the letters of 'qkvo'")
+    return bias

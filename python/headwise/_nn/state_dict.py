@@ -5,24 +5,32 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from headwise._base.arrays import as_array, is_bfloat16, promote
 from headwise._base.scalars import check_flag
+from headwise._base.typing import FLOAT64
 from headwise._nn.state_formats import (
     FORMATS,
+    as_rows,
+    check_format,
     detect_format,
     entry_layout,
     entry_shape,
-    is_known,
-    transposed,
+    inner_prefix,
+    is_buffer,
+    is_interleaved,
+    is_own,
+    stores_in_out,
     unsupported,
     why_extra,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from headwise._base.typing import Array
     from headwise._nn.state_formats import Layout, Shapes
 
@@ -31,27 +39,47 @@ __all__ = ["FORMATS", "read_state_dict", "write_state_dict"]
 # Bytes of a row in one block of a transposing copy, so that all of each cache line is used while it is cached. A copy
 # of (4096, 4096) in float32 takes 0.32 s in blocks, and 1.05 s in one assignment.
 _BLOCK_BYTES = 512
+_NORMS = {"q_norm", "k_norm"}
+
+
+class Stored(NamedTuple):
+    """How a layer's parameters are stored, as far as their shapes do not tell."""
+
+    kv_heads: int = 1  # for formats that store the rows of each key head together
+    norm_offset: bool = False  # whether q_norm and k_norm are stored minus 1, except in "headwise"
+
+
+_PLAIN = Stored()
 
 
 def read_state_dict(
-    state: Mapping[str, Any], shapes: Shapes, *, prefix: str = "", strict: bool = True
+    state: Mapping[str, Any],
+    shapes: Shapes,
+    stored: Stored = _PLAIN,
+    *,
+    prefix: str = "",
+    format: str | None = None,  # noqa: A002 (as MultiHeadAttention.load_state_dict)
+    strict: bool = True,
 ) -> dict[str, Array]:
     """The parameters of a multi-head attention layer from a state dict, whose format is found from its names.
 
     Parameters
     ----------
     state : mapping of str to array_like
-        With the names of "headwise" (``W_q``, ``b_q``, …), "torch" (``torch.nn.MultiheadAttention``), "llama"
-        (``q_proj.weight``, … in ``transformers``) or "bert" (``self.query.weight``, …, also under ``attention.``).
-        PyTorch tensors may be bfloat16 or require gradients.
+        With the names of one of the formats of :meth:`headwise.MultiHeadAttention.state_dict`. PyTorch tensors may be
+        bfloat16 or require gradients.
     shapes : mapping of str to tuple of int
         The parameters of the layer: ``W_q``, ``W_k``, ``W_v`` and ``W_o``, (in, out); those of ``b_q``, ``b_k``,
-        ``b_v``, ``b_o`` and ``sinks`` that it has.
+        ``b_v``, ``b_o``, ``sinks``, ``q_norm`` and ``k_norm`` that it has.
+    stored : Stored
+        How they are stored.
     prefix : str
         The beginning of the names of the layer's entries, including its dot. Other entries are ignored.
+    format : str, optional
+        The format; by default the one that the names tell.
     strict : bool
         Whether entries that do not belong to the format are an error. Entries of attention for which the layer has no
-        parameter, such as biases, always are an error: without them the layer would compute something else.
+        parameter, such as biases and norms, always are an error: without them the layer would compute something else.
 
     Returns
     -------
@@ -79,7 +107,11 @@ def read_state_dict(
     """
     strict = check_flag(strict, "strict")
     found = _names_under(state, prefix)
-    form, inner = detect_format(found, state, prefix)
+    if format is None:
+        form, inner = detect_format(found, state, prefix, shapes)
+    else:
+        form = check_format(format)
+        inner = inner_prefix(form, found)
     if reason := unsupported(form, shapes):
         raise ValueError(f"state: the format {form!r} {reason}")
     layout = entry_layout(form, shapes, {name[len(inner) :] for name in found if name.startswith(inner)})
@@ -88,18 +120,19 @@ def read_state_dict(
     entries, problems = _read_entries(state, prefix + inner, expected)
     for name in found:
         entry = name[len(inner) :] if name.startswith(inner) else ""
-        if entry not in layout and (strict or is_known(form, entry)):
+        if entry not in layout and (is_own(form, entry) or (strict and not is_buffer(entry, state[prefix + name]))):
             shape = getattr(state[prefix + name], "shape", None)
             of_shape = "" if shape is None else f" (shape {tuple(shape)})"
             problems.append(f"{prefix}{name}: extra{of_shape}{why_extra(form, entry, shapes)}")
     if problems:
         raise ValueError("\n  ".join([f"state: in the format {form!r}, does not fit the layer:", *problems]))
-    parameters = _unpack(form, layout, shapes, entries)
+    parameters = _unpack(form, layout, shapes, entries, stored)
     return {name: parameters[name] for name in shapes}
 
 
 def write_state_dict(
     parameters: Mapping[str, Array],
+    stored: Stored = _PLAIN,
     *,
     format: str = "headwise",  # noqa: A002 (as MultiHeadAttention.state_dict)
     prefix: str = "",
@@ -110,7 +143,9 @@ def write_state_dict(
     ----------
     parameters : mapping of str to ndarray
         As :func:`read_state_dict` returns them.
-    format : {"headwise", "torch", "llama", "bert"}
+    stored : Stored
+        How the parameters are stored.
+    format : str
         The format to write. "torch" has one ``in_proj_weight`` if query, key and value are equally wide, else three
         weights, as ``torch.nn.MultiheadAttention`` does.
     prefix : str
@@ -124,8 +159,7 @@ def write_state_dict(
     Raises
     ------
     ValueError
-        If ``format`` is unknown or cannot describe such a layer: grouped key and value heads and sinks in "torch" and
-        "bert", biases of only some projections in "torch".
+        If ``format`` is unknown or cannot describe such a layer.
     TypeError
         If ``prefix`` is not a str.
 
@@ -138,22 +172,20 @@ def write_state_dict(
     {'attn.in_proj_weight': (12, 4), 'attn.out_proj.weight': (4, 4)}
     """
     _check_prefix(prefix)
-    if not isinstance(format, str) or format not in FORMATS:
-        *most, last = map(repr, FORMATS)
-        raise ValueError(f"format: {format!r}, expected {', '.join(most)} or {last}")
+    check_format(format)
     shapes = {name: array.shape for name, array in parameters.items()}
     if reason := unsupported(format, shapes):
         raise ValueError(f"format: {format!r} {reason}")
+    if stored.norm_offset and format != "headwise":
+        dtype = parameters["W_q"].dtype
+        parameters = {n: (a.astype(FLOAT64) - 1.0).astype(dtype) if n in _NORMS else a for n, a in parameters.items()}
     state: dict[str, Array] = {}
     for name, members in entry_layout(format, shapes, set()).items():
         _, dtype = promote(*((member, parameters[member]) for member in members))
-        entry = np.empty(entry_shape(format, members, shapes), dtype)
-        row = 0
-        for member in members:
-            rows = transposed(format, parameters[member])
-            _copy_into(entry[row : row + len(rows)], rows)
-            row += len(rows)
-        state[prefix + name] = entry
+        entry = state[prefix + name] = np.empty(entry_shape(format, members, shapes), dtype)
+        for rows, member, part in _parts(format, entry, members, shapes, stored):
+            source = parameters[member][..., part].T
+            _copy_into(*((rows.T, source.T) if stores_in_out(format) else (rows, source)))
     return state
 
 
@@ -193,18 +225,35 @@ def _read_entries(state: Mapping[str, Any], start: str, expected: Shapes) -> tup
     return entries, problems
 
 
-def _unpack(form: str, layout: Layout, shapes: Shapes, entries: Mapping[str, Array]) -> dict[str, Array]:
+def _unpack(
+    form: str, layout: Layout, shapes: Shapes, entries: Mapping[str, Array], stored: Stored
+) -> dict[str, Array]:
     """The parameters in the entries, as copies (in, out)."""
     parameters: dict[str, Array] = {}
     for name, members in layout.items():
-        row = 0
+        entry = entries[name]
         for member in members:
-            rows = shapes[member][0 if form == "headwise" else -1]
-            source = transposed(form, entries[name][row : row + rows])
-            copy = parameters[member] = np.empty(source.shape, source.dtype.newbyteorder("="))
-            _copy_into(copy, source)
-            row += rows
+            parameters[member] = np.empty(shapes[member], entry.dtype.newbyteorder("="))
+        for rows, member, part in _parts(form, entry, members, shapes, stored):
+            _copy_into(parameters[member][..., part], rows.T)
+    if stored.norm_offset and form != "headwise":
+        for name in _NORMS & parameters.keys():
+            parameters[name] = parameters[name].astype(FLOAT64) + 1.0  # exact for float32 above 2^-29 and 16-bit types
     return parameters
+
+
+def _parts(
+    form: str, entry: Array, members: tuple[str, ...], shapes: Shapes, stored: Stored
+) -> Iterator[tuple[Array, str, slice]]:
+    """The rows (out, in) of an entry, each with its parameter and the outputs of the parameter that it holds."""
+    rows = as_rows(form, entry)
+    blocks = stored.kv_heads if is_interleaved(form) and len(members) > 1 else 1
+    first = 0
+    for block in range(blocks):
+        for member in members:
+            count = shapes[member][-1] // blocks
+            yield rows[first : first + count], member, slice(block * count, (block + 1) * count)
+            first += count
 
 
 def _as_array(x: Any, name: str) -> Array:

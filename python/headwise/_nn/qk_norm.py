@@ -1,0 +1,59 @@
+"""Normalisation of queries and keys between projection and rotation.
+
+Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4; of queries and keys: Henry et al.,
+"Query-Key Normalization for Transformers" (2020), and Dehghani et al., "Scaling Vision Transformers to 22 Billion
+Parameters" (2023), section 2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from headwise._base.ieee import ieee
+
+if TYPE_CHECKING:
+    from headwise._base.typing import Array
+
+# Per head, as in Qwen3 and Gemma 3, or over all heads of a row together, as in OLMo 2.
+QKNorms: TypeAlias = Literal["head", "full"]
+QK_NORMS: tuple[QKNorms, ...] = ("head", "full")
+
+
+def check_qk_norm(qk_norm: object) -> QKNorms | None:
+    if qk_norm is None:
+        return None
+    for known in QK_NORMS:
+        if isinstance(qk_norm, str) and qk_norm == known:
+            return known
+    raise ValueError(f"qk_norm: {qk_norm!r}, expected None, {' or '.join(map(repr, QK_NORMS))}")
+
+
+class QKNorm(NamedTuple):
+    """The factors of queries and keys after normalisation, (d_k,) or (heads * d_k,), in the dtype of the rows."""
+
+    q: Array
+    k: Array
+    eps: float
+
+    def apply(self, product: Array, letters: str, widths: dict[str, int]) -> None:
+        """Normalise the queries and keys in rows ``[x_1 | x_2 | …]``, (batch, seq, sum of widths), in place."""
+        first = 0
+        for letter in letters:
+            part = product[..., first : first + widths[letter]]
+            if letter != "v":
+                gamma = self.q if letter == "q" else self.k
+                rms_normalize(part.reshape(*part.shape[:-1], -1, len(gamma)), gamma, self.eps)
+            first += widths[letter]
+
+
+@ieee
+def rms_normalize(x: Array, gamma: Array, eps: float) -> None:
+    """``x *= gamma / sqrt(mean(x ** 2) + eps)`` over the last axis."""
+    scale = np.einsum("...i,...i->...", x, x)
+    scale /= x.shape[-1]
+    scale += eps
+    np.sqrt(scale, out=scale)
+    x /= scale[..., np.newaxis]
+    x *= gamma
