@@ -160,8 +160,21 @@ def x_only(s: Sizes, make: Make) -> Arguments:
     return {"x": make("x", s.rows)}
 
 
-AXIS: dict[str, Draw] = {"axis": lambda st, array, s: st.integers(-len(s.rows), len(s.rows) - 1)}
+AXIS: dict[str, Draw] = {
+    "axis": lambda st, array, s: (
+        st.integers(-len(s.rows), len(s.rows) - 1)
+        | st.none()
+        | st.lists(st.integers(0, len(s.rows) - 1), unique=True).map(tuple)
+    ),
+    "where": lambda st, array, s: broadcast(st, s.rows).flatmap(array).map(lambda drawn: drawn > -0.5),
+}
 AXES = PLAIN | {f"axis-{axis}": keywords(axis=axis) for axis in (0, 1, -2)}
+SOFTMAX = AXES | {
+    "axis-None": keywords(axis=None),
+    "axis-(0, -1)": keywords(axis=(0, -1)),
+    "where": lambda s, make: {"where": kept(make("where", s.rows))},
+}
+FIRST_AXES = ("", "axis-0", "axis--2", "where")
 MANY = Sizes((8,), 1, 310, 480, 480, 480)
 SOFTMAX_PARALLEL = {
     "": MANY,
@@ -258,15 +271,32 @@ def expected_varlen(
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
     for operation in [
-        Operation(hw.softmax, x_only, oracle.softmax, AXES, draws=AXIS, atol_16bit=0.0, parallel=SOFTMAX_PARALLEL),
         Operation(
-            hw.log_softmax, x_only, oracle.log_softmax, AXES, draws=AXIS, atol_16bit=2e-6, parallel=SOFTMAX_PARALLEL
+            hw.softmax,
+            x_only,
+            oracle.softmax,
+            SOFTMAX,
+            short=FIRST_AXES,
+            draws=AXIS,
+            atol_16bit=0.0,
+            parallel=SOFTMAX_PARALLEL,
+        ),
+        Operation(
+            hw.log_softmax,
+            x_only,
+            oracle.log_softmax,
+            SOFTMAX,
+            short=FIRST_AXES,
+            draws=AXIS,
+            atol_16bit=2e-6,
+            parallel=SOFTMAX_PARALLEL,
         ),
         Operation(
             hw.logsumexp,
             x_only,
             oracle.logsumexp,
-            AXES | {"keepdims": keywords(keepdims=True)},
+            SOFTMAX | {"keepdims": keywords(keepdims=True)},
+            short=FIRST_AXES,
             draws=AXIS,
             out=False,
             atol_16bit=2e-6,

@@ -169,3 +169,159 @@ def test_out(name: str, axis: int) -> None:
     expected = reference(x, axis=axis)
     assert function(x, axis=axis, out=x) is x
     assert_close(x, expected)
+
+
+SHAPE = (3, 4, 5, 2)
+AXES = [None, (), (1,), (0, 1), (-1, 0), (0, 2), (3, 1, 0), (0, 1, 2, 3)]
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_axes(function: Function, reference: Function, axis: tuple[int, ...] | None, dtype: str) -> None:
+    x = normal(SHAPE).astype(dtype_named(dtype))
+    for laid_out in (x, np.asfortranarray(x), x[::-1, :, ::-1]):
+        got = np.asarray(function(laid_out, axis))
+        assert got.dtype == x.dtype
+        assert_close(got, reference(laid_out, axis))
+
+
+@pytest.mark.parametrize("function", [hw.softmax, hw.log_softmax])
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_out_of_several_axes(function: Function, axis: tuple[int, ...] | None) -> None:
+    x = normal(SHAPE)
+    expected, out = function(x, axis), np.empty_like(x)
+    assert function(x, axis, out=out) is out
+    assert function(x, axis, out=x) is x
+    assert out.tobytes() == x.tobytes() == expected.tobytes()
+
+
+@both
+def test_a_scalar_has_no_axis_but_all_axes(function: Function, reference: Function) -> None:
+    assert function(2.5, axis=None) == reference(2.5, axis=None)
+    with pytest.raises(ValueError, match="x: a scalar, expected at least one axis"):
+        function(2.5)
+
+
+@both
+def test_refused_axes(function: Function, reference: Function) -> None:
+    x = normal(SHAPE)
+    with pytest.raises(ValueError, match=r"axis: \(0, -4\), expected each axis once"):
+        function(x, (0, -4))
+    with pytest.raises(ValueError, match="axis: 4, expected -4 to 3"):
+        function(x, (0, 4))
+    with pytest.raises(TypeError, match=r"axis: \[0, 1\]"):
+        function(x, [0, 1])
+
+
+WHERE = [
+    np.array([True, False]),
+    np.array([[1], [0], [1], [1], [0]]),
+    np.arange(120).reshape(SHAPE) % 3 > 0,
+    np.arange(3).reshape(3, 1, 1, 1) > 0,
+    False,
+]
+
+
+@both
+@pytest.mark.parametrize("axis", [-1, 0, (0, 2), None], ids=str)
+@pytest.mark.parametrize("where", WHERE, ids=lambda where: str(np.shape(where)))
+def test_where(function: Function, reference: Function, where: Any, axis: Any) -> None:
+    """What stands in masked entries, NaN included, is without influence."""
+    x = normal(SHAPE)
+    got = np.asarray(function(x, axis, where=where))
+    assert_close(got, reference(x, axis, where=np.asarray(where, bool)))
+    for special in (np.nan, np.inf, 3e38):
+        spoilt = np.where(where, x, np.float32(special))
+        assert np.asarray(function(spoilt, axis, where=where)).tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("function", [hw.softmax, hw.log_softmax])
+def test_where_in_place(function: Function) -> None:
+    x, where = normal((5, 7)), normal((5, 7), 1) > 0
+    expected = function(x, where=where)
+    assert function(x, where=where, out=x).tobytes() == expected.tobytes()
+
+
+def test_masked_results() -> None:
+    """Masked entries are 0, also in rows that are NaN or keep nothing."""
+    x = np.array([[np.nan, 1.0, 2.0], [np.inf, 1.0, 2.0], [-np.inf, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    where = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    nan = np.nan
+    np.testing.assert_array_equal(hw.softmax(x, where=where), [[nan, nan, 0], [nan, nan, 0], [nan, 0, 0], [0, 0, 0]])
+    inf = np.inf
+    expected = [[nan, nan, -inf], [nan, nan, -inf], [nan, -inf, -inf], [-inf, -inf, -inf]]
+    np.testing.assert_array_equal(hw.log_softmax(x, where=where), expected)
+    np.testing.assert_array_equal(hw.logsumexp(x, where=where), [nan, inf, -inf, -inf])
+
+
+@both
+def test_refused_where(function: Function, reference: Function) -> None:
+    x = normal((3, 4))
+    with pytest.raises(ValueError, match=r"where: shape \(2, 4\), expected one that broadcasts to that of x, \(3, 4\)"):
+        function(x, where=np.ones((2, 4), bool))
+    with pytest.raises(ValueError, match=r"where: shape \(1, 3, 4\)"):
+        function(x, where=np.ones((1, 3, 4), bool))
+    with pytest.raises(TypeError, match="where: dtype float64, expected bool"):
+        function(x, where=np.ones((3, 4)))
+    with pytest.raises(ValueError, match="where: an integer other than 0 and 1"):
+        function(x, where=[0, 1, 2, 1])
+
+
+FACTORS = {
+    "scalar": 2.5,
+    "row": np.array([1.0, 0.0, 3.0, 0.5, 2.0])[:, None],
+    "negative": np.array([1.0, -2.0]),
+    "integers": np.array([3, 0]),
+    "all": normal(SHAPE, 5),
+    "zero": 0.0,
+    "large": 1e300,
+    "small": 1e-300,
+}
+
+
+@pytest.mark.parametrize("b", FACTORS.values(), ids=FACTORS)
+@pytest.mark.parametrize("axis", [-1, 1, (0, 2), None], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_factors(dtype: str, axis: Any, b: Any) -> None:
+    x = normal(SHAPE).astype(dtype)
+    where = np.arange(4)[:, None, None] != 2
+    for keywords in ({}, {"keepdims": True}, {"where": where}):
+        got, expected = hw.logsumexp(x, axis, b=b, **keywords), oracle.logsumexp(x, axis, b=b, **keywords)
+        assert got.dtype == np.result_type(x, np.asarray(b, None if np.ndim(b) or dtype == "float64" else float))
+        assert_close(np.asarray(got), expected)
+        for one, other in zip(
+            hw.logsumexp(x, axis, b=b, return_sign=True, **keywords),
+            oracle.logsumexp(x, axis, b=b, return_sign=True, **keywords),
+            strict=True,
+        ):
+            assert_close(np.asarray(one), other)
+
+
+def test_factors_of_zero_exclude() -> None:
+    x = [np.nan, 1.0, np.inf]
+    assert hw.logsumexp(x, b=[0.0, 1.0, 0.0]) == 1.0
+    assert hw.logsumexp(x, b=[np.nan, 1.0, 1.0], where=[False, True, False]) == 1.0
+
+
+def test_factors_beside_distant_entries() -> None:
+    """The larger term is the one with the smaller entry: neither overflows or underflows."""
+    x, b = [0.0, -800.0, -805.0], [1e-300, 1e300, 1e300]
+    assert hw.logsumexp(x, b=b) == pytest.approx(-800.0 + np.log(1e300) + np.log1p(np.exp(-5.0)))
+
+
+def test_sign_without_factors() -> None:
+    x = np.array([[0.0, 1.0], [-np.inf, -np.inf], [np.nan, 0.0]])
+    value, sign = hw.logsumexp(x, return_sign=True)
+    np.testing.assert_array_equal(sign, [1, 0, np.nan])
+    np.testing.assert_array_equal(value, hw.logsumexp(x))
+
+
+def test_refused_factors() -> None:
+    x = normal((3, 4))
+    with pytest.raises(ValueError, match=r"b: shape \(3,\), expected one that broadcasts to that of x, \(3, 4\)"):
+        hw.logsumexp(x, b=np.ones(3))
+    with pytest.raises(TypeError, match="b: dtype complex128"):
+        hw.logsumexp(x, b=1j)
+    with pytest.raises(TypeError, match="return_sign: str"):
+        hw.logsumexp(x, return_sign="yes")

@@ -41,7 +41,7 @@ def keywords() -> None:
 
 def values() -> None:
     hw.softmax(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    hw.softmax(x, axis=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    hw.softmax(x, axis=[0, 1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     hw.linear(x, x, precision=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     hw.layer_normalization(x, x, x, out=[1.0])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     hw.MultiHeadAttention("32", 8)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

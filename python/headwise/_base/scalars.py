@@ -82,6 +82,21 @@ def check_axis(axis: object, a: Array, name: str = "x") -> int:
     return number % rank
 
 
+def check_axes(axis: object, a: Array, name: str = "x") -> tuple[int, ...]:
+    """``axis`` of the array ``a``, an int, a tuple of ints or None for all axes, as sorted non-negative ints."""
+    rank = a.ndim
+    if type(axis) is int and -rank <= axis < rank:
+        return (axis % rank,)
+    if axis is None:
+        return tuple(range(rank))
+    if not isinstance(axis, tuple):
+        return (check_axis(axis, a, name),)
+    axes = sorted(check_axis(one, a, name) for one in axis)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis: {axis}, expected each axis once")
+    return tuple(axes)
+
+
 def check_rng(rng: object, name: str = "rng") -> np.random.Generator:
     """The random generator that ``rng`` selects: a new one for None, a seeded one for an int, or ``rng`` itself.
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array: TypeAlias = NDArray[Any]
+    Axes: TypeAlias = int | tuple[int, ...] | None  # None: all axes
     Named: TypeAlias = tuple[str, Array]  # an argument's name, for messages, and its array
     Rng: TypeAlias = int | np.random.Generator | None
     Shape: TypeAlias = tuple[int, ...]
