@@ -47,21 +47,9 @@ bool Interrupted(double work);
 // While the calling thread waits for other threads: the clock is read at once.
 constexpr double kAnyWork = 1e300;
 
-// To take another thread's call over: a worker joins it by the value that its calling thread had. Null: not
-// interruptible.
+// Of the call that this thread works on; null: not interruptible. Workers have that of the calling thread.
 using StopFlag = const std::atomic<bool>*;
 StopFlag CurrentStopFlag();
-
-class JoinCall {
- public:
-  explicit JoinCall(StopFlag stopped);
-  ~JoinCall();
-  JoinCall(const JoinCall&) = delete;
-  JoinCall& operator=(const JoinCall&) = delete;
-
- private:
-  const StopFlag outer_;
-};
 
 // A check may run code that changes the state of the calling thread. `restore` is called after each check on this
 // thread, until it is replaced; null: nothing to restore. Returns the function before.

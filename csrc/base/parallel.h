@@ -1,22 +1,20 @@
-// Parallel loops. The only interface to OpenMP, together with base/openmp.
+// Parallel loops, and the number of their threads.
 #pragma once
 
 #include <cstdint>
 
 #include "base/interruption.h"
+#include "base/threads/thread_pool.h"
 
 namespace headwise {
 
-// Threads to use for `tasks` tasks of about `work` floating-point operations in total. 1 if the work is too short for a
-// parallel region, inside an application's own parallel region, and in a forked child of a process that has run a
-// region (libgomp's threads do not survive a fork, and waiting for them never ends).
+// Threads to use for `tasks` tasks of about `work` floating-point operations in total. 1 if the work is too short to be
+// shared, within a task, and in an application's own OpenMP region.
 int ThreadsFor(std::int64_t tasks, double work);
 
-using Task = void (*)(void* context, std::int64_t task, int thread);
-
-// Calls task(context, i, thread) for every i in [0, tasks) on `threads` threads, started in order of i. Tasks must not
-// throw. `thread` < `threads` is the index of the thread, and of its scratch. Throws CallInterrupted, when all threads
-// have left, if the call has been interrupted (interruption.h): then no further task is started.
+// Calls task(context, i, thread) for every i in [0, tasks) on at most `threads` threads, started in order of i. Tasks
+// must not throw. `thread` < `threads` is the index of the thread, and of its scratch. Throws CallInterrupted, when all
+// threads have left, if the call has been interrupted (interruption.h): then no further task is started.
 void RunParallel(std::int64_t tasks, int threads, Task task, void* context);
 
 template <typename Function>

@@ -9,7 +9,6 @@
 
 #include "alibi/kernel.h"
 #include "attention/kernel.h"
-#include "base/openmp/processors.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "headwise/softmax.h"
@@ -17,10 +16,6 @@
 #include "rope/kernel.h"
 #include "softmax/kernel.h"
 #include "support.h"
-
-#ifdef __linux__
-#include <sched.h>
-#endif
 
 namespace headwise::testing {
 namespace {
@@ -189,47 +184,6 @@ TEST(ThreadsTest, CallableFromManyThreads) {
       EXPECT_NEAR(sum, 1, 1e-5);
     }
   }
-}
-
-#ifdef __linux__
-cpu_set_t Allowed() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  EXPECT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
-  return allowed;
-}
-
-TEST(ProcessorsTest, AThreadLeavesForAnotherAndMayComeBack) {
-  const cpu_set_t allowed = Allowed();
-  if (CPU_COUNT(&allowed) < 2) GTEST_SKIP() << "one processor";
-  bool left = false;
-  for (int i = 0; i < 1000 && !left; ++i) {
-    const int here = CurrentProcessor();
-    LeaveProcessor(here, 2);
-    left = CurrentProcessor() != here;  // or the system has moved it back already
-    const cpu_set_t after = Allowed();
-    ASSERT_TRUE(CPU_EQUAL(&allowed, &after));
-  }
-  EXPECT_TRUE(left);
-}
-
-TEST(ProcessorsTest, AThreadStaysIfItsAffinityOrTheNumberOfThreadsRequiresIt) {
-  const cpu_set_t allowed = Allowed();
-  cpu_set_t one;
-  CPU_ZERO(&one);
-  CPU_SET(CurrentProcessor(), &one);
-  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
-  for (const int threads : {1, 2}) {
-    LeaveProcessor(CurrentProcessor(), threads);
-    const cpu_set_t after = Allowed();
-    EXPECT_TRUE(CPU_EQUAL(&one, &after)) << threads;
-  }
-  ASSERT_EQ(sched_setaffinity(0, sizeof(allowed), &allowed), 0);
-}
-#endif
-
-TEST(ProcessorsTest, TheOpenerContinuesWithOrWithoutTheOthers) {
-  for (const int here : {0, 3, 5}) LetStart(std::atomic<int>(here), 3);
 }
 
 }  // namespace

@@ -239,8 +239,7 @@ int ExitCodeOfChild(const Function& child) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
 }
 
-// The first test, because headwise must not have run on threads yet: only then may the child use threads. This thread
-// has an OpenMP pool, whose threads do not exist in the child.
+// This thread has an OpenMP team, whose threads do not exist in the child.
 TEST(ForkTest, AfterAParallelRegionOfTheApplication) {
 #ifdef HEADWISE_TSAN
   GTEST_SKIP() << "ThreadSanitizer ends a child of several threads that starts another";
@@ -262,10 +261,10 @@ TEST(ForkTest, AfterAParallelRegionOfTheApplication) {
       if (n != 1) return 1;
     }
     compute(out);
-    // A grandchild, of a child that has run a region: serial.
+    // A grandchild, of a child that has workers.
     const int of_grandchild = ExitCodeOfChild([&] {
       compute(again);
-      return ThreadsFor(1000, 1e9) == 1 && Identical(again.Values(), out.Values()) ? 0 : 1;
+      return ThreadsFor(1000, 1e9) == kThreads && Identical(again.Values(), out.Values()) ? 0 : 1;
     });
     if (of_grandchild != 0) return 2;
     bool same_elsewhere = false;

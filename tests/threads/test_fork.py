@@ -107,15 +107,16 @@ def test_threads_in_a_child() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
-def test_only_a_child_of_a_parallel_call_is_serial() -> None:
+def test_a_child_is_parallel_and_says_so() -> None:
     run_native("""
         def started():
             before = tasks()
             hw.softmax(X)
-            return len(tasks() - before)
-        assert wait(fork(started)) >= 3
+            return len(tasks() - before) * 10 + hw.get_num_threads()
+        assert wait(fork(started)) == 34
         work()
-        assert wait(fork(started)) == 0
+        assert wait(fork(started)) == 34
+        assert wait(fork(lambda: work() and wait(fork(started)))) == 34
     """)
 
 
@@ -154,9 +155,9 @@ def test_process_pools(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ran", ["torch", "headwise", "torch, headwise"])
 @pytest.mark.parametrize("first", ["torch", "headwise"])
 def test_fork_with_pytorch(first: str, ran: str) -> None:
-    """PyTorch has its own OpenMP runtime, or the same one, if it is imported first. Threads of either before the fork
-    have no influence."""
-    pytest.importorskip("torch", reason="PyTorch, the other user of OpenMP, is not installed")
+    """PyTorch has its own OpenMP library, or shares that of headwise. Threads of either before the fork have no
+    influence."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     code = f"""
         import torch
         torch.set_num_threads(3)
@@ -166,7 +167,7 @@ def test_fork_with_pytorch(first: str, ran: str) -> None:
         reader, writer = os.pipe()
         pid = fork(lambda: os.write(writer, work()[:1000]) - 1000)
         assert wait(pid) == 0
-        assert torch.get_num_threads() == 3 and hw.get_num_threads() == 4
+        assert torch.get_num_threads() == 3 and hw.get_num_threads() in (3, 4)  # 3: one OpenMP library for both
         assert os.read(reader, 1000) == work()[:1000]
         assert torch.allclose(tensor.softmax(-1), torch.from_numpy(hw.softmax(X)), atol=1e-6)
         work(), tensor.exp().sum(), work()
