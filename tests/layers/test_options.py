@@ -104,7 +104,7 @@ class TestShapes:
             (ValueError, "^kdim", {"kdim": 0}),
             (TypeError, "^vdim", {"vdim": 1.5}),
             (TypeError, "^bias", {"bias": 1.5}),
-            (TypeError, "^alibi", {"alibi": np.ones(6)}),
+            (ValueError, "^alibi", {"alibi": np.ones(5)}),
             (TypeError, "^sinks", {"sinks": np.ones(6)}),
             (TypeError, "^rope: int", {"rope": 4}),
             (ValueError, "^rope: of width 8, expected .* 4", {"rope": hw.RotaryPositionalEmbedding(8)}),

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from headwise._base.arrays import promote
-from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
+from headwise._base.scalars import check_flag, check_rate, check_rng, check_size
 from headwise._kv_cache.cache import KVCache
+from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_rope
+from headwise._nn.models.families import describe
 from headwise._nn.multi_head import Block, Call, Heads, Inputs, check_heads, check_sequences, multi_head
-from headwise._nn.parameters import MultiHeadParameters, check_biases
+from headwise._nn.parameters import MultiHeadParameters
 from headwise._nn.projections import LayerProjections, Packs
 from headwise._nn.qk_norm import QKNorm, check_qk_norm
-from headwise._ops.alibi import alibi_slopes
 from headwise._ops.attention.options import AttentionOptions
-from headwise._ops.attention.spec import check_softcap, check_window
 from headwise._positions.rope_config import check_positive
-from headwise._positions.rotary import RotaryPositionalEmbedding
-from headwise._runtime.precision import check_precision
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
     from headwise._base.typing import Array, Rng
     from headwise._nn.options import LayerOptions
+    from headwise._positions.rotary import RotaryPositionalEmbedding
 
 __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]
 
@@ -67,8 +66,8 @@ class MultiHeadAttention(MultiHeadParameters):
         Added to the mean square.
     qk_norm_offset : bool
         Whether formats other than "headwise" store ``q_norm`` and ``k_norm`` minus 1, as Gemma does.
-    alibi : bool
-        Whether scores get the ALiBi bias with the slopes of :func:`headwise.alibi_slopes`.
+    alibi : bool or array_like, (num_heads,)
+        Whether scores get the ALiBi bias, with the slopes of :func:`headwise.alibi_slopes` or the given ones.
     sinks : bool
         Whether each head has a learned logit in ``sinks``, initially zero, that joins the softmax denominator.
     window_size, softcap, scale, precision : optional
@@ -167,7 +166,7 @@ class MultiHeadAttention(MultiHeadParameters):
         qk_norm: Literal["head", "full"] | None = None,
         qk_norm_eps: float = 1e-6,
         qk_norm_offset: bool = False,
-        alibi: bool = False,
+        alibi: bool | ArrayLike = False,
         sinks: bool = False,
         window_size: int | tuple[int, int] | None = None,
         softcap: float | None = None,
@@ -189,19 +188,66 @@ class MultiHeadAttention(MultiHeadParameters):
         self.vdim = self.d_model if vdim is None else check_size(vdim, "vdim")
         self._q_width, self._kv_width = self.num_heads * self.d_k, self.num_kv_heads * self.d_k
         self.dropout = check_rate(dropout, "dropout")
-        self.rope = self._check_rope(rope)
+        self.rope = check_rope(rope, self.d_k)
         self.qk_norm = check_qk_norm(qk_norm)
         norms = (self.d_k, self.d_k) if self.qk_norm == "head" else (self._q_width, self._kv_width)
         self._q_norm_width, self._k_norm_width = norms
         self.qk_norm_eps = check_positive(qk_norm_eps, "qk_norm_eps")
         self.qk_norm_offset = check_flag(qk_norm_offset, "qk_norm_offset")
-        self._defaults = _check_defaults(window_size, softcap, scale, precision)
-        if check_flag(alibi, "alibi"):
-            self._defaults["alibi_slopes"] = alibi_slopes(self.num_heads)
+        self._defaults = check_defaults(window_size, softcap, scale, precision)
+        slopes = check_alibi(alibi, self.num_heads)
+        if slopes is not None:
+            self._defaults["alibi_slopes"] = slopes
         biases, has_sinks = check_biases(bias), check_flag(sinks, "sinks")
         self._rng = check_rng(rng)
         self._initialize(self._rng, dtype, biases=biases, sinks=has_sinks)
         self._packs = Packs()
+        self._required: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: object, layer_index: int = 0, **overrides: Any) -> MultiHeadAttention:
+        """The attention of a layer of a model, by its Hugging Face configuration; the parameters are random.
+
+        Parameters
+        ----------
+        config : mapping or object with ``to_dict()``
+            The contents of a ``config.json``, or a configuration of transformers.
+        layer_index : int
+            The layer of the model, whose window and rotation may depend on it.
+        **overrides
+            Arguments of the constructor in place of the configuration's, such as ``dtype``, ``rng`` or a ``rope`` that
+            layers share.
+
+        Returns
+        -------
+        MultiHeadAttention
+            A :class:`CausalAttention` if the model's attention is causal. Of Whisper and T5,
+            ``CausalAttention.from_config`` is the self-attention of the decoder. The layers of T5 do not hold the table
+            of relative positions: calls must give its bias.
+
+        Raises
+        ------
+        ValueError
+            If the model type is unknown or attends in both directions where ``cls`` is causal, an entry that it
+            requires is missing, or the configuration asks for something that layers have not.
+        TypeError
+            If ``config`` or an entry has a wrong type, or an override is unknown.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> config = {
+        ...     "model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+        ...     "head_dim": 32, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+        ... }  # fmt: skip
+        >>> layer = hw.MultiHeadAttention.from_config(config)
+        >>> type(layer).__name__, layer.qk_norm, layer.W_q.shape
+        ('CausalAttention', 'head', (64, 128))
+        """
+        model = describe(config, layer_index, cls._causal)
+        layer = (CausalAttention if model.causal and not cls._causal else cls)(**{**model.arguments, **overrides})
+        layer._required = model.required  # noqa: SLF001 (of this class)
+        return layer
 
     @overload
     def forward(
@@ -332,6 +378,9 @@ class MultiHeadAttention(MultiHeadParameters):
     def _attend(self, inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[Any, ...]:
         """See :func:`attend`."""
         options = {**self._defaults, **options}
+        for name in self._required:
+            if options.get(name) is None:
+                raise ValueError(f"{name}: None, expected the bias of the model's relative positions")
         if self._causal:
             options["is_causal"] = True
         norm = None
@@ -344,15 +393,6 @@ class MultiHeadAttention(MultiHeadParameters):
         heads = Heads((self.d_model, self.kdim, self.vdim), self.d_model, self.num_heads, self.num_kv_heads)
         block = Block(heads, LayerProjections(vars(self), self._packs), self.rope, norm)
         return multi_head(inputs, block, call, options)
-
-    def _check_rope(self, rope: object) -> RotaryPositionalEmbedding | None:
-        if rope is None:
-            return None
-        if not isinstance(rope, RotaryPositionalEmbedding):
-            raise TypeError(f"rope: {type(rope).__name__}, expected a RotaryPositionalEmbedding")
-        if rope.d_model != self.d_k:
-            raise ValueError(f"rope: of width {rope.d_model}, expected d_k = {self.d_k}")
-        return rope
 
 
 class CausalAttention(MultiHeadAttention):
@@ -378,18 +418,3 @@ class CausalAttention(MultiHeadAttention):
 def attend(layer: MultiHeadAttention, inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[Any, ...]:
     """:meth:`MultiHeadAttention.forward` for checked inputs and any dropout rate."""
     return layer._attend(inputs, call, options)  # noqa: SLF001 (of a class of this module)
-
-
-def _check_defaults(window_size: Any, softcap: Any, scale: Any, precision: Any) -> AttentionOptions:
-    """The keywords that are not None, checked."""
-    given: AttentionOptions = {}
-    if window_size is not None:
-        check_window(window_size, 0)
-        given["window_size"] = window_size
-    if softcap is not None:
-        given["softcap"] = check_softcap(softcap)
-    if scale is not None:
-        given["scale"] = check_real(scale, "scale")
-    if precision is not None:
-        given["precision"] = check_precision(precision)
-    return given

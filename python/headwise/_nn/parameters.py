@@ -9,7 +9,6 @@ import numpy as np
 from headwise._base.arrays import as_array
 from headwise._base.ieee import cast_dtype
 from headwise._base.layer import Layer, Parameter, parameter_dtype
-from headwise._base.scalars import check_flag
 from headwise._nn.multi_head import glorot_uniform, split_heads
 from headwise._nn.state_dict import Stored, read_state_dict, write_state_dict
 
@@ -48,6 +47,7 @@ class MultiHeadParameters(Layer):
     vdim: int
     qk_norm: Literal["head", "full"] | None
     qk_norm_offset: bool
+    _required: tuple[str, ...]
     _q_width: int  # num_heads * d_k
     _kv_width: int  # num_kv_heads * d_k
     _q_norm_width: int
@@ -213,16 +213,8 @@ class MultiHeadParameters(Layer):
         return heads.swapaxes(-3, -2).reshape(*heads.shape[:-3], heads.shape[-2], self._q_width)
 
     def _stored(self) -> Stored:
-        return Stored(self.num_kv_heads, self.qk_norm_offset)
+        outside = {"relative_attention_bias.weight"} if "bias" in self._required else set()
+        return Stored(self.num_kv_heads, self.qk_norm_offset, frozenset(outside))
 
     def _parameters(self) -> dict[str, Array]:
         return {name: getattr(self, name) for name in (*_WEIGHTS, *_BIASES, "sinks", *_NORMS) if self._has(name)}
-
-
-def check_biases(bias: object) -> str:
-    """The letters of the projections that have a bias."""
-    if not isinstance(bias, str):
-        return "qkvo" if check_flag(bias, "bias") else ""
-    if not bias or set(bias) - set("qkvo"):
-        raise ValueError(f"bias: {bias!r}, expected True, False or some of the letters of 'qkvo'")
-    return bias

@@ -47,6 +47,7 @@ class Stored(NamedTuple):
 
     kv_heads: int = 1  # for formats that store the rows of each key head together
     norm_offset: bool = False  # whether q_norm and k_norm are stored minus 1, except in "headwise"
+    outside: frozenset[str] = frozenset()  # entries of attention that callers of the layer use
 
 
 _PLAIN = Stored()
@@ -120,7 +121,9 @@ def read_state_dict(
     entries, problems = _read_entries(state, prefix + inner, expected)
     for name in found:
         entry = name[len(inner) :] if name.startswith(inner) else ""
-        if entry not in layout and (is_own(form, entry) or (strict and not is_buffer(entry, state[prefix + name]))):
+        if entry in layout or entry in stored.outside:
+            continue
+        if is_own(form, entry) or (strict and not is_buffer(entry, state[prefix + name])):
             shape = getattr(state[prefix + name], "shape", None)
             of_shape = "" if shape is None else f" (shape {tuple(shape)})"
             problems.append(f"{prefix}{name}: extra{of_shape}{why_extra(form, entry, shapes)}")
