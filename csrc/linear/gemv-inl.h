@@ -48,7 +48,7 @@ template <typename T>
 struct Operands {
   View<const Accumulator<T>, 2> x;
   View<const T, 2> weight;
-  const Accumulator<T>* bias;  // null: zero
+  const Accumulator<T>* bias = nullptr;  // null: zero
   View<Accumulator<T>, 2> out;
   View<Accumulator<T>, 2> chunk;  // sums of the current chunk; `out` itself where there is only one
 };

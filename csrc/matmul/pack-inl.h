@@ -26,7 +26,8 @@ namespace HWY_NAMESPACE {
 // Width of the panel that begins at `column`.
 template <typename T>
 HWY_INLINE int64_t PanelWidth(int64_t column, int64_t columns) {
-  return columns - column <= kLanes<T> ? kLanes<T> : kPanel<T>;
+  const bool narrow = columns - column <= kLanes<T>;
+  return narrow ? kLanes<T> : kPanel<T>;
 }
 
 // Columns of all panels together.

@@ -43,12 +43,13 @@ PyObject* PyInit__core() {
 // without a GIL, and KVCache moves rows that views refer to.
 #define PyInit__core PyInit__core_in_main_interpreter
 PYBIND11_MODULE(_core, module) {
-  using namespace headwise::bindings;
+  using namespace headwise::bindings;  // NOLINT(google-build-using-namespace): of this function alone
   using headwise::CallInterrupted;
   if (!headwise::bindings::InMainInterpreter()) throw py::error_already_set();
   module.doc() =
       "The native backend of headwise. Its functions are those of the protocol headwise._runtime.backend.Backend.";
   module.attr("__version__") = HEADWISE_VERSION;
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): a function of pybind11's type
   py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {
       if (thrown) std::rethrow_exception(thrown);

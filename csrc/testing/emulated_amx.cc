@@ -126,7 +126,7 @@ bool Decode(const greg_t* registers, Instruction& to) {
 
 // False for a configuration that the processor would refuse, and for tiles of other sizes than headwise uses.
 bool Configure(const char* from) {
-  Configuration to;
+  Configuration to{};
   std::memcpy(&to, from, sizeof(to));
   if (to.palette != 1 || to.start_row != 0) return false;
   for (int tile = 0; tile < 8; ++tile) {
@@ -165,7 +165,7 @@ bool Execute(const Instruction& now) {
 void Handle(int, siginfo_t*, void* context) {
   greg_t* const registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   bool executed = false;
-  for (Instruction now; Decode(registers, now); registers[REG_RIP] += now.bytes) {
+  for (Instruction now{}; Decode(registers, now); registers[REG_RIP] += now.bytes) {
     if (!Execute(now)) break;
     executed = true;
   }

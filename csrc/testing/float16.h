@@ -43,6 +43,7 @@ double ToDouble(T number) {
     // A table: decoding every number took a third of the time of the attention tests.
     static const std::vector<double> numbers = [] {
       std::vector<double> all;
+      all.reserve(1 << 16);
       for (int bits = 0; bits < 1 << 16; ++bits) all.push_back(Decode<T>(bits));
       return all;
     }();
