@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-import pytest
 
 WIDTH, HEADS, LAYERS = 24, 4, 4
 GROUPED = {"num_key_value_heads": 2}
@@ -220,11 +221,13 @@ class Reference:
         return module(rows, **keywords)[0].numpy()
 
 
-@pytest.fixture
-def torch_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def float64_for_float32() -> Iterator[None]:
     """PyTorch with float64 where transformers asks for float32."""
-    torch = pytest.importorskip("torch", reason="transformers computes with PyTorch, which is not installed")
-    pytest.importorskip("transformers", reason="the comparison needs the package transformers")
-    monkeypatch.setattr(torch, "float", torch.float64)
-    monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    import torch
+
+    with (
+        patch.multiple(torch, float=torch.float64, float32=torch.float64),
+        patch.object(torch.Tensor, "float", torch.Tensor.double),
+    ):
+        yield

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import headwise as hw
-from layers.models import CASES, SPAN, WIDTH, ModelCase, Reference, torch_in_float64
+from layers.models import CASES, SPAN, WIDTH, ModelCase, Reference, float64_for_float32
 from layers.state_dicts import assert_same_bits
 from support import dtype_named, normal
 
-__all__ = ["torch_in_float64"]
-
+DOCUMENT = Path(__file__).parents[2] / "docs" / "architectures.md"
 cases = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture
+def torch_in_float64() -> Iterator[None]:
+    pytest.importorskip("torch", reason="transformers computes with PyTorch, which is not installed")
+    pytest.importorskip("transformers", reason="the comparison needs the package transformers")
+    with float64_for_float32():
+        yield
 
 
 def loaded(case: ModelCase, reference: Reference, **overrides: Any) -> Any:
@@ -65,6 +74,12 @@ def test_state_dicts_both_ways(name: str) -> None:
             layer.load_state_dict({f"x.{key}": array for key, array in state.items()}, "x.", form)
             assert_same_bits(layer.state_dict(case.form), {key: state[key] for key in layer.state_dict(case.form)})
             assert layer.state_dict(case.form).keys() == state.keys()
+
+
+@pytest.mark.single_implementation
+def test_the_documented_table_has_every_case() -> None:
+    rows = [line.split("|")[1].strip() for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    assert rows[2:] == list(CASES)
 
 
 @pytest.mark.single_implementation

@@ -167,6 +167,25 @@ class TestTorch:
         assert "\n  in_proj_weight: Tensor cannot be read as an array: " in message(state, layer_shapes())
 
 
+class TestTimm:
+    """Attention of vision transformers as in timm: one map to query, key and value, all heads of each in turn."""
+
+    @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+    def test_fused_maps_load(self, torch: Any, bias: bool) -> None:
+        qkv = randomize(torch, torch.nn.Linear(D_MODEL, 3 * D_MODEL, bias=bias).double())
+        proj = randomize(torch, torch.nn.Linear(D_MODEL, D_MODEL, bias=True).double())
+        module = torch.nn.ModuleDict({"qkv": qkv, "proj": proj})
+        x = normal((2, 5, D_MODEL), dtype=np.float64)
+        with torch.no_grad():
+            q, k, v = qkv(torch.from_numpy(x)).reshape(2, 5, 3, HEADS, D_MODEL // HEADS).permute(2, 0, 3, 1, 4)
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            expected = proj(mixed.transpose(1, 2).reshape(2, 5, D_MODEL)).numpy()
+        layer = hw.MultiHeadAttention(D_MODEL, HEADS, bias=True if bias else "o")
+        layer.load_state_dict({f"blocks.0.attn.{key}": t for key, t in module.state_dict().items()}, "blocks.0.attn.")
+        np.testing.assert_allclose(layer(x)[0], expected, atol=1e-12)
+        assert_same_bits(layer.state_dict("timm"), {key: t.numpy() for key, t in module.state_dict().items()})
+
+
 class TestTransformers:
     @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
     @pytest.mark.parametrize("kv_heads", [1, 2, 4])
