@@ -368,8 +368,8 @@ void FinishRows(const AttentionRun<Products>& run) {
   const auto& scratch = run.scratch;
   for (int64_t t = 0; t < scratch.tile_count; ++t) {
     const Tile<Products::kRows>& tile = scratch.tiles[t];
+    if (args.weights && Interrupted(static_cast<double>(tile.rows * args.key.shape[2]))) return;
     for (int r = 0; r < tile.rows; ++r) {
-      if (Interrupted(args.weights ? static_cast<double>(args.key.shape[2]) : 0)) return;
       const Row& row = tile.row[r];
       const int64_t padded_row = tile.first_row + r;
       const T sum = scratch.sum[padded_row];

@@ -93,8 +93,12 @@ class Parameter(Generic[T]):
 
     def adopt(self, layer: Layer, array: Array) -> None:
         """Assign an array of a floating dtype to which there is no other reference, without a copy."""
+        vars(layer)[self._name] = self.slot(layer, array)
+
+    def slot(self, layer: Layer, array: Array) -> Slot:
+        """What :meth:`adopt` would put into ``vars(layer)``."""
         self._check_shape(layer, array)
-        vars(layer)[self._name] = Slot(array)
+        return Slot(array)
 
     def _check_shape(self, layer: Layer, array: Array) -> None:
         shape = self.shape(layer)

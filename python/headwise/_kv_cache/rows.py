@@ -74,9 +74,9 @@ class CacheRows:
         """
         lengths = self._longer(counts)
         if self.reach >= 0:
-            key, value = self._unbuffered(key), self._unbuffered(value)
             moves, offsets = self._room(counts)
             if moves:
+                key, value = self._unbuffered(key), self._unbuffered(value)
                 _at_once([*moves, (vars(self), "offsets", offsets)])
         for array, where, rows in self._writes(key, value, counts, lengths, self.offsets):
             array[where] = rows
@@ -111,6 +111,9 @@ class CacheRows:
 
     def truncate(self, lengths: list[int]) -> None:
         """Remove the latest positions of each sequence, down to these lengths."""
+        if not any(self.offsets):
+            self.lengths = lengths
+            return
         offsets = [offset if length else 0 for length, offset in zip(lengths, self.offsets, strict=True)]
         vars(self).update(lengths=lengths, offsets=offsets)
 
@@ -151,16 +154,20 @@ class CacheRows:
 
     def _writes(
         self, key: Array, value: Array, counts: Sequence[int], lengths: list[int], offsets: list[int]
-    ) -> Iterable[Step]:
+    ) -> Sequence[Step]:
         """The assignments of the new rows, after which sequences have these ``lengths`` and ``offsets``."""
         ends = [length - offset for length, offset in zip(lengths, offsets, strict=True)]
-        together = equal(counts) and equal(ends)
-        for entry, (end, count) in enumerate([(ends[0], counts[0])] if together else zip(ends, counts, strict=True)):
-            entries = slice(None) if together else slice(entry, entry + 1)
-            rows = min(count, end)
-            where = entries, slice(None), slice(end - rows, end)
-            yield self.keys, where, key[entries, :, count - rows : count]
-            yield self.values, where, value[entries, :, count - rows : count]
+        if equal(counts) and equal(ends):
+            return self._write(slice(None), ends[0], counts[0], key, value)
+        steps: list[Step] = []
+        for entry, (end, count) in enumerate(zip(ends, counts, strict=True)):
+            steps += self._write(slice(entry, entry + 1), end, count, key, value)
+        return steps
+
+    def _write(self, entries: slice, end: int, count: int, key: Array, value: Array) -> tuple[Step, Step]:
+        rows = min(count, end)
+        where, new = (entries, slice(None), slice(end - rows, end)), (entries, slice(None), slice(count - rows, count))
+        return (self.keys, where, key[new]), (self.values, where, value[new])
 
     def _room(self, counts: Sequence[int]) -> tuple[list[Step], list[int]]:
         """The moves of rows of a ring to the first slots where ``counts[i]`` more would not fit, and the offsets after
@@ -169,6 +176,8 @@ class CacheRows:
         if equal(self.lengths) and equal(counts):
             # Keep equally many rows of each sequence: equal offsets make the stored rows one view.
             ends = [min(ends)] * len(ends)
+            if equal(self.offsets) and ends[0] + counts[0] <= self.slots:
+                return [], self.offsets
         moves: list[Step] = []
         offsets = []
         for entry, (rows, count) in enumerate(zip(ends, counts, strict=True)):

@@ -145,9 +145,8 @@ class MultiHeadParameters(Layer):
         """
         shapes = {name: array.shape for name, array in self._parameters().items()}
         read = read_state_dict(state, shapes, self._stored(), prefix=prefix, format=format, strict=strict)
-        for name, array in read.items():
-            parameter: Parameter[Any] = getattr(type(self), name)
-            parameter.adopt(self, array)
+        slots = {name: getattr(type(self), name).slot(self, array) for name, array in read.items()}
+        vars(self).update(slots)  # all at once: an interruption comes before or after
 
     def split_heads(self, x: ArrayLike) -> Array:
         """Split the features into the slices that belong to the heads.
