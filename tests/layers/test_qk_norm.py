@@ -121,6 +121,14 @@ def test_norms_may_be_changed() -> None:
     np.testing.assert_array_equal(layer(x)[0], before)
 
 
+def test_norms_may_be_removed() -> None:
+    layer, plain, x = make("head"), make("head-dim"), normal((1, 5, D_MODEL), dtype=np.float64)
+    layer.k_norm = None
+    assert np.abs(layer(x)[0] - plain(x)[0]).max() > 1e-3
+    layer.q_norm = None
+    np.testing.assert_array_equal(layer(x)[0], plain(x)[0])
+
+
 @pytest.mark.single_implementation
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),

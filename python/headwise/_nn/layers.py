@@ -88,7 +88,8 @@ class MultiHeadAttention(MultiHeadParameters):
         without ``bias``; each may be set separately.
     sinks : ndarray, (num_heads,), or None
     q_norm, k_norm : ndarray or None
-        The factors of ``qk_norm``, initially one: both (d_k,), or (num_heads * d_k,) and (num_kv_heads * d_k,).
+        The factors of ``qk_norm``, initially one: both (d_k,), or (num_heads * d_k,) and (num_kv_heads * d_k,). Either
+        may be set to None: its rows are not normalised then.
     d_k : int
         Width of a head.
     dropout : float
@@ -384,12 +385,13 @@ class MultiHeadAttention(MultiHeadParameters):
         if self._causal:
             options["is_causal"] = True
         norm = None
-        if self._has("q_norm") or self._has("sinks"):
+        if self.qk_norm is not None or self._has("sinks"):
             dtype, _ = promote(*zip(Inputs._fields, inputs, strict=True))
             if self._has("sinks") and "sinks" not in options:
                 options["sinks"] = self._cast("sinks", dtype)
-            if self._has("q_norm"):
-                norm = QKNorm(self._cast("q_norm", dtype), self._cast("k_norm", dtype), self.qk_norm_eps)
+            if self.qk_norm is not None:
+                q, k = (self._cast(name, dtype) if self._has(name) else None for name in ("q_norm", "k_norm"))
+                norm = QKNorm(q, k, self.qk_norm_eps)
         heads = Heads((self.d_model, self.kdim, self.vdim), self.d_model, self.num_heads, self.num_kv_heads)
         block = Block(heads, LayerProjections(vars(self), self._packs), self.rope, norm)
         return multi_head(inputs, block, call, options)

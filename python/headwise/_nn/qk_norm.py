@@ -31,10 +31,11 @@ def check_qk_norm(qk_norm: object) -> QKNorms | None:
 
 
 class QKNorm(NamedTuple):
-    """The factors of queries and keys after normalisation, (d_k,) or (heads * d_k,), in the dtype of the rows."""
+    """The factors of queries and keys after normalisation, (d_k,) or (heads * d_k,), in the dtype of the rows; None: no
+    normalisation."""
 
-    q: Array
-    k: Array
+    q: Array | None
+    k: Array | None
     eps: float
 
     def apply(self, product: Array, letters: str, widths: dict[str, int]) -> None:
@@ -42,8 +43,8 @@ class QKNorm(NamedTuple):
         first = 0
         for letter in letters:
             part = product[..., first : first + widths[letter]]
-            if letter != "v":
-                gamma = self.q if letter == "q" else self.k
+            gamma = {"q": self.q, "k": self.k}.get(letter)
+            if gamma is not None:
                 rms_normalize(part.reshape(*part.shape[:-1], -1, len(gamma)), gamma, self.eps)
             first += widths[letter]
 
