@@ -15,11 +15,15 @@ from fuzz.twins import DTYPES, DUPLICATES, SEEDS, TARGETS, Array, Twins, rows, r
 from headwise._nn.state_dict import FORMATS
 from strategies import ARBITRARY, PRECISIONS
 
-PARAMETERS = ("W_q", "W_k", "W_v", "W_o", "b_q", "b_k", "b_v", "b_o", "sinks")
+PARAMETERS = ("W_q", "W_k", "W_v", "W_o", "b_q", "b_k", "b_v", "b_o", "sinks", "q_norm", "k_norm")
 KEYWORDS = st.fixed_dictionaries(
     {"heads": st.sampled_from([1, 2, 4]), "group": st.sampled_from([1, 2]), "d_k": st.sampled_from([2, 4, 6])},
     optional={
-        "bias": st.booleans(),
+        "bias": st.booleans() | st.sampled_from(["qkv", "qvo", "o"]),
+        "head_dim": st.sampled_from([2, 8]),
+        "qk_norm": st.sampled_from(["head", "full"]),
+        "qk_norm_eps": st.sampled_from([1e-6, 1e-3]),
+        "qk_norm_offset": st.booleans(),
         "alibi": st.booleans(),
         "sinks": st.booleans(),
         "kdim": st.integers(1, 12),
@@ -115,7 +119,8 @@ class LayerMachine(RuleBasedStateMachine):
         self.widths = (self.d_model, keywords.get("kdim", self.d_model), keywords.get("vdim", self.d_model))
 
         def made() -> Any:
-            rope = None if interleaved is None else hw.RotaryPositionalEmbedding(d_k, interleaved=interleaved)
+            width = keywords.get("head_dim", d_k)
+            rope = None if interleaved is None else hw.RotaryPositionalEmbedding(width, interleaved=interleaved)
             kind = hw.CausalAttention if causal else hw.MultiHeadAttention
             return kind(self.d_model, self.heads, num_kv_heads=heads, rope=rope, rng=seed, **keywords)
 

@@ -8,14 +8,15 @@ from typing import Any
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from fuzz import functions
+from fuzz import configs, functions
 from fuzz.caches import CacheMachine
 from fuzz.layers import LayerMachine
 from fuzz.positions import PositionsMachine
 from fuzz.twins import COUNTS
 
 MACHINES: dict[str, Any] = {"caches": CacheMachine, "layers": LayerMachine, "positions": PositionsMachine}
-FUZZERS = ("functions", *MACHINES)
+CHECKS: dict[str, Any] = {"functions": functions, "configs": configs}
+FUZZERS = (*CHECKS, *MACHINES)
 
 
 def run(name: str, start: int | None = None, **changes: Any) -> Counter[str]:
@@ -32,6 +33,6 @@ def run(name: str, start: int | None = None, **changes: Any) -> Counter[str]:
         machine = type(name, (MACHINES[name],), {})
         run_state_machine_as_test(machine if start is None else seed(start)(machine), settings=these)
     else:
-        test = these(given(**functions.ARGUMENTS)(functions.agree))
+        test = these(given(**CHECKS[name].ARGUMENTS)(CHECKS[name].agree))
         (test if start is None else seed(start)(test))()
     return Counter(COUNTS)

@@ -85,6 +85,11 @@ def test_chunks_equal_one_call(name: str, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_no_rows(name: str) -> None:
+    assert make(name)(normal((2, 0, D_MODEL)))[0].shape == (2, 0, D_MODEL)
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_cross_attention_and_functions(name: str) -> None:
     layer = make(name, hw.MultiHeadAttention)
     x, context = normal((1, 5, D_MODEL), dtype=np.float64), normal((1, 8, D_MODEL), 1, np.float64)

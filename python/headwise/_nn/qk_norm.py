@@ -45,7 +45,7 @@ class QKNorm(NamedTuple):
             part = product[..., first : first + widths[letter]]
             gamma = {"q": self.q, "k": self.k}.get(letter)
             if gamma is not None:
-                rms_normalize(part.reshape(*part.shape[:-1], -1, len(gamma)), gamma, self.eps)
+                rms_normalize(part.reshape(*part.shape[:-1], part.shape[-1] // len(gamma), len(gamma)), gamma, self.eps)
             first += widths[letter]
 
 
