@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "base/threads/thread_pool.h"
 #include "python/arrays.h"
 
 namespace headwise::bindings {
@@ -12,6 +13,7 @@ void RegisterRuntime(py::module_& module) {
   module.def("set_target", &SetTarget, py::arg("name"));
   module.def("get_num_threads", &GetNumThreads);
   module.def("set_num_threads", &SetNumThreads, py::arg("n"));
+  module.def("set_worker_processors", &SetWorkerProcessors, py::arg("processors"));
 }
 
 }  // namespace headwise::bindings

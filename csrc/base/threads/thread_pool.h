@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "base/interruption.h"
 
@@ -46,6 +47,6 @@ void RunJob(Job& job) noexcept;
 
 // The processors that workers run on instead of those of the main thread, for a process whose main thread was confined
 // to one of them by an OpenMP library. For workers that start later.
-void SetWorkerProcessors(const int* processors, int count);
+void SetWorkerProcessors(const std::vector<int>& processors);
 
 }  // namespace headwise

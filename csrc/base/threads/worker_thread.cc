@@ -94,17 +94,17 @@ int WorkerProcessors() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-void SetWorkerProcessors(const int* processors, int count) {
+void SetWorkerProcessors(const std::vector<int>& processors) {
   CPU_ZERO(&given);
-  for (int i = 0; i < count; ++i) {
-    if (processors[i] >= 0 && processors[i] < CPU_SETSIZE) CPU_SET(processors[i], &given);
+  for (const int processor : processors) {
+    if (processor >= 0 && processor < CPU_SETSIZE) CPU_SET(processor, &given);
   }
   is_given.store(CPU_COUNT(&given) > 0, std::memory_order_release);
 }
 #else
 int CurrentProcessor() { return -1; }
 int WorkerProcessors() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
-void SetWorkerProcessors(const int*, int) {}
+void SetWorkerProcessors(const std::vector<int>&) {}
 #endif
 
 }  // namespace headwise

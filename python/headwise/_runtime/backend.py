@@ -12,6 +12,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Protocol, cast
 
+from headwise._runtime import processors
 from headwise._runtime.threads import default_count
 from headwise._version import __version__
 
@@ -226,7 +227,8 @@ def _select(choice: str, source: str = "backend") -> None:
 def _load_core() -> Backend:
     """The native core; ImportError unless it was built for this Python and this version of headwise."""
     try:
-        core = importlib.import_module(_CORE)
+        with processors.unbound():  # the core loads OpenMP's library
+            core = importlib.import_module(_CORE)
     except ModuleNotFoundError as absent:
         others = _cores_for_other_pythons() if absent.name == _CORE else []
         if others:
@@ -235,6 +237,9 @@ def _load_core() -> Backend:
     version = getattr(core, "__version__", "unknown")
     if version != __version__:
         raise ImportError(f"its version is {version}, that of headwise {__version__}")
+    allowed = processors.allowed() if processors.binding() else None
+    if allowed:
+        core.set_worker_processors(sorted(allowed))
     return cast("Backend", core)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from headwise._runtime import processors
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 def default_count(environ: Mapping[str, str] = os.environ) -> int:
     """``HEADWISE_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the processors that :func:`available` counts.
 
-    The last two are limited by ``OMP_THREAD_LIMIT``, which OpenMP enforces.
+    The last two are limited by ``OMP_THREAD_LIMIT``.
     """
     ours = environ.get("HEADWISE_NUM_THREADS", "").strip()
     if ours:
@@ -27,22 +29,14 @@ def default_count(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def available(root: str = "/") -> int:
-    """The number of processors in the affinity mask, or of all if it cannot be read, limited by the cgroup's CPU quota.
+    """The number of processors of this process, or of all if they are unknown, limited by the cgroup's CPU quota.
 
     ``root`` is the folder that has ``proc`` and ``sys``.
     """
-    processors = _affinity() or os.cpu_count() or 1
+    allowed = processors.allowed()
+    count = len(allowed) if allowed else os.cpu_count() or 1
     quota = _cgroup_quota(root)
-    return processors if quota is None else max(1, min(processors, int(quota)))
-
-
-def _affinity() -> int | None:
-    """The number of processors in the affinity mask; None if the system has none or denies reading it (seccomp)."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    try:
-        return None if affinity is None else len(affinity(0))
-    except OSError:
-        return None
+    return count if quota is None else max(1, min(count, int(quota)))
 
 
 def _positive(text: str) -> int | None:
