@@ -58,6 +58,29 @@ TEST_P(AttentionNonFiniteTest, ABiasOfMinusInfinityDropsWhateverIsAdded) {
   }
 }
 
+// Two biases of the lowest number everywhere: uniform weights, not an empty row.
+template <typename T>
+void CheckLowestBiases(std::int64_t queries) {
+  AttentionShape shape;
+  shape.query_len = queries, shape.key_len = 50;
+  AttentionCase<T> test(shape, 24);
+  const Tensor<Accumulator<T>, 4> lowest({1, 1, queries, 50});
+  lowest.ForEach([](Accumulator<T>& element) { element = std::numeric_limits<Accumulator<T>>::lowest(); });
+  test.args.spec.bias = {lowest.read(), lowest.read()};
+  test.WantLse();
+  test.WantWeights();
+  test.Check();
+  for (const T weight : test.weights.Values()) EXPECT_NEAR(reference::ToDouble(weight), 0.02, 1e-4);
+}
+TEST_P(AttentionNonFiniteTest, SumsOfFiniteBiasesStayFinite) {
+  for (const std::int64_t queries : {3, 20}) {
+    CheckLowestBiases<Float16>(queries);
+    CheckLowestBiases<BFloat16>(queries);
+    CheckLowestBiases<float>(queries);
+    CheckLowestBiases<double>(queries);
+  }
+}
+
 // A row with a sink of +inf is NaN, as a row with a score of +inf.
 template <typename T>
 void CheckInfiniteSink(std::int64_t queries) {

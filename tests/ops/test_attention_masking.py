@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from support import AttentionCase, assert_close, normal
+from support import AttentionCase, assert_close, dtype_named, normal
 
 EDGES = [0, 1, 7, 8, 15, 16, 31, 32, 47, 48, 63, 64, 65, 127, 128, 129]
 
@@ -150,3 +150,36 @@ def test_overflowing_but_finite_scores_keep_other_rows_right() -> None:
     query[0, 0, 20] = np.inf
     got = hw.flash_attention(query, key, value)
     np.testing.assert_array_equal(np.delete(got, 20, axis=2), np.delete(clean, 20, axis=2))
+
+
+LOWEST = {"bfloat16": -(2.0**128 - 2.0**120)} | {
+    name: float(np.finfo(name).min) for name in ("float16", "float32", "float64")
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("bias_dtype", LOWEST)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 2), (3, 300), (70, 150)])
+def test_sums_of_finite_biases_stay_finite(queries: int, keys: int, bias_dtype: str, dtype: str) -> None:
+    """A row with the lowest number everywhere, in mask, key padding and bias, has uniform weights, as with the lowest
+    number once. -inf masks its key, also beside the highest number."""
+    query, key, value = (normal((1, 1, n, 8), n).astype(dtype_named(dtype)) for n in (queries, keys, keys))
+    lowest = LOWEST[bias_dtype]
+    full = np.full((queries, keys), lowest, dtype_named(bias_dtype))
+    given = {"mask": full, "key_padding_mask": full[:1], "bias": full}
+    mean = np.broadcast_to(value.astype(np.float64).mean(axis=2, keepdims=True), value[:, :, :1].shape)
+    atol = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-6}[dtype]
+    if bias_dtype == "float16":  # -65504 does not absorb the scores
+        query = query * 0
+    for names in (["mask", "bias"], ["key_padding_mask", "bias"], ["mask", "key_padding_mask", "bias"]):
+        keywords = {name: given[name] for name in names}
+        output, weights, lse = hw.scaled_dot_product_attention(query, key, value, return_lse=True, **keywords)
+        np.testing.assert_allclose(weights.astype(np.float64), 1 / keys, rtol=atol)
+        for result in (output, hw.flash_attention(query, key, value, **keywords)):
+            np.testing.assert_allclose(result.astype(np.float64), np.broadcast_to(mean, result.shape), atol=atol)
+        assert np.isfinite(lse).all()
+    dropped = full.copy()
+    dropped[:, 0] = -np.inf
+    for keywords in ({"mask": dropped, "bias": -full}, {"mask": -full, "bias": dropped}):
+        weights = hw.scaled_dot_product_attention(query, key, value, **keywords)[1].astype(np.float64)
+        assert (weights[..., 0] == 0).all() and (weights[..., 1:] > 0).all()

@@ -1,4 +1,5 @@
-// Additive biases, in the accumulator type or in a 16-bit type. A bias of -inf drops its key.
+// Additive biases, in the accumulator type or in a 16-bit type. A bias of -inf drops its key. A sum of finite biases
+// stays finite: two of the lowest number, as many libraries mask keys, would otherwise drop every key of a row.
 
 #if defined(HEADWISE_ATTENTION_MODIFIERS_BIAS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_MODIFIERS_BIAS_INL_H_
@@ -8,6 +9,7 @@
 #endif
 
 #include <cstdint>
+#include <limits>
 #include <variant>
 
 #include "attention/modifiers/window-inl.h"
@@ -26,20 +28,30 @@ template <typename T, typename B, bool kOnlyDrop>
 class AddBias {
  public:
   // bias[0] belongs to the first key of the block; stride 0 or 1.
-  AddBias(const B* bias, int64_t stride)
-      : bias_(stride == 0 ? nullptr : bias), shared_(hn::GetLane(BroadcastWide(Tag<T>(), bias))) {}
+  // `further`: scores hold another bias, with which the sum may overflow.
+  AddBias(const B* bias, int64_t stride, bool further)
+      : bias_(stride == 0 ? nullptr : bias), shared_(hn::GetLane(BroadcastWide(Tag<T>(), bias))), further_(further) {}
 
   template <class D, class V = hn::Vec<D>>
   HWY_INLINE V operator()(D d, V score, int64_t j, int64_t left) const {
     V bias = hn::Set(d, shared_);
     if (bias_) bias = left >= kLanes<T> ? LoadWide(d, bias_ + j) : FirstLanes{left}.Load(d, bias_ + j);
     const V minus_inf = hn::Set(d, kMinusInf<T>);
-    return hn::IfThenElse(hn::Eq(bias, minus_inf), minus_inf, kOnlyDrop ? score : hn::Add(score, bias));
+    V sum = score;
+    if constexpr (!kOnlyDrop) {
+      sum = hn::Add(score, bias);
+      if (further_) {
+        const auto overflow = hn::And(hn::IsInf(sum), hn::And(hn::IsFinite(score), hn::IsFinite(bias)));
+        sum = hn::IfThenElse(overflow, hn::CopySign(hn::Set(d, std::numeric_limits<T>::max()), sum), sum);
+      }
+    }
+    return hn::IfThenElse(hn::Eq(bias, minus_inf), minus_inf, sum);
   }
 
  private:
   const B* bias_;
   T shared_;
+  bool further_;
 };
 
 // visit(pointer, stride) of the biases for one row of keys, whatever their type.

@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "attention/modifiers/alibi-inl.h"
@@ -100,16 +101,21 @@ HWY_NOINLINE void ModifyRow(const AttentionArgs<Stored>& args, int64_t batch, co
   const AttentionSpec<Stored>& spec = args.spec;
   if (modifiers & kSoftcap) ModifyScores(Softcap<T>(spec.softcap), from, to, scores);
   if (modifiers & kBias) {
+    bool further = false;
     ForEachBias(args, batch, row, key_begin, [&](const auto* bias, int64_t stride) HWY_ATTR {
-      ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, false>(bias, stride), from, to, scores);
+      ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, false>(bias, stride, further), from, to, scores);
+      further = true;
     });
   }
   if (modifiers & kAlibi) ModifyScores(FusedModifiers<T>(spec).ForRow(row, key_begin), from, to, scores);
   // A later addend may have made NaN of a bias of -inf.
   const bool infinite_slope = (modifiers & kAlibi) && !std::isfinite(spec.alibi_slopes[row.head]);
-  if (spec.bias.size() > 1 || ((modifiers & kBias) && infinite_slope)) {
+  const std::size_t followed = infinite_slope ? spec.bias.size() : spec.bias.size() - 1;  // biases before an addend
+  if ((modifiers & kBias) && followed > 0) {
+    std::size_t i = 0;
     ForEachBias(args, batch, row, key_begin, [&](const auto* bias, int64_t stride) HWY_ATTR {
-      ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, true>(bias, stride), from, to, scores);
+      if (i++ >= followed) return;
+      ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, true>(bias, stride, true), from, to, scores);
     });
   }
   if (modifiers & kKeep) {

@@ -45,9 +45,13 @@ def _softcap(block: ScoreBlock, spec: AttentionSpec) -> None:
 
 
 def _bias(block: ScoreBlock, _: AttentionSpec) -> None:
-    scores = block.scores
-    for bias in block.bias:
+    """A sum of finite biases stays finite: two of the lowest number would otherwise mask every key of a row."""
+    scores, highest = block.scores, np.finfo(block.scores.dtype).max
+    for i, bias in enumerate(block.bias):
+        finite = np.isfinite(scores) & np.isfinite(bias) if i else None
         scores += bias
+        if finite is not None:
+            np.clip(scores, -highest, highest, out=scores, where=finite)
 
 
 def _alibi(block: ScoreBlock, spec: AttentionSpec) -> None:
