@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwise._base.foreign_arrays import check_nothing_lost, is_torch_bfloat16, torch_bfloat16
 from headwise._base.ieee import assign, cast_dtype
 from headwise._base.outputs import check_room
 from headwise._base.typing import FLOAT16, FLOAT32, FLOAT64
@@ -23,7 +24,7 @@ def as_array(x: object, name: str) -> Array:
     """``x`` as a plain ndarray, without a copy where its type allows.
 
     Accepts ndarrays, objects with ``__array__`` or ``__dlpack__``, scalars and nested sequences. The dtype is kept;
-    :func:`promote` checks it.
+    :func:`promote` checks it. Arrays of other packages that would lose gradients, units or laziness are a TypeError.
     """
     if type(x) is np.ndarray:
         return x
@@ -31,6 +32,9 @@ def as_array(x: object, name: str) -> Array:
         raise TypeError(f"{name}: None, expected an array")
     if isinstance(x, np.ndarray) and hasattr(x, "filled"):
         raise TypeError(f"{name}: a masked array, whose mask would be lost; expected x.filled(...) or x.data")
+    check_nothing_lost(x, name)
+    if is_torch_bfloat16(x):
+        return torch_bfloat16(x, name)
     try:
         if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
             return np.asarray(np.from_dlpack(x))  # pyright: ignore[reportArgumentType]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -260,20 +258,8 @@ def _parts(
 
 
 def _as_array(x: Any, name: str) -> Array:
-    """:func:`as_array` that also reads PyTorch tensors that require gradients or are bfloat16."""
-    if getattr(x, "requires_grad", False) is True:
-        x = x.detach()
-    if str(getattr(x, "dtype", "")) != "torch.bfloat16":
-        return as_array(x, name)
-    # Neither __array__ nor NumPy's DLPack reader supports torch.bfloat16, so its bits are read as integers.
-    try:
-        bfloat16 = importlib.import_module("ml_dtypes").bfloat16
-    except ImportError:
-        raise TypeError(
-            f"{name}: dtype torch.bfloat16, which NumPy has from the package ml_dtypes only: "
-            "pip install ml_dtypes, or give it as float()"
-        ) from None
-    return as_array(x.view(sys.modules["torch"].int16), name).view(bfloat16)
+    """:func:`as_array` that also reads PyTorch tensors that require gradients, as those of ``state_dict`` may."""
+    return as_array(x.detach() if getattr(x, "requires_grad", False) is True else x, name)
 
 
 def _is_floating(dtype: np.dtype[Any]) -> bool:
