@@ -25,6 +25,12 @@ def broadcast(st: Any, scores: Shape) -> Any:
     return st.tuples(sizes, st.integers(0, len(scores) - 2)).map(lambda drawn: drawn[0][drawn[1] :])
 
 
+def key_lengths(s: Sizes, length: Callable[[int], int]) -> Any:
+    """The length of each sequence as nested lists, of the shape of the axes before those of heads, queries and keys."""
+    batch = s.lead[:-1] or s.lead
+    return np.array([length(n) for n in range(int(np.prod(batch)))]).reshape(batch).tolist()
+
+
 OPTIONS: dict[str, Option] = {
     "mask": Option(
         lambda s, make: kept(make("mask", s.scores)),
@@ -97,6 +103,17 @@ OPTIONS: dict[str, Option] = {
             st.sampled_from([bool, np.int8, float, None]),
         ).map(lambda drawn: drawn[0] if drawn[2] is None else (drawn[0] > drawn[1]).astype(drawn[2])),
         refused=((TypeError, "causal"), (TypeError, np.ones((2, 7), complex)), (ValueError, np.full((2, 7), -1))),
+        varlen=False,
+    ),
+    "key_lengths": Option(
+        lambda s, make: key_lengths(s, lambda n: (2 * s.keys // 3 + n) % (s.keys + 1)),
+        lambda st, array, s: st.integers(0, s.keys).map(
+            lambda n: key_lengths(s, lambda entry: (n + entry) % (s.keys + 1))
+        ),
+        refused=(
+            (ValueError, [8, 1]), (ValueError, [-1, 1]), (ValueError, [1, 2, 3]), (ValueError, 3),
+            (TypeError, [1.0, 2.0]), (TypeError, [True, False]), (TypeError, "all"),
+        ),
         varlen=False,
     ),
     "precision": Option(

@@ -274,6 +274,39 @@ def is_keep(mask: Array) -> bool:
     return bool(np.isin(mask, (0.0, 1.0)).all() and (mask == 1.0).any())
 
 
+def kept_and_added(
+    scores: tuple[int, ...],
+    dtype: DTypeLike,
+    mask: ArrayLike | None,
+    bias: ArrayLike | None,
+    key_padding_mask: ArrayLike | None,
+) -> tuple[Array, Array]:
+    """Which scores are kept, and the sum of what is added to them, in four dimensions. ``scores`` is their shape."""
+    keep = np.ones(four_dimensional(scores), bool)
+    added = np.zeros(keep.shape, dtype)
+    biases = [] if bias is None else [double(bias)]
+    if mask is not None and is_keep(np.asarray(mask)):
+        keep &= spread(np.asarray(mask), scores) != 0
+    elif mask is not None:
+        biases.append(double(mask))
+    if key_padding_mask is not None:
+        padding = np.asarray(key_padding_mask)
+        batch = scores[:-3] or scores[:-2] or (1,)
+        padding = np.broadcast_to(padding, (*batch, scores[-1])).reshape(len(keep), 1, 1, scores[-1])
+        if is_keep(padding):
+            keep &= padding != 0
+        else:
+            biases.append(np.broadcast_to(double(padding), keep.shape).reshape(scores))
+    highest = np.finfo(added.dtype).max
+    for one in biases:
+        keep &= spread(one, scores) != -np.inf
+        finite = np.isfinite(added) & np.isfinite(spread(one, scores))
+        with np.errstate(over="ignore", invalid="ignore"):
+            added = added + spread(one, scores)
+        added[finite] = np.clip(added[finite], -highest, highest)  # a sum of finite biases stays finite
+    return keep, added
+
+
 @remembered
 def attention(  # noqa: PLR0913 (the options of attention, one by one)
     query: ArrayLike,
@@ -290,6 +323,7 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
     key_padding_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
 ) -> Attention:
     """One query row at a time: scale, softcap, bias and ALiBi, softmax over the keys that are kept, sum of values."""
     query, key, value = double(query), double(key), double(value)
@@ -300,26 +334,9 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     query, key, value = (x.reshape(four_dimensional(x.shape)) for x in (query, key, value))
     kv_heads = key.shape[1]
 
-    keep = np.ones((batch, heads, query_len, key_len), bool)
-    added = np.zeros(keep.shape, query.dtype)
-    biases = [] if bias is None else [double(bias)]
-    if mask is not None and is_keep(np.asarray(mask)):
-        keep &= spread(np.asarray(mask), scores) != 0
-    elif mask is not None:
-        biases.append(double(mask))
-    if key_padding_mask is not None:
-        batches = lead[:-1] if len(lead) > 1 else lead
-        padding = np.broadcast_to(np.asarray(key_padding_mask), (*batches, key_len) if batches else (1, key_len))
-        padding = padding.reshape(batch, 1, 1, key_len)
-        if is_keep(padding):
-            keep &= padding != 0
-        else:
-            biases.append(np.broadcast_to(double(padding), keep.shape).reshape(scores))
-    for one in biases:
-        keep &= spread(one, scores) != -np.inf
-        added += spread(one, scores)
-
-    offset = key_len - query_len if causal_alignment == "lower_right" else 0
+    keep, added = kept_and_added(scores, query.dtype, mask, bias, key_padding_mask)
+    lengths = np.full(batch, key_len) if key_lengths is None else np.ravel(key_lengths)
+    offsets = lengths - query_len if causal_alignment == "lower_right" else np.zeros(batch, int)
     left, right = (window_size, window_size) if isinstance(window_size, int) else window_size or (-1, -1)
     if is_causal:
         right = 0 if right < 0 else min(right, 0)
@@ -332,10 +349,10 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     lse = np.full((batch, heads, query_len), -np.inf, query.dtype)
     with np.errstate(all="ignore"):
         for n, h, i in np.ndindex(batch, heads, query_len):
-            position = i + offset
+            position = i + int(offsets[n])
             kept = [
                 j
-                for j in np.flatnonzero(keep[n, h, i])
+                for j in np.flatnonzero(keep[n, h, i, : lengths[n]])
                 if (left < 0 or position - left <= j) and (right < 0 or j <= position + right)
             ]
             score = scale * (key[n, h * kv_heads // heads, kept] @ query[n, h, i])

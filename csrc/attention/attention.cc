@@ -7,8 +7,10 @@
 #include <cstddef>
 #include <new>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 
+#include "attention/batch_entries.h"
 #include "attention/kernel.h"
 #include "attention/schedule.h"
 #include "base/interruption.h"
@@ -138,6 +140,7 @@ void RunCalls(Call<T>* begin, Call<T>* end) {
 template <typename T>
 void Attention(const AttentionArgs<T>& args) {
   CheckAttention(args);
+  if (!args.spec.key_lengths.empty()) return AttentionVarlen(BatchEntries(args));
   Call<T> call(args);
   RunCalls(&call, &call + 1);
 }
@@ -148,7 +151,10 @@ template void Attention(const AttentionArgs<double>&);
 
 template <typename T>
 void AttentionVarlen(const std::vector<AttentionArgs<T>>& calls) {
-  for (const AttentionArgs<T>& args : calls) CheckAttention(args);
+  for (const AttentionArgs<T>& args : calls) {
+    CheckAttention(args);
+    if (!args.spec.key_lengths.empty()) throw std::invalid_argument("key_lengths: given for one of several calls");
+  }
   std::vector<Call<T>> list(calls.begin(), calls.end());
   RunCalls(list.data(), list.data() + list.size());
 }

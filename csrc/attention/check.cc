@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "headwise/attention.h"
 
@@ -77,6 +78,19 @@ void CheckAttention(const AttentionArgs<T>& args) {
     std::visit([&](const auto& view) { CheckScoreView(view, scores, "bias"); }, bias);
   }
   if (spec.dropout_keep) CheckScoreView(spec.dropout_keep, scores, "dropout_keep");
+  if (spec.key_lengths.empty() && spec.offsets.empty()) return;
+  for (const auto& [vector, name] :
+       {std::pair(&spec.key_lengths, "key_lengths"), std::pair(&spec.offsets, "offsets")}) {
+    if (static_cast<std::int64_t>(vector->size()) != batch) {
+      Fail(name,
+           std::to_string(vector->size()) + " values, expected " + std::to_string(batch) + ", one per batch entry");
+    }
+  }
+  for (const std::int64_t length : spec.key_lengths) {
+    if (length < 0 || length > key_len) {
+      Fail("key_lengths", std::to_string(length) + ", expected 0 to " + std::to_string(key_len));
+    }
+  }
 }
 template void CheckAttention(const AttentionArgs<Float16>&);
 template void CheckAttention(const AttentionArgs<BFloat16>&);

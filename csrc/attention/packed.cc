@@ -1,10 +1,11 @@
-// Packed sequences: checked, then sliced into one call per sequence.
+// Sequences of different lengths, packed or right-padded: checked, then sliced into one call per sequence.
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "attention/batch_entries.h"
 #include "headwise/attention.h"
 
 namespace headwise {
@@ -27,6 +28,27 @@ View<T, kRank> Rows(View<T, kRank> view, std::int64_t begin, std::int64_t length
   if (view) view.data += begin * view.stride[2];
   view.shape[2] = length;
   return view;
+}
+
+// Batch entry b, and the first `length` entries of `axis`. An axis of stride 0 is cut likewise.
+template <typename T>
+View<T, 4> Entry(View<T, 4> view, std::int64_t b, int axis, std::int64_t length) {
+  if (!view) return view;
+  view.data += b * view.stride[0];
+  view.shape[0] = 1;
+  view.shape[axis] = length;
+  return view;
+}
+
+// Clears weights of (heads, query_len, key_len) behind the first `length` keys.
+template <typename T>
+void ClearPadding(const View<T, 4>& weights, std::int64_t b, std::int64_t length) {
+  for (std::int64_t h = 0; h < weights.shape[1]; ++h) {
+    for (std::int64_t i = 0; i < weights.shape[2]; ++i) {
+      T* const row = weights.at(b, h, i);
+      std::fill(row + length, row + weights.shape[3], T{});
+    }
+  }
 }
 
 void CheckCount(const Vector& values, std::size_t count, const char* name) {
@@ -58,8 +80,8 @@ void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& 
   packed.output = WithBatch(args.output);
   packed.lse = WithBatch(args.lse);
   packed.spec = args.spec;
-  if (!args.spec.keep.empty() || !args.spec.bias.empty() || args.spec.dropout_keep) {
-    throw std::invalid_argument("spec: packed sequences have no keep-masks, biases or dropout");
+  if (!args.spec.keep.empty() || !args.spec.bias.empty() || args.spec.dropout_keep || !args.spec.key_lengths.empty()) {
+    throw std::invalid_argument("spec: packed sequences have no keep-masks, biases, dropout or key_lengths");
   }
   CheckAttention(packed);
   const std::size_t count = sequences.query_starts.size();
@@ -88,5 +110,38 @@ template void AttentionVarlen(const PackedAttentionArgs<Float16>&, const PackedS
 template void AttentionVarlen(const PackedAttentionArgs<BFloat16>&, const PackedSequences&);
 template void AttentionVarlen(const PackedAttentionArgs<float>&, const PackedSequences&);
 template void AttentionVarlen(const PackedAttentionArgs<double>&, const PackedSequences&);
+
+template <typename T>
+std::vector<AttentionArgs<T>> BatchEntries(const AttentionArgs<T>& args) {
+  const Vector lengths = args.spec.key_lengths, offsets = args.spec.offsets;
+  AttentionArgs<T> whole = args;
+  whole.spec.key_lengths.clear();
+  whole.spec.offsets.clear();
+  std::vector<AttentionArgs<T>> calls(lengths.size(), whole);
+  for (std::size_t s = 0; s < calls.size(); ++s) {
+    const auto b = static_cast<std::int64_t>(s);
+    const std::int64_t length = lengths[s];
+    AttentionArgs<T>& call = calls[s];
+    call.query = Entry(args.query, b, 0, 1);
+    call.key = Entry(args.key, b, 2, length);
+    call.value = Entry(args.value, b, 2, length);
+    call.output = Entry(args.output, b, 0, 1);
+    call.weights = Entry(args.weights, b, 3, length);
+    if (args.lse) call.lse.data += b * args.lse.stride[0];
+    call.lse.shape[0] = 1;
+    if (args.weights) ClearPadding(args.weights, b, length);
+    for (auto& keep : call.spec.keep) keep = Entry(keep, b, 3, length);
+    for (Bias<T>& bias : call.spec.bias) {
+      std::visit([&](auto& view) { view = Entry(view, b, 3, length); }, bias);
+    }
+    call.spec.dropout_keep = Entry(args.spec.dropout_keep, b, 3, length);
+    call.spec.offset += offsets[s];
+  }
+  return calls;
+}
+template std::vector<AttentionArgs<Float16>> BatchEntries(const AttentionArgs<Float16>&);
+template std::vector<AttentionArgs<BFloat16>> BatchEntries(const AttentionArgs<BFloat16>&);
+template std::vector<AttentionArgs<float>> BatchEntries(const AttentionArgs<float>&);
+template std::vector<AttentionArgs<double>> BatchEntries(const AttentionArgs<double>&);
 
 }  // namespace headwise

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "headwise/attention.h"
 #include "python/arrays.h"
@@ -26,6 +27,8 @@ struct SpecField {  // AttentionSpec, in its order
     kSinks,
     kDropoutKeep,
     kDropoutScale,
+    kKeyLengths,
+    kOffsets,
     kCount
   };
 };
@@ -47,6 +50,12 @@ T Field(const py::tuple& fields, std::size_t index, const char* name) {
   } catch (const py::cast_error&) {
     throw py::type_error(std::string(name) + ": not of the type that the field has");
   }
+}
+
+// A copy, so that no other thread changes it between the check and its use.
+inline std::vector<std::int64_t> CopyVector(const py::array& array, std::int64_t count, const char* name) {
+  const std::int64_t* values = ToVector<std::int64_t>(array, count, name);
+  return {values, values + count};
 }
 
 using ScoresShape = std::array<std::int64_t, 4>;  // (batch, heads, query_len, key_len)
@@ -92,6 +101,10 @@ AttentionSpec<T> ReadSpec(const py::tuple& fields, const ScoresShape& scores) {
     spec.dropout_keep = ToScoreView<std::uint8_t>(*keep, "dropout_keep", scores);
   }
   spec.dropout_scale = Field<double>(fields, SpecField::kDropoutScale, "dropout_scale");
+  if (const OptionalArray lengths = ToOptionalArray(fields[SpecField::kKeyLengths], "key_lengths")) {
+    spec.key_lengths = CopyVector(*lengths, scores[0], "key_lengths");
+    spec.offsets = CopyVector(ToArray(fields[SpecField::kOffsets], "offsets"), scores[0], "offsets");
+  }
   return spec;
 }
 

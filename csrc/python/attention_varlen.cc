@@ -10,21 +10,15 @@
 namespace headwise::bindings {
 namespace {
 
-// A copy of one field, so that no other thread changes it between the check and its use.
-std::vector<std::int64_t> CopyVector(const py::tuple& sequences, std::size_t field, std::int64_t count,
-                                     const char* name) {
-  const std::int64_t* values = ToVector<std::int64_t>(ToArray(sequences[field], name), count, name);
-  return {values, values + count};
-}
-
 PackedSequences ReadSequences(const py::tuple& sequences) {
   CheckFields(sequences, SequencesField::kCount, "sequences");
   const std::int64_t count = ToArray(sequences[SequencesField::kQueryStarts], "query_starts").size();
-  return {CopyVector(sequences, SequencesField::kQueryStarts, count, "query_starts"),
-          CopyVector(sequences, SequencesField::kQueryLengths, count, "query_lengths"),
-          CopyVector(sequences, SequencesField::kKeyStarts, count, "key_starts"),
-          CopyVector(sequences, SequencesField::kKeyLengths, count, "key_lengths"),
-          CopyVector(sequences, SequencesField::kOffsets, count, "offsets")};
+  const auto vector = [&](std::size_t field, const char* name) {
+    return CopyVector(ToArray(sequences[field], name), count, name);
+  };
+  return {vector(SequencesField::kQueryStarts, "query_starts"), vector(SequencesField::kQueryLengths, "query_lengths"),
+          vector(SequencesField::kKeyStarts, "key_starts"), vector(SequencesField::kKeyLengths, "key_lengths"),
+          vector(SequencesField::kOffsets, "offsets")};
 }
 
 }  // namespace

@@ -59,10 +59,12 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
             std::vector<bool>& kept) {
   const std::int64_t head_dim = args.query.shape[3], key_len = args.key.shape[2];
   const std::int64_t kv = h / (args.query.shape[1] / args.key.shape[1]);
-  const std::int64_t position = i + args.spec.offset;
+  const bool padded = !args.spec.key_lengths.empty();
+  const auto entry = static_cast<std::size_t>(n);
+  const std::int64_t position = i + args.spec.offset + (padded ? args.spec.offsets[entry] : 0);
   for (std::int64_t j = 0; j < key_len; ++j) {
     kept[j] = (args.spec.left < 0 || j >= position - args.spec.left) &&
-              (args.spec.right < 0 || j <= position + args.spec.right);
+              (args.spec.right < 0 || j <= position + args.spec.right) && (!padded || j < args.spec.key_lengths[entry]);
     for (const auto& keep : args.spec.keep) kept[j] = kept[j] && *keep.at(n, h, i, j) != 0;
     const auto for_each_bias = [&](const auto& visit) {
       for (const Bias<T>& bias : args.spec.bias) {
@@ -79,7 +81,11 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
     }
     double score = args.spec.scale * static_cast<double>(product);
     if (args.spec.softcap != 0) score = args.spec.softcap * std::tanh(score / args.spec.softcap);
-    for_each_bias([&](double bias) { score += bias; });
+    for_each_bias([&](double bias) {  // a sum of finite numbers stays finite
+      constexpr auto kMax = static_cast<double>(std::numeric_limits<Accumulator<T>>::max());
+      const double sum = score + bias;
+      score = std::isfinite(score) && std::isfinite(bias) ? std::clamp(sum, -kMax, kMax) : sum;
+    });
     if (args.spec.alibi_slopes)
       score -= static_cast<double>(args.spec.alibi_slopes[h]) * static_cast<double>(std::abs(position - j));
     scores[j] = score;

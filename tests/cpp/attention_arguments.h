@@ -86,8 +86,20 @@ class AttentionArguments {
     args.spec.sinks = FillNormal(*sinks_, random, 2).data();
   }
 
+  // Right-padded batch entries of 0 to key_len keys.
+  void AddKeyLengths(bool aligned_right) {
+    for (std::int64_t n = 0; n < shape.batch; ++n) {
+      args.spec.key_lengths.push_back(Integer(random, 0, shape.key_len));
+      args.spec.offsets.push_back(aligned_right ? args.spec.key_lengths.back() - shape.key_len : 0);
+    }
+  }
+
   bool Kept(std::int64_t n, std::int64_t h, std::int64_t i, std::int64_t j) const {
-    const std::int64_t position = i + args.spec.offset;
+    std::int64_t position = i + args.spec.offset;
+    if (!args.spec.key_lengths.empty()) {
+      if (j >= args.spec.key_lengths[static_cast<std::size_t>(n)]) return false;
+      position += args.spec.offsets[static_cast<std::size_t>(n)];
+    }
     if (args.spec.left >= 0 && j < position - args.spec.left) return false;
     if (args.spec.right >= 0 && j > position + args.spec.right) return false;
     for (const auto& keep : args.spec.keep) {

@@ -52,6 +52,7 @@ AttentionCase<T> RandomCase(std::uint64_t seed) {
     test.args.spec.offset = Chance(random, 0.6) ? shape.key_len - shape.query_len : Integer(random, -80, 700);
   }
   if (Chance(random, 0.2)) test.args.spec.scale = Chance(random, 0.5) ? 0 : -0.3;
+  if (Chance(random, 0.2)) test.AddKeyLengths(Chance(random, 0.5));
   return test;
 }
 

@@ -233,6 +233,9 @@ TEST(AttentionArgumentsTest, WrongPackedSequencesThrow) {
   expect_count(&PackedSequences::key_starts, "key_starts");
   expect_count(&PackedSequences::key_lengths, "key_lengths");
   expect_count(&PackedSequences::offsets, "offsets");
+  args.spec.key_lengths = {10}, args.spec.offsets = {0};
+  ExpectInvalid("spec", [&] { AttentionVarlen(args, good); });
+  args.spec.key_lengths.clear(), args.spec.offsets.clear();
   args.spec.dropout_keep = {reinterpret_cast<const std::uint8_t*>(query.data()), {1, 4, 10, 10}, {0, 0, 0, 0}};
   ExpectInvalid("spec", [&] { AttentionVarlen(args, good); });
 }
@@ -254,6 +257,11 @@ TEST(AttentionArgumentsTest, WrongShapesAndStridesThrow) {
     ExpectInvalid(name, [&] { Attention(bad); });
     ExpectInvalid(name, [&] { AttentionVarlen(std::vector<Args>{test.args, bad}); });
   };
+  expect("key_lengths", [](Args& bad) { bad.spec.key_lengths = {1, 1}, bad.spec.offsets = {0}; });
+  expect("key_lengths", [](Args& bad) { bad.spec.offsets = {0}; });
+  expect("key_lengths", [](Args& bad) { bad.spec.key_lengths = {-1}, bad.spec.offsets = {0}; });
+  expect("key_lengths", [](Args& bad) { bad.spec.key_lengths = {6}, bad.spec.offsets = {0}; });
+  expect("offsets", [](Args& bad) { bad.spec.key_lengths = {1}; });
   expect("query", [](Args& bad) { bad.query.data = nullptr; });
   expect("query", [](Args& bad) { bad.query.stride[3] = 2; });
   expect("key", [](Args& bad) { bad.key.shape[3] = 23; });

@@ -279,7 +279,7 @@ class TestBadCacheCalls:
                 "^key_padding_mask: .*lengths",
                 lambda f, x, c: f(x, cache=c, key_padding_mask=np.ones((2, 7))),
             ),
-            (ValueError, "^lengths: .*key_padding_mask", lambda f, x, c: f(x, lengths=[7, 7])),
+            (ValueError, "^lengths: .*key_lengths", lambda f, x, c: f(x, lengths=[7, 7])),
             (ValueError, "^lengths: 8", lambda f, x, c: f(x, cache=c, lengths=[8, 7])),
             (ValueError, "^query: shape", lambda f, x, c: f(x[:1], cache=c)),
             (TypeError, "^query: dtype float32, expected float64", lambda f, x, c: f(x.astype(np.float32), cache=c)),

@@ -35,7 +35,7 @@ def keywords() -> None:
     cache.attend(x, is_causal=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     hw.softmax(x, dim=-1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     hw.softmax(x, -1, x)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    hw.MultiHeadAttention(32, 8, heads=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    hw.MultiHeadAttention(32, 8, heads=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     hw.RotaryPositionalEmbedding(8)(x, offsets=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 

@@ -58,6 +58,9 @@ struct AttentionSpec {
   const Accumulator<T>* sinks = nullptr;          // (heads,); optional
   View<const std::uint8_t, 4> dropout_keep;       // nonzero keeps the weight; optional
   double dropout_scale = 1.0;                     // factor of the weights that dropout keeps
+  // Right-padded batches: entry b has only its first key_lengths[b] keys, and its query 0 is at position offset +
+  // offsets[b]. Both empty, or one number per batch entry. Weights of the other keys are 0, also in rows of NaN.
+  std::vector<std::int64_t> key_lengths, offsets;
 };
 
 // The last axis of every array is contiguous.
@@ -80,11 +83,12 @@ void CheckAttention(const AttentionArgs<T>& args);
 // The functions below are defined for T = float, double, Float16 and BFloat16. They check their arguments before any
 // other work, and throw std::bad_alloc if there is no memory for scratch space.
 
+// With key_lengths, every batch entry has the bits of a call with its own keys alone, and takes the time of one.
 template <typename T>
 void Attention(const AttentionArgs<T>& args);
 
 // Many calls in one parallel region, for sequences of different lengths. Nothing is padded. Each call's results have
-// the bits of a call of Attention. No call's outputs may overlap another call's arrays.
+// the bits of a call of Attention. No call's outputs may overlap another call's arrays, and no call has key_lengths.
 template <typename T>
 void AttentionVarlen(const std::vector<AttentionArgs<T>>& calls);
 
@@ -96,7 +100,8 @@ struct PackedAttentionArgs {
   View<const T, 3> value;       // (kv_heads, keys of all sequences, value_dim)
   View<T, 3> output;            // (heads, queries of all sequences, value_dim)
   View<Accumulator<T>, 2> lse;  // (heads, queries of all sequences); optional
-  AttentionSpec<T> spec;        // without keep, bias and dropout_keep; PackedSequences::offsets replaces its offset
+  // Without keep, bias, dropout_keep and key_lengths; PackedSequences::offsets replaces its offset.
+  AttentionSpec<T> spec;
 };
 
 // Sequence s has queries [query_starts[s], query_starts[s] + query_lengths[s]) and keys likewise; its query 0 is at

@@ -16,7 +16,7 @@ class AttentionSpec(NamedTuple):
         position = i + offset
         score    = softcap * tanh(scale * dot(query[i], key[j]) / softcap)
                    + sum(bias)[i, j] - alibi_slope * abs(position - j)
-        kept     = all(keep)[i, j] and position - left <= j <= position + right
+        kept     = all(keep)[i, j] and position - left <= j <= position + right and j < key_length
 
     The softmax runs over the kept scores and the head's sink logit. With dropout, weights are multiplied by
     ``dropout_keep * dropout_scale`` before they multiply the values.
@@ -38,6 +38,19 @@ class AttentionSpec(NamedTuple):
     sinks: Array | None = None  # (heads,), likewise
     dropout_keep: Array | None = None  # bool, like `keep`: the weights that dropout keeps
     dropout_scale: float = 1.0
+    # Right-padded batches: int64 arrays of (batch,), or both None. Entry b has only its first key_lengths[b] keys, and
+    # `offset + offsets[b]` in place of `offset`.
+    key_lengths: Array | None = None
+    offsets: Array | None = None
+
+
+def mask_of_entry(m: Array, entry: int, rows: int, keys: int) -> Array:
+    """The first ``rows`` and ``keys`` of one batch entry of a mask (batch, heads, query_len, key_len), each or 1."""
+    if m.shape[0] > 1:
+        m = m[entry : entry + 1]
+    if m.shape[2] > 1:
+        m = m[:, :, :rows]
+    return m if m.shape[3] == 1 else m[..., :keys]
 
 
 class PackedSequences(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from headwise._base.arrays import cast_layout, promote
-from headwise._base.attention_spec import PackedSequences
+from headwise._base.attention_spec import PackedSequences, mask_of_entry
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import INT64
@@ -16,6 +16,7 @@ from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
 from headwise._kv_cache.rows import equal
 from headwise._ops.attention.dense import scaled_dot_product_attention
+from headwise._ops.attention.keywords import refuse
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import array_options, attention_spec, check_window
@@ -49,8 +50,9 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
 
     The first ``counts[i]`` queries of each sequence have its latest positions; the queries behind them are padding.
     """
-    for name in options.keys() - _KEYWORDS:
-        raise TypeError(f"{name}: not a keyword here, expected one of {', '.join(sorted(_KEYWORDS))}")
+    unknown = options.keys() - _KEYWORDS
+    if unknown:
+        refuse(sorted(unknown), _KEYWORDS)
     starts, seen = rows.spans(lengths, counts)
     for entry, (start, length, count) in enumerate(zip(starts, lengths, counts, strict=True)):
         if count > length:
@@ -163,8 +165,8 @@ def _one_by_one(
         part_lse = None if lse is None else allocate((1, heads, count), lse.dtype)
         part_spec = spec._replace(
             offset=length - count,
-            keep=tuple(_part(m, entry, count, length) for m in spec.keep),
-            bias=tuple(_part(m, entry, count, length) for m in spec.bias),
+            keep=tuple(mask_of_entry(m, entry, count, length) for m in spec.keep),
+            bias=tuple(mask_of_entry(m, entry, count, length) for m in spec.bias),
         )
         attention(
             query[one, :, :count], rows.keys[one, :, seen], rows.values[one, :, seen], output[one, :, :count],
@@ -174,12 +176,3 @@ def _one_by_one(
             weights[one, :, :count, :length] = part_weights
         if lse is not None and part_lse is not None:
             lse[one, :, :count] = part_lse
-
-
-def _part(m: Array, entry: int, rows: int, columns: int) -> Array:
-    """The part of one batch entry of a mask whose axes are (batch, heads, query_len, key_len) or 1."""
-    if m.shape[0] > 1:
-        m = m[entry : entry + 1]
-    if m.shape[2] > 1:
-        m = m[:, :, :rows]
-    return m if m.shape[3] == 1 else m[..., :columns]

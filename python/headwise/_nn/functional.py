@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from headwise._base.arrays import as_array
 from headwise._base.scalars import check_rate, check_rng, check_size
 from headwise._nn.layers import MultiHeadAttention, attend
-from headwise._nn.multi_head import Block, Call, Heads, check_heads, check_sequences, glorot_uniform, multi_head
+from headwise._nn.multi_head import (
+    Block,
+    Call,
+    Heads,
+    check_heads,
+    check_keywords,
+    check_sequences,
+    glorot_uniform,
+    multi_head,
+)
 from headwise._nn.projections import GivenProjections
 from headwise._ops.attention.options import FunctionOptions
 
@@ -133,6 +142,7 @@ def multi_head_attention(  # noqa: PLR0913 (public)
     >>> output.shape, weights.shape
     ((2, 5, 64), (2, 8, 5, 5))
     """
+    check_keywords(options, "mask", "dropout_rate", "params", "rng")
     if isinstance(params, MultiHeadAttention):  # whose heads need not divide its width
         width, heads = check_size(d_model, "d_model"), check_size(num_heads, "num_heads")
     else:

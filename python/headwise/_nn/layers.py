@@ -6,7 +6,7 @@ Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from headwise._base.scalars import check_flag, check_rate, check_rng, check_size
 from headwise._kv_cache.cache import KVCache
 from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_rope
 from headwise._nn.models.families import describe
-from headwise._nn.multi_head import Block, Call, Heads, Inputs, check_heads, check_sequences, multi_head
+from headwise._nn.multi_head import Block, Call, Heads, Inputs, check_heads, check_keywords, check_sequences, multi_head
 from headwise._nn.parameters import MultiHeadParameters
 from headwise._nn.projections import LayerProjections, Packs
 from headwise._nn.qk_norm import QKNorm, check_qk_norm
+from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import AttentionOptions
 from headwise._positions.rope_config import check_positive
 
@@ -152,6 +153,7 @@ class MultiHeadAttention(MultiHeadParameters):
 
     _causal = False
 
+    @hide_unknown
     def __init__(  # noqa: PLR0913 (public)
         self,
         d_model: int,
@@ -175,7 +177,10 @@ class MultiHeadAttention(MultiHeadParameters):
         precision: str | None = None,
         rng: Rng = None,
         dtype: DTypeLike | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            refuse(unknown, ("num_heads", "dropout", *(MultiHeadAttention.__init__.__kwdefaults__ or ())), layer=True)
         if head_dim is None:
             self.d_model, self.num_heads = check_heads(d_model, num_heads)
             self.d_k = self.d_model // self.num_heads
@@ -317,9 +322,9 @@ class MultiHeadAttention(MultiHeadParameters):
             the last key.
         **options
             The other keywords of :func:`headwise.scaled_dot_product_attention`: ``is_causal``, ``key_padding_mask``
-            (batch, key_len), ``need_weights``, ``bias`` (of the shapes of ``mask``), ``scale``, ``window_size``,
-            ``softcap``, ``alibi_slopes`` (num_heads,), ``sinks`` (num_heads,), ``return_lse``, ``precision``, ``out``
-            (of the shape of the output) and ``causal_alignment``.
+            (batch, key_len), ``key_lengths`` (batch,), ``need_weights``, ``bias`` (of the shapes of ``mask``),
+            ``scale``, ``window_size``, ``softcap``, ``alibi_slopes`` (num_heads,), ``sinks`` (num_heads,),
+            ``return_lse``, ``precision``, ``out`` (of the shape of the output) and ``causal_alignment``.
 
         Returns
         -------
@@ -338,6 +343,7 @@ class MultiHeadAttention(MultiHeadParameters):
         TypeError
             If a dtype is not real, or a keyword is unknown.
         """
+        check_keywords(options, "mask", "training", "rng", "cache", "lengths", "positions")
         inputs = check_sequences(query, key, value)
         acts = self.training if training is None else check_flag(training, "training")
         rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng

@@ -18,6 +18,9 @@ from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
 from headwise._kv_cache.cache import KVCache, extension
 from headwise._ops.attention.dense import scaled_dot_product_attention
+from headwise._ops.attention.keywords import refuse
+from headwise._ops.attention.options import AttentionOptions
+from headwise._ops.attention.spec import check_key_lengths
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -26,8 +29,10 @@ if TYPE_CHECKING:
     from headwise._kv_cache.options import CacheOptions
     from headwise._nn.projections import Projections
     from headwise._nn.qk_norm import QKNorm
-    from headwise._ops.attention.options import AttentionOptions
     from headwise._positions.rotary import RotaryPositionalEmbedding
+
+
+_KEYWORDS = frozenset(AttentionOptions.__annotations__)
 
 
 class Heads(NamedTuple):
@@ -65,6 +70,13 @@ class Call(NamedTuple):
     positions: ArrayLike | None = None
     cache: KVCache | None = None
     lengths: ArrayLike | None = None
+
+
+def check_keywords(options: AttentionOptions, *more: str) -> None:
+    """TypeError for a keyword that attention does not have; ``more`` are those that the caller has besides."""
+    unknown = options.keys() - _KEYWORDS
+    if unknown:
+        refuse(sorted(unknown), _KEYWORDS.union(more), layer=True)
 
 
 def check_heads(d_model: object, num_heads: object) -> tuple[int, int]:
@@ -116,6 +128,7 @@ def multi_head(inputs: Inputs, block: Block, call: Call, options: AttentionOptio
     query, key, value = inputs
     dtype, result_dtype = promote(("query", query), ("key", key), ("value", value))
     _check_call(inputs, block, call, options, result_dtype)
+    options = _with_key_lengths(inputs, options)
     out, precision = options.get("out"), options.get("precision")
     batched = query.ndim == 3
     batch, query_len = len(query) if batched else 1, query.shape[-2]
@@ -155,7 +168,7 @@ def _check_call(
     if call.cache is not None:
         _check_cached(inputs, call, options)
     elif call.lengths is not None:
-        raise ValueError("lengths: given without a cache, expected key_padding_mask= to say which keys are padding")
+        raise ValueError("lengths: given without a cache, expected key_lengths= to say which keys are padding")
 
 
 def _check_cached(inputs: Inputs, call: Call, options: AttentionOptions) -> None:
@@ -165,8 +178,9 @@ def _check_cached(inputs: Inputs, call: Call, options: AttentionOptions) -> None
         raise ValueError("cache: given with a key or value, expected self-attention of the query alone")
     if call.dropout > 0.0:
         raise ValueError("cache: given in training with dropout, expected training=False or dropout 0")
-    if options.get("key_padding_mask") is not None:
-        raise ValueError("key_padding_mask: given with a cache, expected lengths= to say which rows are padding")
+    for name in ("key_padding_mask", "key_lengths"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name}: given with a cache, expected lengths= to say which rows are padding")
 
 
 def _rope_positions(inputs: Inputs, block: Block, call: Call, options: AttentionOptions) -> ArrayLike | None:
@@ -176,7 +190,18 @@ def _rope_positions(inputs: Inputs, block: Block, call: Call, options: Attention
     query_len, key_len = inputs.query.shape[-2], inputs.key.shape[-2]
     if call.cache is not None:
         return call.cache.positions(query_len)
-    return np.arange(key_len - query_len, key_len) if options.get("causal_alignment") == "lower_right" else None
+    if options.get("causal_alignment") != "lower_right":
+        return None
+    positions, lengths = np.arange(key_len - query_len, key_len), options.get("key_lengths")
+    if lengths is None:
+        return positions
+    if inputs.query is inputs.key:
+        raise ValueError(
+            "key_lengths: given with rope and causal_alignment='lower_right' in self-attention, whose queries would "
+            "have other positions than the keys of the same rows; expected 'upper_left'"
+        )
+    by_sequence: Array = positions + (np.asarray(lengths) - key_len)[:, np.newaxis]
+    return by_sequence
 
 
 def _project(
@@ -233,6 +258,14 @@ def _over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[
     return mask, passed
 
 
+def _with_key_lengths(inputs: Inputs, options: AttentionOptions) -> AttentionOptions:
+    """The options with ``key_lengths``, if given, checked: (batch,), also for inputs without an axis of sequences."""
+    if options.get("key_lengths") is None:
+        return options
+    lengths = check_key_lengths(options["key_lengths"], inputs.query.shape[:-2], inputs.key.shape[-2])
+    return {**options, "key_lengths": lengths}
+
+
 def _with_head_axis(mask: ArrayLike | None, name: str, shape: tuple[int, int, int | None]) -> ArrayLike | None:
     """A mask (batch, query_len, key_len) as (batch, 1, query_len, key_len); masks of other ranks are returned as they
     are. None in ``shape`` stands for any size."""
@@ -251,6 +284,6 @@ def _cache_options(mask: ArrayLike | None, options: AttentionOptions) -> CacheOp
     """The keywords of :func:`headwise.scaled_dot_product_attention` as a cache takes them: it is always causal, and its
     ``lengths`` say which rows are padding."""
     passed: dict[str, Any] = {"need_weights": True, "mask": mask, **options}
-    for name in ("is_causal", "causal_alignment", "key_padding_mask"):
+    for name in ("is_causal", "causal_alignment", "key_padding_mask", "key_lengths"):
         passed.pop(name, None)
     return cast("CacheOptions", passed)

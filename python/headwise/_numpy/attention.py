@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise._base.arrays import compact
+from headwise._base.attention_spec import mask_of_entry
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
 from headwise._numpy.blocks import BLOCK, head_blocks
@@ -22,6 +23,39 @@ if TYPE_CHECKING:
 
 @ieee
 def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    spec: AttentionSpec,
+) -> None:
+    """Attention in blocks, of the whole batch or, with ``key_lengths``, of one batch entry after another."""
+    if spec.key_lengths is None or spec.offsets is None:
+        _attend(query, key, value, output, weights, lse, spec)
+        return
+    rows = query.shape[2]
+    for b, (keys, offset) in enumerate(zip(spec.key_lengths.tolist(), spec.offsets.tolist(), strict=True)):
+        part = slice(b, b + 1)
+
+        def of_entry(m: Array, b: int = b, keys: int = keys) -> Array:
+            return mask_of_entry(m, b, rows, keys)
+
+        dropout_keep = None if spec.dropout_keep is None else of_entry(spec.dropout_keep)
+        part_spec = spec._replace(
+            offset=spec.offset + offset, keep=tuple(map(of_entry, spec.keep)), bias=tuple(map(of_entry, spec.bias)),
+            dropout_keep=dropout_keep, key_lengths=None, offsets=None,
+        )  # fmt: skip
+        if weights is not None:
+            weights[part, ..., keys:] = 0
+        _attend(
+            query[part], key[part, :, :keys], value[part, :, :keys], output[part],
+            None if weights is None else weights[part, ..., :keys], None if lse is None else lse[part], part_spec,
+        )  # fmt: skip
+
+
+def _attend(
     query: Array,
     key: Array,
     value: Array,
@@ -45,7 +79,7 @@ def attention(
     shape = (batch, heads, query_len, key_len)
     keep, bias = ([np.broadcast_to(mask, shape) for mask in masks] for masks in (spec.keep, spec.bias))
 
-    for b, g, r in _blocks(batch, kv_heads, group, query_len, max(key_len, width), key_len * width):
+    for b, g, r in _blocks(batch, kv_heads, group, query_len, max(1, key_len, width), key_len * width):
         h = slice(g.start * group, g.stop * group)
         first, rows = spec.offset + r.start, r.stop - r.start
         k = _visible_keys(first, rows, key_len, spec)

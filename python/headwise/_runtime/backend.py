@@ -70,7 +70,8 @@ class Backend(Protocol):
 
         A row without any kept key gives output 0, weights 0 and an lse of -inf (or the sink's logit). Without
         ``weights`` no array of size query_len x key_len is allocated. Masked keys and values affect no result, whatever
-        their entries are, NaN included.
+        their entries are, NaN included. With ``spec.key_lengths``, each batch entry has the results of a call with its
+        own keys alone, and weights of 0 for the other keys.
         """
 
     def attention_varlen(

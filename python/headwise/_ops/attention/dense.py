@@ -12,6 +12,7 @@ from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import FLOAT32
 from headwise._ops.attention.dropout import attend_with_dropout
+from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import array_options, attention_spec, check_dropout
@@ -46,6 +47,7 @@ def scaled_dot_product_attention(
     query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, dropout: float = 0.0, *,
     need_weights: bool = True, return_lse: bool = False, **options: Unpack[CoreOptions],
 ) -> tuple[Any, ...]: ...  # fmt: skip
+@hide_unknown
 def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     query: ArrayLike,
     key: ArrayLike,
@@ -62,12 +64,14 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
     key_padding_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
     need_weights: bool = True,
     return_lse: bool = False,
     precision: str | None = None,
     rng: int | np.random.Generator | None = None,
     out: Array | None = None,
     dropout_rate: float | None = None,
+    **unknown: Any,
 ) -> tuple[Any, ...]:
     """Scaled dot-product attention: ``softmax(query @ key.T * scale) @ value``, equation (1) of [1]_.
 
@@ -109,6 +113,9 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
         One logit per head that is added to the softmax denominator and has no value [4]_.
     key_padding_mask : array_like, (batch, key_len), optional
         A mask of the keys of each sequence, by the rules of `mask`.
+    key_lengths : array_like of integers, (batch,), optional
+        The number of keys of each sequence of a right-padded batch. The keys behind them are masked and cost no time.
+        With `causal_alignment` "lower_right", the last query of a sequence has the position of the last of these keys.
     need_weights : bool
         If False, the weights are None and no array of query_len x key_len is allocated.
     return_lse : bool
@@ -171,10 +178,12 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     >>> bool(np.allclose(weights.sum(axis=-1), 1)), float(weights[0, 0, 2])
     (True, 0.0)
     """
+    if unknown:
+        refuse(unknown, ("mask", "dropout", *(scaled_dot_product_attention.__kwdefaults__ or ())))
     # Not SpecOptions(...), whose __new__ is a Python function that takes 0.2 µs more.
     options = tuple.__new__(SpecOptions, (
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision,
+        precision, key_lengths,
     ))  # fmt: skip
     drops = check_dropout(dropout, dropout_rate, rng)
     output, weights, lse = _attend(query, key, value, options, drops, need_weights, return_lse, out)
@@ -196,6 +205,7 @@ def flash_attention(
     query: ArrayLike, key: ArrayLike, value: ArrayLike, mask: ArrayLike | None = None, *,
     return_lse: bool = False, **options: Unpack[CoreOptions],
 ) -> Any: ...  # fmt: skip
+@hide_unknown
 def flash_attention(  # noqa: PLR0913 (the public signature)
     query: ArrayLike,
     key: ArrayLike,
@@ -211,11 +221,13 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
     key_padding_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
     return_lse: bool = False,
     precision: str | None = None,
     rng: int | np.random.Generator | None = None,
     out: Array | None = None,
     dropout_rate: float | None = None,
+    **unknown: Any,
 ) -> Any:
     """The output of :func:`scaled_dot_product_attention` alone, with memory in O(query_len + key_len).
 
@@ -250,6 +262,8 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
         One logit per head that is added to the softmax denominator.
     key_padding_mask : array_like, (batch, key_len), optional
         A mask of the keys of each sequence, by the rules of `mask`.
+    key_lengths : array_like of integers, (batch,), optional
+        The number of keys of each sequence of a right-padded batch; the keys behind them are masked and cost no time.
     return_lse : bool
         Whether to return the logarithm of the softmax denominator as well.
     precision : {"highest", "high", "medium"}, optional
@@ -294,9 +308,11 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
     >>> hw.flash_attention(*[x.astype(np.float16) for x in (q, *kv)]).dtype
     dtype('float16')
     """
+    if unknown:
+        refuse(unknown, ("mask", *(flash_attention.__kwdefaults__ or ())))
     options = tuple.__new__(SpecOptions, (
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision,
+        precision, key_lengths,
     ))  # fmt: skip
     drops = None if dropout_rate is None and rng is None else check_dropout(0.0, dropout_rate, rng)
     output, _, lse = _attend(query, key, value, options, drops, False, return_lse, out)

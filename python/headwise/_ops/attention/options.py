@@ -31,6 +31,7 @@ class SpecOptions(NamedTuple):
     sinks: ArrayLike | None = None
     key_padding_mask: ArrayLike | None = None
     precision: str | None = None
+    key_lengths: ArrayLike | None = None
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -52,6 +53,7 @@ class SharedOptions(ScoreOptions, total=False):
     is_causal: bool
     causal_alignment: str
     key_padding_mask: ArrayLike | None
+    key_lengths: ArrayLike | None
 
 
 class AttentionOptions(SharedOptions, total=False):

@@ -9,12 +9,13 @@ import numpy as np
 from headwise._base.arrays import as_array, cast_layout, check_dtype
 from headwise._base.attention_spec import AttentionSpec
 from headwise._base.scalars import check_flag, check_int, check_rate, check_real, check_rng
+from headwise._base.typing import INT64
 from headwise._ops.attention.options import UPPER_LEFT
 from headwise._ops.attention.score_masks import keep_and_bias
 from headwise._runtime.precision import check_precision
 
 if TYPE_CHECKING:
-    from headwise._base.typing import Array, Named
+    from headwise._base.typing import Array, Named, Shape
     from headwise._ops.attention.options import SpecOptions
     from headwise._ops.attention.score_masks import Dtypes
     from headwise._ops.attention.shapes import AttentionShape
@@ -26,16 +27,21 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
     ``dtypes`` are the dtype of the computation and that of query, key and value as the backend reads them.
     """
     _, heads, query_len, key_len = shape.scores
-    mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, key_padding_mask, precision = options
+    mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, padding, precision, counts = options
     # Defaults are recognised here, without the call of a check: together the calls would add 10 % to a small attention.
-    offset = key_len - query_len if alignment is not UPPER_LEFT and is_lower_right(alignment) else 0
+    lower_right = alignment is not UPPER_LEFT and is_lower_right(alignment)
+    offset = key_len - query_len if lower_right else 0
     left, right = (-1, -1) if window is None else check_window(window, query_len + key_len)
     if is_causal is not False and check_flag(is_causal, "is_causal"):
         right = 0
     keeps: tuple[Array, ...] = ()
     biases: tuple[Array, ...] = ()
-    if mask is not None or bias is not None or key_padding_mask is not None:
+    if mask is not None or bias is not None or padding is not None:
         keeps, biases = keep_and_bias(options, shape, dtypes)
+    key_lengths = offsets = None
+    if counts is not None:
+        key_lengths = check_key_lengths(counts, shape.batch, key_len)
+        offsets = key_lengths - key_len if lower_right else np.zeros_like(key_lengths)
     fields = (
         shape.default_scale if scale is None else check_real(scale, "scale"),
         0.0 if softcap is None else check_softcap(softcap),
@@ -49,6 +55,8 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
         None if sinks is None else _per_head(sinks, "sinks", heads, dtypes[0]),
         None,
         1.0,
+        key_lengths,
+        offsets,
     )
     return tuple.__new__(AttentionSpec, fields)  # NamedTuple's own __new__ is a Python function: 0.2 µs more
 
@@ -61,6 +69,20 @@ def array_options(options: SpecOptions) -> list[Named]:
         if isinstance(value, np.ndarray):
             given.append((name, value))
     return given
+
+
+def check_key_lengths(x: object, batch: Shape, key_len: int) -> Array:
+    """``x`` as int64, (batch,): the number of keys of each sequence, 0 to ``key_len``."""
+    a = as_array(x, "key_lengths")
+    if a.dtype.kind not in "iu" and a.size:
+        raise TypeError(f"key_lengths: dtype {a.dtype}, expected integers")
+    if a.shape != batch and not (not batch and a.shape == (1,)):
+        raise ValueError(f"key_lengths: shape {a.shape}, expected one number for each sequence, {batch}")
+    lengths = a.flatten()  # a copy: another thread or process may write to `x` between the check and the use
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= key_len:
+        wrong = lengths.min() if lengths.min() < 0 else lengths.max()
+        raise ValueError(f"key_lengths: {wrong}, expected 0 to {key_len}, the length of key")
+    return lengths.astype(INT64, copy=False)
 
 
 def is_lower_right(alignment: object) -> bool:

@@ -11,6 +11,7 @@ from headwise._base.attention_spec import PackedSequences
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import INT64
+from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import UPPER_LEFT, SpecOptions
 from headwise._ops.attention.shapes import check_packed_shapes
 from headwise._ops.attention.spec import array_options, attention_spec, is_lower_right
@@ -40,6 +41,7 @@ def varlen_attention(
     query: ArrayLike, key: ArrayLike, value: ArrayLike, cu_seqlens_q: ArrayLike,
     cu_seqlens_k: ArrayLike | None = None, *, return_lse: bool = False, **options: Unpack[VarlenOptions],
 ) -> Any: ...  # fmt: skip
+@hide_unknown
 def varlen_attention(  # noqa: PLR0913 (the public signature)
     query: ArrayLike,
     key: ArrayLike,
@@ -57,6 +59,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     return_lse: bool = False,
     precision: str | None = None,
     out: Array | None = None,
+    **unknown: Any,
 ) -> Any:
     """Attention of packed sequences of different lengths, each to its own keys, without padding.
 
@@ -140,6 +143,8 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     >>> bool(np.array_equal(output[4:], hw.flash_attention(last, last, last, is_causal=True)[0].swapaxes(0, 1)))
     True
     """
+    if unknown:
+        refuse(unknown, varlen_attention.__kwdefaults__ or ())
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
     ready = is_canonical(q, k, v)
     compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
@@ -148,7 +153,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     sequences = _packed_sequences(cu_seqlens_q, cu_seqlens_k, shape, lower_right=is_lower_right(causal_alignment))
     # Positions, as in dense.py: keywords take 0.4 µs.
     options = tuple.__new__(SpecOptions, (
-        None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision,
+        None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision, None,
     ))  # fmt: skip
     spec = attention_spec(shape, (compute, stored), options)
     return_lse = check_flag(return_lse, "return_lse")
