@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import headwise as hw
 from headwise._nn.state_dict import FORMATS, Stored, read_state_dict, write_state_dict
 from layers.state_dicts import JOINT, Shapes, assert_same_bits, draw, layer_shapes, layers, message
 
@@ -397,3 +398,22 @@ class TestRefusals:
             if form is not None:
                 with pytest.raises(ValueError, match=r"^format: .*, expected 'headwise', 'torch', .* or 'timm'$"):
                     read_state_dict(draw(shapes), shapes, format=form)  # type: ignore[arg-type]
+
+
+NAMES = ["\x1b[31mW_q", "W_q\nW_q: missing", "q_proj.weight\x00", "\u202eW_q", "x" * 100_000]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "layer.", "\x1b]0;title\x07", "p" * 100_000], ids=["none", "dot", "escape", "long"]
+)
+@pytest.mark.parametrize("name", NAMES, ids=["escape", "line break", "zero", "direction", "long"])
+def test_names_in_messages_are_printable(name: str, prefix: str) -> None:
+    """A checkpoint from a stranger writes nothing to the terminal but its names as Python shows them."""
+    layer = hw.MultiHeadAttention(8, 2, rng=0)
+    states = {prefix + name: np.ones(3)}, layer.state_dict(prefix=prefix) | {prefix + name: np.ones(3)}
+    for state in states:
+        for keywords in ({}, {"format": name}, {"format": "headwise"}, {"format": "llama"}):
+            with pytest.raises(ValueError) as refusal:
+                layer.load_state_dict(state, prefix=prefix, **keywords)
+            lines = str(refusal.value).split("\n  ")
+            assert all(line.isprintable() for line in lines) and max(map(len, lines)) < 3000

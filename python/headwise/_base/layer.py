@@ -10,6 +10,7 @@ import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
 from headwise._base.ieee import cast_dtype
+from headwise._base.messages import shown
 from headwise._base.typing import FLOAT64
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
     try:
         made = np.dtype(dtype)
     except TypeError as error:
-        raise TypeError(f"dtype: {dtype!r}, expected float16, bfloat16, float32 or float64") from error
+        raise TypeError(f"dtype: {shown(dtype)}, expected float16, bfloat16, float32 or float64") from error
     check_dtype(made, "dtype")
     if made.kind in "biu":
         raise TypeError(f"dtype: {made}, expected float16, bfloat16, float32 or float64")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwise._base.messages import shown
+
 if TYPE_CHECKING:
     from headwise._base.typing import Array
 
@@ -23,7 +25,7 @@ def check_int(value: object, name: str, minimum: int = -sys.maxsize, maximum: in
         number = value
     else:
         if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name}: {value!r} of type {type(value).__name__}, expected an integer")
+            raise TypeError(f"{name}: {shown(value)} of type {type(value).__name__}, expected an integer")
         try:
             number = operator.index(value)  # pyright: ignore[reportArgumentType]
         except TypeError as error:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from headwise._base.layer import parameter_dtype
-from headwise._base.scalars import check_flag, check_size
 from headwise._kv_cache.attention import attend_rows
-from headwise._kv_cache.checks import CacheShape, check_counts, check_free, check_key_value, check_query
+from headwise._kv_cache.checks import check_counts, check_free, check_key_value, check_query, check_shape
 from headwise._kv_cache.extension import Extension
 from headwise._kv_cache.sequences import CachedSequences
 
@@ -115,12 +113,8 @@ class KVCache(CachedSequences):
         dtype: DTypeLike = np.float32,
         ring: bool = False,
     ) -> None:
-        batch_size, num_kv_heads = check_size(batch_size, "batch_size"), check_size(num_kv_heads, "num_kv_heads")
-        capacity, head_dim = check_size(capacity, "capacity"), check_size(head_dim, "head_dim")
-        value_dim = head_dim if value_dim is None else check_size(value_dim, "value_dim")
-        stored = parameter_dtype(dtype).newbyteorder("=")
-        is_ring = check_flag(ring, "ring")
-        super().__init__(CacheShape(batch_size, num_kv_heads, capacity, head_dim, value_dim, stored, is_ring))
+        value_dim = head_dim if value_dim is None else value_dim
+        super().__init__(check_shape(batch_size, num_kv_heads, capacity, head_dim, value_dim, dtype, ring))
 
     def append(self, key: ArrayLike, value: ArrayLike, *, lengths: ArrayLike | None = None) -> None:
         """Store the keys and values of new positions behind the stored ones. A ring takes any number of them.
@@ -152,7 +146,8 @@ class KVCache(CachedSequences):
         >>> cache.lengths
         array([3, 1])
         """
-        self._rows.append(*self._check_new(key, value, lengths))
+        with self._exclusive:
+            self._rows.append(*self._check_new(key, value, lengths))
 
     @overload
     def attend(
@@ -226,6 +221,7 @@ class KVCache(CachedSequences):
         >>> (weights[:, 0, 0] > 0).tolist()
         [[True, True, True], [True, True, False]]
         """
+        self._exclusive.check()
         q = check_query(query, self._shape)
         counts = check_counts(lengths, q.shape[2], self.batch_size)
         return attend_rows(self._rows, self._rows.lengths, q, counts, options)
@@ -314,11 +310,17 @@ class KVCache(CachedSequences):
 
     def _extension(self, query: ArrayLike, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None) -> Extension:
         """See :func:`extension`."""
-        q = check_query(query, self._shape)
-        k, v, counts = self._check_new(key, value, lengths)
-        if q.shape[2] != k.shape[2]:
-            raise ValueError(f"query: shape {q.shape} does not match key {k.shape}: {q.shape[2]} rows for {k.shape[2]}")
-        return Extension(self._rows, q, k, v, counts)
+
+        def check() -> tuple[Array, Array, Array, list[int]]:
+            q = check_query(query, self._shape)
+            k, v, counts = self._check_new(key, value, lengths)
+            if q.shape[2] != k.shape[2]:
+                raise ValueError(
+                    f"query: shape {q.shape} does not match key {k.shape}: {q.shape[2]} rows for {k.shape[2]}"
+                )
+            return q, k, v, counts
+
+        return Extension(self._exclusive, self._rows, check)
 
 
 def extension(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from headwise._base.arrays import as_array
+from headwise._base.layer import parameter_dtype
+from headwise._base.messages import shown
+from headwise._base.scalars import check_flag, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, DTypeLike
 
     from headwise._base.typing import Array
 
@@ -25,6 +29,52 @@ class CacheShape(NamedTuple):
     value_dim: int
     dtype: np.dtype[Any]
     ring: bool
+
+
+def check_shape(
+    batch_size: object,
+    num_kv_heads: object,
+    capacity: object,
+    head_dim: object,
+    value_dim: object,
+    dtype: DTypeLike,
+    ring: object,
+) -> CacheShape:
+    return CacheShape(
+        check_size(batch_size, "batch_size"),
+        check_size(num_kv_heads, "num_kv_heads"),
+        check_size(capacity, "capacity"),
+        check_size(head_dim, "head_dim"),
+        check_size(value_dim, "value_dim"),
+        parameter_dtype(dtype).newbyteorder("="),
+        check_flag(ring, "ring"),
+    )
+
+
+def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int], list[Array], list[Array]]:
+    """The lengths, keys and values of a pickled cache, checked: the file may be damaged, or from a stranger."""
+    if not isinstance(state, tuple) or len(state) != 3:
+        raise ValueError(f"state: {shown(state)}, expected lengths, keys and values")
+    lengths = check_integers(state[0], "state: lengths", shape.batch_size)
+    for name, arrays, width in (("keys", state[1], shape.head_dim), ("values", state[2], shape.value_dim)):
+        if not isinstance(arrays, list) or len(arrays) != shape.batch_size:
+            raise ValueError(f"state: {name}: {type(arrays).__name__}, expected a list of {shape.batch_size} arrays")
+        for i, (a, length) in enumerate(zip(arrays, lengths, strict=True)):
+            if not isinstance(a, np.ndarray) or a.dtype != shape.dtype:
+                found = getattr(a, "dtype", type(a).__name__)
+                raise ValueError(f"state: {name}[{i}]: {found}, expected an array of {shape.dtype}")
+            # A ring that has dropped rows still has all that the next query sees.
+            least = min(length, shape.capacity - 1) if shape.ring else length
+            rows = a.shape[1] if a.ndim == 3 else -1
+            if a.shape != (shape.num_kv_heads, rows, width) or not least <= rows <= min(length, slots):
+                raise ValueError(
+                    f"state: {name}[{i}]: shape {a.shape}, expected ({shape.num_kv_heads}, rows, {width}) with {least} "
+                    f"to {min(length, slots)} rows for the length {length}"
+                )
+    for i, (key, value) in enumerate(zip(state[1], state[2], strict=True)):
+        if key.shape[1] != value.shape[1]:
+            raise ValueError(f"state: values[{i}]: {value.shape[1]} rows, expected the {key.shape[1]} of the keys")
+    return lengths, state[1], state[2]
 
 
 def check_query(query: ArrayLike, shape: CacheShape) -> Array:

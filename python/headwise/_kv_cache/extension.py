@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 from headwise._kv_cache.attention import attend_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
 
     from typing_extensions import Self
 
     from headwise._base.typing import Array
+    from headwise._kv_cache.exclusive import Exclusive
     from headwise._kv_cache.options import CacheOptions
     from headwise._kv_cache.rows import CacheRows
+
+    Checked: TypeAlias = tuple[Array, Array, Array, list[int]]
 
 
 class Extension:
@@ -25,24 +29,36 @@ class Extension:
 
     Parameters
     ----------
+    exclusive : Exclusive
+        Entered before the checks and left after the block.
     rows : CacheRows
-    query : ndarray, (batch, heads, new, head_dim)
-    key : ndarray, (batch, kv_heads, new, head_dim)
-    value : ndarray, (batch, kv_heads, new, value_dim)
-        All three checked.
-    counts : sequence of int, (batch,)
-        Number of the new rows that count for each sequence; the rows behind them are padding.
+    check : callable
+        Returns the checked queries, (batch, heads, new, head_dim), keys, (batch, kv_heads, new, head_dim), values,
+        (batch, kv_heads, new, value_dim), and for each sequence the number of the new rows that count; the rows behind
+        them are padding.
     """
 
-    def __init__(self, rows: CacheRows, query: Array, key: Array, value: Array, counts: Sequence[int]) -> None:
+    _query: Array
+    _new: tuple[Array, Array, Sequence[int]]
+    _seen: CacheRows
+    _lengths: list[int]
+
+    def __init__(self, exclusive: Exclusive, rows: CacheRows, check: Callable[[], Checked]) -> None:
+        self._exclusive = exclusive
         self._rows = rows
-        self._query = query
-        self._new = key, value, counts
-        self._seen = rows if rows.can_undo(counts) else rows.copy_with_room(key.shape[2])
-        self._lengths = self._seen.lengths
+        self._check = check
 
     def __enter__(self) -> Self:
-        self._lengths = self._seen.write(*self._new)
+        self._exclusive.__enter__()
+        try:
+            rows = self._rows
+            self._query, key, value, counts = self._check()
+            self._new = key, value, counts
+            self._seen = rows if rows.can_undo(counts) else rows.copy_with_room(key.shape[2])
+            self._lengths = self._seen.write(*self._new)
+        except BaseException:
+            self._exclusive.__exit__()
+            raise
         return self
 
     def attend(self, options: CacheOptions) -> Any:
@@ -50,9 +66,10 @@ class Extension:
         return attend_rows(self._seen, self._lengths, self._query, self._new[2], options)
 
     def __exit__(self, error: object, *_: object) -> None:
-        if error is not None:
-            return
-        if self._seen is self._rows:
-            self._rows.lengths = self._lengths
-        else:
-            self._rows.append(*self._new)
+        try:
+            if error is None and self._seen is self._rows:
+                self._rows.lengths = self._lengths
+            elif error is None:
+                self._rows.append(*self._new)
+        finally:
+            self._exclusive.__exit__()

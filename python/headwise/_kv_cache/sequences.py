@@ -8,7 +8,8 @@ import numpy as np
 
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_int
-from headwise._kv_cache.checks import CacheShape, check_integers, of
+from headwise._kv_cache.checks import CacheShape, check_integers, check_shape, check_stored, of
+from headwise._kv_cache.exclusive import Exclusive
 from headwise._kv_cache.rows import CacheRows, equal
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class CachedSequences:
             setattr(self, name, value)
         self._shape = shape
         self._rows = CacheRows(shape)
+        self._exclusive = Exclusive()
 
     @property
     def lengths(self) -> Array:
@@ -154,17 +156,18 @@ class CachedSequences:
         >>> cache.lengths
         array([5, 3])
         """
-        rows = self._rows
-        lengths = check_integers(length, "length", self.batch_size, scalar=True)
-        for i, (kept, now) in enumerate(zip(lengths, rows.lengths, strict=True)):
-            if not 0 <= kept <= now:
-                raise ValueError(f"length: {kept}, expected 0 to the length {now}{of(i, lengths)}")
-            if 0 < kept < rows.min_length(i):
-                raise ValueError(
-                    f"length: {kept}, but the ring has dropped keys that the next query would see, expected 0 or at "
-                    f"least {rows.min_length(i)}{of(i, lengths)}"
-                )
-        rows.truncate(lengths)
+        with self._exclusive:
+            rows = self._rows
+            lengths = check_integers(length, "length", self.batch_size, scalar=True)
+            for i, (kept, now) in enumerate(zip(lengths, rows.lengths, strict=True)):
+                if not 0 <= kept <= now:
+                    raise ValueError(f"length: {kept}, expected 0 to the length {now}{of(i, lengths)}")
+                if 0 < kept < rows.min_length(i):
+                    raise ValueError(
+                        f"length: {kept}, but the ring has dropped keys that the next query would see, expected 0 or "
+                        f"at least {rows.min_length(i)}{of(i, lengths)}"
+                    )
+            rows.truncate(lengths)
 
     def reset(self) -> None:
         """Remove all positions; the memory stays allocated.
@@ -179,7 +182,8 @@ class CachedSequences:
         >>> len(cache)
         0
         """
-        self._rows.truncate([0] * self.batch_size)
+        with self._exclusive:
+            self._rows.truncate([0] * self.batch_size)
 
     def reorder(self, indices: ArrayLike) -> None:
         """Select sequences of the batch, as beam search does when it drops some beams and continues others twice.
@@ -211,7 +215,8 @@ class CachedSequences:
         for source in sources:
             if not 0 <= source < self.batch_size:
                 raise ValueError(f"indices: {source}, expected 0 to {self.batch_size - 1}")
-        self._rows.reorder(sources)
+        with self._exclusive:
+            self._rows.reorder(sources)
 
     def __len__(self) -> int:
         return max(self._rows.lengths)
@@ -230,7 +235,7 @@ class CachedSequences:
     def __getstate__(self) -> dict[str, Any]:
         rows = self._rows
         stored = [slice(0, rows.end(i)) for i in range(self.batch_size)]
-        state = {name: value for name, value in vars(self).items() if name != "_shape"}
+        state = {name: value for name, value in vars(self).items() if name not in ("_shape", "_exclusive")}
         return state | {
             "_rows": (
                 rows.lengths,
@@ -240,10 +245,14 @@ class CachedSequences:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        missing = {*CacheShape._fields, "_rows"} - state.keys() if isinstance(state, dict) else {"dict"}
+        if missing:
+            raise ValueError(f"state: no {', '.join(sorted(missing))}, expected the state of a pickled KVCache")
+        shape = check_shape(*(state[name] for name in CacheShape._fields))
+        rows = CacheRows(shape)
+        rows.restore(*check_stored(state["_rows"], shape, rows.slots))
         vars(self).update(state)
-        self._shape = CacheShape(*(state[name] for name in CacheShape._fields))
-        self._rows = CacheRows(self._shape)
-        self._rows.restore(*state["_rows"])
+        self._shape, self._rows, self._exclusive = shape, rows, Exclusive()
 
     def _kept(self, entry: int) -> slice:
         """The slots of the rows that :attr:`keys` and :attr:`values` show of a sequence."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
+from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_real
 from headwise._base.typing import FLOAT64
 from headwise._ops.alibi import alibi_slopes
@@ -24,7 +25,7 @@ def check_biases(bias: object) -> str:
     if not isinstance(bias, str):
         return "qkvo" if check_flag(bias, "bias") else ""
     if not bias or set(bias) - set("qkvo"):
-        raise ValueError(f"bias: {bias!r}, expected True, False or some of the letters of 'qkvo'")
+        raise ValueError(f"bias: {shown(bias)}, expected True, False or some of the letters of 'qkvo'")
     return bias
 
 

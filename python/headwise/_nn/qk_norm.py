@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from headwise._base.ieee import ieee
+from headwise._base.messages import shown
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
@@ -27,7 +28,7 @@ def check_qk_norm(qk_norm: object) -> QKNorms | None:
     for known in QK_NORMS:
         if isinstance(qk_norm, str) and qk_norm == known:
             return known
-    raise ValueError(f"qk_norm: {qk_norm!r}, expected None, {' or '.join(map(repr, QK_NORMS))}")
+    raise ValueError(f"qk_norm: {shown(qk_norm)}, expected None, {' or '.join(map(repr, QK_NORMS))}")
 
 
 class QKNorm(NamedTuple):

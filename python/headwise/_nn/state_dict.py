@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from headwise._base.arrays import as_array, is_bfloat16, promote
+from headwise._base.messages import label, shown
 from headwise._base.scalars import check_flag
 from headwise._base.typing import FLOAT64
 from headwise._nn.state_formats import (
@@ -124,7 +125,7 @@ def read_state_dict(
         if is_own(form, entry) or (strict and not is_buffer(entry, state[prefix + name])):
             shape = getattr(state[prefix + name], "shape", None)
             of_shape = "" if shape is None else f" (shape {tuple(shape)})"
-            problems.append(f"{prefix}{name}: extra{of_shape}{why_extra(form, entry, shapes)}")
+            problems.append(f"{label(prefix + name)}: extra{of_shape}{why_extra(form, entry, shapes)}")
     if problems:
         raise ValueError("\n  ".join([f"state: in the format {form!r}, does not fit the layer:", *problems]))
     parameters = _unpack(form, layout, shapes, entries, stored)
@@ -176,7 +177,7 @@ def write_state_dict(
     check_format(format)
     shapes = {name: array.shape for name, array in parameters.items()}
     if reason := unsupported(format, shapes):
-        raise ValueError(f"format: {format!r} {reason}")
+        raise ValueError(f"format: {shown(format)} {reason}")
     if stored.norm_offset and format != "headwise":
         dtype = parameters["W_q"].dtype
         parameters = {n: (a.astype(FLOAT64) - 1.0).astype(dtype) if n in _NORMS else a for n, a in parameters.items()}
@@ -202,7 +203,7 @@ def _names_under(state: object, prefix: str) -> list[str]:
         raise TypeError(f"state: {type(state).__name__}, expected a mapping from names to arrays")
     for name in state:
         if not isinstance(name, str):
-            raise TypeError(f"state: key {name!r} of type {type(name).__name__}, expected names")
+            raise TypeError(f"state: key {shown(name)} of type {type(name).__name__}, expected names")
     return [name[len(prefix) :] for name in state if name.startswith(prefix)]
 
 
@@ -212,17 +213,19 @@ def _read_entries(state: Mapping[str, Any], start: str, expected: Shapes) -> tup
     problems: list[str] = []
     for name, shape in expected.items():
         if start + name not in state:
-            problems.append(f"{start}{name}: missing, expected shape {shape}")
+            problems.append(f"{label(start + name)}: missing, expected shape {shape}")
             continue
         try:
-            entry = entries[name] = _as_array(state[start + name], start + name)
+            entry = entries[name] = _as_array(state[start + name], label(start + name))
         except (TypeError, ValueError) as error:
             problems.append(str(error))
             continue
         if entry.shape != shape:
-            problems.append(f"{start}{name}: shape {entry.shape}, expected {shape}")
+            problems.append(f"{label(start + name)}: shape {entry.shape}, expected {shape}")
         if not _is_floating(entry.dtype):
-            problems.append(f"{start}{name}: dtype {entry.dtype}, expected float16, bfloat16, float32 or float64")
+            problems.append(
+                f"{label(start + name)}: dtype {entry.dtype}, expected float16, bfloat16, float32 or float64"
+            )
     return entries, problems
 
 

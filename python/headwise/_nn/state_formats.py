@@ -10,6 +10,8 @@ import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from headwise._base.messages import label, shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -118,7 +120,7 @@ _BUFFERS = ("masked_bias", "rotary_emb.inv_freq", "embed_positions")
 def check_format(form: object) -> str:
     if not isinstance(form, str) or form not in _FORMATS:
         *most, last = map(repr, FORMATS)
-        raise ValueError(f"format: {form!r}, expected {', '.join(most)} or {last}")
+        raise ValueError(f"format: {shown(form)}, expected {', '.join(most)} or {last}")
     return form
 
 
@@ -132,7 +134,7 @@ def detect_format(found: list[str], state: Mapping[str, Any], prefix: str, shape
     best = [key for key, names in seen.items() if not any(names < other for other in seen.values())]
     if not best:
         known = "; ".join(f"{form!r} ({', '.join(_names(form))})" for form in FORMATS)
-        where = f" under the prefix {prefix!r}" if prefix else ""
+        where = f" under the prefix {shown(prefix)}" if prefix else ""
         there = f"only {listed(prefix + name for name in found)}" if found else "no names at all"
         raise ValueError(f"state: no names of a known format{where}, {there}{_hint(state)}; expected those of {known}")
     if len({frozenset(seen[key]) for key in best}) > 1:
@@ -255,7 +257,8 @@ def why_extra(form: str, name: str, shapes: Shapes) -> str:
 def listed(names: Iterable[str]) -> str:
     """The first few of ``names``, with their number if there are more."""
     every = list(names)
-    return ", ".join(every[:_MAX_LISTED]) + (f", … ({len(every)} in all)" if len(every) > _MAX_LISTED else "")
+    more = f", … ({len(every)} in all)" if len(every) > _MAX_LISTED else ""
+    return ", ".join(map(label, every[:_MAX_LISTED])) + more
 
 
 def _candidates(forms: Iterable[str]) -> list[tuple[str, str]]:
@@ -280,4 +283,4 @@ def _hint(state: Mapping[str, Any]) -> str:
     """Prefixes under which ``state`` has names of a known format."""
     marks = tuple(dict.fromkeys(f".{name}" for form in FORMATS for name in _inputs(form) if not name.endswith("bias")))
     prefixes = dict.fromkeys(name[: -len(mark) + 1] for mark in marks for name in state if name.endswith(mark))
-    return f"; known names have the prefix {listed(map(repr, prefixes))}" if prefixes else ""
+    return f"; known names have the prefix {listed(map(shown, prefixes))}" if prefixes else ""

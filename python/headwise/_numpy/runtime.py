@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from headwise._base.messages import shown
+
 _threads = 1
 
 
@@ -17,7 +19,7 @@ def get_num_threads() -> int:
 
 def set_target(name: str) -> None:
     if name != "numpy":
-        raise ValueError(f"target: {name!r}, expected one of those available: numpy")
+        raise ValueError(f"target: {shown(name)}, expected one of those available: numpy")
 
 
 def get_target() -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, promote
+from headwise._base.messages import shown
 from headwise._base.scalars import check_int, check_real
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ def check_path(path: object) -> Path | None:
         raise TypeError(f"path: {type(path).__name__}, expected a str or a path")
     name = os.fspath(path)
     if not isinstance(name, str):
-        raise TypeError(f"path: {name!r}, expected a str or a path that is one")
+        raise TypeError(f"path: {shown(name)}, expected a str or a path that is one")
     file = Path(name)
     if file.suffix.lower() not in FORMATS:
-        raise ValueError(f"path: {name!r}, expected a name that ends in {' or '.join(FORMATS)}")
+        raise ValueError(f"path: {shown(name)}, expected a name that ends in {' or '.join(FORMATS)}")
     return file
 
 
@@ -182,7 +183,7 @@ def _chosen(heads: Array, name: str, head: object) -> tuple[Array, tuple[str, ..
         return heads, tuple(f"head {i}" for i in range(count))
     if isinstance(head, str):
         if head != "mean":
-            raise ValueError(f"head: {head!r}, expected 'mean', an integer, several or None")
+            raise ValueError(f"head: {shown(head)}, expected 'mean', an integer, several or None")
         return heads.mean(axis=0, dtype=np.float64, keepdims=True), (f"mean of {count} heads",)
     if isinstance(head, (list, tuple, range)):
         if not head:

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.transforms import offset_copy
 
+from headwise._base.messages import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -78,7 +80,7 @@ def colours(cmap: object, default: str) -> Colormap:
         cmap = default
     if isinstance(cmap, str):
         if cmap not in mpl.colormaps:
-            raise ValueError(f"cmap: {cmap!r}, expected the name of a colour map of Matplotlib")
+            raise ValueError(f"cmap: {shown(cmap)}, expected the name of a colour map of Matplotlib")
         cmap = mpl.colormaps[cmap]
     if not isinstance(cmap, Colormap):
         raise TypeError(f"cmap: {type(cmap).__name__}, expected a str or a matplotlib.colors.Colormap")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
+from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_real, check_size
 from headwise._base.typing import FLOAT64
 from headwise._positions.rope_scaling import FAMILIES, QUERY_SCALE, TRAINED, RotaryScaling
@@ -91,17 +92,17 @@ def _parameters(scaling: object) -> tuple[str, dict[str, Any]]:
             "type for positions in a sequence; concatenate rope_tables of rows and of columns for apply_rope instead"
         )
     if rope_type not in FAMILIES:
-        raise ValueError(f"scaling['rope_type']: {rope_type!r}, expected one of {', '.join(FAMILIES)}")
+        raise ValueError(f"scaling['rope_type']: {shown(rope_type)}, expected one of {', '.join(FAMILIES)}")
     for key in (*_INERT, *(("interleaved",) if "mrope_section" in given else ())):
         given.pop(key, None)
     family = FAMILIES[rope_type]
     known = (*family.required, *family.optional, *_ALWAYS)
     unexpected = {key: value for key, value in given.items() if key not in known}
     if unexpected:
-        keys = ", ".join(map(repr, unexpected))
+        keys = ", ".join(map(shown, list(unexpected)[:12]))
         if all(isinstance(value, Mapping) for value in unexpected.values()):
             raise ValueError(f"scaling: a mapping for each of {keys}, expected the one for a single kind of layer")
-        raise ValueError(f"scaling: {keys}, expected only {', '.join(known)} for rope_type {rope_type!r}")
+        raise ValueError(f"scaling: {keys}, expected only {', '.join(known)} for rope_type {shown(rope_type)}")
     return rope_type, given
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise._base.arrays import as_array
+from headwise._base.messages import shown
 from headwise._base.scalars import check_axis, check_size
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def permute_rope_weights(
     if not isinstance(to, str):
         raise TypeError(f"to: {type(to).__name__}, expected 'half' or 'interleaved'")
     if to not in ("half", "interleaved"):
-        raise ValueError(f"to: {to!r}, expected 'half' or 'interleaved'")
+        raise ValueError(f"to: {shown(to)}, expected 'half' or 'interleaved'")
     features_axis = check_axis(axis, features, "weight")
     size = features.shape[features_axis]
     if size == 0 or size % heads:

@@ -12,6 +12,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Protocol, cast
 
+from headwise._base.messages import shown
 from headwise._runtime import processors
 from headwise._runtime.threads import default_count
 from headwise._version import __version__
@@ -195,7 +196,7 @@ def set_target(name: str) -> None:
     available = _current.list_targets()
     if name not in available:
         raise ValueError(
-            f"target: {name!r} is unknown or unsupported on this machine; available: {', '.join(available)}"
+            f"target: {shown(name)} is unknown or unsupported on this machine; available: {', '.join(available)}"
         )
     _current.set_target(name)
 
@@ -203,7 +204,7 @@ def set_target(name: str) -> None:
 def _select(choice: str, source: str = "backend") -> None:
     global _current, _name, _error
     if choice not in _CHOICES:
-        raise ValueError(f"{source}: {choice!r}, expected one of {', '.join(_CHOICES)}")
+        raise ValueError(f"{source}: {shown(choice)}, expected one of {', '.join(_CHOICES)}")
     failure = None
     if choice != "numpy":
         try:

@@ -8,6 +8,7 @@ import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, check_dtype
 from headwise._base.attention_spec import AttentionSpec
+from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_int, check_rate, check_real, check_rng
 from headwise._base.typing import INT64
 from headwise._ops.attention.options import UPPER_LEFT
@@ -90,7 +91,7 @@ def is_lower_right(alignment: object) -> bool:
     if not isinstance(alignment, str):
         raise TypeError(f"causal_alignment: {type(alignment).__name__}, expected 'upper_left' or 'lower_right'")
     if alignment not in ("upper_left", "lower_right"):
-        raise ValueError(f"causal_alignment: {alignment!r}, expected 'upper_left' or 'lower_right'")
+        raise ValueError(f"causal_alignment: {shown(alignment)}, expected 'upper_left' or 'lower_right'")
     return alignment == "lower_right"
 
 
@@ -100,7 +101,7 @@ def check_window(size: object, reach: int) -> tuple[int, int]:
         return -1, -1
     if isinstance(size, (tuple, list)):
         if len(size) != 2:
-            raise ValueError(f"window_size: {size!r}, expected an integer or a pair (left, right)")
+            raise ValueError(f"window_size: {shown(size)}, expected an integer or a pair (left, right)")
         left, right = (check_int(side, "window_size", -1) for side in size)
     else:
         left = right = check_int(size, "window_size", -1)

@@ -1,0 +1,99 @@
+// Outputs that overflowed, computed again. The kernels sum exp(score - max) * value and divide the sum last, which
+// takes one division per row. With values near the largest number the sum may be infinite although the mean is not.
+// Dividing the weights first keeps every partial sum below the largest value.
+//
+// Rare, hence written for size: one row and one key at a time, about ten times as slow as the kernels. A row costs the
+// kernels one check of its output.
+
+#if defined(HEADWISE_ATTENTION_DIVIDE_FIRST_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_DIVIDE_FIRST_INL_H_
+#undef HEADWISE_ATTENTION_DIVIDE_FIRST_INL_H_
+#else
+#define HEADWISE_ATTENTION_DIVIDE_FIRST_INL_H_
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "attention/exp-inl.h"
+#include "attention/modifiers/score_modifiers-inl.h"
+#include "attention/softmax-inl.h"
+#include "hwy/highway.h"
+#include "matmul/fma-inl.h"
+#include "simd/rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// The weights exp(score - max) of one row: visit(key, weight) for each key of weight other than 0, until it returns
+// false. Returns whether it never did.
+template <typename T, typename S, class Visit>
+HWY_INLINE bool VisitWeights(const AttentionArgs<S>& args, int64_t batch, const Row& row, T max, const Visit& visit) {
+  const Tag<T> d;
+  const int64_t kv_head = row.head / (args.query.shape[1] / args.key.shape[1]);
+  const S* query = args.query.at(batch, row.head, row.query);
+  const auto scale = hn::Set(d, static_cast<T>(args.spec.scale));
+  HWY_ALIGN T weights[kPanel<T>];
+  for (int64_t begin = row.low; begin < row.high; begin += kPanel<T>) {
+    const int64_t keys = std::min<int64_t>(kPanel<T>, row.high - begin);
+    for (int64_t j = 0; j < keys; ++j) {
+      const S* key = args.key.at(batch, kv_head, begin + j);
+      auto score = hn::Zero(d);
+      ForEachVector(d, args.query.shape[3], [&](auto lanes, int64_t k) HWY_ATTR {
+        score = hn::MulAdd(hn::Mul(lanes.Load(d, query + k), scale), lanes.Load(d, key + k), score);
+      });
+      weights[j] = hn::GetLane(hn::SumOfLanes(d, score));
+    }
+    ModifyRow(args, batch, row, ModifiersOf(args.spec), begin, 0, keys, weights);
+    Exponentials(weights, 0, keys, max);
+    for (int64_t j = 0; j < keys; ++j) {
+      if (weights[j] != T{0} && !visit(begin + j, weights[j])) return false;
+    }
+  }
+  return true;
+}
+
+// output[0, value_dim) of one row, finished, if it can be finite: if the row's scores are, and the values of all keys
+// of weight other than 0. Returns whether output was written.
+template <typename T, typename S>
+HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const Row& row, T max, T* output) {
+  if (std::is_same_v<S, Float16> || !std::isfinite(max)) return false;  // sums of float16 do not overflow
+  const Tag<T> d;
+  const int64_t value_dim = args.value.shape[3], kv_head = row.head / (args.query.shape[1] / args.key.shape[1]);
+  const auto value_at = [&](int64_t key) { return args.value.at(batch, kv_head, key); };
+  T sum = args.spec.sinks ? std::exp(args.spec.sinks[row.head] - max) : T{0};
+  const bool finite = VisitWeights(args, batch, row, max, [&](int64_t key, T weight) HWY_ATTR {
+    sum += weight;
+    auto zero = hn::Mul(hn::Set(d, weight), hn::Zero(d));
+    ForEachVector(d, value_dim, [&](auto lanes, int64_t i) HWY_ATTR {
+      zero = hn::MulAdd(lanes.Load(d, value_at(key) + i), hn::Zero(d), zero);
+    });
+    return hn::AllTrue(d, hn::Eq(zero, hn::Zero(d)));
+  });
+  if (!finite) return false;
+
+  // Halves, because rounding may carry a mean of the largest number beyond it.
+  std::fill_n(output, value_dim, T{0});
+  const auto& dropout = args.spec.dropout_keep;
+  const T factor = (dropout ? static_cast<T>(args.spec.dropout_scale) : T{1}) / (T{2} * sum);
+  VisitWeights(args, batch, row, max, [&](int64_t key, T weight) HWY_ATTR {
+    if (dropout && !*dropout.at(batch, row.head, row.query, key)) return true;
+    const auto share = hn::Set(d, weight * factor);
+    ForEachVector(d, value_dim, [&](auto lanes, int64_t i) HWY_ATTR {
+      lanes.Store(hn::MulAdd(share, lanes.Load(d, value_at(key) + i), lanes.Load(d, output + i)), d, output + i);
+    });
+    return true;
+  });
+  const T limit = dropout ? std::numeric_limits<T>::infinity() : std::numeric_limits<T>::max();
+  for (int64_t i = 0; i < value_dim; ++i) output[i] = std::clamp(T{2} * output[i], -limit, limit);
+  return true;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
