@@ -25,13 +25,14 @@ constexpr double kTaskWork = 1e5;
 
 // How long an idle worker looks for the next job before it sleeps, and a calling thread for the end of the last tasks.
 constexpr std::chrono::microseconds kSpin{200};
-constexpr std::chrono::milliseconds kTick{10};
 constexpr std::chrono::milliseconds kCheck{10};  // between questions for an interruption
 constexpr std::chrono::seconds kRetry{1};        // after the system has refused a thread
 
 void Relax() {
 #if defined(__x86_64__) || defined(_M_X64)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield");
 #endif
 }
 
@@ -43,16 +44,18 @@ bool Passive() {
   return policy == "passive";
 }
 
-// Waits for done() without a system call, at most for kSpin.
-template <typename Done>
-bool Spin(const Done& done) {
+// Waits for done(), at most for kSpin, or longer as long as stay() says so. Gives way to another thread on this
+// processor if in_the_way() says so.
+template <typename Done, typename InTheWay, typename Stay>
+bool Spin(const Done& done, const InTheWay& in_the_way, const Stay& stay) {
   const Clock::time_point end = Clock::now() + kSpin;
   do {
     for (int i = 0; i < 64; ++i) {
       if (done()) return true;
       Relax();
     }
-  } while (Clock::now() < end);
+    if (in_the_way()) std::this_thread::yield();
+  } while (Clock::now() < end || stay());
   return false;
 }
 
@@ -168,7 +171,8 @@ void Pool::Close(Job& job) {
 
 void Pool::WaitForWorkers(Job& job, bool check) {
   const auto done = [&] { return job.working.load(std::memory_order_acquire) == 0; };
-  if (done() || (!passive_ && Spin(done))) return;
+  const auto no = [] { return false; };
+  if (done() || (!passive_ && Spin(done, no, no))) return;
   std::unique_lock<std::mutex> lock(mutex_);
   job.awaited = true;
   while (!left_.wait_for(lock, kCheck, done)) {
@@ -210,15 +214,17 @@ void Pool::Serve() {
   }
 }
 
+// In a KVM guest, Linux takes an idle processor for one that the host has preempted, and wakes a worker on the
+// processor of the calling thread. A worker that finds itself there gives way to it, but stays awake while a call runs:
+// Linux moves it to an idle processor at the next timer tick, and never a thread that sleeps.
 void Pool::LookForPlaces() {
   if (passive_ || workers_.load(std::memory_order_relaxed) >= processors_.load(std::memory_order_relaxed)) return;
   const auto place = [this] { return places_.load(std::memory_order_relaxed) > 0; };
-  const auto in_the_way = [this] { return CurrentProcessor() == caller_processor_.load(std::memory_order_relaxed); };
-  for (const Clock::time_point end = Clock::now() + kTick; in_the_way() && Clock::now() < end;) {
-    if (place()) return;
-    std::this_thread::yield();
-  }
-  Spin(place);
+  const auto in_the_way = [this] {
+    const int here = CurrentProcessor();
+    return here >= 0 && here == caller_processor_.load(std::memory_order_relaxed);
+  };
+  Spin(place, in_the_way, [&] { return callers_.load(std::memory_order_relaxed) > 0 && in_the_way(); });
 }
 
 Job& Pool::Join(int& thread) {
