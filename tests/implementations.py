@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 
-# Threads of OpenMP spin while they wait. On a busy machine the thread that they wait for then gets no processor, and
-# calls of microseconds take a time slice each. It must be set before the core is loaded.
+# Waiting threads do not spin, so that the tests on a busy machine get the processors. It must be set before the core is
+# loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import headwise

@@ -24,6 +24,7 @@ std::atomic<int> num_threads{0};  // 0: not set
 }  // namespace
 
 int GetNumThreads() {
+  if (ThisThread().job) return 1;
   const int n = num_threads.load(std::memory_order_relaxed);
   return std::min({n > 0 ? n : DefaultThreads(), OpenMPLimit(), kMaxThreads});
 }
@@ -34,7 +35,7 @@ void SetNumThreads(int n) {
 }
 
 int ThreadsFor(std::int64_t tasks, double work) {
-  if (tasks < 2 || ThisThread().job) return 1;
+  if (tasks < 2) return 1;
   if (work < kSerialWork && !testing::ThreadsForAnyWork()) return 1;
   return StartWorkers(static_cast<int>(std::min<std::int64_t>(tasks, GetNumThreads())));
 }

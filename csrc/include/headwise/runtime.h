@@ -15,7 +15,8 @@ std::string GetTarget();
 // to the process.
 void SetTarget(const std::string& name);
 
-// Default: OpenMP's (OMP_NUM_THREADS, processor affinity); 1 in a build without OpenMP.
+// The threads that a call from this thread may use. Default: OpenMP's (OMP_NUM_THREADS, processor affinity), or the
+// number of processors in a build without OpenMP. A lower number that omp_set_num_threads has set for this thread wins.
 int GetNumThreads();
 // Throws std::invalid_argument for n < 1.
 void SetNumThreads(int n);

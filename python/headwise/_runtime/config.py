@@ -87,7 +87,8 @@ def show_config() -> None:
 def set_num_threads(n: int) -> None:
     """Set the number of threads that the native core uses. Results do not depend on it.
 
-    The NumPy backend stores the number; its matrix products use the threads of NumPy's BLAS.
+    A lower limit that OpenMP or threadpoolctl sets for a thread wins, and no call uses more than 1024 threads. The
+    NumPy backend stores the number; its matrix products use the threads of NumPy's BLAS.
 
     Parameters
     ----------
@@ -114,10 +115,10 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of threads that the native core uses.
+    """The number of threads that a call of the native core from this thread may use.
 
     At import this is ``HEADWISE_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of processors that the
-    affinity mask and the cgroup quota of this process allow.
+    affinity mask and the cgroup quota of this process allow. Limits that OpenMP or threadpoolctl sets later apply.
 
     Returns
     -------
