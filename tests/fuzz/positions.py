@@ -149,7 +149,8 @@ class PositionsMachine(RuleBasedStateMachine):
         name, arguments = data.draw(st.sampled_from(self.calls(3, "float32", seed)))
         if places := [place for place in arguments if place not in ("name", "rng")]:
             place = data.draw(st.sampled_from(places))
-            arguments[place] = data.draw(spoilt(arguments[place]))
+            # A batch of gradients is summed, whatever its length.
+            arguments[place] = data.draw(spoilt(arguments[place], huge=place != "gradients"))
         self.layer.duplicate().call(method(name, arguments), self.precision)
 
     @precondition(lambda self: self.layer.error is None)

@@ -114,13 +114,14 @@ def cast(array: Array, dtype: str) -> Array:
     return array.astype("f8").astype(dtype)
 
 
-def spoilt(old: Any) -> st.SearchStrategy[Any]:
-    """Arbitrary objects, and of an array such as lack an axis or an entry or have another dtype."""
+def spoilt(old: Any, *, huge: bool = True) -> st.SearchStrategy[Any]:
+    """Arbitrary objects, and of an array such as lack an axis or an entry or have another dtype, or with ``huge`` a
+    view of 2^40 entries."""
     ways = [ARBITRARY]
     if isinstance(old, np.ndarray) and old.ndim and old.shape[0]:
         ways += [st.just(old[0]), st.just(old[..., :-1]), st.just(old[None]), st.just(old[1:])]
         ways += [st.sampled_from(["f2", "f4", "f8", "i8", "?", "c16"]).map(lambda dtype: cast(old, dtype))]
-        ways += [st.just(np.broadcast_to(old[:1], (2**40, *old.shape[1:])))]
+        ways += [st.just(np.broadcast_to(old[:1], (2**40, *old.shape[1:])))] * huge
     return st.one_of(ways)
 
 

@@ -29,15 +29,11 @@ class Config:
         if not isinstance(config, Mapping):
             raise TypeError(f"config: to_dict() gave {type(config).__name__}, expected a mapping")
         entries: Mapping[str, Any] = config
-        if entries.get("model_type") in _TEXT_PARTS and isinstance(entries.get("text_config"), Mapping):
-            text: Mapping[str, Any] = entries["text_config"]
-            entries = {"model_type": entries["model_type"], **text}
+        self.model_type = _model_type(entries)
+        if self.model_type in _TEXT_PARTS and isinstance(entries.get("text_config"), Mapping):
+            entries = entries["text_config"]
+            self.model_type = _model_type({"model_type": self.model_type, **entries})
         self._entries = entries
-        if entries.get("model_type") is None:
-            raise ValueError("config: no 'model_type', expected the name of a model type")
-        if not isinstance(entries["model_type"], str):
-            raise TypeError(f"config['model_type']: {type(entries['model_type']).__name__}, expected a string")
-        self.model_type: str = entries["model_type"]
 
     def get(self, *names: str, default: Any = None) -> Any:
         """The first entry with one of the names that is not None."""
@@ -127,3 +123,12 @@ class Config:
         if default is _MISSING:
             raise ValueError(f"config: no {names[0]!r}, which model type {self.model_type!r} requires")
         return default
+
+
+def _model_type(entries: Mapping[str, Any]) -> str:
+    name = entries.get("model_type")
+    if name is None:
+        raise ValueError("config: no 'model_type', expected the name of a model type")
+    if not isinstance(name, str):
+        raise TypeError(f"config['model_type']: {type(name).__name__}, expected a string")
+    return name
