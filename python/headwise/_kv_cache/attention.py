@@ -52,7 +52,7 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
     """
     unknown = options.keys() - _KEYWORDS
     if unknown:
-        refuse(sorted(unknown), _KEYWORDS)
+        refuse(sorted(unknown), _KEYWORDS | {"lengths"})
     starts, seen = rows.spans(lengths, counts)
     for entry, (start, length, count) in enumerate(zip(starts, lengths, counts, strict=True)):
         if count > length:
