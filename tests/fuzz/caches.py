@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,35 @@ class CacheMachine(RuleBasedStateMachine):
             twins.call(lambda cache: getattr(cache, name)(**arguments), arguments.get("precision")), Exception
         ):
             self._check_state(twins)
+
+    @rule(data=st.data())
+    def read_a_changed_state(self, data: st.DataObject) -> None:
+        """The state of a pickle with one part replaced is an error, or that of a cache that works."""
+        state = copy.deepcopy(self.cache.other.__getstate__())
+        place = data.draw(st.sampled_from(sorted(state)))
+        if place == "_rows" and data.draw(st.booleans()):
+            parts = list(state[place])
+            part = data.draw(st.integers(0, 2))
+            inner = list(parts[part])
+            i = data.draw(st.integers(0, len(inner) - 1))
+            inner[i] = data.draw(spoilt(inner[i]))
+            parts[part] = inner
+            state[place] = tuple(parts)
+        else:
+            state[place] = data.draw(spoilt(state[place]))
+
+        def read() -> hw.KVCache:
+            cache = object.__new__(hw.KVCache)
+            cache.__setstate__(copy.deepcopy(state))
+            return cache
+
+        twins = Twins(self.cache.native, read)
+        if twins.error is None:
+            shape = (twins.other.batch_size, twins.other.num_kv_heads, 2)
+            given = [rows((*shape, width), 1, twins.other.dtype.name) for width in (twins.other.head_dim,) * 2]
+            value = rows((*shape, twins.other.value_dim), 2, twins.other.dtype.name)
+            twins.call(lambda cache: cache.extend(*given, value))
+            twins.call(repr)
 
     @invariant()
     def state_is_that_of_the_model(self) -> None:
