@@ -21,12 +21,15 @@ from layers.models import CASES, WIDTH, ModelCase, Reference, float64_for_float3
 
 HEAD = """# Architectures
 
-Attention layers of models beside their modules in transformers {version}, with random weights. Each layer takes two
-lines:
+Attention layers of models beside their modules in transformers {version}, with random weights. A layer is made
+and loaded by two lines:
 
 ```python
-layer = hw.MultiHeadAttention.from_config(config, layer_index)
-layer.load_state_dict(state, prefix)
+import headwise as hw
+
+config = {{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}}
+layer = hw.MultiHeadAttention.from_config(config, layer_index=0)
+layer.load_state_dict(layer.state_dict("llama", prefix="model.layers.0.self_attn."), "model.layers.0.self_attn.")
 ```
 
 The error is the largest difference of the results, divided by the largest result: of the layer in float64 and in

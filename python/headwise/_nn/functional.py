@@ -162,7 +162,7 @@ def multi_head_attention(  # noqa: PLR0913 (public)
         given = GivenProjections({name: glorot_uniform(generator, n, width) for name, n in rows})
     else:
         given = GivenProjections.of(params, width)
-    return multi_head(inputs, Block(Heads(given.widths, width, heads, heads), given), call, options)
+    return multi_head(inputs, Block(Heads(given.widths, width, heads, heads, width // heads), given), call, options)
 
 
 @overload

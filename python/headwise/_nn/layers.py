@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
-import numpy as np
-
 from headwise._base.arrays import promote
 from headwise._base.scalars import check_flag, check_rate, check_rng, check_size
-from headwise._kv_cache.cache import KVCache
 from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_rope
 from headwise._nn.models.families import describe
-from headwise._nn.multi_head import Block, Call, Heads, Inputs, check_heads, check_keywords, check_sequences, multi_head
+from headwise._nn.multi_head import Call, Inputs, check_heads, check_keywords, check_sequences, multi_head
 from headwise._nn.parameters import MultiHeadParameters
-from headwise._nn.projections import LayerProjections, Packs
-from headwise._nn.qk_norm import QKNorm, check_qk_norm
+from headwise._nn.projections import Packs
+from headwise._nn.qk_norm import check_qk_norm
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import AttentionOptions
 from headwise._positions.rope_config import check_positive
@@ -28,6 +25,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from headwise._base.typing import Array, Rng
+    from headwise._kv_cache.cache import KVCache
+    from headwise._nn.cross_cache import CrossCache
     from headwise._nn.options import LayerOptions
     from headwise._positions.rotary import RotaryPositionalEmbedding
 
@@ -288,7 +287,7 @@ class MultiHeadAttention(MultiHeadParameters):
         *,
         training: bool | None = None,
         rng: Rng = None,
-        cache: KVCache | None = None,
+        cache: KVCache | CrossCache | None = None,
         lengths: ArrayLike | None = None,
         positions: ArrayLike | None = None,
         **options: Unpack[AttentionOptions],
@@ -310,7 +309,8 @@ class MultiHeadAttention(MultiHeadParameters):
             Whether dropout acts in this call; the attribute ``training`` by default.
         rng : int or numpy.random.Generator, optional
             Draws the dropout of this call.
-        cache : KVCache, optional
+        cache : KVCache or CrossCache, optional
+            From :meth:`make_cross_cache`: cross-attention to its keys, in place of ``key`` and ``value``.
             From :meth:`make_cache`, for self-attention. The keys and values of this call are appended to it, and each
             query attends to all cached positions up to its own. The last axis of ``mask`` and ``bias`` then spans the
             cached keys, as for :meth:`headwise.KVCache.attend`.
@@ -352,36 +352,6 @@ class MultiHeadAttention(MultiHeadParameters):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def make_cache(
-        self, batch_size: int, capacity: int, *, ring: bool = False, dtype: DTypeLike = np.float32
-    ) -> KVCache:
-        """An empty :class:`headwise.KVCache` for :meth:`forward`.
-
-        Parameters
-        ----------
-        batch_size : int
-            Number of sequences.
-        capacity : int
-            Maximum number of positions of a sequence or, in a ring, of keys that a query sees.
-        ring : bool
-            Whether new positions replace the oldest ones of a full cache, which is an error otherwise.
-        dtype : dtype
-            Of the inputs that the layer will get.
-
-        Returns
-        -------
-        KVCache
-            With ``num_kv_heads`` heads of width ``d_k``.
-
-        Raises
-        ------
-        ValueError
-            If a size is not positive.
-        TypeError
-            If an argument has a wrong type.
-        """
-        return KVCache(batch_size, self.num_kv_heads, capacity, self.d_k, dtype=dtype, ring=ring)
-
     def _attend(self, inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[Any, ...]:
         """See :func:`attend`."""
         options = {**self._defaults, **options}
@@ -395,12 +365,8 @@ class MultiHeadAttention(MultiHeadParameters):
             dtype, _ = promote(*zip(Inputs._fields, inputs, strict=True))
             if self._has("sinks") and "sinks" not in options:
                 options["sinks"] = self._cast("sinks", dtype)
-            if self.qk_norm is not None:
-                q, k = (self._cast(name, dtype) if self._has(name) else None for name in ("q_norm", "k_norm"))
-                norm = QKNorm(q, k, self.qk_norm_eps)
-        heads = Heads((self.d_model, self.kdim, self.vdim), self.d_model, self.num_heads, self.num_kv_heads)
-        block = Block(heads, LayerProjections(vars(self), self._packs), self.rope, norm)
-        return multi_head(inputs, block, call, options)
+            norm = self._norm(dtype)
+        return multi_head(inputs, self._block(norm), call, options)
 
 
 class CausalAttention(MultiHeadAttention):

@@ -17,12 +17,15 @@ from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
 from headwise._kv_cache.cache import KVCache, extension
+from headwise._nn.cross_cache import CrossCache, check_cross
 from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.keywords import refuse
 from headwise._ops.attention.options import AttentionOptions
 from headwise._ops.attention.spec import check_key_lengths
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import ArrayLike
 
     from headwise._base.typing import Array, Rng
@@ -42,6 +45,7 @@ class Heads(NamedTuple):
     d_model: int
     num_heads: int
     num_kv_heads: int
+    width: int  # of a head
 
 
 class Block(NamedTuple):
@@ -68,7 +72,7 @@ class Call(NamedTuple):
     dropout: float
     rng: Rng
     positions: ArrayLike | None = None
-    cache: KVCache | None = None
+    cache: KVCache | CrossCache | None = None
     lengths: ArrayLike | None = None
 
 
@@ -128,13 +132,21 @@ def multi_head(inputs: Inputs, block: Block, call: Call, options: AttentionOptio
     query, key, value = inputs
     dtype, result_dtype = promote(("query", query), ("key", key), ("value", value))
     _check_call(inputs, block, call, options, result_dtype)
-    options = _with_key_lengths(inputs, options)
+    cross = call.cache if isinstance(call.cache, CrossCache) else None
+    if cross is not None:
+        check_cross(cross, query, dtype, (block.heads.num_kv_heads, block.heads.width))
+    options = _with_key_lengths(inputs, call, options)
     out, precision = options.get("out"), options.get("precision")
     batched = query.ndim == 3
     batch, query_len = len(query) if batched else 1, query.shape[-2]
 
     mask, passed = _over_heads(inputs, call, options)
-    q, k, v = _project(inputs, block, dtype, precision, _rope_positions(inputs, block, call, options))
+    positions = _rope_positions(inputs, block, call, options)
+    if cross is None:
+        found = project(inputs._asdict(), block, dtype, precision, positions)
+        q, k, v = found["q"], found["k"], found["v"]
+    else:
+        q, k, v = project({"query": query}, block, dtype, precision, positions)["q"], cross.keys, cross.values
     joined = allocate((batch, query_len, q.shape[1] * v.shape[3]), dtype)
     passed["out"] = split_heads(joined, block.heads.num_heads)
 
@@ -147,7 +159,7 @@ def multi_head(inputs: Inputs, block: Block, call: Call, options: AttentionOptio
             rest[0] = finalize(rest[0], None, result_dtype)
         return output, *rest
 
-    if call.cache is None:
+    if call.cache is None or isinstance(call.cache, CrossCache):
         return project_output(*scaled_dot_product_attention(q, k, v, mask, call.dropout, rng=call.rng, **passed)[1:])
     with extension(call.cache, q, k, v, call.lengths) as new:
         answer = new.attend(_cache_options(mask, passed))
@@ -158,7 +170,7 @@ def _check_call(
     inputs: Inputs, block: Block, call: Call, options: AttentionOptions, result_dtype: np.dtype[Any]
 ) -> None:
     for name, x, width in zip(Inputs._fields, inputs, block.heads.widths, strict=True):
-        if x.shape[-1] != width:
+        if x.shape[-1] != width and not (isinstance(call.cache, CrossCache) and name != "query"):
             raise ValueError(f"{name}: shape {x.shape}, expected a last axis of {width}")
     out = options.get("out")
     if out is not None:
@@ -172,10 +184,15 @@ def _check_call(
 
 
 def _check_cached(inputs: Inputs, call: Call, options: AttentionOptions) -> None:
-    if not isinstance(call.cache, KVCache):
-        raise TypeError(f"cache: {type(call.cache).__name__}, expected a KVCache, as make_cache() returns it")
+    if not isinstance(call.cache, (KVCache, CrossCache)):
+        made = "as make_cache() returns it, or the cache of make_cross_cache()"
+        raise TypeError(f"cache: {type(call.cache).__name__}, expected a KVCache, {made}")
     if not inputs.query is inputs.key is inputs.value:
         raise ValueError("cache: given with a key or value, expected self-attention of the query alone")
+    if isinstance(call.cache, CrossCache):
+        if call.lengths is not None:
+            raise ValueError("lengths: given with the cache of make_cross_cache(), expected key_padding_mask=")
+        return
     if call.dropout > 0.0:
         raise ValueError("cache: given in training with dropout, expected training=False or dropout 0")
     for name in ("key_padding_mask", "key_lengths"):
@@ -187,15 +204,15 @@ def _rope_positions(inputs: Inputs, block: Block, call: Call, options: Attention
     """The positions of the queries for rotary embedding; None counts from 0."""
     if block.rope is None or call.positions is not None:
         return call.positions
-    query_len, key_len = inputs.query.shape[-2], inputs.key.shape[-2]
-    if call.cache is not None:
+    query_len, key_len = inputs.query.shape[-2], _key_len(inputs, call)
+    if isinstance(call.cache, KVCache):
         return call.cache.positions(query_len)
     if options.get("causal_alignment") != "lower_right":
         return None
     positions, lengths = np.arange(key_len - query_len, key_len), options.get("key_lengths")
     if lengths is None:
         return positions
-    if inputs.query is inputs.key:
+    if inputs.query is inputs.key and not isinstance(call.cache, CrossCache):
         raise ValueError(
             "key_lengths: given with rope and causal_alignment='lower_right' in self-attention, whose queries would "
             "have other positions than the keys of the same rows; expected 'upper_left'"
@@ -204,16 +221,29 @@ def _rope_positions(inputs: Inputs, block: Block, call: Call, options: Attention
     return by_sequence
 
 
-def _project(
-    inputs: Inputs, block: Block, dtype: np.dtype[Any], precision: str | None, positions: ArrayLike | None
-) -> tuple[Array, Array, Array]:
-    """The heads of query, key and value, (batch, heads or kv_heads, seq, d_k), with queries and keys normalised and
-    rotated."""
-    query, key, value = inputs
+def _key_len(inputs: Inputs, call: Call) -> int:
+    length: int = len(call.cache) if isinstance(call.cache, CrossCache) else inputs.key.shape[-2]
+    return length
+
+
+def project(
+    inputs: Mapping[str, Array],
+    block: Block,
+    dtype: np.dtype[Any],
+    precision: str | None,
+    positions: ArrayLike | None,
+) -> dict[str, Array]:
+    """The heads of those of query, key and value that ``inputs`` has, by their first letters.
+
+    Each is (batch, heads or kv_heads, seq, d_k); queries and keys are normalised and rotated.
+    """
     rope, heads = block.rope, block.heads
-    by_letter = {"q": query, "k": key, "v": value}
+    by_letter = {name[0]: x for name, x in inputs.items()}
     counts = {"q": heads.num_heads, "k": heads.num_kv_heads, "v": heads.num_kv_heads}
-    groups = ["qkv"] if query is key is value else ["q", "kv"] if key is value else ["q", "k", "v"]
+    shared = "v" in by_letter and by_letter["k"] is by_letter["v"]
+    groups = [letter for letter in by_letter if not (shared and letter in "kv")] + (["kv"] if shared else [])
+    if shared and by_letter.get("q") is by_letter["k"]:
+        groups = ["qkv"]
     found: dict[str, Array] = {}
     for group in groups:
         x = cast_dtype(by_letter[group[0]], dtype)
@@ -232,7 +262,7 @@ def _project(
         for c in group:
             found[c] = together[:, first : first + counts[c]]
             first += counts[c]
-    return found["q"], found["k"], found["v"]
+    return found
 
 
 @ieee
@@ -248,7 +278,8 @@ def _over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[
     """The mask, and a copy of the options, with masks (batch, query_len, key_len) made to apply to every head."""
     query, passed = inputs.query, options.copy()
     batched = query.ndim == 3
-    scores = (len(query) if batched else 1, query.shape[-2], inputs.key.shape[-2] if call.cache is None else None)
+    key_len = None if isinstance(call.cache, KVCache) else _key_len(inputs, call)
+    scores = (len(query) if batched else 1, query.shape[-2], key_len)
     mask = _with_head_axis(call.mask, "mask", scores)
     passed["bias"] = _with_head_axis(options.get("bias"), "bias", scores)
     padding = options.get("key_padding_mask")
@@ -258,11 +289,11 @@ def _over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[
     return mask, passed
 
 
-def _with_key_lengths(inputs: Inputs, options: AttentionOptions) -> AttentionOptions:
+def _with_key_lengths(inputs: Inputs, call: Call, options: AttentionOptions) -> AttentionOptions:
     """The options with ``key_lengths``, if given, checked: (batch,), also for inputs without an axis of sequences."""
     if options.get("key_lengths") is None:
         return options
-    lengths = check_key_lengths(options["key_lengths"], inputs.query.shape[:-2], inputs.key.shape[-2])
+    lengths = check_key_lengths(options["key_lengths"], inputs.query.shape[:-2], _key_len(inputs, call))
     return {**options, "key_lengths": lengths}
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from headwise._kv_cache.cache import KVCache
+    from headwise._nn.cross_cache import CrossCache
 
 __all__ = ["LayerOptions"]
 
@@ -19,6 +20,6 @@ class LayerOptions(FunctionOptions, total=False):
     decide what is returned: overloads name them beside these."""
 
     training: bool | None
-    cache: KVCache | None
+    cache: KVCache | CrossCache | None
     lengths: ArrayLike | None
     positions: ArrayLike | None

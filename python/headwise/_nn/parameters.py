@@ -1,4 +1,4 @@
-"""The parameters of multi-head attention: their shapes, initial values and state dicts."""
+"""The parameters of multi-head attention: their shapes, initial values, state dicts and caches."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from headwise._base.arrays import as_array
+from headwise._base.arrays import as_array, promote
 from headwise._base.ieee import cast_dtype
 from headwise._base.layer import Layer, Parameter, parameter_dtype
-from headwise._nn.multi_head import glorot_uniform, split_heads
+from headwise._kv_cache.cache import KVCache
+from headwise._nn.cross_cache import CrossCache
+from headwise._nn.multi_head import Block, Heads, check_sequences, glorot_uniform, project, split_heads
+from headwise._nn.projections import LayerProjections
+from headwise._nn.qk_norm import QKNorm
 from headwise._nn.state_dict import Stored, read_state_dict, write_state_dict
 
 if TYPE_CHECKING:
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
     from headwise._base.typing import Array
+    from headwise._nn.projections import Packs
+    from headwise._ops.attention.options import AttentionOptions
+    from headwise._positions.rotary import RotaryPositionalEmbedding
 
 _WEIGHTS = ("W_q", "W_k", "W_v", "W_o")
 _BIASES = ("b_q", "b_k", "b_v", "b_o")
@@ -46,7 +53,11 @@ class MultiHeadParameters(Layer):
     kdim: int
     vdim: int
     qk_norm: Literal["head", "full"] | None
+    qk_norm_eps: float
     qk_norm_offset: bool
+    rope: RotaryPositionalEmbedding | None
+    _defaults: AttentionOptions
+    _packs: Packs
     _required: tuple[str, ...]
     _q_width: int  # num_heads * d_k
     _kv_width: int  # num_kv_heads * d_k
@@ -148,6 +159,88 @@ class MultiHeadParameters(Layer):
         slots = {name: getattr(type(self), name).slot(self, array) for name, array in read.items()}
         vars(self).update(slots)  # all at once: an interruption comes before or after
 
+    def make_cache(
+        self, batch_size: int, capacity: int, *, ring: bool = False, dtype: DTypeLike = np.float32
+    ) -> KVCache:
+        """An empty :class:`headwise.KVCache` for :meth:`forward`.
+
+        Parameters
+        ----------
+        batch_size : int
+            Number of sequences.
+        capacity : int
+            Maximum number of positions of a sequence or, in a ring, of keys that a query sees.
+        ring : bool
+            Whether new positions replace the oldest ones of a full cache, which is an error otherwise.
+        dtype : dtype
+            Of the inputs that the layer will get.
+
+        Returns
+        -------
+        KVCache
+            With ``num_kv_heads`` heads of width ``d_k``.
+
+        Raises
+        ------
+        ValueError
+            If a size is not positive.
+        TypeError
+            If an argument has a wrong type.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> layer = hw.CausalAttention(8, 2, rng=0)
+        >>> cache = layer.make_cache(batch_size=1, capacity=16, dtype=np.float64)
+        >>> output, _ = layer(np.ones((1, 3, 8)), cache=cache)
+        >>> cache.lengths
+        array([3])
+        """
+        return KVCache(batch_size, self.num_kv_heads, capacity, self.d_k, dtype=dtype, ring=ring)
+
+    def make_cross_cache(self, key_value: ArrayLike, value: ArrayLike | None = None) -> CrossCache:
+        """Keys and values of cross-attention, projected once, for the ``cache`` of :meth:`forward`.
+
+        Parameters
+        ----------
+        key_value : array_like, (batch, key_len, kdim) or (key_len, kdim)
+            The output of an encoder.
+        value : array_like, (batch, key_len, vdim) or (key_len, vdim), optional
+            ``key_value`` by default.
+
+        Returns
+        -------
+        CrossCache
+            Calls ``layer(query, cache=cache)`` equal ``layer(query, key_value)``. Its method ``select`` repeats, drops
+            and reorders sequences.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit.
+        TypeError
+            If a dtype is not real.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> layer, rng = hw.MultiHeadAttention(8, 2, rng=0), np.random.default_rng(0)
+        >>> token, encoded = rng.standard_normal((1, 1, 8)), rng.standard_normal((1, 5, 8))
+        >>> cache = layer.make_cross_cache(encoded)
+        >>> bool(np.allclose(layer(token, cache=cache)[0], layer(token, encoded)[0]))
+        True
+        """
+        key, _, values = check_sequences(key_value, None, value)
+        for name, x, width in (("key_value", key, self.kdim), ("value", values, self.vdim)):
+            if x.shape[-1] != width:
+                raise ValueError(f"{name}: shape {x.shape}, expected a last axis of {width}")
+        dtype, _ = promote(("key_value", key), ("value", values))
+        block, precision = self._block(self._norm(dtype)), self._defaults.get("precision")
+        found = project({"key": key, "value": values}, block, dtype, precision, None)
+        return CrossCache(found["k"], found["v"])
+
     def split_heads(self, x: ArrayLike) -> Array:
         """Split the features into the slices that belong to the heads.
 
@@ -210,6 +303,18 @@ class MultiHeadParameters(Layer):
         if heads.ndim < 3 or heads.shape[-3] != self.num_heads or heads.shape[-1] != self.d_k:
             raise ValueError(f"x: shape {heads.shape}, expected (…, {self.num_heads}, seq, {self.d_k})")
         return heads.swapaxes(-3, -2).reshape(*heads.shape[:-3], heads.shape[-2], self._q_width)
+
+    def _block(self, norm: QKNorm | None) -> Block:
+        widths = self.d_model, self.kdim, self.vdim
+        heads = Heads(widths, self.d_model, self.num_heads, self.num_kv_heads, self.d_k)
+        return Block(heads, LayerProjections(vars(self), self._packs), self.rope, norm)
+
+    def _norm(self, dtype: np.dtype[Any]) -> QKNorm | None:
+        """The normalisation of queries and keys in ``dtype``."""
+        if self.qk_norm is None:
+            return None
+        q, k = (self._cast(name, dtype) if self._has(name) else None for name in ("q_norm", "k_norm"))
+        return QKNorm(q, k, self.qk_norm_eps)
 
     def _stored(self) -> Stored:
         outside = {"relative_attention_bias.weight"} if "bias" in self._required else set()
