@@ -11,6 +11,9 @@
 namespace headwise {
 namespace {
 
+// Sums of a query's index, `offset` and `left` or `right` do not overflow.
+constexpr std::int64_t kMaxPosition = std::int64_t{1} << 61;
+
 [[noreturn]] void Fail(const char* name, const std::string& message) {
   throw std::invalid_argument(std::string(name) + ": " + message);
 }
@@ -73,6 +76,14 @@ void CheckAttention(const AttentionArgs<T>& args) {
 
   const AttentionSpec<T>& spec = args.spec;
   if (!(spec.softcap >= 0)) Fail("softcap", std::to_string(spec.softcap) + ", expected a number >= 0");
+  const auto check_position = [](std::int64_t position, const char* name) {
+    if (position > kMaxPosition || position < -kMaxPosition) {
+      Fail(name, std::to_string(position) + ", expected at most 2^61 in size");
+    }
+  };
+  check_position(spec.left, "left");
+  check_position(spec.right, "right");
+  check_position(spec.offset, "offset");
   for (const auto& keep : spec.keep) CheckScoreView(keep, scores, "keep");
   for (const Bias<T>& bias : spec.bias) {
     std::visit([&](const auto& view) { CheckScoreView(view, scores, "bias"); }, bias);
@@ -91,6 +102,7 @@ void CheckAttention(const AttentionArgs<T>& args) {
       Fail("key_lengths", std::to_string(length) + ", expected 0 to " + std::to_string(key_len));
     }
   }
+  for (const std::int64_t offset : spec.offsets) check_position(offset, "offsets");
 }
 template void CheckAttention(const AttentionArgs<Float16>&);
 template void CheckAttention(const AttentionArgs<BFloat16>&);

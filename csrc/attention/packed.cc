@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/batch_entries.h"
@@ -69,6 +70,21 @@ void CheckRanges(const Vector& starts, const Vector& lengths, std::int64_t rows,
   }
 }
 
+// No two sequences share a row: the order of their writes would decide the result.
+void CheckDisjoint(const Vector& starts, const Vector& lengths, const char* name) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> ranges;  // start, end
+  for (std::size_t s = 0; s < starts.size(); ++s) {
+    if (lengths[s] > 0) ranges.emplace_back(starts[s], starts[s] + lengths[s]);
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (std::size_t r = 1; r < ranges.size(); ++r) {
+    if (ranges[r].first < ranges[r - 1].second) {
+      throw std::invalid_argument(std::string(name) + ": row " + std::to_string(ranges[r].first) +
+                                  " belongs to two sequences");
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -90,6 +106,7 @@ void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& 
   CheckCount(sequences.key_lengths, count, "key_lengths");
   CheckCount(sequences.offsets, count, "offsets");
   CheckRanges(sequences.query_starts, sequences.query_lengths, packed.query.shape[2], "query_starts, query_lengths");
+  CheckDisjoint(sequences.query_starts, sequences.query_lengths, "query_starts, query_lengths");
   CheckRanges(sequences.key_starts, sequences.key_lengths, packed.key.shape[2], "key_starts, key_lengths");
 
   std::vector<AttentionArgs<T>> calls(count, packed);

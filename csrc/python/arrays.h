@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -39,24 +40,52 @@ bool HasType(const py::array& array) {
   return py::isinstance<py::array_t<T>>(array);
 }
 
+[[noreturn]] inline void Refuse(const char* name, const char* problem) {
+  throw py::value_error(std::string(name) + ": " + problem);
+}
+
+// Reads the shape and the strides, in elements, once: the owner of the array may change both while the GIL is
+// released. Throws TypeError for another rank. An aligned array has strides that are multiples of the element size.
+inline void ReadLayout(const py::array& array, int rank, std::int64_t* shape, std::int64_t* stride, const char* name) {
+  if (array.ndim() != rank) throw py::type_error(std::string(name) + ": rank does not match the other arrays");
+  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) Refuse(name, "not aligned");
+  const auto size = static_cast<std::int64_t>(array.itemsize());
+  for (int axis = 0; axis < rank; ++axis) {
+    shape[axis] = array.shape()[axis];
+    stride[axis] = array.strides()[axis] / size;
+  }
+}
+
 // The array as a view. T is const if the array is only read. Throws TypeError for another dtype or rank.
 template <typename T, int kRank>
 View<T, kRank> ToView(const py::array& array, const char* name) {
   using Value = std::remove_const_t<T>;
-  if (!HasType<Value>(array) || array.ndim() != kRank) {
-    throw py::type_error(std::string(name) + ": dtype or rank does not match the other arrays");
-  }
+  if (!HasType<Value>(array)) throw py::type_error(std::string(name) + ": dtype does not match the other arrays");
   View<T, kRank> view;
+  ReadLayout(array, kRank, view.shape.data(), view.stride.data(), name);
   if constexpr (std::is_const_v<T>) {
     view.data = static_cast<T*>(array.data());
   } else {
     view.data = static_cast<T*>(const_cast<py::array&>(array).mutable_data());
-  }
-  for (int axis = 0; axis < kRank; ++axis) {
-    view.shape[axis] = array.shape(axis);
-    view.stride[axis] = array.strides(axis) / static_cast<py::ssize_t>(sizeof(T));
+    bool broadcast = false, empty = false;
+    for (int axis = 0; axis < kRank; ++axis) {
+      broadcast |= view.shape[axis] > 1 && view.stride[axis] == 0;
+      empty |= view.shape[axis] == 0;
+    }
+    if (broadcast && !empty) Refuse(name, "an output with broadcast axes");
   }
   return view;
+}
+
+template <typename T, int kRank>
+void CheckShape(const View<T, kRank>& view, const decltype(view.shape)& shape, const char* name) {
+  if (view.shape != shape) Refuse(name, "shape does not match the other arrays");
+}
+
+// Entries along `axis` are adjacent.
+template <typename T, int kRank>
+void CheckContiguous(const View<T, kRank>& view, int axis, const char* name) {
+  if (view.shape[axis] > 1 && view.stride[axis] != 1) Refuse(name, "axis is not contiguous");
 }
 
 // The view broadcast to `shape`: axes of size 1 get stride 0.
@@ -73,8 +102,8 @@ View<T, kRank> Broadcast(View<T, kRank> view, const decltype(view.shape)& shape,
   return view;
 }
 
-// The thread on which Python runs signal handlers: the interpreter's main thread, and in a forked child the thread that
-// called fork.
+// The thread on which Python runs signal handlers: the interpreter's main thread, and in a forked child the thread
+// that called fork.
 inline std::atomic<unsigned long> main_thread{0};
 
 // Releases the GIL for the computation. The target is selected first: selection holds a lock, and a child forked by
@@ -85,9 +114,9 @@ inline std::atomic<unsigned long> main_thread{0};
 // the exception waits in the thread state (module.cc).
 //
 // A daemon thread whose computation ends while the interpreter is being finalized does not get the GIL back. Up to
-// Python 3.13, Python ends such a thread by pthread_exit, which unwinds the C++ stack: std::terminate in a destructor,
-// and reference counts that change without the GIL. The thread waits for the end of the process instead, as in Python
-// 3.14.
+// Python 3.13, Python ends such a thread by pthread_exit, which unwinds the C++ stack: std::terminate in a
+// destructor, and reference counts that change without the GIL. The thread waits for the end of the process instead,
+// as in Python 3.14.
 class ReleasedGil {
  public:
   ReleasedGil() {
@@ -132,8 +161,8 @@ class ReleasedGil {
 
 using OptionalArray = std::optional<py::array>;
 
-// Fields of a tuple, which pybind11 does not convert as it does arguments. No other type is accepted, so the views made
-// of them stay valid as long as the tuple does.
+// Fields of a tuple, which pybind11 does not convert as it does arguments. No other type is accepted, so the views
+// made of them stay valid as long as the tuple does.
 inline py::tuple ToTuple(py::handle object, const char* name) {
   if (!py::isinstance<py::tuple>(object)) throw py::type_error(std::string(name) + ": expected a tuple");
   return py::reinterpret_borrow<py::tuple>(object);

@@ -14,6 +14,9 @@ void RegisterLayerNorm(py::module_& module) {
           const auto* scale = ToVector<T>(gamma, in.shape[1], "gamma");
           const auto* shift = ToVector<T>(beta, in.shape[1], "beta");
           const auto to = ToView<T, 2>(out, "out");
+          CheckShape(to, in.shape, "out");
+          CheckContiguous(in, 1, "x");
+          CheckContiguous(to, 1, "out");
           const ReleasedGil release;
           LayerNorm(in, scale, shift, eps, to);
         });

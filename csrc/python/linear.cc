@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <variant>
 
 #include "python/arrays.h"
@@ -9,15 +10,34 @@
 namespace headwise::bindings {
 namespace {
 
-// A PackedLinear that keeps the arrays of its weight and bias alive.
+using Matrix = std::array<std::int64_t, 2>;  // (depth, columns)
+
+// A weight matrix, of which one axis is contiguous.
+template <typename T>
+View<const T, 2> ToMatrix(const py::array& weight) {
+  const auto matrix = ToView<const T, 2>(weight, "weight");
+  if (matrix.stride[0] != 1 && matrix.stride[1] != 1) Refuse("weight", "neither axis is contiguous");
+  return matrix;
+}
+
+template <typename T>
+void CheckProduct(const View<const T, 2>& x, const Matrix& weight, const View<T, 2>& out) {
+  if (x.shape[1] != weight[0]) Refuse("x", "shape does not match the weight");
+  CheckShape(out, {x.shape[0], weight[1]}, "out");
+  CheckContiguous(x, 1, "x");
+  CheckContiguous(out, 1, "out");
+}
+
+// A PackedLinear that keeps the arrays of its weight and bias alive, whatever shape their owner gives them meanwhile.
 class Packed {
  public:
   Packed(const py::array& weight, const OptionalArray& bias, const std::string& precision)
       : weight_(weight), bias_(bias) {
     WithStoredType(weight, [&](auto type) {
       using T = decltype(type);
-      const auto matrix = ToView<const T, 2>(weight, "weight");
+      const auto matrix = ToMatrix<T>(weight);
       const auto* shift = ToVector<Accumulator<T>>(bias, matrix.shape[1], "bias");
+      shape_ = matrix.shape;
       const Precision level = ToPrecision(precision);
       const ReleasedGil release;
       linear_.emplace<PackedLinear<T>>(matrix, shift, level);
@@ -25,22 +45,22 @@ class Packed {
   }
 
   void operator()(const py::array& x, const py::array& out) const {
-    WithStoredType(weight_, [&](auto type) {
+    WithStoredType(x, [&](auto type) {
       using T = decltype(type);
       const auto in = ToView<const T, 2>(x, "x");
       const auto to = ToView<T, 2>(out, "out");
-      if (in.shape[1] != weight_.shape(0) || to.shape[0] != in.shape[0] || to.shape[1] != weight_.shape(1)) {
-        throw py::value_error("x or out: the shape does not match the packed weights");
-      }
-      const auto& linear = std::get<PackedLinear<T>>(linear_);
+      CheckProduct(in, shape_, to);
+      const auto* const linear = std::get_if<PackedLinear<T>>(&linear_);
+      if (!linear) throw py::type_error("x: dtype does not match the packed weights");
       const ReleasedGil release;
-      linear(in, to);
+      (*linear)(in, to);
     });
   }
 
  private:
   py::array weight_;
   OptionalArray bias_;
+  Matrix shape_{};
   std::variant<std::monostate, PackedLinear<Float16>, PackedLinear<BFloat16>, PackedLinear<float>, PackedLinear<double>>
       linear_;
 };
@@ -55,9 +75,10 @@ void RegisterLinear(py::module_& module) {
         WithStoredType(x, [&](auto type) {
           using T = decltype(type);
           const auto in = ToView<const T, 2>(x, "x");
-          const auto matrix = ToView<const T, 2>(weight, "weight");
+          const auto matrix = ToMatrix<T>(weight);
           const auto* shift = ToVector<Accumulator<T>>(bias, matrix.shape[1], "bias");
           const auto to = ToView<T, 2>(out, "out");
+          CheckProduct(in, matrix.shape, to);
           const Precision level = ToPrecision(precision);
           const ReleasedGil release;
           Linear(in, matrix, shift, to, level);

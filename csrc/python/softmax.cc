@@ -15,6 +15,16 @@ void Define(py::module_& module, const char* name, const Operation& operation) {
           using T = decltype(type);
           const auto in = ToView<const T, 3>(x, "x");
           const auto to = ToView<T, kOutRank>(out, "out");
+          const auto [outer, n, inner] = in.shape;
+          const int adjacent = inner == 1 ? 1 : 2;
+          CheckContiguous(in, adjacent, "x");
+          if constexpr (kOutRank == 3) {
+            CheckShape(to, in.shape, "out");
+            CheckContiguous(to, adjacent, "out");
+          } else {
+            CheckShape(to, {outer, inner}, "out");
+            CheckContiguous(to, 1, "out");
+          }
           const ReleasedGil release;
           operation(in, to);
         });

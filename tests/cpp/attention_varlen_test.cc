@@ -236,6 +236,13 @@ TEST(AttentionArgumentsTest, WrongPackedSequencesThrow) {
   args.spec.key_lengths = {10}, args.spec.offsets = {0};
   ExpectInvalid("spec", [&] { AttentionVarlen(args, good); });
   args.spec.key_lengths.clear(), args.spec.offsets.clear();
+  PackedSequences reversed{{5, 0, 3}, {5, 5, 0}, {0, 5, 0}, {5, 5, 10}, {0, 0, 0}};  // an empty one may lie anywhere
+  AttentionVarlen(args, reversed);
+  reversed.query_starts[0] = 4;
+  ExpectInvalid("query_starts, query_lengths", [&] { AttentionVarlen(args, reversed); });
+  PackedSequences far = good;
+  far.offsets[1] = kMax;
+  ExpectInvalid("offset", [&] { AttentionVarlen(args, far); });
   args.spec.dropout_keep = {reinterpret_cast<const std::uint8_t*>(query.data()), {1, 4, 10, 10}, {0, 0, 0, 0}};
   ExpectInvalid("spec", [&] { AttentionVarlen(args, good); });
 }
@@ -278,6 +285,16 @@ TEST(AttentionArgumentsTest, WrongShapesAndStridesThrow) {
   expect("bias", [](Args& bad) { std::get<0>(bad.spec.bias[0]).shape[2] = 1; });
   expect("bias", [](Args& bad) { std::get<1>(bad.spec.bias[1]).stride[3] = -1; });
   expect("dropout_keep", [](Args& bad) { bad.spec.dropout_keep.shape[1] = 1; });
+  for (std::int64_t AttentionSpec<BFloat16>::*position :
+       {&AttentionSpec<BFloat16>::left, &AttentionSpec<BFloat16>::right, &AttentionSpec<BFloat16>::offset}) {
+    const std::string name = position == &AttentionSpec<BFloat16>::left    ? "left"
+                             : position == &AttentionSpec<BFloat16>::right ? "right"
+                                                                           : "offset";
+    for (const std::int64_t far :
+         {std::numeric_limits<std::int64_t>::max(), std::numeric_limits<std::int64_t>::min()}) {
+      expect(name, [&](Args& bad) { bad.spec.*position = far; });
+    }
+  }
   expect("softcap", [](Args& bad) { bad.spec.softcap = -1; });
   expect("softcap", [](Args& bad) { bad.spec.softcap = kNaN; });
 }

@@ -76,7 +76,7 @@ struct AttentionArgs {
 };
 
 // Throws std::invalid_argument, with a message that begins with the argument's name, unless the shapes agree, the
-// strides are as stated above and softcap is >= 0. Reads no array.
+// strides are as stated above, softcap is >= 0, and left, right and offset are at most 2^61 in size. Reads no array.
 template <typename T>
 void CheckAttention(const AttentionArgs<T>& args);
 
@@ -112,7 +112,7 @@ struct PackedSequences {
 };
 
 // Every sequence's results have the bits of a call of Attention. Rows of output and lse that belong to no sequence are
-// not written. Throws std::invalid_argument also for vectors of different lengths and ranges outside the arrays.
+// not written. Throws std::invalid_argument also if lengths differ, ranges leave the arrays or queries overlap.
 template <typename T>
 void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& sequences);
 
