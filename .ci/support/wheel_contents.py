@@ -12,9 +12,11 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
+import hardening
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
@@ -73,6 +75,7 @@ def check_wheel(file: Path) -> None:
         wanted |= {*cores[:1], f"{info}/sboms/core.cdx.json"}
         for name in ("highway", "pybind11"):
             assert name in components(content[f"{info}/sboms/core.cdx.json"]), name
+        check_hardened(file.name, content[cores[0]])
     if "manylinux" in file.name:
         wanted |= bundled | {f"{info}/sboms/auditwheel.cdx.json"}
         check_bundled(file.name, content, info, cores[0], bundled)
@@ -81,6 +84,15 @@ def check_wheel(file: Path) -> None:
         raise SystemExit(f"{file.name}: more than {MAX_BYTES} bytes")
     installed = sum(map(len, content.values()))
     print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB, installed {installed / 1e6:.2f} MB")
+
+
+def check_hardened(wheel: str, core: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".so") as copy:
+        copy.write(core)
+        copy.flush()
+        found = hardening.problems(Path(copy.name))
+    if found:
+        raise SystemExit(f"{wheel}: the core: {', '.join(found)}")
 
 
 def components(sbom: bytes) -> dict[str, str]:
