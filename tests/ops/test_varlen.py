@@ -381,5 +381,18 @@ def test_the_core_refuses_ranges_outside_the_arrays() -> None:
             ragged(arrays, output.copy(), None, *good)
     with pytest.raises(ValueError, match="lse"):
         ragged([query, key, key], query.copy(), np.empty((4, 9), np.float32), *good)
-    with pytest.raises(TypeError, match="dtype or rank"):
+    with pytest.raises(TypeError, match=r"^key: dtype"):
         ragged([query, key.astype(np.float64), key], query.copy(), None, *good)
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("sink", [np.nan, np.inf, -np.inf, 0.5])
+def test_a_sink_without_keys_is_one_whose_keys_are_masked(sink: float, rows: int) -> None:
+    x, none, sinks = normal((1, 1, rows, 8)), np.empty((1, 1, 0, 8), np.float32), [sink]
+    masked = hw.flash_attention(x, x, x, mask=np.zeros((rows, rows), bool), sinks=sinks, return_lse=True)
+    without = hw.flash_attention(x, none, none, sinks=sinks, return_lse=True)
+    query, key = normal((2 * rows, 1, 8)), normal((5, 1, 8))
+    packed = hw.varlen_attention(query, key, key, [0, rows, 2 * rows], [0, 0, 5], sinks=sinks, return_lse=True)
+    for expected, one, other in zip(masked, without, (packed[0][:rows], packed[1][:, :rows]), strict=True):
+        np.testing.assert_array_equal(one, expected)
+        np.testing.assert_array_equal(other.ravel(), expected.ravel())

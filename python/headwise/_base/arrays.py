@@ -135,6 +135,16 @@ def compact(a: Array) -> Array:
     return a[tuple(slice(0, 1) if stride == 0 and size > 1 else slice(None) for size, stride in axes)]
 
 
+def snapshot(a: Array) -> Array:
+    """A copy of ``a``, in which broadcast axes stay broadcast.
+
+    Another thread or process may write to ``a`` during a call. Numbers that decide which memory is accessed, such as
+    positions, are therefore copied, then checked, then used.
+    """
+    copy = compact(a).copy()
+    return copy if copy.shape == a.shape else np.broadcast_to(copy, a.shape)
+
+
 def cast_layout(a: Array, dtype: np.dtype[Any], *, last: bool = False) -> Array:
     """``a`` in ``dtype``, native byte order, aligned and, with ``last``, with a contiguous last axis.
 

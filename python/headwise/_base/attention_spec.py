@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     from headwise._base.typing import Array
 
@@ -66,3 +68,20 @@ class PackedSequences(NamedTuple):
     key_starts: Array
     key_lengths: Array
     offsets: Array
+
+
+def fill_without_keys(output: Array, lse: Array | None, sinks: Array | None) -> None:
+    """The results of queries that have no keys: output 0, and lse -inf or the sink.
+
+    A sink of NaN or +inf makes both NaN, as it does for a query whose keys are all masked. ``output`` is (…, heads,
+    rows, value_dim), and ``lse`` (…, heads, rows).
+    """
+    if sinks is None:
+        output.fill(0)
+        if lse is not None:
+            lse.fill(-np.inf)
+        return
+    total = np.where(sinks < np.inf, sinks, np.nan)
+    output[...] = np.where(np.isnan(total), np.nan, 0)[:, np.newaxis, np.newaxis]
+    if lse is not None:
+        lse[...] = total[:, np.newaxis]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise._base.arrays import compact
-from headwise._base.attention_spec import mask_of_entry
+from headwise._base.attention_spec import fill_without_keys, mask_of_entry
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
 from headwise._numpy.blocks import BLOCK, head_blocks
@@ -139,9 +139,7 @@ def attention_varlen(
             part_lse = _sequences_of(lse[..., None], rows)[..., 0]
         k = _sequences_of(key, keys)
         if k.shape[2] == 0:
-            result[...] = 0
-            if part_lse is not None:
-                part_lse[...] = -np.inf if spec.sinks is None else spec.sinks[:, None]
+            fill_without_keys(result, part_lse, spec.sinks)
         else:
             q, v = _sequences_of(query, rows), _sequences_of(value, keys)
             attention(q, k, v, result, None, part_lse, spec._replace(offset=offset))

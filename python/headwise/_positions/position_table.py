@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import as_array, compact
+from headwise._base.arrays import as_array, compact, snapshot
 from headwise._base.ieee import cast_dtype
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_int
@@ -32,14 +32,14 @@ def check_offset(offset: object, positions: object) -> int:
 
 
 def as_positions(positions: ArrayLike) -> Array:
-    """``positions`` as an array of integers."""
+    """A copy of ``positions`` as an array of integers; see :func:`headwise._base.arrays.snapshot`."""
     where = as_array(positions, "positions")
     if where.size == 0:
         return where.astype(np.intp)
     if where.dtype.kind not in "iu":
         raise TypeError(f"positions: dtype {where.dtype}, expected integers")
     check_room(*where.shape)
-    return where
+    return snapshot(where)
 
 
 class PositionTable:

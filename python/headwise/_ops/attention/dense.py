@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-
 from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
+from headwise._base.attention_spec import fill_without_keys
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import FLOAT32
@@ -19,6 +18,7 @@ from headwise._ops.attention.spec import array_options, attention_spec, check_dr
 from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
@@ -354,7 +354,7 @@ def _attend(
     if q.ndim != 4:
         q, k, v, output = _with_heads(q), _with_heads(k), _with_heads(v), _with_heads(output)
     if shape.scores[3] == 0:
-        _fill_without_keys(output, lse, spec.sinks)
+        fill_without_keys(output, lse, spec.sinks)
     elif output.size or (math.prod(shape.scores) > 0 and (weights is not None or lse is not None)):
         if dropout is None:
             current().attention(q, k, v, output, weights, lse, spec)
@@ -368,13 +368,6 @@ def _attend(
         weights = None if weights is None else weights.reshape(shape.scores_as_given)
         lse = None if lse is None else lse.reshape(shape.output[:-1])
     return result, weights, lse
-
-
-def _fill_without_keys(output: Array, lse: Array | None, sinks: Array | None) -> None:
-    """The results of attention to no keys."""
-    output.fill(0)
-    if lse is not None:
-        lse[...] = -np.inf if sinks is None else sinks[:, None]
 
 
 def _with_heads(a: Array) -> Array:

@@ -100,9 +100,10 @@ def check_window(size: object, reach: int) -> tuple[int, int]:
     if size is None:
         return -1, -1
     if isinstance(size, (tuple, list)):
-        if len(size) != 2:
+        sides = tuple(size)  # another thread may change a list
+        if len(sides) != 2:
             raise ValueError(f"window_size: {shown(size)}, expected an integer or a pair (left, right)")
-        left, right = (check_int(side, "window_size", -1) for side in size)
+        left, right = (check_int(side, "window_size", -1) for side in sides)
     else:
         left = right = check_int(size, "window_size", -1)
     return -1 if left >= reach else left, -1 if right >= reach else right
