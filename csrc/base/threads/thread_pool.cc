@@ -298,7 +298,8 @@ void BeforeFork() {
 void AfterForkInParent() {
   if (Job* const job = SharedJobOfThisThread()) {
     job->next = suspended_at, job->joined = 1;
-    storage.pool.Open(*job);
+    // A job without further tasks may be closed already, with the calling thread on its way out of it.
+    if (!Exhausted(*job)) storage.pool.Open(*job);
   }
 }
 
