@@ -72,6 +72,14 @@ def test_no_state(state: Any) -> None:
 
 
 @pytest.mark.single_implementation
+def test_attributes_have_the_types_of_a_new_cache() -> None:
+    state = hw.KVCache(1, 2, 3, 4, dtype=np.float64).__getstate__()
+    cache = restored(state | {"dtype": None, "capacity": np.int8(3)})  # None is the default dtype of layers
+    assert cache.dtype == np.float64 and type(cache.capacity) is int
+    assert repr(cache) == repr(hw.KVCache(1, 2, 3, 4, dtype=np.float64))
+
+
+@pytest.mark.single_implementation
 @pytest.mark.parametrize("ring", [False, True])
 def test_bits_of_pickles_are_refused_or_whole(ring: bool) -> None:
     """A cache that was read works: no damage of its pickle leaves lengths without rows."""

@@ -251,7 +251,7 @@ class CachedSequences:
         shape = check_shape(*(state[name] for name in CacheShape._fields))
         rows = CacheRows(shape)
         rows.restore(*check_stored(state["_rows"], shape, rows.slots))
-        vars(self).update(state)
+        vars(self).update(state, **shape._asdict())  # attributes of the types that __init__ gives them
         self._shape, self._rows, self._exclusive = shape, rows, Exclusive()
 
     def _kept(self, entry: int) -> slice:
