@@ -1,7 +1,8 @@
 """Commands, each in an environment of its own: ``nox -l`` lists them, ``nox -s tests -- -k rope`` runs one.
 
-No session installs packages of the system. ``lint`` looks for clang-tidy on the path; ``tests`` and ``cpp`` need a C++
-compiler, Highway and, for ``cpp``, CMake, Ninja and GoogleTest (on Debian and Ubuntu: ``bash .ci/install run``).
+No session installs packages of the system. ``lint`` looks for clang-tidy and cppcheck on the path; ``tests`` and
+``cpp`` need a C++ compiler, Highway and, for ``cpp``, CMake, Ninja and GoogleTest (on Debian and Ubuntu:
+``bash .ci/install run``).
 """
 
 from __future__ import annotations
