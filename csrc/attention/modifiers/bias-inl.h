@@ -22,15 +22,19 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// score -> score + bias, or -inf where the bias is -inf. With kOnlyDrop the bias is not added: after a sum of several
-// biases, -inf + inf (NaN) becomes -inf again.
-template <typename T, typename B, bool kOnlyDrop>
+enum class BiasStep {
+  kFirst,    // score + bias
+  kFurther,  // score + bias, where the score holds another bias, with which the sum may overflow
+  kDrop      // score; after a sum of several biases, -inf + inf (NaN) becomes -inf again
+};
+
+// score -> the result of kStep, or -inf where the bias is -inf.
+template <typename T, typename B, BiasStep kStep>
 class AddBias {
  public:
   // bias[0] belongs to the first key of the block; stride 0 or 1.
-  // `further`: scores hold another bias, with which the sum may overflow.
-  AddBias(const B* bias, int64_t stride, bool further)
-      : bias_(stride == 0 ? nullptr : bias), shared_(hn::GetLane(BroadcastWide(Tag<T>(), bias))), further_(further) {}
+  AddBias(const B* bias, int64_t stride)
+      : bias_(stride == 0 ? nullptr : bias), shared_(hn::GetLane(BroadcastWide(Tag<T>(), bias))) {}
 
   template <class D, class V = hn::Vec<D>>
   HWY_INLINE V operator()(D d, V score, int64_t j, int64_t left) const {
@@ -38,12 +42,12 @@ class AddBias {
     if (bias_) bias = left >= kLanes<T> ? LoadWide(d, bias_ + j) : FirstLanes{left}.Load(d, bias_ + j);
     const V minus_inf = hn::Set(d, kMinusInf<T>);
     V sum = score;
-    if constexpr (!kOnlyDrop) {
-      sum = hn::Add(score, bias);
-      if (further_) {
-        const auto overflow = hn::And(hn::IsInf(sum), hn::And(hn::IsFinite(score), hn::IsFinite(bias)));
-        sum = hn::IfThenElse(overflow, hn::CopySign(hn::Set(d, std::numeric_limits<T>::max()), sum), sum);
-      }
+    if constexpr (kStep != BiasStep::kDrop) sum = hn::Add(score, bias);
+    if constexpr (kStep == BiasStep::kFurther) {
+      const V max = hn::Set(d, std::numeric_limits<T>::max());
+      // A NaN makes the sum NaN, whichever operand Max returns.
+      const auto finite = hn::Le(hn::Max(hn::Abs(score), hn::Abs(bias)), max);
+      sum = hn::IfThenElse(hn::And(hn::Gt(hn::Abs(sum), max), finite), hn::CopySign(max, sum), sum);
     }
     return hn::IfThenElse(hn::Eq(bias, minus_inf), minus_inf, sum);
   }
@@ -51,7 +55,6 @@ class AddBias {
  private:
   const B* bias_;
   T shared_;
-  bool further_;
 };
 
 // visit(pointer, stride) of the biases for one row of keys, whatever their type.

@@ -101,10 +101,15 @@ HWY_NOINLINE void ModifyRow(const AttentionArgs<Stored>& args, int64_t batch, co
   const AttentionSpec<Stored>& spec = args.spec;
   if (modifiers & kSoftcap) ModifyScores(Softcap<T>(spec.softcap), from, to, scores);
   if (modifiers & kBias) {
-    bool further = false;
+    bool first = true;
     ForEachBias(args, batch, row, key_begin, [&](const auto* bias, int64_t stride) HWY_ATTR {
-      ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, false>(bias, stride, further), from, to, scores);
-      further = true;
+      using B = std::decay_t<decltype(*bias)>;
+      if (first) {
+        ModifyScores(AddBias<T, B, BiasStep::kFirst>(bias, stride), from, to, scores);
+      } else {
+        ModifyScores(AddBias<T, B, BiasStep::kFurther>(bias, stride), from, to, scores);
+      }
+      first = false;
     });
   }
   if (modifiers & kAlibi) ModifyScores(FusedModifiers<T>(spec).ForRow(row, key_begin), from, to, scores);
@@ -115,7 +120,7 @@ HWY_NOINLINE void ModifyRow(const AttentionArgs<Stored>& args, int64_t batch, co
     std::size_t i = 0;
     ForEachBias(args, batch, row, key_begin, [&](const auto* bias, int64_t stride) HWY_ATTR {
       if (i++ >= followed) return;
-      ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, true>(bias, stride, true), from, to, scores);
+      ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, BiasStep::kDrop>(bias, stride), from, to, scores);
     });
   }
   if (modifiers & kKeep) {
