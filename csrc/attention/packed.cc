@@ -109,11 +109,14 @@ void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& 
   CheckDisjoint(sequences.query_starts, sequences.query_lengths, "query_starts, query_lengths");
   CheckRanges(sequences.key_starts, sequences.key_lengths, packed.key.shape[2], "key_starts, key_lengths");
 
-  std::vector<AttentionArgs<T>> calls(count, packed);
+  const Vector& lengths = sequences.query_lengths;
+  std::vector<AttentionArgs<T>> calls;
+  calls.reserve(count - static_cast<std::size_t>(std::count(lengths.begin(), lengths.end(), 0)));
   for (std::size_t s = 0; s < count; ++s) {
-    const std::int64_t query = sequences.query_starts[s], queries = sequences.query_lengths[s];
+    const std::int64_t query = sequences.query_starts[s], queries = lengths[s];
+    if (queries == 0) continue;
     const std::int64_t key = sequences.key_starts[s], keys = sequences.key_lengths[s];
-    AttentionArgs<T>& call = calls[s];
+    AttentionArgs<T>& call = calls.emplace_back(packed);
     call.query = Rows(packed.query, query, queries);
     call.key = Rows(packed.key, key, keys);
     call.value = Rows(packed.value, key, keys);

@@ -191,13 +191,21 @@ HWY_INLINE void StoreInterleavedNarrow(hn::Vec<D> a, hn::Vec<D> b, D d, T* to) {
   }
 }
 
-// Loads or stores the first `count` lanes of a 16-bit type, fewer than the vector has. Memory beyond them is not
-// touched; the other lanes are loaded as 0. AVX2 has masks for lanes of 32 bits and more only.
+// Loads or stores the first `count` lanes of a 16-bit type, at least one and fewer than the vector has. Memory beyond
+// them is not touched; the other lanes are loaded as 0. AVX2 has masks for lanes of 32 bits and more only: pairs of
+// lanes go through them, and the last lane, the second of a pair or alone, by itself.
 template <class D, typename T>
 HWY_INLINE hn::Vec<D> LoadFirstWide(D d, const T* from, std::size_t count) {
   const Tag16<D> d16;
 #if !HWY_MEM_OPS_MIGHT_FAULT
   return WidenBits(d, T(), hn::MaskedLoad(hn::FirstN(d16, count), d16, BitsAt(from)));
+#elif HWY_TARGET == HWY_AVX2
+  const hn::Repartition<std::uint32_t, Tag16<D>> pairs;
+  const auto whole =
+      hn::MaskedLoad(hn::FirstN(pairs, count / 2), pairs, reinterpret_cast<const std::uint32_t*>(BitsAt(from)));
+  const auto is_last = hn::Eq(hn::Iota(d16, std::uint16_t{0}), hn::Set(d16, static_cast<std::uint16_t>(count - 1)));
+  const auto last = hn::IfThenElseZero(is_last, hn::Set(d16, BitsAt(from)[count - 1]));
+  return WidenBits(d, T(), hn::Or(hn::BitCast(d16, whole), last));
 #else
   HWY_ALIGN std::uint16_t buffer[hn::MaxLanes(d)] = {};
   std::memcpy(buffer, from, count * sizeof(T));
@@ -213,7 +221,14 @@ HWY_INLINE void StoreFirstNarrow(hn::Vec<D> v, D d, T* to, std::size_t count) {
 #else
   HWY_ALIGN std::uint16_t buffer[hn::MaxLanes(d)];
   hn::Store(bits, d16, buffer);
+#if HWY_TARGET == HWY_AVX2
+  const hn::Repartition<std::uint32_t, Tag16<D>> pairs;
+  hn::BlendedStore(hn::BitCast(pairs, bits), hn::FirstN(pairs, count / 2), pairs,
+                   reinterpret_cast<std::uint32_t*>(BitsAt(to)));
+  BitsAt(to)[count - 1] = buffer[count - 1];
+#else
   std::memcpy(to, buffer, count * sizeof(T));
+#endif
 #endif
 }
 

@@ -74,9 +74,26 @@ HWY_INLINE Accumulator<T>* Terms(const SoftmaxRows<T>& rows, [[maybe_unused]] T*
   }
 }
 
+// Rows shorter than a vector: the three sweeps in registers.
+template <typename T>
+HWY_INLINE void SoftmaxOfShortRows(const SoftmaxRows<T>& rows) {
+  using A = Accumulator<T>;
+  const hn::ScalableTag<A> d;
+  const FirstLanes lanes{rows.n};
+  ForEachRow(rows, [&](const T* x, const T* next, T* out) HWY_ATTR {
+    hwy::Prefetch(next);
+    const auto values = lanes.Load(d, x);
+    const auto lowest = hn::Set(d, -std::numeric_limits<A>::infinity());
+    const auto term = ScaledExp(d, hn::Sub(values, hn::Set(d, MaxLane(d, lanes.Or(d, values, lowest)))));
+    const double sum = hn::GetLane(hn::SumOfLanes(d, lanes.Or(d, term, hn::Zero(d))));
+    lanes.Store(hn::Mul(term, hn::Set(d, static_cast<A>(1 / sum))), d, out);
+  });
+}
+
 template <typename T>
 void SoftmaxOfRows(const SoftmaxRows<T>& rows) {
   const hn::ScalableTag<Accumulator<T>> d;
+  if (rows.n < static_cast<std::int64_t>(hn::Lanes(d))) return SoftmaxOfShortRows(rows);
   ForEachRow(rows, [&](const T* x, const T* next, T* out) HWY_ATTR {
     Accumulator<T>* const terms = Terms(rows, out);
     const auto max = hn::Set(d, MaxOfRow(d, x, rows.n));

@@ -122,6 +122,10 @@ void Run(View<const T, 3> x, Functions<T> operation, View<T, 3> out) {
   const SoftmaxFunctions<T>& functions = kernel.*operation;
   const auto [outer, n, inner] = x.shape;
   if (outer == 0) return;
+  // Rows of one element are a column each of a single row.
+  if (n == 1 && outer > 1 && x.stride[0] == inner && out.stride[0] == inner) {
+    return Run<T>({x.data, {1, 1, outer * inner}, {0, 0, 1}}, operation, {out.data, {1, 1, outer * inner}, {0, 0, 1}});
+  }
   if (inner == 1 && n <= functions.longest_row) return RunRows(x, functions, out);
   if (inner == 1) return RunParts(x, kernel, functions, out);
   const std::int64_t blocks = (inner + kMaxColumns - 1) / kMaxColumns;

@@ -183,3 +183,21 @@ def test_sums_of_finite_biases_stay_finite(queries: int, keys: int, bias_dtype: 
     for keywords in ({"mask": dropped, "bias": -full}, {"mask": -full, "bias": dropped}):
         weights = hw.scaled_dot_product_attention(query, key, value, **keywords)[1].astype(np.float64)
         assert (weights[..., 0] == 0).all() and (weights[..., 1:] > 0).all()
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value_dim", [1, 5, 33, 80])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_scattered_special_values(dtype: str, value_dim: int, special: float) -> None:
+    """In several key blocks, each under a mask that keeps it for some rows only; other columns keep their bits."""
+    rng = np.random.default_rng(0)
+    keep = rng.random((70, 600)) < 0.02
+    query, key = normal((1, 2, 70, 16), 0, dtype), normal((1, 2, 600, 16), 1, dtype)
+    value = normal((1, 2, 600, value_dim), 2, dtype)
+    where = rng.random(value.shape) < 0.01
+    output = hw.flash_attention(query, key, np.where(where, special, value).astype(dtype), keep)
+    reached = keep.astype(int) @ where.astype(int) > 0
+    assert (np.isnan(output) if np.isnan(special) else output == special)[reached].all()
+    clean = hw.flash_attention(query, key, np.where(where, 0, value).astype(dtype), keep)
+    assert output[~reached].tobytes() == clean[~reached].tobytes()
+    assert reached.any() and not reached.all()

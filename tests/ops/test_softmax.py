@@ -32,6 +32,18 @@ def test_length(function: Function, reference: Function, n: int, dtype: str) -> 
 
 
 @both
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_bits_of_a_row_alone(function: Function, reference: Function, dtype: str) -> None:
+    """Short rows have algorithms of their own, and so have rows of one element that follow each other in memory."""
+    for n in (*range(1, 20), 33):
+        x = (3 * normal((12, n))).astype(dtype_named(dtype))
+        x[1, 0], x[2, 0], x[3], x[4, -1] = np.nan, np.inf, -np.inf, -np.inf
+        together = function(x)
+        assert together.tobytes() == np.stack([function(row) for row in x]).tobytes(), n
+        assert together.tobytes() == np.concatenate([function(x[:5]), function(x[5:])]).tobytes(), n
+
+
+@both
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(70_001,), (3, 66_000), (20, 8200), (300_000,)], ids=str)
 def test_long_rows(function: Function, reference: Function, shape: tuple[int, ...], dtype: str) -> None:

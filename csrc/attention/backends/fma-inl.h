@@ -125,6 +125,8 @@ class FmaTiles {
         query_(arena.Allocate<T>(padded_rows, head_dim_)),
         key_(arena.Allocate<T>(kKeys, head_dim_)),
         value_(arena.Allocate<T>(kKeys, value_width_)),
+        special_(arena.Allocate<T>(kKeys, value_width_)),
+        place_(arena.Allocate<Place>(kKeys, value_width_ / kLanes<T>)),
         fused_(args.spec),
         lane_max_(arena.Allocate<T>(kRows * kLanes<T>)) {}
 
@@ -155,9 +157,7 @@ class FmaTiles {
       for (int64_t column = 0; column < value_dim_; column += kPanel<T>) {
         const int64_t width = PanelWidth<T>(column, value_dim_);
         const AddToOutputs<T> outputs{output + column, value_width_, rescale};
-        if (!values_finite_) {
-          AddNonFinite(tile.rows, to - from, panel + from * width, width, weights + from, outputs);
-        } else if (width == kPanel<T>) {
+        if (width == kPanel<T>) {
           GemmTile<height.value, 2, kStride, 1>(to - from, weights + from, panel + from * width, FromZero<T>(),
                                                 outputs);
         } else {
@@ -167,17 +167,40 @@ class FmaTiles {
         panel += keys_ * width;
       }
     });
+    if (special_count_ > 0) AddSpecialValues(tile.rows, from, to, weights, output);
   }
 
  protected:
+  // Moves NaN and infinities of the packed values to `special_`: a key of weight 0 must not contribute them, but 0 *
+  // NaN is NaN.
+  HWY_NOINLINE void SeparateSpecialValues() {
+    const Tag<T> d;
+    T* values = value_;
+    for (int64_t panel = 0; panel < value_dim_; panel += kPanel<T>) {
+      const int64_t width = PanelWidth<T>(panel, value_dim_);
+      for (int64_t i = 0; i < keys_ * width; i += kLanes<T>, values += kLanes<T>) {
+        const auto value = hn::Load(d, values);
+        const auto finite = hn::Eq(hn::Mul(value, hn::Zero(d)), hn::Zero(d));
+        if (hn::AllTrue(d, finite)) continue;
+        hn::Store(hn::IfThenElseZero(finite, value), d, values);
+        hn::Store(hn::IfThenZeroElse(finite, value), d, special_ + special_count_ * kLanes<T>);
+        place_[special_count_++] = {static_cast<std::int32_t>(i / width), static_cast<std::int32_t>(panel + i % width)};
+      }
+    }
+  }
+
   const int64_t head_dim_, value_dim_, value_width_;
   T* const query_;    // tiles of [head_dim][height]
   T* const key_;      // panels of [head_dim][panel]
-  T* const value_;    // panels of [keys][panel]
+  T* const value_;    // panels of [keys][panel], 0 where a value is special: NaN or infinite
   int64_t keys_ = 0;  // in the packed block
-  bool values_finite_ = true;
+  int64_t special_count_ = 0;
 
  private:
+  struct Place {
+    std::int32_t key, column;  // of the packed block; of the first lane
+  };
+
   template <int kHeight, int kVectors>
   HWY_INLINE void ScorePanel(const Tile<kRows>& tile, int64_t column, int64_t begin, bool fused,
                              const StoreScores<T>& store) const {
@@ -191,22 +214,24 @@ class FmaTiles {
     }
   }
 
-  // The same for values with NaN or Inf: keys of weight 0 are skipped, because 0 * NaN is NaN.
-  HWY_NOINLINE void AddNonFinite(int rows, int64_t depth, const T* values, int64_t width, const T* weights,
-                                 const AddToOutputs<T>& outputs) const {
+  // Adds the special values of keys [from, to), for the rows whose weight of the key is not 0.
+  HWY_NOINLINE void AddSpecialValues(int rows, int64_t from, int64_t to, const T* weights, T* output) const {
     const Tag<T> d;
-    for (int r = 0; r < rows; ++r, weights += kStride) {
-      for (int64_t v = 0; v < width; v += kLanes<T>) {
-        T* output = outputs.output + r * outputs.stride + v;
-        auto sum = hn::Zero(d);
-        for (int64_t j = 0; j < depth; ++j) {
-          if (weights[j] != T{0}) sum = hn::MulAdd(hn::Set(d, weights[j]), hn::Load(d, values + j * width + v), sum);
-        }
-        hn::Store(hn::MulAdd(hn::Load(d, output), hn::Set(d, outputs.rescale[r]), sum), d, output);
+    for (int64_t i = 0; i < special_count_; ++i) {
+      const auto [key, column] = place_[i];
+      if (key < from || key >= to) continue;
+      const auto special = hn::Load(d, special_ + i * kLanes<T>);
+      for (int r = 0; r < rows; ++r) {  // without a branch, which masks would make hard to predict
+        const auto weight = hn::Set(d, weights[r * kStride + key]);
+        const auto kept = hn::IfThenZeroElse(hn::Eq(weight, hn::Zero(d)), special);
+        T* const sum = output + r * value_width_ + column;
+        hn::Store(hn::MulAdd(weight, kept, hn::Load(d, sum)), d, sum);
       }
     }
   }
 
+  T* const special_;    // vectors of values, 0 where they are finite
+  Place* const place_;  // of each of them
   const FusedModifiers<T> fused_;
   T* const lane_max_;  // [kRows][lanes] of a tile's scores
 };
@@ -253,7 +278,8 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
     keys_ = end - begin;
     const auto [rows, stride] = Wide(args_.value, block_.kv_head, begin, keys_);
     PackPanels(rows, keys_, value_dim_, stride, int64_t{1}, value_);
-    values_finite_ = AllFinite(value_, keys_ * value_width_);
+    special_count_ = 0;
+    if (!AllFinite(value_, keys_ * value_width_)) SeparateSpecialValues();
   }
 
   // Score post-processing: none here.
@@ -283,10 +309,11 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
   using Base::key_;
   using Base::keys_;
   using Base::query_;
+  using Base::SeparateSpecialValues;
+  using Base::special_count_;
   using Base::value_;
   using Base::value_dim_;
   using Base::value_width_;
-  using Base::values_finite_;
   const AttentionArgs<S>& args_;
   const AttentionBlock block_;
   T* const wide_;  // [kKeys][max width] staging buffer of widened rows
