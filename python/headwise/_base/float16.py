@@ -47,10 +47,13 @@ def _widen(x: Array) -> Array:
     bits &= -0x70002000  # 0x8FFFE000: the sign and 15 bits of exponent and mantissa
     wide: Array = bits.view(np.float32)
     wide *= _REBIAS
-    # Infinity and NaN have become numbers from 65536 on; and these are subnormal numbers before the multiplication.
-    finite = wide.min(initial=0.0) >= -_LARGEST and wide.max(initial=0.0) <= _LARGEST
-    if not (finite and _SMALLEST * _REBIAS > 0):
+    # Infinity has become 65536, NaN a larger number; and subnormal numbers are so before the multiplication.
+    largest = max(wide.max(initial=0.0), -wide.min(initial=0.0))
+    if largest > 65536.0 or not _SMALLEST * _REBIAS > 0:
         _every_float16().take(x.view(np.uint16), out=wide, mode="clip")
+    elif largest == 65536.0:
+        wide *= _REBIAS  # 65504 stays finite
+        wide /= _REBIAS
     return wide
 
 
