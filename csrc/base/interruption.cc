@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/threads/thread_state.h"
+#include "testing/hooks.h"
 
 namespace headwise {
 namespace {
@@ -33,13 +34,18 @@ Interruption::~Interruption() {
   ThisThread().stopped = outer_stopped_;
 }
 
-void Interruption::Count(double work) {
+bool Interruption::CheckIsDue(double work) {
+  if (testing::CheckAtEveryQuestion()) return true;
   uncounted_ -= work;
-  if (uncounted_ > 0 || stopped_.load(std::memory_order_relaxed)) return;
+  if (uncounted_ > 0) return false;
   uncounted_ = kWorkPerReading;
   const Clock::time_point now = Clock::now();
   if (next_check_ == Clock::time_point()) next_check_ = now + kInterval;  // the first reading: the call has just begun
-  if (now < next_check_) return;
+  return now >= next_check_;
+}
+
+void Interruption::Count(double work) {
+  if (stopped_.load(std::memory_order_relaxed) || !CheckIsDue(work)) return;
   ThreadState& thread = ThisThread();
   const Restore restore = std::exchange(thread.restore, nullptr);
   if (check_(context_)) stopped_.store(true, std::memory_order_relaxed);

@@ -29,6 +29,7 @@ class Interruption {
  private:
   friend bool Interrupted(double work);
   void Count(double work);
+  bool CheckIsDue(double work);
 
   bool (*const check_)(void* context);
   void* const context_;

@@ -12,9 +12,14 @@ void SetBf16ForAnyShape(bool on);
 // Threads also for work that is too short to be worth a parallel region (base/parallel.h).
 bool ThreadsForAnyWork();
 void SetThreadsForAnyWork(bool on);
+
+// Every question whether a call is interrupted makes its check, without regard to the clock (base/interruption.h).
+bool CheckAtEveryQuestion();
+void SetCheckAtEveryQuestion(bool on);
 #else
 constexpr bool Bf16ForAnyShape() { return false; }
 constexpr bool ThreadsForAnyWork() { return false; }
+constexpr bool CheckAtEveryQuestion() { return false; }
 #endif
 
 }  // namespace headwise::testing
