@@ -210,13 +210,14 @@ def race_layouts(name: str, rounds: int) -> None:
     ended = threading.Event()
 
     def change() -> None:
+        rng = np.random.default_rng(0)
         while not ended.is_set():
-            for array, shape in zip(arrays, shapes, strict=True):
-                array.shape = (array.size,)
-                array.shape = shape[::-1]
-                array.flags.writeable = False
-                array.flags.writeable = True
-                array.shape = shape
+            # Python switches threads at the end of a loop's body, so each body leaves one array changed or restored.
+            i = int(rng.integers(len(arrays)))
+            array, shape = arrays[i], shapes[i]
+            changed = rng.random() < 0.3
+            array.shape = (array.size,) if changed and rng.random() < 0.5 else shape[::-1] if changed else shape
+            array.flags.writeable = bool(rng.random() < 0.9)
 
     returned = refused = 0
     thread = threading.Thread(target=change)
