@@ -154,7 +154,7 @@ def test_bad_sizes(name: str, size: Any, error: type[Exception]) -> None:
         hw.KVCache(**SIZES | {name: size})
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.complex64, bool, "text", object])
+@pytest.mark.parametrize("dtype", [np.int32, np.complex64, bool, "text", "01", "0\x1b", {"names": []}, object])
 def test_unsupported_dtypes(dtype: Any) -> None:
     with pytest.raises(TypeError, match=r"^dtype: "):
         hw.KVCache(**SIZES, dtype=dtype)

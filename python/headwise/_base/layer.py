@@ -114,7 +114,7 @@ def parameter_dtype(dtype: DTypeLike | None) -> np.dtype[Any]:
         return FLOAT64
     try:
         made = np.dtype(dtype)
-    except TypeError as error:
+    except Exception as error:  # SyntaxError for "01", ValueError for {"names": []}
         raise TypeError(f"dtype: {shown(dtype)}, expected float16, bfloat16, float32 or float64") from error
     check_dtype(made, "dtype")
     if made.kind in "biu":
