@@ -14,6 +14,9 @@ namespace {
 // Sums of a query's index, `offset` and `left` or `right` do not overflow.
 constexpr std::int64_t kMaxPosition = std::int64_t{1} << 61;
 
+// The softcap and its inverse, times scores of usual size, are normal numbers of float32.
+constexpr double kMinSoftcap = 1e-30, kMaxSoftcap = 1e30;
+
 [[noreturn]] void Fail(const char* name, const std::string& message) {
   throw std::invalid_argument(std::string(name) + ": " + message);
 }
@@ -75,7 +78,9 @@ void CheckAttention(const AttentionArgs<T>& args) {
   if (args.lse) CheckShape<Accumulator<T>, 3>(args.lse, {batch, heads, query_len}, "lse");
 
   const AttentionSpec<T>& spec = args.spec;
-  if (!(spec.softcap >= 0)) Fail("softcap", std::to_string(spec.softcap) + ", expected a number >= 0");
+  if (spec.softcap != 0 && !(spec.softcap >= kMinSoftcap && spec.softcap <= kMaxSoftcap)) {
+    Fail("softcap", std::to_string(spec.softcap) + ", expected 0, or a number from 1e-30 to 1e30");
+  }
   const auto check_position = [](std::int64_t position, const char* name) {
     if (position > kMaxPosition || position < -kMaxPosition) {
       Fail(name, std::to_string(position) + ", expected at most 2^61 in size");

@@ -28,8 +28,8 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// The weights exp(score - max) of one row: visit(key, weight) for each key of weight other than 0, until it returns
-// false. Returns whether it never did.
+// The weights exp(score - max) of one row: visit(first key, number of keys, weights) for one panel of keys after the
+// other, until it returns false. Returns whether it never did.
 template <typename T, typename S, class Visit>
 HWY_INLINE bool VisitWeights(const AttentionArgs<S>& args, int64_t batch, const Row& row, T max, const Visit& visit) {
   const Tag<T> d;
@@ -49,9 +49,7 @@ HWY_INLINE bool VisitWeights(const AttentionArgs<S>& args, int64_t batch, const 
     }
     ModifyRow(args, batch, row, ModifiersOf(args.spec), begin, 0, keys, weights);
     Exponentials(weights, 0, keys, max);
-    for (int64_t j = 0; j < keys; ++j) {
-      if (weights[j] != T{0} && !visit(begin + j, weights[j])) return false;
-    }
+    if (!visit(begin, keys, weights)) return false;
   }
   return true;
 }
@@ -64,26 +62,36 @@ HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const
   const Tag<T> d;
   const int64_t value_dim = args.value.shape[3], kv_head = row.head / (args.query.shape[1] / args.key.shape[1]);
   const auto value_at = [&](int64_t key) { return args.value.at(batch, kv_head, key); };
-  T sum = args.spec.sinks ? std::exp(args.spec.sinks[row.head] - max) : T{0};
-  const bool finite = VisitWeights(args, batch, row, max, [&](int64_t key, T weight) HWY_ATTR {
-    sum += weight;
-    auto zero = hn::Mul(hn::Set(d, weight), hn::Zero(d));
-    ForEachVector(d, value_dim, [&](auto lanes, int64_t i) HWY_ATTR {
-      zero = hn::MulAdd(lanes.Load(d, value_at(key) + i), hn::Zero(d), zero);
-    });
+  double sum = args.spec.sinks ? std::exp(static_cast<double>(args.spec.sinks[row.head] - max)) : 0.0;
+  const bool finite = VisitWeights(args, batch, row, max, [&](int64_t begin, int64_t keys, T* weights) HWY_ATTR {
+    auto zero = hn::Zero(d);
+    for (int64_t j = 0; j < keys; ++j) {
+      if (weights[j] == T{0}) continue;
+      sum += static_cast<double>(weights[j]);
+      ForEachVector(d, value_dim, [&](auto lanes, int64_t i) HWY_ATTR {
+        zero = hn::MulAdd(lanes.Load(d, value_at(begin + j) + i), hn::Zero(d), zero);
+      });
+    }
     return hn::AllTrue(d, hn::Eq(zero, hn::Zero(d)));
   });
-  if (!finite) return false;
+  if (!finite || !std::isfinite(sum)) return false;
 
-  // Halves, because rounding may carry a mean of the largest number beyond it.
+  // Halves, because rounding may carry a mean of the largest number beyond it. A panel has a sum of its own, as
+  // rounding errors grow with the number of addends.
   std::fill_n(output, value_dim, T{0});
   const auto& dropout = args.spec.dropout_keep;
-  const T factor = (dropout ? static_cast<T>(args.spec.dropout_scale) : T{1}) / (T{2} * sum);
-  VisitWeights(args, batch, row, max, [&](int64_t key, T weight) HWY_ATTR {
-    if (dropout && !*dropout.at(batch, row.head, row.query, key)) return true;
-    const auto share = hn::Set(d, weight * factor);
+  const T factor = static_cast<T>((dropout ? args.spec.dropout_scale : 1.0) / (2 * sum));
+  VisitWeights(args, batch, row, max, [&](int64_t begin, int64_t keys, T* weights) HWY_ATTR {
+    for (int64_t j = 0; j < keys; ++j) {
+      weights[j] *= dropout && !*dropout.at(batch, row.head, row.query, begin + j) ? T{0} : factor;
+    }
     ForEachVector(d, value_dim, [&](auto lanes, int64_t i) HWY_ATTR {
-      lanes.Store(hn::MulAdd(share, lanes.Load(d, value_at(key) + i), lanes.Load(d, output + i)), d, output + i);
+      auto panel = hn::Zero(d);
+      for (int64_t j = 0; j < keys; ++j) {
+        if (weights[j] == T{0}) continue;
+        panel = hn::MulAdd(hn::Set(d, weights[j]), lanes.Load(d, value_at(begin + j) + i), panel);
+      }
+      lanes.Store(hn::Add(lanes.Load(d, output + i), panel), d, output + i);
     });
     return true;
   });

@@ -31,6 +31,7 @@
 
 #include <algorithm>
 
+#include "attention/divide_first-inl.h"
 #include "attention/kernel.h"
 #include "attention/modifiers/score_modifiers-inl.h"
 #include "attention/softmax-inl.h"
@@ -373,8 +374,13 @@ void FinishRows(const AttentionRun<Products>& run) {
       const Row& row = tile.row[r];
       const int64_t padded_row = tile.first_row + r;
       const T sum = scratch.sum[padded_row];
-      ScaleRow(scratch.output + padded_row * scratch.value_width, args.value.shape[3], Normaliser(sum),
-               args.output.at(run.block.batch, row.head, row.query));
+      T* output = scratch.output + padded_row * scratch.value_width;
+      T normaliser = Normaliser(sum);
+      if (HWY_UNLIKELY(!AllFinite(output, scratch.value_width)) &&
+          DivideFirst(args, run.block.batch, row, scratch.max[padded_row], output)) {
+        normaliser = T{1};
+      }
+      ScaleRow(output, args.value.shape[3], normaliser, args.output.at(run.block.batch, row.head, row.query));
       if (args.lse) *args.lse.at(run.block.batch, row.head, row.query) = LogSumExp(scratch.max[padded_row], sum);
       if (!args.weights) continue;
       if (scratch.blocks > 0 && run.keys.begin < run.keys.end) FinishWeights(run, row, padded_row);

@@ -119,6 +119,15 @@ T LogSumExp(T max, T sum) {
   return static_cast<T>(static_cast<double>(max) + std::log(static_cast<double>(sum)));
 }
 
+// Whether packed[0, count) holds neither NaN nor Inf. Whole vectors, aligned.
+template <typename T>
+bool AllFinite(const T* packed, int64_t count) {
+  const Tag<T> d;
+  auto sum = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += kLanes<T>) sum = hn::MulAdd(hn::Load(d, packed + i), hn::Zero(d), sum);
+  return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
+}
+
 // to[0, n) = value. `To` may be a 16-bit type.
 template <typename T, typename To>
 HWY_INLINE void FillRow(To* to, int64_t n, T value) {

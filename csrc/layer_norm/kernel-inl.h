@@ -31,22 +31,33 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// With this scale, the square of the largest number is far from overflow, and the square of the smallest number whose
-// square overflows unscaled is far from underflow.
+// Rows whose squares overflow or underflow are multiplied by a power of two first, of which the result does not depend.
 template <typename A>
-constexpr A kLayerNormScale = std::is_same_v<A, float> ? A(0x1p-100) : A(0x1p-800);
+struct LayerNormScale {
+  static constexpr bool kSingle = std::is_same_v<A, float>;
+  // With `down`, the square of the largest number is far from overflow, and the square of the smallest number whose
+  // square overflows unscaled is far from underflow.
+  static constexpr A down = kSingle ? A(0x1p-100) : A(0x1p-800);
+  // With `up`, the square of the smallest number is normal. For rows of variance + eps below max_variance, where the
+  // squares may lose bits; if such a row has a mean of max_mean or more, its entries are all equal.
+  static constexpr A up = kSingle ? A(0x1p100) : A(0x1p600);
+  static constexpr double max_variance = kSingle ? 0x1p-90 : 0x1p-960, max_mean = kSingle ? 0x1p20 : 0x1p-400;
+  static constexpr double min_eps = kSingle ? 0x1p-240 : 0x1p-1020;
+};
 
 template <bool kScaled, typename T>
 void LayerNormRowScaled(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
-                        const T* next) {
+                        const T* next, Accumulator<T> scale = 1) {
   using A = Accumulator<T>;
+  using Scale = LayerNormScale<A>;
   const hn::ScalableTag<A> d;
   const auto count = static_cast<double>(n);
   const auto load = [&](auto lanes, std::int64_t i) HWY_ATTR {
     const auto v = lanes.Load(d, x + i);
-    return kScaled ? hn::Mul(v, hn::Set(d, kLayerNormScale<A>)) : v;
+    return kScaled ? hn::Mul(v, hn::Set(d, scale)) : v;
   };
-  const auto center = hn::Set(d, static_cast<A>(SumOfRow(d, n, load) / count));
+  const double mean = SumOfRow(d, n, load) / count;
+  const auto center = hn::Set(d, static_cast<A>(mean));
   const auto deviation = [&](auto lanes, std::int64_t i) HWY_ATTR { return hn::Sub(load(lanes, i), center); };
   const double rest = SumOfRow(d, n, deviation) / count;
   const auto square = [&](auto lanes, std::int64_t i) HWY_ATTR {
@@ -55,14 +66,18 @@ void LayerNormRowScaled(const T* x, const T* gamma, const T* beta, double eps, s
     return hn::Mul(v, v);
   };
   const double variance = SumOfRow(d, n, square) / count - rest * rest;
-  if constexpr (kScaled) {
-    // Must not become 0: a constant row has to give beta, not NaN.
-    const double scaled = eps * static_cast<double>(kLayerNormScale<A>) * static_cast<double>(kLayerNormScale<A>);
-    eps = eps > 0 ? std::max(scaled, std::is_same_v<A, float> ? 0x1p-240 : 0x1p-1020) : 0;
-  } else if (!(variance < std::numeric_limits<double>::infinity())) {
-    return LayerNormRowScaled<true>(x, gamma, beta, eps, n, out, streamed, next);
+  // Must not become 0: a row of equal entries has to give beta, not NaN.
+  const auto factor = static_cast<double>(scale);
+  const double scaled_eps = eps > 0 ? std::max(eps * factor * factor, Scale::min_eps) : 0;
+  if constexpr (!kScaled) {
+    if (!(variance < std::numeric_limits<double>::infinity())) {
+      return LayerNormRowScaled<true>(x, gamma, beta, eps, n, out, streamed, next, Scale::down);
+    }
+    if (HWY_UNLIKELY(variance + scaled_eps < Scale::max_variance && std::abs(mean) < Scale::max_mean)) {
+      return LayerNormRowScaled<true>(x, gamma, beta, eps, n, out, streamed, next, Scale::up);
+    }
   }
-  const auto inverse = hn::Set(d, static_cast<A>(1 / std::sqrt(std::max(variance, 0.0) + eps)));
+  const auto inverse = hn::Set(d, static_cast<A>(1 / std::sqrt(std::max(variance, 0.0) + scaled_eps)));
   const auto shift = hn::Set(d, static_cast<A>(rest));
   const auto result = [&](auto lanes, std::int64_t i) HWY_ATTR {
     const auto normal = hn::Mul(hn::Sub(deviation(lanes, i), shift), inverse);

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import pytest
 import headwise as hw
 from calls import Case, Sizes
 from calls import numbers as ordinary
+from comparison import both
+from implementations import IMPLEMENTATIONS, choose
 from operations import OPERATIONS, cases
 from support import dtype_named
 
@@ -93,6 +96,49 @@ def test_casts_neither_warn_nor_raise(operation: str, dtype: str) -> None:
                 case.run(arguments)
 
 
+NATIVE = [name for name in IMPLEMENTATIONS if name != "numpy"]
+SPECIAL = ["inf", "-inf", "nan", "subnormal"]
+#: Decode, in chunks of keys; tiles of rows.
+ATTENTION = [Sizes((1, 4), 2, 2, 600, 8, 8), Sizes((1, 2), 1, 20, 300, 8, 20)]
+
+
+@pytest.mark.single_implementation
+@pytest.mark.skipif(not NATIVE, reason="one implementation has nothing to be compared with")
+@pytest.mark.parametrize("native", NATIVE)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operation", [name for name, o in OPERATIONS.items() if o.computed])
+def test_backends_agree_on_special_numbers(operation: str, dtype: str, native: str) -> None:
+    """NaN and infinities at the same places, in all arguments; where a sum of products overflows depends on the
+    target, see docs/precision.md."""
+    for case in calls(operation):
+        for names in [[name] for name in SPECIAL] + [SPECIAL]:
+            arguments = case.arguments(SIZES, extreme(names, dtype_named(dtype), 0.2))
+            both(native, lambda case=case, arguments=arguments: case.run(arguments))
+
+
+@pytest.mark.single_implementation
+@pytest.mark.skipif(not NATIVE, reason="one implementation has nothing to be compared with")
+@pytest.mark.parametrize("native", NATIVE)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("sizes", ATTENTION, ids=["decode", "tiles"])
+@pytest.mark.parametrize("names", [["max"], ["-max", "half the max"], ["max", "-max"]], ids=str)
+def test_backends_agree_on_large_values(names: list[str], sizes: Sizes, dtype: str, native: str) -> None:
+    """Of attention: the same results are finite, and are equal to the largest number times some bound."""
+    kind = dtype_named(dtype)
+    large = extreme(names, kind, 0.9 if len(names) == 1 else 0.03)
+
+    def make(name: str, shape: tuple[int, ...]) -> Array:
+        return large(name, shape) if name == "value" else ordinary(name, shape).astype(kind)
+
+    for case in cases(where=lambda o: o.name in ("flash_attention", "varlen_attention")):
+        arguments, results = case.arguments(sizes, make), []
+        for implementation in ("numpy", native):
+            choose(implementation)
+            results.append([x.astype(np.float64) / limits(kind)[1] for x in case.run(arguments)])
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, other, atol=3e-2 if dtype == "bfloat16" else 2e-4)
+
+
 def layer(dtype: Any = np.float64, **keywords: Any) -> hw.MultiHeadAttention:
     """A layer whose parameters are extremes of their dtype."""
     made = hw.MultiHeadAttention(12, 2, bias=True, sinks=True, dtype=dtype, rng=0, **keywords)
@@ -150,3 +196,20 @@ def test_layers_neither_warn_nor_raise(use: str, dtype: str) -> None:
         x = extreme(names, dtype_named(dtype))("x", (1, 9, 12))
         with strict():
             USES[use](x)
+
+
+@pytest.mark.single_implementation
+@pytest.mark.parametrize("number", [10**400, -(10**400), Fraction(10**400, 3)], ids=["int", "negative", "fraction"])
+def test_numbers_beyond_float_are_refused_in_words(number: Any) -> None:
+    x = np.ones((1, 1, 2, 4))
+    calls: dict[str, Callable[[], Any]] = {
+        "scale": lambda: hw.flash_attention(x, x, x, scale=number),
+        "softcap": lambda: hw.flash_attention(x, x, x, softcap=number),
+        "eps": lambda: hw.layer_normalization([1.0, 2.0], [1.0, 1.0], [0.0, 0.0], eps=number),
+        "rate": lambda: hw.dropout(x, number),
+        "base": lambda: hw.RotaryPositionalEmbedding(4, base=number),
+        "n": lambda: hw.attention.positional_encoding(3, 4, number),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"{name}: -?inf, expected a finite number"):
+            call()

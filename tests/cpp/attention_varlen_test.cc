@@ -297,6 +297,7 @@ TEST(AttentionArgumentsTest, WrongShapesAndStridesThrow) {
   }
   expect("softcap", [](Args& bad) { bad.spec.softcap = -1; });
   expect("softcap", [](Args& bad) { bad.spec.softcap = kNaN; });
+  expect("softcap", [](Args& bad) { bad.spec.softcap = 1e31; });
 }
 
 }  // namespace

@@ -103,3 +103,27 @@ def test_nan_stays_in_its_row() -> None:
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)], ids=str)
 def test_empty(shape: tuple[int, ...]) -> None:
     assert hw.layer_normalization(np.zeros(shape), np.ones(4), np.zeros(4)).shape == shape
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("exponent", [-1, -18, -30, -37, -44, -160, -300, -320, 18, 30, 37, 150, 300])
+@pytest.mark.parametrize("eps", [0.0, 1e-300, 1e-80, 1e-40])
+def test_small_and_large_rows(eps: float, exponent: int, dtype: str) -> None:
+    """The variance of such rows overflows or underflows in the dtype; the result does not depend on their size."""
+    kind = dtype_named(dtype)
+    if dtype != "float64" and not (-44 if dtype == "float32" else -37) <= exponent <= 37:
+        pytest.skip("beyond the range of the dtype")
+    with np.errstate(all="ignore"):
+        x = (normal((5, 40), dtype=np.float64) * 10.0**exponent).astype(kind)
+    g, b = normal((40,), 1).astype(kind), normal((40,), 2).astype(kind)
+    got = hw.layer_normalization(x, g, b, eps=eps)
+    expected = oracle.layer_normalization(x, g, b, np.longdouble(eps))
+    np.testing.assert_allclose(oracle.double(got), expected, atol=2.0**-6 if dtype == "bfloat16" else 2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e-20, 1.0, 1e30])
+@pytest.mark.parametrize("eps", [1e-300, 1e-30, 1e-5])
+def test_equal_entries_give_beta(eps: float, size: float, dtype: str) -> None:
+    x, b = np.full((3, 40), size, dtype), normal((40,), 2, dtype)
+    np.testing.assert_array_equal(hw.layer_normalization(x, np.ones(40, dtype), b, eps=eps), np.stack([b, b, b]))

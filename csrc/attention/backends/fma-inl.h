@@ -98,14 +98,6 @@ struct AddToOutputs {
   }
 };
 
-template <typename T>
-bool AllFinite(const T* packed, int64_t count) {
-  const Tag<T> d;
-  auto sum = hn::Zero(d);
-  for (int64_t i = 0; i < count; i += kLanes<T>) sum = hn::MulAdd(hn::Load(d, packed + i), hn::Zero(d), sum);
-  return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
-}
-
 // Packed arrays and their products, in the accumulator type T: one copy of this code for all element types that share
 // it.
 template <typename T>

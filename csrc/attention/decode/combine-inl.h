@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "attention/decode/partial-inl.h"
+#include "attention/divide_first-inl.h"
 #include "attention/softmax-inl.h"
 #include "base/scratch.h"
 #include "headwise/attention.h"
@@ -61,7 +62,9 @@ void CombineChunks(const AttentionArgs<S>& args, int64_t batch, int64_t kv_head,
       }
     }
     const T normaliser = Normaliser(sum);
-    ScaleRow(output, value_dim, normaliser, args.output.at(batch, head, query));
+    const bool divided = HWY_UNLIKELY(!AllFinite(output, total.value_width)) &&
+                         DivideFirst(args, batch, MakeRow(args, head, query), max, output);
+    ScaleRow(output, value_dim, divided ? T{1} : normaliser, args.output.at(batch, head, query));
     if (args.lse) *args.lse.at(batch, head, query) = LogSumExp(max, sum);
     if (args.weights) {
       S* weights = args.weights.at(batch, head, query);

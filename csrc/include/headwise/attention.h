@@ -47,7 +47,7 @@ using Bias = std::conditional_t<kIs16Bit<T>, std::variant<View<const Accumulator
 template <typename T>
 struct AttentionSpec {
   double scale = 1.0;
-  double softcap = 0.0;     // 0: none
+  double softcap = 0.0;     // 0: none; else 1e-30 to 1e30
   std::int64_t left = -1;   // window to the left; -1: open
   std::int64_t right = -1;  // window to the right; -1: open; 0: causal
   std::int64_t offset = 0;  // position of query 0 among the keys
@@ -76,7 +76,7 @@ struct AttentionArgs {
 };
 
 // Throws std::invalid_argument, with a message that begins with the argument's name, unless the shapes agree, the
-// strides are as stated above, softcap is >= 0, and left, right and offset are at most 2^61 in size. Reads no array.
+// strides and softcap are as stated above, and left, right and offset are at most 2^61 in size. Reads no array.
 template <typename T>
 void CheckAttention(const AttentionArgs<T>& args);
 

@@ -31,9 +31,9 @@ def check_int(value: object, name: str, minimum: int = -sys.maxsize, maximum: in
         except TypeError as error:
             raise TypeError(f"{name}: {type(value).__name__}, expected an integer") from error
     if number < minimum:
-        raise ValueError(f"{name}: {number}, expected at least {minimum}")
+        raise ValueError(f"{name}: {shown(number)}, expected at least {minimum}")
     if number > maximum:
-        raise ValueError(f"{name}: {number}, expected at most {maximum}")
+        raise ValueError(f"{name}: {shown(number)}, expected at most {maximum}")
     return number
 
 
@@ -51,7 +51,10 @@ def check_real(value: object, name: str) -> float:
             value = value.item()
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name}: {type(value).__name__}, expected a real number")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer or a fraction
+            number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name}: {number}, expected a finite number")
     return number

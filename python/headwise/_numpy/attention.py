@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
+# The smallest exp(score - max) of the native core, by item size; see csrc/attention/exp-inl.h.
+_MIN_WEIGHT = {4: 2.0**-86.5, 8: 2.0**-622.5}
+
+
 @ieee
 def attention(
     query: Array,
@@ -112,11 +116,13 @@ def _attend(
         if spec.dropout_keep is not None:
             scores *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
             total /= spec.dropout_scale
-        average = reduce(
-            np.add,
-            (_weighted_sum(grouped[..., columns], cast_dtype(value[b, g, keys], dtype)) for columns, keys in pieces),
-        )
-        average /= total.reshape((*stacked, 1))
+        values = [(columns, value[b, g, keys]) for columns, keys in pieces]
+        total = total.reshape((*stacked, 1))
+        average = _weighted_sum(grouped, values)
+        average /= total
+        if not np.isfinite(average).all():
+            again = _divide_first(grouped, total, values, keep_all=spec.dropout_keep is None)
+            np.copyto(average, again, where=~np.isfinite(average))
         assign(output[b, h, r], average.reshape((*block[:3], value_dim)))
 
 
@@ -233,7 +239,28 @@ def _exponentials(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
     return total, peak
 
 
-def _weighted_sum(weights: Array, value: Array) -> Array:
+def _weighted_sum(weights: Array, values: list[tuple[slice, Array]]) -> Array:
+    """``weights @ values``, where the values are given in pieces, each with its columns of the weights."""
+    return reduce(np.add, (_product(weights[..., columns], cast_dtype(v, weights.dtype)) for columns, v in values))
+
+
+def _divide_first(weights: Array, total: Array, values: list[tuple[slice, Array]], *, keep_all: bool) -> Array:
+    """``weights / total @ values``, whose partial sums do not exceed the largest value. Weights below ``_MIN_WEIGHT``
+    become 0 in place, so that NaN and infinities there are ignored as in the native core.
+
+    Computed in halves, as rounding may carry a mean of the largest number beyond it. Dropout may do so too
+    (``keep_all`` is False): its means have no such limit.
+    """
+    weights[weights < _MIN_WEIGHT[weights.itemsize]] = 0
+    half = _weighted_sum(weights / (2 * total), values)
+    if keep_all:
+        limit = np.finfo(half.dtype).max / 2
+        half = np.where(np.isinf(half), half, half.clip(-limit, limit))
+    half *= 2
+    return half
+
+
+def _product(weights: Array, value: Array) -> Array:
     """``weights @ value``, where a weight of 0 contributes 0 even if the value is infinite or NaN.
 
     By IEEE rules 0 * inf and 0 * NaN are NaN, so such a value shows in every row of the product. Only then, the finite

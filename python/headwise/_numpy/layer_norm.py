@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 
+class _Limits(NamedTuple):
+    """Where squares overflow or underflow; see ``LayerNormScale`` in csrc/layer_norm/kernel-inl.h."""
+
+    down: float
+    up: float
+    max_variance: float
+    max_mean: float
+    min_eps: float
+
+    def scaled(self, eps: float, scale: float) -> float:
+        """``eps`` of scaled rows. It must not underflow to 0, as it makes the result of a row of equal entries beta."""
+        return max(eps * scale * scale, self.min_eps) if eps else 0.0
+
+
+_FLOAT32 = _Limits(2.0**-100, 2.0**100, 2.0**-90, 2.0**20, 2.0**-240)
+_FLOAT64 = _Limits(2.0**-800, 2.0**600, 2.0**-960, 2.0**-400, 2.0**-1020)
+
+
 @ieee
 def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
     if x.dtype.itemsize == 2:
@@ -20,13 +38,18 @@ def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Ar
 
     def normalize(x: Array, out: Array) -> None:
         centred, variance = _deviations(x)
-        divisor = variance.astype(np.float64) + eps
+        limits = _FLOAT32 if x.dtype == np.float32 else _FLOAT64
+        divisor = variance.astype(np.float64) + limits.scaled(eps, 1.0)
         overflown = ~np.isfinite(variance[:, 0])
-        if overflown.any():  # computed again from scaled rows: the result does not depend on the scale
-            scale, minimum = (2.0**-100, 2.0**-240) if x.dtype == np.float32 else (2.0**-800, 2.0**-1020)
-            centred[overflown], variance = _deviations(x[overflown] * x.dtype.type(scale))
-            # eps must not underflow to 0: it makes the result of a constant row beta.
-            divisor[overflown] = variance.astype(np.float64) + (max(eps * scale * scale, minimum) if eps else 0.0)
+        small = divisor[:, 0] < limits.max_variance
+        if small.any():
+            small &= np.abs(x.mean(axis=1)) < limits.max_mean
+        # Computed again from scaled rows: the result does not depend on the scale.
+        for rows, scale in ((overflown, limits.down), (small, limits.up)):
+            if not rows.any():
+                continue
+            centred[rows], variance = _deviations(x[rows] * x.dtype.type(scale))
+            divisor[rows] = variance.astype(np.float64) + limits.scaled(eps, scale)
         centred /= np.sqrt(divisor).astype(x.dtype)
         centred *= gamma
         np.add(centred, beta, out=out)

@@ -106,7 +106,7 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
         ``(left, right)``: query ``i`` sees keys ``i - left`` to ``i + right``; -1 leaves a side open. One number
         sets both.
     softcap : float, optional
-        Scores ``s`` become ``softcap * tanh(s / softcap)`` [2]_.
+        Scores ``s`` become ``softcap * tanh(s / softcap)`` [2]_. From 1e-30 to 1e30.
     alibi_slopes : array_like, (heads,), optional
         ``-slope * abs(i - j)`` is added to the scores [3]_; see :func:`alibi_slopes`.
     sinks : array_like, (heads,), optional

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from headwise._ops.attention.score_masks import Dtypes
     from headwise._ops.attention.shapes import AttentionShape
 
+# The softcap and its inverse, times scores of usual size, are normal numbers of float32.
+_MIN_SOFTCAP, _MAX_SOFTCAP = 1e-30, 1e30
+
 
 def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) -> AttentionSpec:
     """The checked ``options`` for arrays of ``shape``, without dropout.
@@ -138,6 +141,10 @@ def check_softcap(softcap: object) -> float:
     cap = check_real(softcap, "softcap")
     if cap <= 0.0:
         raise ValueError(f"softcap: {cap}, expected a positive number or None")
+    if not _MIN_SOFTCAP <= cap <= _MAX_SOFTCAP:
+        raise ValueError(
+            f"softcap: {cap}, expected {_MIN_SOFTCAP} to {_MAX_SOFTCAP}, or None for scores without a softcap"
+        )
     return cap
 
 
