@@ -9,14 +9,11 @@
 namespace headwise::bindings {
 namespace {
 
-// False, with an ImportError set, in a sub-interpreter. pybind11 takes the GIL by PyGILState_Ensure, which up to Python
-// 3.11 waits forever in a sub-interpreter whose thread belongs to the main interpreter. Later versions do not wait, but
-// NumPy's arrays are not supported there either.
-bool InMainInterpreter() {
-  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return true;
-  PyErr_SetString(PyExc_ImportError, "it runs in the main interpreter only, and this is a sub-interpreter");
-  return false;
-}
+// pybind11 takes the GIL by PyGILState_Ensure, which up to Python 3.11 waits forever in a sub-interpreter whose thread
+// belongs to the main interpreter. Later versions do not wait, but NumPy's arrays are not supported there either.
+bool InMainInterpreter() { return PyInterpreterState_Get() == PyInterpreterState_Main(); }
+
+constexpr char kMainOnly[] = "it runs in the main interpreter only, and this is a sub-interpreter";
 
 void RememberMainThread() {
   main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
@@ -34,7 +31,9 @@ void RememberMainThread() {
 extern "C" PYBIND11_EXPORT PyObject* PyInit__core();
 extern "C" PyObject* PyInit__core_in_main_interpreter();
 PyObject* PyInit__core() {
-  return headwise::bindings::InMainInterpreter() ? PyInit__core_in_main_interpreter() : nullptr;
+  if (headwise::bindings::InMainInterpreter()) return PyInit__core_in_main_interpreter();
+  PyErr_SetString(PyExc_ImportError, headwise::bindings::kMainOnly);
+  return nullptr;
 }
 
 // py::mod_gil_not_used() is not declared, so a free-threaded interpreter enables the GIL when it imports this module.
@@ -45,7 +44,7 @@ PyObject* PyInit__core() {
 PYBIND11_MODULE(_core, module) {
   using namespace headwise::bindings;  // NOLINT(google-build-using-namespace): of this function alone
   using headwise::CallInterrupted;
-  if (!headwise::bindings::InMainInterpreter()) throw py::error_already_set();
+  if (!InMainInterpreter()) throw py::import_error(kMainOnly);
   module.doc() =
       "The native backend of headwise. Its functions are those of the protocol headwise._runtime.backend.Backend.";
   module.attr("__version__") = HEADWISE_VERSION;

@@ -1,6 +1,6 @@
 """Sub-interpreters, as mod_wsgi runs applications in them: the NumPy backend with a warning, and no call hangs.
 
-NumPy 2.3 and later load once per process, so there either the main interpreter or one sub-interpreter has headwise.
+NumPy loads once per process, so either the main interpreter or one sub-interpreter has headwise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = [
 
 # call(interpreter) imports headwise and computes: "BACKEND WARNINGS" or "ImportError: ...". None: the main interpreter.
 PRELUDE = """
-import faulthandler, importlib.util, json, os, sys
+import faulthandler, importlib, importlib.util, json, os, sys
 faulthandler.dump_traceback_later(60, exit=True)
 new = importlib.util.find_spec("_interpreters") is not None
 interpreters = importlib.import_module("_interpreters" if new else "_xxsubinterpreters")
