@@ -21,7 +21,8 @@ def agree(name: str, native: str, spoil: bool, data: st.DataObject) -> None:
     arguments: dict[str, Any] = data.draw(strategy)
     if spoil:
         place = data.draw(st.sampled_from(sorted(arguments)))
-        arguments[place] = data.draw(spoilt(arguments[place]))
+        # logsumexp may reduce the long axis: a short result of a call without end.
+        arguments[place] = data.draw(spoilt(arguments[place], huge=name != "logsumexp"))
         assume(place != "rng" or arguments[place] is not None)  # valid, and without a seed
     note(f"{name} on {native}: {arguments!r}")
     call: Callable[[], Any] = lambda: run(lambda: function(**arguments))  # noqa: E731
