@@ -28,30 +28,26 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
-// The weights exp(score - max) of one row: visit(first key, number of keys, weights) for one panel of keys after the
-// other, until it returns false. Returns whether it never did.
-template <typename T, typename S, class Visit>
-HWY_INLINE bool VisitWeights(const AttentionArgs<S>& args, int64_t batch, const Row& row, T max, const Visit& visit) {
+// The weights exp(score - max) of one row for the panel of keys that starts with `begin`; returns the number of keys.
+template <typename T, typename S>
+HWY_NOINLINE int64_t PanelWeights(const AttentionArgs<S>& args, int64_t batch, const Row& row, T max, int64_t begin,
+                                  T* weights) {
   const Tag<T> d;
   const int64_t kv_head = row.head / (args.query.shape[1] / args.key.shape[1]);
   const S* query = args.query.at(batch, row.head, row.query);
   const auto scale = hn::Set(d, static_cast<T>(args.spec.scale));
-  HWY_ALIGN T weights[kPanel<T>];
-  for (int64_t begin = row.low; begin < row.high; begin += kPanel<T>) {
-    const int64_t keys = std::min<int64_t>(kPanel<T>, row.high - begin);
-    for (int64_t j = 0; j < keys; ++j) {
-      const S* key = args.key.at(batch, kv_head, begin + j);
-      auto score = hn::Zero(d);
-      ForEachVector(d, args.query.shape[3], [&](auto lanes, int64_t k) HWY_ATTR {
-        score = hn::MulAdd(hn::Mul(lanes.Load(d, query + k), scale), lanes.Load(d, key + k), score);
-      });
-      weights[j] = hn::GetLane(hn::SumOfLanes(d, score));
-    }
-    ModifyRow(args, batch, row, ModifiersOf(args.spec), begin, 0, keys, weights);
-    Exponentials(weights, 0, keys, max);
-    if (!visit(begin, keys, weights)) return false;
+  const int64_t keys = std::min<int64_t>(kPanel<T>, row.high - begin);
+  for (int64_t j = 0; j < keys; ++j) {
+    const S* key = args.key.at(batch, kv_head, begin + j);
+    auto score = hn::Zero(d);
+    ForEachVector(d, args.query.shape[3], [&](auto lanes, int64_t k) HWY_ATTR {
+      score = hn::MulAdd(hn::Mul(lanes.Load(d, query + k), scale), lanes.Load(d, key + k), score);
+    });
+    weights[j] = hn::GetLane(hn::SumOfLanes(d, score));
   }
-  return true;
+  ModifyRow(args, batch, row, ModifiersOf(args.spec), begin, 0, keys, weights);
+  Exponentials(weights, 0, keys, max);
+  return keys;
 }
 
 // output[0, value_dim) of one row, finished, if it can be finite: if the row's scores are, and the values of all keys
@@ -63,7 +59,9 @@ HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const
   const int64_t value_dim = args.value.shape[3], kv_head = row.head / (args.query.shape[1] / args.key.shape[1]);
   const auto value_at = [&](int64_t key) { return args.value.at(batch, kv_head, key); };
   double sum = args.spec.sinks ? std::exp(static_cast<double>(args.spec.sinks[row.head] - max)) : 0.0;
-  const bool finite = VisitWeights(args, batch, row, max, [&](int64_t begin, int64_t keys, T* weights) HWY_ATTR {
+  HWY_ALIGN T weights[kPanel<T>];
+  for (int64_t begin = row.low; begin < row.high; begin += kPanel<T>) {
+    const int64_t keys = PanelWeights(args, batch, row, max, begin, weights);
     auto zero = hn::Zero(d);
     for (int64_t j = 0; j < keys; ++j) {
       if (weights[j] == T{0}) continue;
@@ -72,16 +70,17 @@ HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const
         zero = hn::MulAdd(lanes.Load(d, value_at(begin + j) + i), hn::Zero(d), zero);
       });
     }
-    return hn::AllTrue(d, hn::Eq(zero, hn::Zero(d)));
-  });
-  if (!finite || !std::isfinite(sum)) return false;
+    if (!hn::AllTrue(d, hn::Eq(zero, hn::Zero(d)))) return false;
+  }
+  if (!std::isfinite(sum)) return false;
 
   // Halves, because rounding may carry a mean of the largest number beyond it. A panel has a sum of its own, as
   // rounding errors grow with the number of addends.
   std::fill_n(output, value_dim, T{0});
   const auto& dropout = args.spec.dropout_keep;
   const T factor = static_cast<T>((dropout ? args.spec.dropout_scale : 1.0) / (2 * sum));
-  VisitWeights(args, batch, row, max, [&](int64_t begin, int64_t keys, T* weights) HWY_ATTR {
+  for (int64_t begin = row.low; begin < row.high; begin += kPanel<T>) {
+    const int64_t keys = PanelWeights(args, batch, row, max, begin, weights);
     for (int64_t j = 0; j < keys; ++j) {
       weights[j] *= dropout && !*dropout.at(batch, row.head, row.query, begin + j) ? T{0} : factor;
     }
@@ -93,10 +92,9 @@ HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const
       }
       lanes.Store(hn::Add(lanes.Load(d, output + i), panel), d, output + i);
     });
-    return true;
-  });
+  }
   const T limit = dropout ? std::numeric_limits<T>::infinity() : std::numeric_limits<T>::max();
-  for (int64_t i = 0; i < value_dim; ++i) output[i] = std::clamp(T{2} * output[i], -limit, limit);
+  for (int64_t i = 0; i < value_dim; ++i) output[i] = std::clamp(2 * output[i], -limit, limit);
   return true;
 }
 

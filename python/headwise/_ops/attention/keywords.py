@@ -6,7 +6,6 @@ call pays for one empty dict (20 ns); a wrapper that catches the error would cos
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -100,6 +99,8 @@ def refuse(unknown: Iterable[str], known: Collection[str], *, layer: bool = Fals
             raise TypeError(f"{name}: not a keyword here, expected {candidate}={f' ({note})' if note else ''}")
     if name in _WITHOUT:
         raise TypeError(f"{name}: not a keyword here; {_WITHOUT[name]}")
+    import difflib  # noqa: PLC0415 (takes 1 ms to import)
+
     close = difflib.get_close_matches(name, known, 1)
     meant = f"{close[0]}=" if close else f"one of {', '.join(known)}"
     raise TypeError(f"{name}: not a keyword here, expected {meant}")
