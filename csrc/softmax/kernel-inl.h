@@ -93,6 +93,7 @@ HWY_INLINE void SoftmaxOfShortRows(const SoftmaxRows<T>& rows) {
 template <typename T>
 void SoftmaxOfRows(const SoftmaxRows<T>& rows) {
   const hn::ScalableTag<Accumulator<T>> d;
+  if (rows.n == 0) return;
   if (rows.n < static_cast<std::int64_t>(hn::Lanes(d))) return SoftmaxOfShortRows(rows);
   ForEachRow(rows, [&](const T* x, const T* next, T* out) HWY_ATTR {
     Accumulator<T>* const terms = Terms(rows, out);

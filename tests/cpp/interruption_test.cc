@@ -111,6 +111,7 @@ TEST_P(InterruptionTest, ChecksMayCompute) {
 
 // Weights that were packed in part are not kept.
 TEST_P(InterruptionTest, PacksAgainForAnotherTarget) {
+  SetNumThreads(1);  // the calling thread asks all the questions
   const auto x = Normal<float, 2>({40, 700}), weight = Normal<float, 2>({700, 1100});
   const auto multiply = [&](const PackedLinear<float>& linear) {
     const Tensor<float, 2> out({40, 1100});

@@ -25,6 +25,7 @@ SPELLINGS = {
     "tuple": "tuple[Any, ...]",
     "typing.SupportsFloat | typing.SupportsIndex": "float",
     "typing.SupportsInt | typing.SupportsIndex": "int",
+    "collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]": "list[int]",
     "headwise._core.PackedLinear": "PackedLinear",
 }
 

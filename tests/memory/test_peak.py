@@ -66,6 +66,7 @@ state = layer.state_dict("llama")
 # The memory of each call in MB, besides its result and the scratch memory: none, unless there is a reason.
 MORE = {
     "dropout": x.size / 1e6,  # bool: which entries are kept
+    "logsumexp-where": mb(x) + x.size / 1e6,  # -inf where x is masked, and which entries are
     "layer_normalization-axis--2": mb(x),  # with the axis moved to the end
     # A copy of the weights, and the packed form: as much again, or 1.5 times.
     "packed_linear": 2.5 * mb(weight),

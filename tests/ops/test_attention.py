@@ -186,7 +186,7 @@ MASK_CASES = {
     for name, shape in MASKS.items()
     for kind, keywords in {
         "bool": {"mask": normal(shape) > -0.6},
-        "int64": {"mask": (normal(shape) > -0.6) * 7},
+        "int64": {"mask": (normal(shape) > -0.6) * 1},
         "uint8": {"mask": (normal(shape) > -0.6).astype(np.uint8)},
         "float-keep": {"mask": np.where(np.arange(np.prod(shape)).reshape(shape) % 3, 1.0, 0.0)},
         "float": {"mask": normal(shape, dtype=np.float64)},
