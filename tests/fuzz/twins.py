@@ -111,7 +111,8 @@ def rows(shape: tuple[int, ...], seed: int, dtype: str = "float32") -> Array:
 
 @np.errstate(all="ignore")
 def cast(array: Array, dtype: str) -> Array:
-    return array.astype("f8").astype(dtype)
+    real = array.real if array.dtype.kind == "c" else array
+    return real.astype("f8").astype(dtype)
 
 
 def spoilt(old: Any, *, huge: bool = True) -> st.SearchStrategy[Any]:

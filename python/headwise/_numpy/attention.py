@@ -53,6 +53,9 @@ def attention(
         )  # fmt: skip
         if weights is not None:
             weights[part, ..., keys:] = 0
+        if keys == 0:
+            fill_without_keys(output[part], None if lse is None else lse[part], spec.sinks)
+            continue
         _attend(
             query[part], key[part, :, :keys], value[part, :, :keys], output[part],
             None if weights is None else weights[part, ..., :keys], None if lse is None else lse[part], part_spec,

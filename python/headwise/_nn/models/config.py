@@ -58,7 +58,7 @@ class Config:
     def refuse(self, name: str, *allowed: object) -> None:
         """ValueError if the entry asks for something that layers have not. None and False never do."""
         value = self.get(name, default=False)
-        if value is not False and value not in allowed:
+        if value is not False and not any(isinstance(value, type(other)) and value == other for other in allowed):
             expected = " or ".join(map(repr, allowed)) if allowed else "False or none"
             raise ValueError(f"config[{name!r}]: {value!r}, which attention layers have not, expected {expected}")
 
@@ -74,7 +74,7 @@ class Config:
             return SLIDING if default(index) else FULL
         if not isinstance(kinds, (list, tuple)) or len(kinds) <= index:
             raise ValueError(f"config['layer_types']: {kinds!r}, expected a list with an entry for layer {index}")
-        if kinds[index] not in (FULL, SLIDING):
+        if not isinstance(kinds[index], str) or kinds[index] not in (FULL, SLIDING):
             raise ValueError(f"config['layer_types'][{index}]: {kinds[index]!r}, expected {FULL!r} or {SLIDING!r}")
         kind: str = kinds[index]
         return kind
@@ -93,12 +93,12 @@ class Config:
         entry = self.get("rope_parameters", "rope_scaling", default={})
         if not isinstance(entry, Mapping):
             raise TypeError(f"config['rope_parameters']: {type(entry).__name__}, expected a mapping")
-        local = kind == SLIDING and self.get("rope_local_base_freq", "local_rope_theta")
+        local = self.get("rope_local_base_freq", "local_rope_theta") if kind == SLIDING else None
         if entry and all(isinstance(value, Mapping) for value in entry.values()):  # one for each kind of layer
             if kind not in entry:
                 raise ValueError(f"config['rope_parameters']: no {kind!r}, the kind of the layer")
             entry = entry[kind]
-        elif local:  # Gemma 3 before version 5 of transformers: the entry is that of layers without a window
+        elif local is not None:  # Gemma 3 before transformers 5: the entry is that of layers without a window
             entry = {"rope_theta": local}
         entry = {key: value for key, value in entry.items() if value is not None}
         entry.setdefault("rope_theta", self.get("rope_theta", "rotary_emb_base", "global_rope_theta", default=theta))
