@@ -74,8 +74,8 @@ HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const
   }
   if (!std::isfinite(sum)) return false;
 
-  // Halves, because rounding may carry a mean of the largest number beyond it. A panel has a sum of its own, as
-  // rounding errors grow with the number of addends.
+  // Half of each mean is computed, because rounding may carry the mean of the largest numbers beyond them. A panel has
+  // a sum of its own, as rounding errors grow with the number of addends.
   std::fill_n(output, value_dim, T{0});
   const auto& dropout = args.spec.dropout_keep;
   const T factor = static_cast<T>((dropout ? args.spec.dropout_scale : 1.0) / (2 * sum));

@@ -191,6 +191,7 @@ class TestPublishedConfigurations:
                 **HUB["llama-3.1"], "model_type": "cohere", "use_qk_norm": True}),
             (ValueError, r"^config\['use_bidirectional_attention'\]", {
                 **HUB["llama-3.1"], "model_type": "gemma", "use_bidirectional_attention": True}),
+            (ValueError, r"^config\['no_bias'\]: array", {"model_type": "mpt", "no_bias": np.ones(2)}),
             (ValueError, r"^config\['clip_qkv'\]: 8.0, which attention layers have not", {
                 "model_type": "mpt", "d_model": 64, "n_heads": 4, "attn_config": {"clip_qkv": 8.0}}),
             (ValueError, r"^config\['position_embedding_type'\]: 'relative_key'", {

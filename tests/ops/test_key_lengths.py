@@ -95,6 +95,14 @@ def test_padding_has_no_influence(queries: int) -> None:
     assert np.isnan(output[3]).all() and np.isnan(weights[3, ..., :33]).all() and (weights[3, ..., 33:] == 0).all()
 
 
+def test_a_nan_sink_reaches_a_sequence_without_keys() -> None:
+    """As it reaches a row whose keys are all masked."""
+    query, key, value = arrays(3)
+    output = hw.flash_attention(query, key, value, key_lengths=LENGTHS, sinks=np.array([np.nan, 0, 0, 0]))
+    assert np.isnan(output[:, 0]).all() and np.isfinite(output[:, 1:]).all()
+    assert (output[1, 1:] == 0).all()
+
+
 @pytest.mark.parametrize("shape", [(6, 8), (3, 6, 8), (2, 3, 6, 8), (2, 3, 2, 6, 8)], ids=str)
 def test_ranks(shape: tuple[int, ...]) -> None:
     """The lengths have the shape of the axes before those of heads, queries and keys."""

@@ -251,8 +251,8 @@ def _divide_first(weights: Array, total: Array, values: list[tuple[slice, Array]
     """``weights / total @ values``, whose partial sums do not exceed the largest value. Weights below ``_MIN_WEIGHT``
     become 0 in place, so that NaN and infinities there are ignored as in the native core.
 
-    Computed in halves, as rounding may carry a mean of the largest number beyond it. Dropout may do so too
-    (``keep_all`` is False): its means have no such limit.
+    Half of each mean is computed, as rounding may carry the mean of the largest numbers beyond them. With dropout
+    (``keep_all`` is False) a mean may be larger than every number, and has no such limit.
     """
     weights[weights < _MIN_WEIGHT[weights.itemsize]] = 0
     half = _weighted_sum(weights / (2 * total), values)

@@ -32,8 +32,8 @@ def softmax(x: ArrayLike, axis: Axes = -1, *, where: ArrayLike | None = None, ou
     axis : int, tuple of int, or None
         The axes over which the result sums to 1; all axes if None.
     where : array_like of bool, optional
-        Broadcasts to the shape of `x`. Entries where it is False are masked: they have the result 0, and what stands
-        there, NaN included, has no influence. The integers 0 and 1 are accepted too.
+        Broadcasts to the shape of `x`. Entries where it is False are masked: they have the result 0, and their
+        values, NaN included, have no influence. The integers 0 and 1 are accepted too.
     out : ndarray, optional
         Array of the result's shape and dtype that the result is written to; it may be `x` itself.
 
@@ -133,8 +133,8 @@ def logsumexp(
     axis : int, tuple of int, or None
         The axes to sum over; all axes if None.
     b : array_like, optional
-        Factors of the exponentials; broadcasts to the shape of `x`. They may be negative. Where `b` is 0, what stands
-        in `x`, NaN included, has no influence. 1 by default.
+        Factors of the exponentials; broadcasts to the shape of `x`. They may be negative. Where `b` is 0, the
+        value of `x`, NaN included, has no influence. 1 by default.
     where : array_like of bool, optional
         Broadcasts to the shape of `x`. Entries where it is False take no part, as if `b` were 0.
     keepdims : bool
