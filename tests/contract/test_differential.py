@@ -46,7 +46,7 @@ CALLS: dict[str, tuple[Callable[..., Any], st.SearchStrategy[Call]]] = {
 def test_valid_calls_agree(native: str, name: str, data: st.DataObject) -> None:
     function, strategy = CALLS[name]
     arguments = data.draw(strategy)
-    both(native, lambda: function(**arguments), arguments.get("precision"))
+    both(native, lambda: function(**arguments), arguments)
 
 
 MASKED = np.where(np.arange(50) % 3 == 0, -np.inf, 0.0)[None]
@@ -80,7 +80,7 @@ def test_invalid_calls_agree(native: str, name: str, data: st.DataObject) -> Non
     arguments[place] = data.draw(st.one_of(spoilt))
     assume(place != "rng" or arguments[place] is not None)  # valid, and without a seed
     note(f"{name}, {place}: {arguments[place]!r}")
-    both(native, lambda: function(**arguments), arguments.get("precision"))
+    both(native, lambda: function(**arguments), arguments)
 
 
 LAYER_INPUTS = st.tuples(st.integers(1, 2), st.integers(1, 12), st.sampled_from([12, 24, 24, 24, 7]))
@@ -102,7 +102,7 @@ def test_layers_agree(
         other.load_state_dict(made.state_dict())
         return made(x, rng=1, **more), other(x, rng=1, **more), made.state_dict()
 
-    both(native, call, keywords.get("precision"))
+    both(native, call, keywords)
 
 
 @given(shape=LAYER_INPUTS, start=st.integers(0, 30), rate=st.sampled_from([0.0, 0.5, 1.0, 2.0]), data=st.data())
@@ -135,4 +135,4 @@ def test_precision_agrees(native: str, name: Any, call: Call) -> None:
         with hw.precision(name):
             return hw.get_precision(), hw.linear(**(call | {"precision": None}))
 
-    both(native, run, name)
+    both(native, run, {"precision": name})

@@ -26,4 +26,4 @@ def agree(name: str, native: str, spoil: bool, data: st.DataObject) -> None:
         assume(place != "rng" or arguments[place] is not None)  # valid, and without a seed
     note(f"{name} on {native}: {arguments!r}")
     call: Callable[[], Any] = lambda: run(lambda: function(**arguments))  # noqa: E731
-    both(native, call, arguments.get("precision"))
+    both(native, call, arguments)
