@@ -7,6 +7,7 @@ the native core.
 
 from headwise._numpy.alibi import add_alibi
 from headwise._numpy.attention import attention, attention_varlen
+from headwise._numpy.attention_backward import attention_backward
 from headwise._numpy.layer_norm import layer_normalization
 from headwise._numpy.linear import linear, pack_linear
 from headwise._numpy.rope import apply_rope
@@ -17,6 +18,7 @@ __all__ = [
     "add_alibi",
     "apply_rope",
     "attention",
+    "attention_backward",
     "attention_varlen",
     "get_num_threads",
     "get_target",

@@ -86,13 +86,13 @@ def _attend(
     shape = (batch, heads, query_len, key_len)
     keep, bias = ([np.broadcast_to(mask, shape) for mask in masks] for masks in (spec.keep, spec.bias))
 
-    for b, g, r in _blocks(batch, kv_heads, group, query_len, max(1, key_len, width), key_len * width):
+    for b, g, r in attention_blocks(batch, kv_heads, group, query_len, max(1, key_len, width), key_len * width):
         h = slice(g.start * group, g.stop * group)
         first, rows = spec.offset + r.start, r.stop - r.start
-        k = _visible_keys(first, rows, key_len, spec)
+        k = visible_keys(first, rows, key_len, spec)
         block = (b.stop - b.start, h.stop - h.start, rows, k.stop - k.start)
         stacked = (block[0], g.stop - g.start, group * rows)
-        pieces = list(_pieces(k, stacked[0] * stacked[1] * width))
+        pieces = list(key_pieces(k, stacked[0] * stacked[1] * width))
 
         scaled = np.empty((*block[:3], head_dim), dtype)
         np.multiply(cast_dtype(query[b, h, r], dtype), spec.scale, out=scaled)
@@ -193,7 +193,7 @@ def _sequences_of(a: Array, rows: Array | slice) -> Array:
     return a[None, :, rows] if isinstance(rows, slice) else a.swapaxes(0, 1)[rows].swapaxes(1, 2)
 
 
-def _blocks(
+def attention_blocks(
     batch: int, kv_heads: int, group: int, query_len: int, row_size: int, head_size: int
 ) -> Iterator[tuple[slice, slice, slice]]:
     """Slices (batch entries, key heads, query rows) of about ``BLOCK`` entries.
@@ -207,14 +207,14 @@ def _blocks(
             yield b, g, slice(r, min(r + rows, query_len))
 
 
-def _visible_keys(first: int, rows: int, key_len: int, spec: AttentionSpec) -> slice:
+def visible_keys(first: int, rows: int, key_len: int, spec: AttentionSpec) -> slice:
     """The keys inside the window of any of the ``rows`` queries from position ``first``."""
     start = max(0, first - spec.left) if spec.left >= 0 else 0
     stop = min(key_len, first + rows + spec.right) if spec.right >= 0 else key_len
     return slice(start, max(start, stop))
 
 
-def _pieces(keys: slice, size: int) -> Iterator[tuple[slice, slice]]:
+def key_pieces(keys: slice, size: int) -> Iterator[tuple[slice, slice]]:
     """Pairs (columns of the block, keys) of about ``BLOCK`` entries, with ``size`` entries for each key.
 
     A ``size`` of 0 gives one pair. An empty range gives one empty pair.
@@ -244,7 +244,9 @@ def _exponentials(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
 
 def _weighted_sum(weights: Array, values: list[tuple[slice, Array]]) -> Array:
     """``weights @ values``, where the values are given in pieces, each with its columns of the weights."""
-    return reduce(np.add, (_product(weights[..., columns], cast_dtype(v, weights.dtype)) for columns, v in values))
+    return reduce(
+        np.add, (masked_product(weights[..., columns], cast_dtype(v, weights.dtype)) for columns, v in values)
+    )
 
 
 def _divide_first(weights: Array, total: Array, values: list[tuple[slice, Array]], *, keep_all: bool) -> Array:
@@ -263,22 +265,22 @@ def _divide_first(weights: Array, total: Array, values: list[tuple[slice, Array]
     return half
 
 
-def _product(weights: Array, value: Array) -> Array:
+def masked_product(weights: Array, value: Array) -> Array:
     """``weights @ value``, where a weight of 0 contributes 0 even if the value is infinite or NaN.
 
     By IEEE rules 0 * inf and 0 * NaN are NaN, so such a value shows in every row of the product. Only then, the finite
     values are summed alone, and each non-finite value is added to the rows whose weight for it is not 0.
     """
-    product: Array = np.matmul(weights, value)
-    if np.isfinite(product).all():
-        return product
+    result: Array = np.matmul(weights, value)
+    if np.isfinite(result).all():
+        return result
     finite = np.isfinite(value)
     if finite.all():
-        return product
-    product = np.matmul(weights, np.where(finite, value, 0))
+        return result
+    result = np.matmul(weights, np.where(finite, value, 0))
     nonzero = (weights != 0).astype(weights.dtype)
     for special in (np.inf, -np.inf, np.nan):
         where = np.isnan(value) if np.isnan(special) else value == special
         if where.any():
-            product += np.where(np.matmul(nonzero, where.astype(weights.dtype)) != 0, special, 0).astype(weights.dtype)
-    return product
+            result += np.where(np.matmul(nonzero, where.astype(weights.dtype)) != 0, special, 0).astype(weights.dtype)
+    return result

@@ -1,7 +1,8 @@
 """The score modifiers and mask modifiers of attention, in the order in which they apply.
 
 A modifier is a function of one block of scores and the spec that changes the scores in place. Adding one means adding
-its function to ``SCORE_MODIFIERS`` or ``MASK_MODIFIERS``.
+its function to ``SCORE_MODIFIERS`` or ``MASK_MODIFIERS``, its derivative to :func:`score_derivative` unless it only
+adds to scores, and the gradient of its parameters to :func:`sum_gradients`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,50 @@ class ScoreBlock(NamedTuple):
     key: int  # position of column 0
 
 
+class ScoreGradients(NamedTuple):
+    """Sums of the gradients of what is added to scores; None where a gradient is not asked for."""
+
+    bias: tuple[Array | None, ...]  # of the shapes of the biases of the spec
+    alibi_slopes: Array | None  # (heads,)
+
+
+def part_of(m: Array, where: tuple[slice, ...]) -> Array:
+    """The part ``where`` of the scores of a mask, a bias or the gradient of a bias, each axis of full size or 1."""
+    return m[tuple(slice(None) if size == 1 else part for size, part in zip(m.shape, where, strict=True))]
+
+
 def modify_scores(block: ScoreBlock, spec: AttentionSpec) -> None:
     """Apply every modifier of ``spec``. Masked scores become -inf, NaN included."""
     for modify in SCORE_MODIFIERS:
         modify(block, spec)
     for modify in MASK_MODIFIERS:
         modify(block, spec)
+
+
+def score_derivative(scores: Array, spec: AttentionSpec) -> Array | None:
+    """The derivative of the modified scores by ``scores``, before any modification; None: it is 1.
+
+    A softcap ``c`` alone does not only add: the derivative of ``c * tanh(s / c)`` is ``1 - tanh(s / c) ** 2``.
+    """
+    if not spec.softcap:
+        return None
+    tanh = np.tanh(scores / spec.softcap)
+    return np.subtract(1, np.square(tanh, out=tanh), out=tanh)
+
+
+def sum_gradients(block: ScoreBlock, d_scores: Array, gradients: ScoreGradients, where: tuple[slice, ...]) -> None:
+    """Add the gradients of biases and slopes, by those of the modified scores, to ``gradients``.
+
+    ``where`` is the part of all scores that ``block`` is.
+    """
+    for bias in gradients.bias:
+        if bias is not None:
+            total = part_of(bias, where)
+            axes = tuple(axis for axis in range(4) if total.shape[axis] != d_scores.shape[axis])
+            total += d_scores.sum(axis=axes, keepdims=True) if axes else d_scores
+    if gradients.alibi_slopes is not None:
+        steps = distance(block.query, d_scores.shape[2], block.key, d_scores.shape[3], d_scores.dtype)
+        gradients.alibi_slopes[block.heads] -= np.einsum("bhij,ij->h", d_scores, steps)
 
 
 def _softcap(block: ScoreBlock, spec: AttentionSpec) -> None:

@@ -75,6 +75,43 @@ class Backend(Protocol):
         own keys alone, and weights of 0 for the other keys.
         """
 
+    def attention_backward(  # noqa: PLR0913, PLR0917 (the arrays of the operation)
+        self,
+        d_output: Array,  # (batch, heads, query_len, value_dim), last axis contiguous, any other strides
+        query: Array,  # (batch, heads, query_len, head_dim), likewise, as the next three
+        key: Array,  # (batch, kv_heads, key_len, head_dim)
+        value: Array,  # (batch, kv_heads, key_len, value_dim)
+        output: Array,  # (batch, heads, query_len, value_dim)
+        lse: Array,  # (batch, heads, query_len), C-contiguous, in the dtype of the computation, as the next
+        d_lse: Array | None,  # (batch, heads, query_len), C-contiguous
+        d_weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous
+        d_query: Array | None,  # of the shape of query, C-contiguous, filled if given, as the next two
+        d_key: Array | None,
+        d_value: Array | None,
+        d_bias: tuple[Array | None, ...],  # for each bias of the spec, of its shape, C-contiguous, filled if given
+        d_alibi_slopes: Array | None,  # (heads,), filled if given
+        d_sinks: Array | None,  # (heads,), filled if given
+        spec: AttentionSpec,
+    ) -> None:
+        """Gradients of :meth:`attention` by its inputs, from its ``output`` and ``lse``, without an array of scores.
+
+        ``d_output``, ``d_weights``, ``d_query``, ``d_key`` and ``d_value`` have the dtype of ``query``, 16-bit types
+        included; the other gradients that of the computation. Where an axis of a bias has size 1, its gradient is
+        summed. ``d_lse`` minus the sums of weights * d_weights over the keys is what the caller gives as ``d_lse``.
+
+        With ``P = exp(score - lse)``, 0 for masked keys, and ``delta = sum(d_output * output) - d_lse``::
+
+            d_score       = P * (dropout(d_output @ value.T) + d_weights - delta)
+            d_value       = dropout(P).T @ d_output
+            d_bias        = d_score,  d_alibi_slope = -sum(d_score * abs(position - j))
+            d_query       = scale * (d_score * softcap') @ key,  d_key = scale * (d_score * softcap').T @ query
+            d_sink        = -sum(exp(sink - lse) * delta)
+
+        where ``dropout(x) = x * dropout_keep * dropout_scale``. Masked pairs, and weights of 0, contribute 0 to every
+        sum, whatever stands in d_output, d_weights, query, key and value there, NaN included; so does an output of 0 to
+        delta. A row with an lse of -inf contributes nothing.
+        """
+
     def attention_varlen(
         self,
         query: Array,  # (heads, query rows, head_dim), last axis contiguous, any other strides
