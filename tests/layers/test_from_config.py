@@ -199,6 +199,10 @@ class TestPublishedConfigurations:
                 "position_embedding_type": "relative_key"}),
             (ValueError, r"^config\['layer_types'\]\[0\]: 'chunked_attention'", {
                 **HUB["llama-3.1"], "model_type": "qwen3", "layer_types": ["chunked_attention"]}),
+            (ValueError, r"^config\['query_pre_attn_scalar'\]: 0.0, expected a number above 0", {
+                **HUB["llama-3.1"], "model_type": "gemma2", "query_pre_attn_scalar": 0.0}),
+            (ValueError, "^d_model: 8, expected a number divisible by num_heads = 16", {
+                "model_type": "gpt2", "n_embd": 8, "n_head": 16}),
             (ValueError, r"^scaling\['rope_type'\]: 'axial'", {
                 **HUB["llama-3.1"], "rope_scaling": {"rope_type": "axial"}}),
         ],

@@ -51,6 +51,12 @@ class Config:
         number: float = self._checked(check_real, names, default)
         return number
 
+    def positive(self, name: str, default: float) -> float:
+        number = self.real(name, default=default)
+        if number <= 0:
+            raise ValueError(f"config[{name!r}]: {number}, expected a number above 0")
+        return number
+
     def flag(self, name: str, default: bool) -> bool:
         value: bool = self._checked(check_flag, (name,), default)
         return value

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from headwise._nn.models.config import FULL, SLIDING, Config
+from headwise._nn.multi_head import check_heads
 from headwise._ops.alibi import alibi_slopes
 
 if TYPE_CHECKING:
@@ -63,8 +64,11 @@ def _sizes(config: Config, head_dim: int | None = None) -> Arguments:
 
 def _width(arguments: Arguments) -> int:
     """The width of a head."""
-    width: int = arguments["head_dim"] or arguments["d_model"] // arguments["num_heads"]
-    return width
+    head_dim: int | None = arguments["head_dim"]
+    if head_dim is None:
+        width, heads = check_heads(arguments["d_model"], arguments["num_heads"])
+        return width // heads
+    return head_dim
 
 
 def _causal(arguments: Arguments, **more: Any) -> Model:
@@ -121,7 +125,7 @@ def _gemma(config: Config, index: int, _decoder: bool) -> Model:
     third = config.model_type != "gemma2"
     every = config.size("sliding_window_pattern", default=6) if third else 2
     kind = config.kind(index, lambda i: bool((i + 1) % every))
-    more["scale"] = config.real("query_pre_attn_scalar", default=256.0) ** -0.5
+    more["scale"] = config.positive("query_pre_attn_scalar", default=256.0) ** -0.5
     more["window_size"] = _window(config, kind, 4096)
     if third:
         theta = 1e6 if kind == FULL else 1e4
