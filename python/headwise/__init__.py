@@ -16,6 +16,8 @@ from headwise._ops.alibi import add_alibi, alibi_bias, alibi_slopes
 from headwise._ops.attention.dense import flash_attention, scaled_dot_product_attention
 from headwise._ops.attention.varlen import varlen_attention
 from headwise._ops.dropout import dropout
+from headwise._ops.gradients.attention import flash_attention_backward
+from headwise._ops.gradients.varlen import varlen_attention_backward
 from headwise._ops.layer_norm import layer_normalization
 from headwise._ops.linear import linear
 from headwise._ops.packed_linear import PackedLinear
@@ -77,6 +79,7 @@ __all__ = [
     "cross_attention",
     "dropout",
     "flash_attention",
+    "flash_attention_backward",
     "get_num_threads",
     "get_precision",
     "layer_normalization",
@@ -105,6 +108,7 @@ __all__ = [
     "show_config",
     "softmax",
     "varlen_attention",
+    "varlen_attention_backward",
 ]
 
 _name_public_modules(

@@ -155,7 +155,8 @@ class _Rows(NamedTuple):
         kv_heads = heads * inputs.key.shape[1] // inputs.query.shape[1]
 
         def stacked(a: Array) -> Array:
-            return cast_dtype(a[where], dtype).reshape((batch, kv_heads, heads // kv_heads * rows, -1))
+            size = a.shape[3] if a.ndim == 4 else 1
+            return cast_dtype(a[where], dtype).reshape((batch, kv_heads, heads // kv_heads * rows, size))
 
         scaled = stacked(inputs.query) * np.asarray(scale, dtype)
         d_output, output, lse = stacked(inputs.d_output), stacked(inputs.output), stacked(inputs.lse)
@@ -207,7 +208,7 @@ def _differentiate_scores(
     """
     where, dtype = (*rows.where, k), rows.lse.dtype
     products = np.matmul(rows.scaled, key.swapaxes(2, 3))
-    scores = products.reshape((*rows.shape, -1))
+    scores = products.reshape((*rows.shape, products.shape[3]))
     keep = [part_of(m, where) for m in spec.keep]
     bias = [cast_dtype(part_of(m, where), dtype) for m in spec.bias]
     block = ScoreBlock(scores, keep, bias, where[1], spec.offset + where[2].start, k.start)

@@ -85,7 +85,7 @@ class Backend(Protocol):
         lse: Array,  # (batch, heads, query_len), C-contiguous, in the dtype of the computation, as the next
         d_lse: Array | None,  # (batch, heads, query_len), C-contiguous
         d_weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous
-        d_query: Array | None,  # of the shape of query, C-contiguous, filled if given, as the next two
+        d_query: Array | None,  # of the shape of query, last axis contiguous, filled if given, as the next two
         d_key: Array | None,
         d_value: Array | None,
         d_bias: tuple[Array | None, ...],  # for each bias of the spec, of its shape, C-contiguous, filled if given

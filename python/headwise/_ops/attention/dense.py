@@ -352,7 +352,7 @@ def _attend(
         v = cast_layout(v, stored, last=True)
     output = result
     if q.ndim != 4:
-        q, k, v, output = _with_heads(q), _with_heads(k), _with_heads(v), _with_heads(output)
+        q, k, v, output = with_heads(q), with_heads(k), with_heads(v), with_heads(output)
     if shape.scores[3] == 0:
         fill_without_keys(output, lse, spec.sinks)
     elif output.size or (math.prod(shape.scores) > 0 and (weights is not None or lse is not None)):
@@ -370,7 +370,7 @@ def _attend(
     return result, weights, lse
 
 
-def _with_heads(a: Array) -> Array:
+def with_heads(a: Array) -> Array:
     """``a``, (..., seq, dim) of any other rank, as (batch, heads, seq, dim)."""
     if a.ndim == 3:
         return a[:, None]

@@ -1,4 +1,4 @@
-"""Attention with dropout of the weights, in blocks of query rows."""
+"""Dropout of attention's weights, in blocks of query rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from headwise._base.outputs import allocate
 from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from headwise._base.attention_spec import AttentionSpec
-    from headwise._base.typing import Array
+    from headwise._base.typing import Array, Shape
     from headwise._ops.attention.spec import Dropout
 
 # Random numbers drawn per block: 16 MB of float32. Results depend on this constant: blocks set the order of the draws,
@@ -29,26 +31,12 @@ def attend_with_dropout(
     spec: AttentionSpec,
     dropout: Dropout,
 ) -> None:
-    """:meth:`headwise._runtime.backend.Backend.attention` with a random ``dropout_keep``.
-
-    Only the draws of one block are in memory at a time.
-    """
-    batch, heads, query_len, _ = query.shape
-    key_len = key.shape[2]
+    """:meth:`headwise._runtime.backend.Backend.attention` with a random ``dropout_keep``."""
     attention = current().attention
-    rows = min(query_len, max(1, _BLOCK // (batch * heads * key_len)))
-    for start in range(0, query_len, rows):
-        block = slice(start, min(start + rows, query_len))
-        shape = (batch, heads, block.stop - start)
-        block_weights = None if weights is None else allocate((*shape, key_len), weights.dtype)
+    for block, block_spec in dropout_blocks((*query.shape[:3], key.shape[2]), spec, dropout):
+        shape = (*query.shape[:2], block.stop - block.start)
+        block_weights = None if weights is None else allocate((*shape, key.shape[2]), weights.dtype)
         block_lse = None if lse is None else allocate(shape, lse.dtype)
-        block_spec = spec._replace(
-            offset=spec.offset + start,
-            keep=_rows(spec.keep, block),
-            bias=_rows(spec.bias, block),
-            dropout_keep=dropout.rng.random((*shape, key_len), dtype=np.float32) >= dropout.rate,
-            dropout_scale=1.0 / (1.0 - dropout.rate),
-        )
         attention(query[:, :, block], key, value, output[:, :, block], block_weights, block_lse, block_spec)
         if weights is not None and block_weights is not None:
             weights[:, :, block] = block_weights
@@ -56,6 +44,29 @@ def attend_with_dropout(
             lse[:, :, block] = block_lse
 
 
-def _rows(masks: tuple[Array, ...], block: slice) -> tuple[Array, ...]:
-    """The query rows of ``block`` of each mask; an axis of size 1 serves all rows."""
-    return tuple(m if m.shape[2] == 1 else m[:, :, block] for m in masks)
+def dropout_blocks(scores: Shape, spec: AttentionSpec, dropout: Dropout) -> Iterator[tuple[slice, AttentionSpec]]:
+    """Blocks of query rows, and their specs with random ``dropout_keep``; ``scores`` is the shape of all scores.
+
+    Only the draws of one block are in memory at a time. Draws depend on nothing but ``scores`` and the generator, so
+    the same generator gives the backward pass the draws of the forward pass.
+    """
+    batch, heads, query_len, key_len = scores
+    rows = min(query_len, max(1, _BLOCK // (batch * heads * key_len)))
+    for start in range(0, query_len, rows):
+        block = slice(start, min(start + rows, query_len))
+        shape = (batch, heads, block.stop - start, key_len)
+        yield (
+            block,
+            spec._replace(
+                offset=spec.offset + start,
+                keep=tuple(rows_of(m, block) for m in spec.keep),
+                bias=tuple(rows_of(m, block) for m in spec.bias),
+                dropout_keep=dropout.rng.random(shape, dtype=np.float32) >= dropout.rate,
+                dropout_scale=1.0 / (1.0 - dropout.rate),
+            ),
+        )
+
+
+def rows_of(m: Array, block: slice) -> Array:
+    """The query rows of ``block`` of a mask; an axis of size 1 serves all rows."""
+    return m if m.shape[2] == 1 else m[:, :, block]

@@ -150,7 +150,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     compute, dtype = (q.dtype, q.dtype) if ready else promote(("query", q), ("key", k), ("value", v))
     stored = dtype if dtype.itemsize == 2 else compute  # backends read and write 16-bit arrays as they are
     shape = check_packed_shapes(q.shape, k.shape, v.shape)
-    sequences = _packed_sequences(cu_seqlens_q, cu_seqlens_k, shape, lower_right=is_lower_right(causal_alignment))
+    sequences = packed_sequences(cu_seqlens_q, cu_seqlens_k, shape, lower_right=is_lower_right(causal_alignment))
     # Positions, as in dense.py: keywords take 0.4 µs.
     options = tuple.__new__(SpecOptions, (
         None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision, None,
@@ -175,7 +175,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     return result if lse is None else (result, lse)
 
 
-def _packed_sequences(
+def packed_sequences(
     cu_seqlens_q: ArrayLike, cu_seqlens_k: ArrayLike | None, shape: AttentionShape, *, lower_right: bool
 ) -> PackedSequences:
     """Where each sequence lies, from the cumulative lengths."""

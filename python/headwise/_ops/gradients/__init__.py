@@ -1,0 +1,1 @@
+"""Gradients of the operations, and ``vjp``, which pairs each operation with its gradient."""
