@@ -59,8 +59,13 @@ def arrays(dtype: str = "float32", length: int = LENGTH, batch: int = BATCH, hea
     return tuple(a.astype(dtype_named(dtype)) for a in (query, key, value))  # type: ignore[return-value]
 
 
-def make(dtype: str = "float32", capacity: int = LENGTH, batch: int = BATCH, ring: bool = False) -> hw.KVCache:
-    cache = hw.KVCache(batch, KV_HEADS, capacity, DIM, value_dim=VALUE_DIM, dtype=dtype_named(dtype), ring=ring)
+def make(
+    dtype: str = "float32", capacity: int = LENGTH, batch: int = BATCH, ring: bool = False, keep_first: int = 0
+) -> hw.KVCache:
+    cache = hw.KVCache(
+        batch, KV_HEADS, capacity, DIM,
+        value_dim=VALUE_DIM, dtype=dtype_named(dtype), ring=ring, keep_first=keep_first,
+    )  # fmt: skip
     for memory in (cache._rows.keys, cache._rows.values):
         memory.fill(np.nan)  # masked for every query
     return cache

@@ -99,7 +99,8 @@ QUERIES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"out": np.zeros((2, 4, 3, 4))}, TypeError, "out float64"),
     ({"out": [0.0]}, TypeError, "out"),
     ({"dropout": 0.1}, TypeError, "dropout keyword"),
-    ({"is_causal": True}, TypeError, "is_causal keyword"),
+    ({"is_causal": None}, TypeError, "is_causal"),
+    ({"causal_alignment": "lower_right"}, TypeError, "causal_alignment keyword"),
     ({"windowsize": 3}, TypeError, "windowsize keyword window_size"),
 ]
 

@@ -39,6 +39,20 @@ def ring(*lengths: int) -> hw.KVCache:
     return cache
 
 
+def first_rows(*lengths: int) -> hw.KVCache:
+    """A ring like this that keeps three first rows, and has dropped rows behind them."""
+    cache = hw.KVCache(BATCH, KV_HEADS, 18, DIM, value_dim=VALUE_DIM, ring=True, keep_first=3)
+    cache.append(*part(20, 48)[1:])
+    cache.append(*part(0, 20)[1:], lengths=lengths)
+    return cache
+
+
+def columns() -> hw.KVCache:
+    cache = hw.KVCache(BATCH, KV_HEADS, 40, DIM, value_from_key=(2, 9))
+    cache.append(KEY[:, :, :20])
+    return cache
+
+
 def layer_step(cache: hw.KVCache) -> None:
     layer = hw.MultiHeadAttention(DIM * 4, 4, num_kv_heads=KV_HEADS, rng=0, dtype=np.float32)
     layer(np.ones((BATCH, 3, DIM * 4), np.float32), cache=cache)
@@ -68,6 +82,10 @@ CHANGES: dict[str, tuple[Callable[[], hw.KVCache], Change]] = {
     "ring: extend that drops": (lambda: ring(20, 12), lambda cache: cache.extend(*part(20, 45))),
     "ring: truncate": (lambda: ring(20, 20), lambda cache: cache.truncate([45, 44])),
     "ring: reorder": (lambda: ring(20, 7), lambda cache: cache.reorder([1, 0])),
+    "first rows: append that drops": (lambda: first_rows(20, 20), lambda cache: cache.append(*part(20, 45)[1:])),
+    "first rows: extend": (lambda: first_rows(20, 7), lambda cache: cache.extend(*part(20, 25), lengths=[5, 3])),
+    "first rows: extend that drops": (lambda: first_rows(20, 12), lambda cache: cache.extend(*part(20, 45))),
+    "columns: extend": (columns, lambda cache: cache.extend(*part(20, 25)[:2])),
     "ring: a layer's step": (lambda: square(ring(20, 20)), layer_step),
 }
 

@@ -43,6 +43,9 @@ TAMPERED: dict[str, tuple[dict[str, Any], str]] = {
     "length beyond the rows": ({"_rows": ([99, 5], [ROWS, ROWS], [ROWS, ROWS])}, r"keys\[0\]: shape \(1, 5, 4\)"),
     "length below the rows": ({"_rows": ([5, 2], [ROWS, ROWS], [ROWS, ROWS])}, r"keys\[1\]: shape \(1, 5, 4\)"),
     "one array": ({"_rows": ([5, 5], [ROWS], [ROWS, ROWS])}, "state: keys: list, expected a list of 2 arrays"),
+    "keep_first": ({"keep_first": 1}, "keep_first: 1, expected 0 without ring=True"),
+    "value_from_key": ({"value_from_key": (1, 9)}, "value_from_key: 9, expected at most 4"),
+    "no values": ({"value_from_key": (0, 4)}, "expected lengths and keys"),
     "keys and values": ({"_rows": ([5, 5], [ROWS, ROWS], [ROWS, ROWS[:, :4]])}, r"values\[1\]: "),
 }
 
@@ -53,6 +56,13 @@ def test_a_changed_state_is_refused(changes: dict[str, Any], message: str) -> No
     state = filled(False).__getstate__() | changes
     with pytest.raises((ValueError, TypeError), match=message):
         restored(state)
+
+
+@pytest.mark.single_implementation
+def test_a_state_of_an_older_version() -> None:
+    state = filled(True).__getstate__()
+    cache = restored({name: value for name, value in state.items() if name not in ("keep_first", "value_from_key")})
+    assert cache.keep_first == 0 and cache.value_from_key is None and len(cache) == 5
 
 
 @pytest.mark.single_implementation

@@ -32,7 +32,7 @@ def keywords() -> None:
     hw.flash_attention(x, x)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     hw.self_attention(x)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     hw.self_attention(x, 32, None, 0.0, True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    cache.attend(x, is_causal=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    cache.attend(x, causal=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     hw.softmax(x, dim=-1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     hw.softmax(x, -1, x)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     hw.MultiHeadAttention(32, 8, heads=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headwise._base.arrays import cast_layout, promote
-from headwise._base.attention_spec import PackedSequences, mask_of_entry
-from headwise._base.outputs import allocate, check_out, finalize, resolve_out
+from headwise._base.attention_spec import PackedSequences
+from headwise._base.outputs import check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import INT64
+from headwise._kv_cache.by_entry import attend_by_entry, has_gap
 from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
-from headwise._kv_cache.rows import equal
+from headwise._kv_cache.spans import Spans
 from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.keywords import refuse
 from headwise._ops.attention.options import SpecOptions
@@ -33,18 +34,6 @@ _KEYWORDS = frozenset(CacheOptions.__annotations__)
 _CAUSAL = SpecOptions(is_causal=True)
 
 
-class Spans(NamedTuple):
-    """The rows of the cache that the queries of each sequence see.
-
-    Sequence ``i`` sees ``seen[i]`` rows from row ``starts[i]`` on. Its first ``counts[i]`` queries have the positions
-    of the last of these rows; its other queries are padding.
-    """
-
-    starts: Sequence[int]
-    seen: Sequence[int]
-    counts: Sequence[int]
-
-
 def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Sequence[int], options: CacheOptions) -> Any:
     """The results of :meth:`headwise.KVCache.attend` for sequences of these ``lengths``.
 
@@ -53,9 +42,10 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
     unknown = options.keys() - _KEYWORDS
     if unknown:
         refuse(sorted(unknown), _KEYWORDS | {"lengths"})
+    is_causal = options["is_causal"] = check_flag(options.get("is_causal", True), "is_causal")
     starts, seen = rows.spans(lengths, counts)
     for entry, (start, length, count) in enumerate(zip(starts, lengths, counts, strict=True)):
-        if count > length:
+        if is_causal and count > length:
             raise ValueError(f"query: {count} rows, expected at most the length {length}{of(entry, counts)}")
         if start < 0:
             raise ValueError(
@@ -63,24 +53,26 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
                 "expected fewer rows, or extend() instead of append() and attend()"
             )
     if rows.reach >= 0:
-        left, _ = check_window(options.get("window_size"), sys.maxsize)
-        options["window_size"] = (rows.reach if left < 0 else min(left, rows.reach), -1)
+        left, right = check_window(options.get("window_size"), sys.maxsize)
+        if not rows.first:
+            left = rows.reach if left < 0 else min(left, rows.reach)
+        options["window_size"] = (left, -1 if is_causal else right)
     need_weights = options["need_weights"] = check_flag(options.get("need_weights", False), "need_weights")
-    if counts[0] == query.shape[2] and equal(counts) and equal(seen) and equal(starts):
+    spans = Spans(starts, seen, counts, lengths)
+    if counts[0] == query.shape[2] and spans.equal() and not has_gap(rows, max(lengths)):
         part = slice(starts[0], starts[0] + seen[0])
         answer = scaled_dot_product_attention(
-            query, rows.keys[:, :, part], rows.values[:, :, part],
-            is_causal=True, causal_alignment="lower_right", **options,
-        )  # fmt: skip
+            query, rows.keys[:, :, part], rows.values[:, :, part], causal_alignment="lower_right", **options
+        )
     else:
-        answer = _attend_ragged(query, rows, Spans(starts, seen, counts), options)
+        answer = _attend_spans(query, rows, spans, options)
     return answer if need_weights or len(answer) == 3 else answer[0]
 
 
-def _attend_ragged(
+def _attend_spans(
     query: Array, rows: CacheRows, spans: Spans, options: CacheOptions
 ) -> tuple[Array, Array | None] | tuple[Array, Array | None, Array]:
-    """Causal attention with the results of :func:`headwise.scaled_dot_product_attention`.
+    """Attention with the results of :func:`headwise.scaled_dot_product_attention`.
 
     ``query`` is (batch, heads, new, head_dim), in the dtype of the cache. Weights have ``max(seen)`` columns. Padding
     gets output 0 and an lse of -inf.
@@ -93,6 +85,10 @@ def _attend_ragged(
     )
     spec_options = _spec_options(options)
     spec = attention_spec(shape, (compute, dtype), spec_options)
+    gap = has_gap(rows, max(spans.lengths))
+    if gap:
+        # attention_spec takes a window of more positions than there are columns for an open one.
+        spec = spec._replace(left=check_window(options.get("window_size"), sys.maxsize)[0])
     need_weights = check_flag(options.get("need_weights", False), "need_weights")
     return_lse = check_flag(options.get("return_lse", False), "return_lse")
     out = options.get("out")
@@ -104,10 +100,10 @@ def _attend_ragged(
     result = resolve_out(out, shape.output, dtype)
     weights = np.zeros(shape.scores, dtype) if need_weights else None
     lse = np.full(shape.scores[:3], -np.inf, compute) if return_lse else None
-    if weights is None and not spec.keep and not spec.bias:
+    if weights is None and not spec.keep and not spec.bias and not gap:
         _packed(q, rows, result, lse, spans, spec)
     else:
-        _one_by_one(q, rows, result, weights, lse, spans, spec)
+        attend_by_entry(q, rows, result, weights, lse, spans, spec)
     for entry, count in enumerate(spans.counts):
         result[entry, :, count:] = 0
     output = finalize(result, out, dtype)
@@ -115,7 +111,7 @@ def _attend_ragged(
 
 
 def _spec_options(options: CacheOptions) -> SpecOptions:
-    """The options of :func:`headwise._ops.attention.spec.attention_spec`, causal."""
+    """The options of :func:`headwise._ops.attention.spec.attention_spec`, causal by default."""
     get: Any = options.get
     return tuple.__new__(SpecOptions, map(get, SpecOptions._fields, _CAUSAL))  # 0.5 µs less than by keyword
 
@@ -144,35 +140,3 @@ def _in_line(a: Array) -> Array:
     """
     batch, heads, rows, dim = a.shape
     return a.swapaxes(0, 1).reshape(heads, batch * rows, dim)
-
-
-def _one_by_one(
-    query: Array,
-    rows: CacheRows,
-    output: Array,
-    weights: Array | None,
-    lse: Array | None,
-    spans: Spans,
-    spec: AttentionSpec,
-) -> None:
-    """One call for each sequence, for weights and masks, which packed sequences do not support."""
-    heads, attention = query.shape[1], current().attention
-    for entry, (start, length, count) in enumerate(zip(*spans, strict=True)):
-        if count == 0:
-            continue
-        one, seen = slice(entry, entry + 1), slice(start, start + length)
-        part_weights = None if weights is None else allocate((1, heads, count, length), weights.dtype)
-        part_lse = None if lse is None else allocate((1, heads, count), lse.dtype)
-        part_spec = spec._replace(
-            offset=length - count,
-            keep=tuple(mask_of_entry(m, entry, count, length) for m in spec.keep),
-            bias=tuple(mask_of_entry(m, entry, count, length) for m in spec.bias),
-        )
-        attention(
-            query[one, :, :count], rows.keys[one, :, seen], rows.values[one, :, seen], output[one, :, :count],
-            part_weights, part_lse, part_spec,
-        )  # fmt: skip
-        if weights is not None and part_weights is not None:
-            weights[one, :, :count, :length] = part_weights
-        if lse is not None and part_lse is not None:
-            lse[one, :, :count] = part_lse

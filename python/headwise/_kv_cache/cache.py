@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from headwise._kv_cache.attention import attend_rows
-from headwise._kv_cache.checks import check_counts, check_free, check_key_value, check_query, check_shape
+from headwise._kv_cache.checks import CacheShape, check_counts, check_free, check_new, check_query, check_shape
 from headwise._kv_cache.extension import Extension
 from headwise._kv_cache.sequences import CachedSequences
 
@@ -48,18 +48,27 @@ class KVCache(CachedSequences):
         If True, sequences are unlimited: only the latest positions are kept, and a query sees at most the last
         ``capacity`` keys including its own, however the tokens are split into calls. This is attention with
         ``window_size=(capacity - 1, 0)``. If False, appending to a full cache is an error.
+    keep_first : int
+        Number of first positions that a ring never drops, less than ``capacity`` (attention sinks [1]_). A query sees
+        them and the last ``capacity - keep_first`` keys including its own. Positions are those of the sequence: keys
+        keep the rotation that they were stored with, and ALiBi and windows count the dropped positions.
+    value_from_key : (int, int), optional
+        ``(start, stop)``: values are these columns of the keys, as in latent attention [2]_, and only keys are stored
+        and appended. ``value_dim`` is ``stop - start``.
 
     Attributes
     ----------
-    batch_size, num_kv_heads, capacity, head_dim, value_dim : int
+    batch_size, num_kv_heads, capacity, head_dim, value_dim, keep_first : int
     dtype : numpy.dtype
     ring : bool
+    value_from_key : (int, int) or None
     lengths : ndarray, (batch,), int64
         Number of positions of each sequence, including those that a ring has dropped; a copy.
     keys, values : ndarray, (batch, kv_heads, stored, dim), read-only
-        The stored rows if all lengths are equal (else ValueError); of a ring the last ``capacity`` positions. Views,
-        whose contents later calls may change; copies only while the sequences of a ring that had different lengths are
-        not yet aligned in memory.
+        The stored rows if all lengths are equal (else ValueError); of a ring the last ``capacity`` positions, or those
+        that ``keep_first`` and ``capacity`` leave. Views, whose contents later calls may change; copies only of a ring
+        that has dropped positions behind the first ones, and while the sequences of a ring that had different lengths
+        are not yet aligned in memory.
     nbytes : int
         Bytes reserved. The operating system provides memory when it is first written.
 
@@ -85,6 +94,9 @@ class KVCache(CachedSequences):
     Pope et al., "Efficiently Scaling Transformer Inference" (2022), section 3.3; for rings Beltagy et al., "Longformer"
     (2020), section 3.1, and Jiang et al., "Mistral 7B" (2023), section 2.
 
+    .. [1] G. Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023, section 3.2.
+    .. [2] DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.2.
+
     Examples
     --------
     >>> import numpy as np
@@ -102,7 +114,7 @@ class KVCache(CachedSequences):
     KVCache(batch_size=1, num_kv_heads=2, capacity=512, head_dim=16, float32, length=6)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the public signature)
         self,
         batch_size: int,
         num_kv_heads: int,
@@ -112,11 +124,13 @@ class KVCache(CachedSequences):
         value_dim: int | None = None,
         dtype: DTypeLike = np.float32,
         ring: bool = False,
+        keep_first: int = 0,
+        value_from_key: tuple[int, int] | None = None,
     ) -> None:
-        value_dim = head_dim if value_dim is None else value_dim
-        super().__init__(check_shape(batch_size, num_kv_heads, capacity, head_dim, value_dim, dtype, ring))
+        given = {name: value for name, value in locals().items() if name in CacheShape._fields}
+        super().__init__(check_shape(given))
 
-    def append(self, key: ArrayLike, value: ArrayLike, *, lengths: ArrayLike | None = None) -> None:
+    def append(self, key: ArrayLike, value: ArrayLike | None = None, *, lengths: ArrayLike | None = None) -> None:
         """Store the keys and values of new positions behind the stored ones. A ring takes any number of them.
 
         Parameters
@@ -124,7 +138,7 @@ class KVCache(CachedSequences):
         key : array_like, (batch, kv_heads, new, head_dim)
             Of the dtype of the cache.
         value : array_like, (batch, kv_heads, new, value_dim)
-            Of the dtype of the cache.
+            Of the dtype of the cache. None, or omitted, with ``value_from_key``.
         lengths : array_like of int, (batch,), optional
             Number of the new rows that count for each sequence, 0 to ``new``; the rows behind them are padding. All
             count by default.
@@ -170,7 +184,7 @@ class KVCache(CachedSequences):
         need_weights: bool = False, return_lse: bool = False, **options: Unpack[AttendOptions],
     ) -> Any: ...  # fmt: skip
     def attend(self, query: ArrayLike, *, lengths: ArrayLike | None = None, **options: Unpack[CacheOptions]) -> Any:
-        """Attention of the latest positions to the stored keys, causal: a query sees the keys up to its position.
+        """Attention of the latest positions to the stored keys. A query sees the keys up to its position.
 
         Parameters
         ----------
@@ -183,7 +197,8 @@ class KVCache(CachedSequences):
             Keywords of :func:`headwise.scaled_dot_product_attention`: ``scale``, ``window_size``, ``softcap``,
             ``alibi_slopes`` (heads,), ``sinks`` (heads,), ``need_weights`` (False by default), ``return_lse``,
             ``precision``, ``out`` (batch, heads, new, value_dim), and ``mask`` and ``bias``, broadcast against scores
-            (batch, heads, new, stored) and combined with causality.
+            (batch, heads, new, stored) and combined with causality. With ``is_causal=False`` (True by default) a query
+            sees later keys, too, and there may be more queries than stored positions, as in cross-attention.
 
         Returns
         -------
@@ -197,16 +212,16 @@ class KVCache(CachedSequences):
         Raises
         ------
         ValueError
-            If a shape does not fit, if there are more queries than positions, or if a ring has dropped keys that the
-            queries see: :meth:`extend` processes any number of new rows at once.
+            If a shape does not fit, if there are more causal queries than positions, or if a ring has dropped keys that
+            the queries see: :meth:`extend` processes any number of new rows at once.
         TypeError
             If the dtype is not that of the cache, or an option is unknown or of a wrong type.
 
         Notes
         -----
         ``stored`` is the maximum number of keys that the new queries of a sequence see: its length, or in a ring
-        ``capacity - 1`` plus its number of new queries, if that is less. Column ``j`` is the ``j``-th of these keys;
-        columns beyond a sequence's last key are ignored.
+        ``capacity - 1`` plus its number of new queries, if that is less. Column ``j`` is the ``j``-th of these keys, of
+        which the first ``keep_first`` are those of the sequence; columns beyond a sequence's last key are ignored.
 
         Examples
         --------
@@ -228,29 +243,29 @@ class KVCache(CachedSequences):
 
     @overload
     def extend(
-        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, *,
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *,
         need_weights: Literal[False] = False, return_lse: Literal[False] = False, **options: Unpack[AttendOptions],
     ) -> Array: ...  # fmt: skip
     @overload
     def extend(
-        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, *,
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *,
         need_weights: Literal[True], return_lse: Literal[False] = False, **options: Unpack[AttendOptions],
     ) -> tuple[Array, Array]: ...  # fmt: skip
     @overload
     def extend(
-        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, *,
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *,
         need_weights: bool = False, return_lse: Literal[True], **options: Unpack[AttendOptions],
     ) -> tuple[Array, Any, Array]: ...  # fmt: skip
     @overload
     def extend(
-        self, query: ArrayLike, key: ArrayLike, value: ArrayLike, *,
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *,
         need_weights: bool = False, return_lse: bool = False, **options: Unpack[AttendOptions],
     ) -> Any: ...  # fmt: skip
     def extend(
         self,
         query: ArrayLike,
         key: ArrayLike,
-        value: ArrayLike,
+        value: ArrayLike | None = None,
         *,
         lengths: ArrayLike | None = None,
         **options: Unpack[CacheOptions],
@@ -267,6 +282,7 @@ class KVCache(CachedSequences):
         key : array_like, (batch, kv_heads, new, head_dim)
             With rotary positions, already rotated; see :meth:`positions`.
         value : array_like, (batch, kv_heads, new, value_dim)
+            None, or omitted, with ``value_from_key``.
         lengths : array_like of int, (batch,), optional
             Number of the new rows that count for each sequence, 0 to ``new``; all by default.
         **options
@@ -301,30 +317,34 @@ class KVCache(CachedSequences):
         with self._extension(query, key, value, lengths) as new:
             return new.attend(options)
 
-    def _check_new(self, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None) -> tuple[Array, Array, list[int]]:
-        k, v = check_key_value(key, value, self._shape)
-        counts = check_counts(lengths, k.shape[2], self.batch_size)
+    def _check_new(
+        self, key: ArrayLike, value: ArrayLike | None, lengths: ArrayLike | None
+    ) -> tuple[list[Array], list[int]]:
+        new = check_new(key, value, self._shape)
+        counts = check_counts(lengths, new[0].shape[2], self.batch_size)
         if not self.ring:
             check_free(counts, self._rows.lengths, self.capacity)
-        return k, v, counts
+        return new, counts
 
-    def _extension(self, query: ArrayLike, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None) -> Extension:
+    def _extension(
+        self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None, lengths: ArrayLike | None
+    ) -> Extension:
         """See :func:`extension`."""
 
-        def check() -> tuple[Array, Array, Array, list[int]]:
+        def check() -> tuple[Array, list[Array], list[int]]:
             q = check_query(query, self._shape)
-            k, v, counts = self._check_new(key, value, lengths)
-            if q.shape[2] != k.shape[2]:
+            new, counts = self._check_new(key, value, lengths)
+            if q.shape[2] != new[0].shape[2]:
                 raise ValueError(
-                    f"query: shape {q.shape} does not match key {k.shape}: {q.shape[2]} rows for {k.shape[2]}"
+                    f"query: shape {q.shape} does not match key {new[0].shape}: {q.shape[2]} rows for {new[0].shape[2]}"
                 )
-            return q, k, v, counts
+            return q, new, counts
 
         return Extension(self._exclusive, self._rows, check)
 
 
 def extension(
-    cache: KVCache, query: ArrayLike, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None
+    cache: KVCache, query: ArrayLike, key: ArrayLike, value: ArrayLike | None, lengths: ArrayLike | None
 ) -> Extension:
     """:meth:`KVCache.extend` as a context manager, for layers, which project the output before the rows are kept."""
     return cache._extension(query, key, value, lengths)  # noqa: SLF001 (of a class of this module)

@@ -9,12 +9,12 @@ import numpy as np
 from headwise._base.arrays import as_array
 from headwise._base.layer import parameter_dtype
 from headwise._base.messages import shown
-from headwise._base.scalars import check_flag, check_size
+from headwise._base.scalars import check_flag, check_int, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from numpy.typing import ArrayLike, DTypeLike
+    from numpy.typing import ArrayLike
 
     from headwise._base.typing import Array
 
@@ -29,34 +29,54 @@ class CacheShape(NamedTuple):
     value_dim: int
     dtype: np.dtype[Any]
     ring: bool
+    keep_first: int = 0
+    value_from_key: tuple[int, int] | None = None
 
 
-def check_shape(
-    batch_size: object,
-    num_kv_heads: object,
-    capacity: object,
-    head_dim: object,
-    value_dim: object,
-    dtype: DTypeLike,
-    ring: object,
-) -> CacheShape:
+def check_shape(given: Mapping[str, Any]) -> CacheShape:
+    """The checked arguments of :class:`headwise.KVCache`, by name."""
+    slots, width = (check_size(given[name], name) for name in ("capacity", "head_dim"))
+    is_ring, value_dim, value_from_key = check_flag(given["ring"], "ring"), given["value_dim"], given["value_from_key"]
+    columns = None if value_from_key is None else _check_columns(value_from_key, width)
+    default = width if columns is None else columns[1] - columns[0]
+    values = default if value_dim is None else check_size(value_dim, "value_dim")
+    if columns is not None and values != default:
+        raise ValueError(f"value_dim: {values}, expected {default}, the columns of value_from_key, or None")
+    first = check_int(given["keep_first"], "keep_first", 0)
+    if first and not is_ring:
+        raise ValueError(f"keep_first: {first}, expected 0 without ring=True, as no row is dropped")
+    if first >= slots:
+        raise ValueError(f"keep_first: {first}, expected less than the capacity {slots}, which includes these rows")
     return CacheShape(
-        check_size(batch_size, "batch_size"),
-        check_size(num_kv_heads, "num_kv_heads"),
-        check_size(capacity, "capacity"),
-        check_size(head_dim, "head_dim"),
-        check_size(value_dim, "value_dim"),
-        parameter_dtype(dtype).newbyteorder("="),
-        check_flag(ring, "ring"),
+        check_size(given["batch_size"], "batch_size"),
+        check_size(given["num_kv_heads"], "num_kv_heads"),
+        slots,
+        width,
+        values,
+        parameter_dtype(given["dtype"]).newbyteorder("="),
+        is_ring,
+        first,
+        columns,
     )
 
 
-def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int], list[Array], list[Array]]:
-    """The lengths, keys and values of a pickled cache, checked: the file may be damaged, or from a stranger."""
-    if not isinstance(state, tuple) or len(state) != 3:
-        raise ValueError(f"state: {shown(state)}, expected lengths, keys and values")
+def _check_columns(value_from_key: object, head_dim: int) -> tuple[int, int]:
+    if not isinstance(value_from_key, (tuple, list)) or len(value_from_key) != 2:
+        raise TypeError(f"value_from_key: {shown(value_from_key)}, expected a pair (start, stop)")
+    start, stop = (check_int(column, "value_from_key", 0, head_dim) for column in tuple(value_from_key))
+    if start >= stop:
+        raise ValueError(f"value_from_key: ({start}, {stop}), expected start < stop")
+    return start, stop
+
+
+def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int], list[list[Array]]]:
+    """The lengths and rows of a pickled cache, checked: the file may be damaged, or from a stranger."""
+    names = [("keys", shape.head_dim), ("values", shape.value_dim)][: 1 if shape.value_from_key else 2]
+    if not isinstance(state, tuple) or len(state) != 1 + len(names):
+        expected = "lengths, keys and values" if len(names) == 2 else "lengths and keys"
+        raise ValueError(f"state: {shown(state)}, expected {expected}")
     lengths = check_integers(state[0], "state: lengths", shape.batch_size)
-    for name, arrays, width in (("keys", state[1], shape.head_dim), ("values", state[2], shape.value_dim)):
+    for (name, width), arrays in zip(names, state[1:], strict=True):
         if not isinstance(arrays, list) or len(arrays) != shape.batch_size:
             raise ValueError(f"state: {name}: {type(arrays).__name__}, expected a list of {shape.batch_size} arrays")
         for i, (a, length) in enumerate(zip(arrays, lengths, strict=True)):
@@ -71,10 +91,11 @@ def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int
                     f"state: {name}[{i}]: shape {a.shape}, expected ({shape.num_kv_heads}, rows, {width}) with {least} "
                     f"to {min(length, slots)} rows for the length {length}"
                 )
-    for i, (key, value) in enumerate(zip(state[1], state[2], strict=True)):
-        if key.shape[1] != value.shape[1]:
-            raise ValueError(f"state: values[{i}]: {value.shape[1]} rows, expected the {key.shape[1]} of the keys")
-    return lengths, state[1], state[2]
+    for (name, _), arrays in zip(names[1:], state[2:], strict=True):
+        for i, (key, rows) in enumerate(zip(state[1], arrays, strict=True)):
+            if key.shape[1] != rows.shape[1]:
+                raise ValueError(f"state: {name}[{i}]: {rows.shape[1]} rows, expected the {key.shape[1]} of the keys")
+    return lengths, list(state[1:])
 
 
 def check_query(query: ArrayLike, shape: CacheShape) -> Array:
@@ -88,16 +109,22 @@ def check_query(query: ArrayLike, shape: CacheShape) -> Array:
     return q
 
 
-def check_key_value(key: ArrayLike, value: ArrayLike, shape: CacheShape) -> tuple[Array, Array]:
-    """``key`` and ``value``, checked: (batch, kv_heads, new, head_dim) and (batch, kv_heads, new, value_dim)."""
-    k = _check_rows(key, "key", shape.head_dim, shape)
-    v = _check_rows(value, "value", shape.value_dim, shape)
-    for name, a in (("key", k), ("value", v)):
+def check_new(key: ArrayLike, value: ArrayLike | None, shape: CacheShape) -> list[Array]:
+    """``key``, (batch, kv_heads, new, head_dim), and, unless values are columns of keys, ``value``, (batch, kv_heads,
+    new, value_dim), checked."""
+    new = [_check_rows(key, "key", shape.head_dim, shape)]
+    if shape.value_from_key is None:
+        new.append(_check_rows(value, "value", shape.value_dim, shape))
+    elif value is not None:
+        start, stop = shape.value_from_key
+        raise ValueError(f"value: given, expected None: values are columns {start} to {stop - 1} of key")
+    for name, a in zip(("key", "value"), new, strict=False):
         if a.shape[1] != shape.num_kv_heads:
             raise ValueError(f"{name}: shape {a.shape}: {a.shape[1]} heads, expected {shape.num_kv_heads}")
+    k, v = new[0], new[-1]
     if v.shape[2] != k.shape[2]:
         raise ValueError(f"value: shape {v.shape} does not match key {k.shape}: {v.shape[2]} rows for {k.shape[2]}")
-    return k, v
+    return new
 
 
 def check_free(counts: Sequence[int], lengths: Sequence[int], capacity: int) -> None:
@@ -121,14 +148,19 @@ def check_counts(lengths: ArrayLike | None, new: int, batch_size: int) -> list[i
     return counts
 
 
-def check_integers(x: ArrayLike, name: str, batch_size: int, *, scalar: bool = False) -> list[int]:
-    """One integer for each sequence. With ``scalar``, a single integer stands for all sequences."""
+def check_integers(x: ArrayLike, name: str, batch_size: int | None = None, *, scalar: bool = False) -> list[int]:
+    """One integer for each sequence, or at least one if ``batch_size`` is None.
+
+    With ``scalar``, a single integer stands for all sequences.
+    """
     a = as_array(x, name)
-    if a.dtype.kind not in "iu":
+    if a.dtype.kind not in "iu" and a.size:
         raise TypeError(f"{name}: dtype {a.dtype}, expected integers")
-    if scalar and a.ndim == 0:
+    if scalar and a.ndim == 0 and batch_size is not None:
         return [int(a)] * batch_size
-    if a.shape != (batch_size,):
+    if batch_size is None and (a.ndim != 1 or a.size == 0):
+        raise ValueError(f"{name}: shape {a.shape}, expected (new_batch,), one index or more")
+    if batch_size is not None and a.shape != (batch_size,):
         raise ValueError(f"{name}: shape {a.shape}, expected one for each sequence, ({batch_size},)")
     return [int(n) for n in a]
 
@@ -138,7 +170,7 @@ def of(entry: int, batch: Sequence[object]) -> str:
     return f" of sequence {entry}" if len(batch) > 1 else ""
 
 
-def _check_rows(x: ArrayLike, name: str, width: int, shape: CacheShape) -> Array:
+def _check_rows(x: ArrayLike | None, name: str, width: int, shape: CacheShape) -> Array:
     a = as_array(x, name)
     if a.dtype != shape.dtype and a.dtype.newbyteorder("=") != shape.dtype:
         raise TypeError(f"{name}: dtype {a.dtype}, expected {shape.dtype}, the dtype of the cache")

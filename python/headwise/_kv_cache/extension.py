@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headwise._kv_cache.options import CacheOptions
     from headwise._kv_cache.rows import CacheRows
 
-    Checked: TypeAlias = tuple[Array, Array, Array, list[int]]
+    Checked: TypeAlias = tuple[Array, Sequence[Array], list[int]]
 
 
 class Extension:
@@ -33,13 +33,13 @@ class Extension:
         Entered before the checks and left after the block.
     rows : CacheRows
     check : callable
-        Returns the checked queries, (batch, heads, new, head_dim), keys, (batch, kv_heads, new, head_dim), values,
-        (batch, kv_heads, new, value_dim), and for each sequence the number of the new rows that count; the rows behind
-        them are padding.
+        Returns the checked queries, (batch, heads, new, head_dim), the new rows, (batch, kv_heads, new, dim), of each
+        of ``rows.arrays``, and for each sequence the number of the new rows that count; the rows behind them are
+        padding.
     """
 
     _query: Array
-    _new: tuple[Array, Array, Sequence[int]]
+    _new: tuple[Sequence[Array], Sequence[int]]
     _seen: CacheRows
     _lengths: list[int]
 
@@ -52,9 +52,9 @@ class Extension:
         self._exclusive.__enter__()
         try:
             rows = self._rows
-            self._query, key, value, counts = self._check()
-            self._new = key, value, counts
-            self._seen = rows if rows.can_undo(counts) else rows.copy_with_room(key.shape[2])
+            self._query, new, counts = self._check()
+            self._new = new, counts
+            self._seen = rows if rows.can_undo(counts) else rows.copy_with_room(new[0].shape[2])
             self._lengths = self._seen.write(*self._new)
         except BaseException:
             self._exclusive.__exit__()
@@ -63,7 +63,7 @@ class Extension:
 
     def attend(self, options: CacheOptions) -> Any:
         """The results of :meth:`headwise.KVCache.attend` for the new queries."""
-        return attend_rows(self._seen, self._lengths, self._query, self._new[2], options)
+        return attend_rows(self._seen, self._lengths, self._query, self._new[1], options)
 
     def __exit__(self, error: object, *_: object) -> None:
         try:

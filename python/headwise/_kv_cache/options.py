@@ -21,6 +21,7 @@ class RowOptions(ScoreOptions, total=False):
 
     mask: ArrayLike | None
     bias: ArrayLike | None
+    is_causal: bool
 
 
 class CacheOptions(RowOptions, total=False):

@@ -25,12 +25,12 @@ class CacheRows:
     """Keys and values (batch, kv_heads, slots, dim); each sequence fills its slots from the first on.
 
     The memory order is (kv_heads, batch, slots, dim), so that the rows of one head over all sequences also are one
-    matrix. Slot ``r`` of sequence ``i`` holds position ``offsets[i] + r``. Without a ring, offsets are 0 and there are
-    ``capacity`` slots.
+    matrix. Slot ``r`` of sequence ``i`` holds position ``offsets[i] + r``, or position ``r`` if ``r < first``. Without
+    a ring, offsets and ``first`` are 0 and there are ``capacity`` slots.
 
-    A ring has ``2 * spare`` more slots. When a sequence reaches the last slot, its latest rows move to the first slots,
-    at most once per ``spare`` positions, so a position costs on average at most about 9 row copies. The rows kept are
-    all that the next query sees, also after up to ``spare`` of the latest positions have been removed.
+    A ring has ``2 * spare`` more slots. When a sequence reaches the last slot, its latest rows move to the slots from
+    ``first`` on, at most once per ``spare`` positions, so a position costs on average at most about 9 row copies. The
+    rows kept are all that the next query sees, also after up to ``spare`` of the latest positions have been removed.
 
     A KeyboardInterrupt may come between any two bytecodes. So rows are first written where no query sees them, and
     ``lengths`` and ``offsets`` are then replaced in one step; rows that are seen are changed together with these lists
@@ -41,11 +41,17 @@ class CacheRows:
         self._shape = shape
         capacity, ring = shape.capacity, shape.ring
         self.reach = capacity - 1 if ring else -1  # how many positions before its own a query sees; -1: all
+        self.first = shape.keep_first  # the number of these that are the first positions of the sequence
         self.spare = max(16, capacity // 8) if ring else 0
         self.slots = capacity + 2 * self.spare
         rows = (shape.num_kv_heads, shape.batch_size, self.slots)
         self.keys = allocate((*rows, shape.head_dim), shape.dtype).swapaxes(0, 1)
-        self.values = allocate((*rows, shape.value_dim), shape.dtype).swapaxes(0, 1)
+        self.arrays = [self.keys]  # all that is stored
+        if shape.value_from_key is None:
+            self.values = allocate((*rows, shape.value_dim), shape.dtype).swapaxes(0, 1)
+            self.arrays.append(self.values)
+        else:
+            self.values = self.keys[..., slice(*shape.value_from_key)]
         # The number of positions of each sequence, and the position in its slot 0. Both lists are replaced, never
         # changed in place.
         self.lengths = [0] * shape.batch_size
@@ -55,19 +61,19 @@ class CacheRows:
         """The number of rows stored of a sequence."""
         return self.lengths[entry] - self.offsets[entry]
 
-    def append(self, key: Array, value: Array, counts: Sequence[int]) -> None:
+    def append(self, new: Sequence[Array], counts: Sequence[int]) -> None:
         """Store the first ``counts[i]`` new rows of each sequence behind its stored rows. If a ring has fewer slots
-        than new rows, the latest of them are kept."""
+        than new rows, the latest of them are kept. ``new`` has the new rows of each of :attr:`arrays`."""
         if self.can_undo(counts):
-            self.lengths = self.write(key, value, counts)
+            self.lengths = self.write(new, counts)
             return
-        key, value = self._unbuffered(key), self._unbuffered(value)
+        new = [self._unbuffered(rows) for rows in new]
         lengths = self._longer(counts)
         moves, offsets = self._room(counts)
-        writes = self._writes(key, value, counts, lengths, offsets)
+        writes = self._writes(new, counts, lengths, offsets)
         _at_once([*moves, *writes, (vars(self), "lengths", lengths), (vars(self), "offsets", offsets)])
 
-    def write(self, key: Array, value: Array, counts: Sequence[int]) -> list[int]:
+    def write(self, new: Sequence[Array], counts: Sequence[int]) -> list[int]:
         """Write the first ``counts[i]`` new rows of each sequence behind its stored rows, for :meth:`can_undo`.
 
         Returns the new lengths. The rows are stored once ``lengths`` is set to them.
@@ -76,9 +82,9 @@ class CacheRows:
         if self.reach >= 0:
             moves, offsets = self._room(counts)
             if moves:
-                key, value = self._unbuffered(key), self._unbuffered(value)
+                new = [self._unbuffered(rows) for rows in new]
                 _at_once([*moves, (vars(self), "offsets", offsets)])
-        for array, where, rows in self._writes(key, value, counts, lengths, self.offsets):
+        for array, where, rows in self._writes(new, counts, lengths, self.offsets):
             array[where] = rows
         return lengths
 
@@ -91,11 +97,19 @@ class CacheRows:
     def copy_with_room(self, new: int) -> CacheRows:
         """A copy of the rows that the next queries see, with slots for ``new`` more rows of each sequence."""
         copy = CacheRows(self._shape._replace(capacity=self.reach + new, ring=False))
-        starts, seen = self.spans(self.lengths, [0] * len(self.lengths))
-        visible = [slice(start, start + count) for start, count in zip(starts, seen, strict=True)]
-        copy.restore(seen, *([a[i, :, rows] for i, rows in enumerate(visible)] for a in (self.keys, self.values)))
+        visible = [self.visible(entry, 0) for entry in range(len(self.lengths))]
+        copy.restore(self.lengths, [[a[i][:, rows] for i, rows in enumerate(visible)] for a in self.arrays])
         copy.reach = self.reach
         return copy
+
+    def visible(self, entry: int, new: int, lengths: list[int] | None = None) -> slice | Array:
+        """The slots of the rows that the queries of the latest ``new`` positions of a sequence see."""
+        length = (lengths or self.lengths)[entry]
+        end = length - self.offsets[entry]
+        rows = end if self.reach < 0 else min(length, self.reach + new)
+        if not self.first or rows >= end:
+            return slice(max(0, end - rows), end)
+        return np.concatenate([np.arange(self.first), np.arange(end - rows + self.first, end)])
 
     def spans(self, lengths: list[int], counts: Sequence[int]) -> tuple[list[int], list[int]]:
         """The first slot and the number of the rows that the queries of the latest ``counts[i]`` positions see, in
@@ -124,50 +138,57 @@ class CacheRows:
             return
         take = [sources[entry] for entry in to]
         stop = max(self.end(source) for source in take)
-        # All memory is allocated before the first row is written.
-        width = max(self.keys.shape[3], self.values.shape[3])
-        taken = allocate((len(to), stop, width), self.keys.dtype)
         steps: list[Step] = []
-        for rows in (self.keys, self.values):
-            copies = taken[..., : rows.shape[3]]
+        for rows in self.arrays:
+            taken = allocate((len(to), stop, rows.shape[3]), rows.dtype)  # all memory before the first row is written
             for head in rows.swapaxes(0, 1):
-                steps += [(copy, ..., head[source, :stop]) for copy, source in zip(copies, take, strict=True)]
-                steps += [(head, (entry, slice(stop)), copy) for copy, entry in zip(copies, to, strict=True)]
+                steps += [(copy, ..., head[source, :stop]) for copy, source in zip(taken, take, strict=True)]
+                steps += [(head, (entry, slice(stop)), copy) for copy, entry in zip(taken, to, strict=True)]
         steps += [(vars(self), name, [getattr(self, name)[i] for i in sources]) for name in ("lengths", "offsets")]
         _at_once(steps)
 
-    def restore(self, lengths: list[int], keys: Sequence[Array], values: Sequence[Array]) -> None:
-        """Hold these rows (kv_heads, rows, dim): the latest of the ``lengths[i]`` positions of each sequence."""
-        for entry, (key, value) in enumerate(zip(keys, values, strict=True)):
-            self.keys[entry, :, : key.shape[1]], self.values[entry, :, : value.shape[1]] = key, value
+    def restore(self, lengths: list[int], stored: Sequence[Sequence[Array]]) -> None:
+        """Hold these rows, (kv_heads, rows, dim) of each sequence for each of :attr:`arrays`: the latest of its
+        ``lengths[i]`` positions, and the first ones."""
+        for array, sequences in zip(self.arrays, stored, strict=True):
+            for entry, rows in enumerate(sequences):
+                array[entry, :, : rows.shape[1]] = rows
         self.lengths = lengths
-        self.offsets = [length - key.shape[1] for length, key in zip(lengths, keys, strict=True)]
+        self.offsets = [length - rows.shape[1] for length, rows in zip(lengths, stored[0], strict=True)]
 
     def _longer(self, counts: Sequence[int]) -> list[int]:
         return [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def _unbuffered(self, rows: Array) -> Array:
         """New rows that NumPy copies without a buffer, for which there may be no memory once rows have moved."""
-        if rows.dtype.isnative and not any(np.may_share_memory(rows, stored) for stored in (self.keys, self.values)):
+        if rows.dtype.isnative and not any(np.may_share_memory(rows, stored) for stored in self.arrays):
             return rows
-        return rows.astype(self.keys.dtype)
+        return rows.astype(rows.dtype.newbyteorder("="))
 
     def _writes(
-        self, key: Array, value: Array, counts: Sequence[int], lengths: list[int], offsets: list[int]
+        self, new: Sequence[Array], counts: Sequence[int], lengths: list[int], offsets: list[int]
     ) -> Sequence[Step]:
         """The assignments of the new rows, after which sequences have these ``lengths`` and ``offsets``."""
         ends = [length - offset for length, offset in zip(lengths, offsets, strict=True)]
-        if equal(counts) and equal(ends):
-            return self._write(slice(None), ends[0], counts[0], key, value)
+        if equal(counts) and equal(ends) and (not self.first or equal(lengths)):
+            return self._write(slice(None), lengths[0], ends[0], counts[0], new)
         steps: list[Step] = []
-        for entry, (end, count) in enumerate(zip(ends, counts, strict=True)):
-            steps += self._write(slice(entry, entry + 1), end, count, key, value)
+        for entry, (length, end, count) in enumerate(zip(lengths, ends, counts, strict=True)):
+            steps += self._write(slice(entry, entry + 1), length, end, count, new)
         return steps
 
-    def _write(self, entries: slice, end: int, count: int, key: Array, value: Array) -> tuple[Step, Step]:
-        rows = min(count, end)
-        where, new = (entries, slice(None), slice(end - rows, end)), (entries, slice(None), slice(count - rows, count))
-        return (self.keys, where, key[new]), (self.values, where, value[new])
+    def _write(self, entries: slice, length: int, end: int, count: int, new: Sequence[Array]) -> list[Step]:
+        """The last ``count`` of ``length`` positions: those among the first in their own slots, the others up to slot
+        ``end``."""
+        first = min(count, max(0, self.first - (length - count)))
+        rows = min(count - first, max(0, end - self.first))
+        steps: list[Step] = []
+        for array, given in zip(self.arrays, new, strict=True):
+            for slot, start, size in ((length - count, 0, first), (end - rows, count - rows, rows)):
+                if size:
+                    where = (entries, slice(None), slice(slot, slot + size))
+                    steps.append((array, where, given[entries, :, start : start + size]))
+        return steps
 
     def _room(self, counts: Sequence[int]) -> tuple[list[Step], list[int]]:
         """The moves of rows of a ring to the first slots where ``counts[i]`` more would not fit, and the offsets after
@@ -190,15 +211,15 @@ class CacheRows:
         return moves, offsets
 
     def _moves(self, entry: int, count: int) -> Iterable[Step]:
-        """The moves of the latest ``count`` rows of a sequence to the first slots."""
-        end = self.end(entry)
-        if count == end:
+        """The moves that leave ``count`` rows of a sequence in the first slots: the first rows and the latest."""
+        end, first = self.end(entry), self.first
+        if count == end or count <= first:
             return
-        for rows in (self.keys, self.values):
+        for rows in self.arrays:
             for head in rows[entry]:
                 flat = head.reshape(-1).view(np.uint8)  # NumPy copies between overlapping 1-D views without a buffer
                 width = flat.size // self.slots
-                yield flat, slice(count * width), flat[(end - count) * width : end * width]
+                yield flat, slice(first * width, count * width), flat[(end - count + first) * width : end * width]
 
 
 def _at_once(steps: Iterable[Step]) -> None:

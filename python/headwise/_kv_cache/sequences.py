@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike
+    from typing_extensions import Self
 
     from headwise._base.typing import Array
 
@@ -30,6 +31,8 @@ class CachedSequences:
     value_dim: int
     dtype: np.dtype[Any]
     ring: bool
+    keep_first: int
+    value_from_key: tuple[int, int] | None
 
     def __init__(self, shape: CacheShape) -> None:
         for name, value in shape._asdict().items():
@@ -52,7 +55,7 @@ class CachedSequences:
 
     @property
     def nbytes(self) -> int:
-        return self._rows.keys.nbytes + self._rows.values.nbytes
+        return sum(rows.nbytes for rows in self._rows.arrays)
 
     def entry(self, index: int) -> tuple[Array, Array]:
         """The stored keys and values of one sequence.
@@ -88,7 +91,7 @@ class CachedSequences:
         """
         i = check_int(index, "index", 0, self.batch_size - 1)
         rows = self._kept(i)
-        return _read_only(self._rows.keys[i, :, rows]), _read_only(self._rows.values[i, :, rows])
+        return _read_only(self._rows.keys[i][:, rows]), _read_only(self._rows.values[i][:, rows])
 
     def positions(self, new: int = 1) -> Array:
         """The positions of the next rows, as rotary embedding takes them.
@@ -212,11 +215,79 @@ class CachedSequences:
         array([1, 1])
         """
         sources = check_integers(indices, "indices", self.batch_size)
+        self._check_sources(sources)
+        with self._exclusive:
+            self._rows.reorder(sources)
+
+    def copy(self) -> Self:
+        """A cache with the same sequences, which shares no memory with this one: a fork.
+
+        Returns
+        -------
+        KVCache
+            A ring's copy has the same lengths, which include the positions that the ring has dropped.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> x = np.ones((1, 1, 3, 4), np.float32)
+        >>> cache = hw.KVCache(1, 1, capacity=8, head_dim=4)
+        >>> cache.append(x, x)
+        >>> fork = cache.copy()
+        >>> fork.append(x, x)
+        >>> len(cache), len(fork)
+        (3, 6)
+        """
+        return self.select(range(self.batch_size))
+
+    def select(self, indices: ArrayLike) -> Self:
+        """A cache whose sequence ``i`` is a copy of the sequence ``indices[i]`` of this one, with its positions.
+
+        So a prompt is expanded to the beams of a search, and finished sequences are dropped. :meth:`reorder` changes
+        the sequences of a cache in place instead, and copies only those that change.
+
+        Parameters
+        ----------
+        indices : array_like of int, (new_batch,)
+            May repeat, omit and reorder sequences.
+
+        Returns
+        -------
+        KVCache
+            Of ``batch_size`` new_batch; it shares no memory with this one.
+
+        Raises
+        ------
+        ValueError
+            If `indices` is not a vector of at least one index, or an index does not fit.
+        TypeError
+            If `indices` are not integers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> x = np.ones((2, 1, 3, 4), np.float32)
+        >>> cache = hw.KVCache(2, 1, capacity=8, head_dim=4)
+        >>> cache.append(x, x, lengths=[3, 1])
+        >>> cache.select([0, 0, 1]).lengths
+        array([3, 3, 1])
+        """
+        self._exclusive.check()
+        sources = check_integers(indices, "indices")
+        self._check_sources(sources)
+        state = self.__getstate__()
+        lengths, *arrays = state["_rows"]
+        picked = tuple([of_sequences[i] for i in sources] for of_sequences in (lengths, *arrays))
+        selected = type(self).__new__(type(self))
+        selected.__setstate__({**state, "batch_size": len(sources), "_rows": picked})
+        return selected
+
+    def _check_sources(self, sources: list[int]) -> None:
         for source in sources:
             if not 0 <= source < self.batch_size:
                 raise ValueError(f"indices: {source}, expected 0 to {self.batch_size - 1}")
-        with self._exclusive:
-            self._rows.reorder(sources)
 
     def __len__(self) -> int:
         return max(self._rows.lengths)
@@ -228,7 +299,9 @@ class CachedSequences:
         shortest, longest = min(self._rows.lengths), max(self._rows.lengths)
         facts = [f"{name}={getattr(self, name)}" for name in ("batch_size", "num_kv_heads", "capacity", "head_dim")]
         facts += [f"value_dim={self.value_dim}"] if self.value_dim != self.head_dim else []
+        facts += [f"value_from_key={self.value_from_key}"] if self.value_from_key else []
         facts += [str(self.dtype), *(["ring"] if self.ring else [])]
+        facts += [f"keep_first={self.keep_first}"] if self.keep_first else []
         facts += [f"length={longest}" if shortest == longest else f"lengths={shortest}..{longest}"]
         return f"{type(self).__name__}({', '.join(facts)})"
 
@@ -237,27 +310,23 @@ class CachedSequences:
         stored = [slice(0, rows.end(i)) for i in range(self.batch_size)]
         state = {name: value for name, value in vars(self).items() if name not in ("_shape", "_exclusive")}
         return state | {
-            "_rows": (
-                rows.lengths,
-                [rows.keys[i, :, part] for i, part in enumerate(stored)],
-                [rows.values[i, :, part] for i, part in enumerate(stored)],
-            )
+            "_rows": (rows.lengths, *([a[i, :, part] for i, part in enumerate(stored)] for a in rows.arrays))
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        missing = {*CacheShape._fields, "_rows"} - state.keys() if isinstance(state, dict) else {"dict"}
+        needed = {*CacheShape._fields, "_rows"} - CacheShape._field_defaults.keys()
+        missing = needed - state.keys() if isinstance(state, dict) else {"dict"}
         if missing:
             raise ValueError(f"state: no {', '.join(sorted(missing))}, expected the state of a pickled KVCache")
-        shape = check_shape(*(state[name] for name in CacheShape._fields))
+        shape = check_shape(CacheShape._field_defaults | state)
         rows = CacheRows(shape)
         rows.restore(*check_stored(state["_rows"], shape, rows.slots))
         vars(self).update(state, **shape._asdict())  # attributes of the types that __init__ gives them
         self._shape, self._rows, self._exclusive = shape, rows, Exclusive()
 
-    def _kept(self, entry: int) -> slice:
+    def _kept(self, entry: int) -> slice | Array:
         """The slots of the rows that :attr:`keys` and :attr:`values` show of a sequence."""
-        end = self._rows.end(entry)
-        return slice(max(0, end - self.capacity), end)
+        return self._rows.visible(entry, 1)
 
     def _stored(self, name: str) -> Array:
         rows = self._rows
@@ -268,7 +337,7 @@ class CachedSequences:
         array: Array = getattr(rows, name)
         if equal(rows.offsets):
             return _read_only(array[:, :, self._kept(0)])
-        return _read_only(np.stack([array[i, :, self._kept(i)] for i in range(self.batch_size)]))
+        return _read_only(np.stack([array[i][:, self._kept(i)] for i in range(self.batch_size)]))
 
 
 def _listed(lengths: Sequence[int]) -> str:

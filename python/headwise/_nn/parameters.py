@@ -160,7 +160,13 @@ class MultiHeadParameters(Layer):
         vars(self).update(slots)  # all at once: an interruption comes before or after
 
     def make_cache(
-        self, batch_size: int, capacity: int, *, ring: bool = False, dtype: DTypeLike = np.float32
+        self,
+        batch_size: int,
+        capacity: int,
+        *,
+        ring: bool = False,
+        keep_first: int = 0,
+        dtype: DTypeLike = np.float32,
     ) -> KVCache:
         """An empty :class:`headwise.KVCache` for :meth:`forward`.
 
@@ -172,6 +178,8 @@ class MultiHeadParameters(Layer):
             Maximum number of positions of a sequence or, in a ring, of keys that a query sees.
         ring : bool
             Whether new positions replace the oldest ones of a full cache, which is an error otherwise.
+        keep_first : int
+            Number of first positions that a ring never replaces.
         dtype : dtype
             Of the inputs that the layer will get.
 
@@ -197,7 +205,7 @@ class MultiHeadParameters(Layer):
         >>> cache.lengths
         array([3])
         """
-        return KVCache(batch_size, self.num_kv_heads, capacity, self.d_k, dtype=dtype, ring=ring)
+        return KVCache(batch_size, self.num_kv_heads, capacity, self.d_k, dtype=dtype, ring=ring, keep_first=keep_first)
 
     def make_cross_cache(self, key_value: ArrayLike, value: ArrayLike | None = None) -> CrossCache:
         """Keys and values of cross-attention, projected once, for the ``cache`` of :meth:`forward`.

@@ -1,0 +1,109 @@
+"""Attention to cached rows by calls for one sequence or equal sequences, for what packed sequences do not support:
+weights, masks, and rings that keep their first rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headwise._base.outputs import allocate
+from headwise._kv_cache.rows import equal
+from headwise._runtime.backend import current
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headwise._base.attention_spec import AttentionSpec
+    from headwise._base.typing import Array
+    from headwise._kv_cache.rows import CacheRows
+    from headwise._kv_cache.spans import Spans
+
+# Entries of the mask of a block of queries.
+_MASK_BLOCK = 1 << 20
+
+
+def has_gap(rows: CacheRows, length: int) -> bool:
+    """Whether the last query of a sequence of this ``length`` sees the first rows and the latest rows, but not all rows
+    between them."""
+    return rows.first > 0 and length > rows.reach + 1
+
+
+def attend_by_entry(
+    query: Array,
+    rows: CacheRows,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    spans: Spans,
+    spec: AttentionSpec,
+) -> None:
+    """One call for all sequences if they are equal, else one for each. Padding is not written."""
+    batch, attention = len(query), current().attention
+    together = spans.equal() and (not rows.first or equal(spans.lengths))
+    groups = [slice(0, batch)] if together else [slice(entry, entry + 1) for entry in range(batch)]
+    for entries in groups:
+        count, seen, length = (numbers[entries.start] for numbers in (spans.counts, spans.seen, spans.lengths))
+        gap = has_gap(rows, length)
+        if gap and weights is None and not spec.keep and not spec.bias:
+            columns: slice | Array = slice(0, length - rows.offsets[entries.start])  # a view; the mask drops the gap
+        else:
+            columns = rows.visible(entries.start, count, spans.lengths)
+        keys, values = rows.keys[entries, :, columns], rows.values[entries, :, columns]
+        key_len = keys.shape[2]
+        for block in _query_blocks(count, key_len if gap else 0):
+            shape = (len(keys), query.shape[1], block.stop - block.start)
+            part_weights = None if weights is None else allocate((*shape, key_len), weights.dtype)
+            part_lse = None if lse is None else allocate(shape, lse.dtype)
+            part_spec = spec._replace(
+                offset=key_len - count + block.start,
+                keep=tuple(_mask_part(m, entries, block, key_len) for m in spec.keep),
+                bias=tuple(_mask_part(m, entries, block, key_len) for m in spec.bias),
+            )
+            if gap:
+                positions = _positions(rows, entries.start, columns)
+                part_spec = _with_gap(part_spec, positions, length - count + block.start, shape[2], rows)
+            attention(
+                query[entries, :, block], keys, values, output[entries, :, block], part_weights, part_lse, part_spec
+            )
+            if weights is not None and part_weights is not None:
+                weights[entries, :, block, :seen] = part_weights
+            if lse is not None and part_lse is not None:
+                lse[entries, :, block] = part_lse
+
+
+def _query_blocks(count: int, mask_width: int) -> Iterator[slice]:
+    """Slices of ``count`` queries, whose masks have about ``_MASK_BLOCK`` entries."""
+    step = max(1, _MASK_BLOCK // mask_width if mask_width else count)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _mask_part(m: Array, entries: slice, queries: slice, key_len: int) -> Array:
+    """The part of a mask (batch, heads, query_len, key_len), each or 1, for a call."""
+    if m.shape[0] > 1:
+        m = m[entries]
+    if m.shape[2] > 1:
+        m = m[:, :, queries]
+    return m if m.shape[3] == 1 else m[..., :key_len]
+
+
+def _positions(rows: CacheRows, entry: int, columns: slice | Array) -> Array:
+    slots = columns if isinstance(columns, np.ndarray) else np.arange(columns.start, columns.stop)
+    positions: Array = np.where(slots < rows.first, slots, slots + rows.offsets[entry])
+    return positions
+
+
+def _with_gap(spec: AttentionSpec, positions: Array, first_query: int, count: int, rows: CacheRows) -> AttentionSpec:
+    """``spec`` for keys at ``positions``, of which queries from position ``first_query`` on see the first rows and the
+    latest ones. The backend counts columns where windows and ALiBi count positions."""
+    query = np.arange(first_query, first_query + count)[:, np.newaxis]
+    keep = (positions < rows.first) | (positions >= query - (rows.reach - rows.first))
+    if spec.left >= 0:
+        keep &= positions >= query - spec.left
+    bias = spec.bias
+    missing = int(positions[-1]) + 1 - len(positions)  # positions between the first rows and the others
+    if spec.alibi_slopes is not None and missing:
+        further = np.where(positions < rows.first, missing, 0).astype(spec.alibi_slopes.dtype)
+        bias = (*bias, -spec.alibi_slopes[np.newaxis, :, np.newaxis, np.newaxis] * further)
+    return spec._replace(left=-1, keep=(*spec.keep, keep[np.newaxis, np.newaxis]), bias=bias)
