@@ -119,6 +119,8 @@ class Operation:
     large: Sizes = LARGE
     #: The axes before the last two of a call with many rows.
     lead: Shape = ()
+    #: The arguments by which headwise.vjp has gradients.
+    wrt: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -144,6 +146,10 @@ class Case:
         """The results of a call."""
         result = self.operation.function(**arguments, **more)
         return result if isinstance(result, tuple) else (result,)
+
+    def wrt(self, arguments: Arguments) -> tuple[str, ...]:
+        """The names of the arrays that have gradients."""
+        return tuple(name for name in self.operation.wrt if name in arrays_in(arguments))
 
     def expected(self, arguments: Arguments) -> tuple[Array, ...] | None:
         """The oracle's results, in double precision; None where it has none."""

@@ -209,6 +209,7 @@ ATTENTION_PARALLEL = {
     "one-head": Sizes((), 1, 130, 600, 16, 24),
     "one-row": Sizes((1, 4), 2, 1, 7000, 16, 24),
 }
+ATTENTION_WRT = ("query", "key", "value", "bias", "alibi_slopes", "sinks")
 ATTENTION_SMALL = Sizes((2, 4), 2, 5, 7, 8, 6)
 
 
@@ -235,6 +236,10 @@ def attention_arguments(s: Sizes, make: Make) -> Arguments:
         "key": make("key", (*s.kv_lead, s.keys, s.head_dim)),
         "value": make("value", (*s.kv_lead, s.keys, s.value_dim)),
     }
+
+
+def merge_arguments(s: Sizes, make: Make) -> Arguments:
+    return {"outputs": make("outputs", (3, *s.rows)), "lses": make("lses", (3, *s.rows[:-1]))}
 
 
 def starts(total: int) -> list[int]:
@@ -297,6 +302,7 @@ OPERATIONS: dict[str, Operation] = {
             draws=AXIS,
             atol_16bit=0.0,
             parallel=SOFTMAX_PARALLEL,
+            wrt=("x",),
         ),
         Operation(
             hw.log_softmax,
@@ -307,6 +313,7 @@ OPERATIONS: dict[str, Operation] = {
             draws=AXIS,
             atol_16bit=2e-6,
             parallel=SOFTMAX_PARALLEL,
+            wrt=("x",),
         ),
         Operation(
             hw.logsumexp,
@@ -318,6 +325,7 @@ OPERATIONS: dict[str, Operation] = {
             out=False,
             atol_16bit=2e-6,
             parallel=SOFTMAX_PARALLEL,
+            wrt=("x",),
         ),
         Operation(
             hw.apply_rope,
@@ -328,6 +336,7 @@ OPERATIONS: dict[str, Operation] = {
             atol_16bit=2e-6,
             small=Sizes((2,), 1, 5, 5, 8, 8),
             parallel={"": MANY},
+            wrt=("x", "cos", "sin"),
         ),
         Operation(
             hw.add_alibi,
@@ -343,6 +352,7 @@ OPERATIONS: dict[str, Operation] = {
             small=Sizes((2, 4), 4, 5, 6, 8, 8),
             parallel={"": MANY},
             lead=(1,),
+            wrt=("scores", "slopes"),
         ),
         Operation(
             hw.layer_normalization,
@@ -374,6 +384,7 @@ OPERATIONS: dict[str, Operation] = {
             in_place=False,
             parallel=LINEAR_PARALLEL,
             large=Sizes((), 1, 4096, 1, 512, 2048),
+            wrt=("x", "weight", "bias"),
         ),
         Operation(
             packed_linear,
@@ -392,6 +403,7 @@ OPERATIONS: dict[str, Operation] = {
             PLAIN,
             computed=False,
             out=False,
+            wrt=("x",),
         ),
         Operation(
             hw.flash_attention,
@@ -404,6 +416,7 @@ OPERATIONS: dict[str, Operation] = {
             small=ATTENTION_SMALL,
             parallel=ATTENTION_PARALLEL,
             large=Sizes((1, 4), 4, 2048, 2048, 64, 64),
+            wrt=ATTENTION_WRT,
         ),
         Operation(
             hw.scaled_dot_product_attention,
@@ -416,6 +429,26 @@ OPERATIONS: dict[str, Operation] = {
             small=ATTENTION_SMALL,
             parallel={"": ATTENTION_PARALLEL[""]},
             large=Sizes((1, 4), 4, 2048, 2048, 64, 64),
+            wrt=ATTENTION_WRT,
+        ),
+        Operation(
+            hw.merge_attention,
+            merge_arguments,
+            oracle.merge_attention,
+            PLAIN
+            | {
+                "axis--1": lambda s, make: (
+                    {
+                        name: np.moveaxis(x, 0, axis)
+                        for (name, x), axis in zip(merge_arguments(s, make).items(), (-2, -1), strict=True)
+                    }
+                    | {"axis": -1}
+                )
+            },
+            computed=False,
+            out=False,
+            parallel={"": MANY},
+            wrt=("outputs", "lses"),
         ),
         Operation(
             hw.varlen_attention,
@@ -429,6 +462,7 @@ OPERATIONS: dict[str, Operation] = {
             parallel={"": Sizes((1, 4), 2, 300, 300, 16, 16)},
             large=Sizes((1, 4), 4, 4096, 4096, 64, 64),
             lead=(1, 1),
+            wrt=tuple(name for name in ATTENTION_WRT if name != "bias"),
         ),
     ]
 }

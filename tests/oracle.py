@@ -370,3 +370,12 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     return Attention(
         output.reshape(*lead, query_len, value_dim), weights.reshape(scores), lse.reshape(*lead, query_len)
     )
+
+
+def merge_attention(outputs: ArrayLike, lses: ArrayLike, axis: int = 0) -> tuple[Array, Array]:
+    """Each part weighs as much as its softmax denominator."""
+    sums, lse = wide(lses), wide(logsumexp(wide(lses), axis=axis))
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(sums - np.expand_dims(lse, axis))
+    parts = np.moveaxis(weights, axis, 0)[..., np.newaxis], np.moveaxis(wide(outputs), axis % sums.ndim, 0)
+    return rounded(sum(weight * part for weight, part in zip(*parts, strict=True)), outputs), rounded(lse, outputs)

@@ -14,9 +14,14 @@ from headwise import attention, cache, layers, masks, normalization, plot, posit
 from headwise._base.public_modules import name_public_modules as _name_public_modules
 from headwise._ops.alibi import add_alibi, alibi_bias, alibi_slopes
 from headwise._ops.attention.dense import flash_attention, scaled_dot_product_attention
+from headwise._ops.attention.merge import merge_attention
 from headwise._ops.attention.varlen import varlen_attention
 from headwise._ops.dropout import dropout
 from headwise._ops.gradients.attention import flash_attention_backward
+from headwise._ops.gradients.linear import linear_backward
+from headwise._ops.gradients.rope import apply_rope_backward
+from headwise._ops.gradients.rules import vjp
+from headwise._ops.gradients.softmax import log_softmax_backward, logsumexp_backward, softmax_backward
 from headwise._ops.gradients.varlen import varlen_attention_backward
 from headwise._ops.layer_norm import layer_normalization
 from headwise._ops.linear import linear
@@ -69,6 +74,7 @@ __all__ = [
     "alibi_bias",
     "alibi_slopes",
     "apply_rope",
+    "apply_rope_backward",
     "attention",
     "attention_score_visualization",
     "cache",
@@ -86,10 +92,14 @@ __all__ = [
     "layers",
     "learned_positional_encoding",
     "linear",
+    "linear_backward",
     "list_targets",
     "log_softmax",
+    "log_softmax_backward",
     "logsumexp",
+    "logsumexp_backward",
     "masks",
+    "merge_attention",
     "multi_head_attention",
     "multi_head_self_attention",
     "normalization",
@@ -107,8 +117,10 @@ __all__ = [
     "set_target",
     "show_config",
     "softmax",
+    "softmax_backward",
     "varlen_attention",
     "varlen_attention_backward",
+    "vjp",
 ]
 
 _name_public_modules(

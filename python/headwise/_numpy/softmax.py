@@ -17,48 +17,48 @@ if TYPE_CHECKING:
 
 @ieee
 def softmax(x: Array, out: Array) -> None:
-    for o, i in _lane_blocks(x):
+    for o, i in lane_blocks(x):
         in_float32(_softmax, x[o, :, i], out[o, :, i])
 
 
 @ieee
 def log_softmax(x: Array, out: Array) -> None:
-    for o, i in _lane_blocks(x):
+    for o, i in lane_blocks(x):
         in_float32(_log_softmax, x[o, :, i], out[o, :, i])
 
 
 @ieee
 def logsumexp(x: Array, out: Array) -> None:
-    for o, i in _lane_blocks(x):
+    for o, i in lane_blocks(x):
         in_float32(_logsumexp, x[o, :, i], out[o, i])
 
 
 def _softmax(x: Array, out: Array) -> None:
     np.subtract(x, x.max(axis=1, keepdims=True), out=out)
     np.exp(out, out=out)
-    out /= _sum(out)
+    out /= lane_sum(out)
 
 
 def _log_softmax(x: Array, out: Array) -> None:
     shifted = x - x.max(axis=1, keepdims=True)
-    np.subtract(shifted, np.log(_sum(np.exp(shifted))), out=out)
+    np.subtract(shifted, np.log(lane_sum(np.exp(shifted))), out=out)
 
 
 def _logsumexp(x: Array, out: Array) -> None:
     peak = x.max(axis=1, keepdims=True)
     # An infinite maximum is itself the result; inf - inf would make it NaN.
     peak[np.isinf(peak)] = 0
-    out[...] = (np.log(_sum(np.exp(x - peak))) + peak)[:, 0]
+    out[...] = (np.log(lane_sum(np.exp(x - peak))) + peak)[:, 0]
 
 
-def _sum(x: Array) -> Array:
+def lane_sum(x: Array) -> Array:
     # NumPy sums pairwise only along a contiguous axis. Along another axis the rounding error of a float32 sum would
     # grow with its length.
     total: Array = x.sum(axis=1, keepdims=True, dtype=x.dtype if x.shape[2] == 1 else np.float64)
     return total.astype(x.dtype, copy=False)
 
 
-def _lane_blocks(x: Array) -> Iterator[tuple[slice, slice]]:
+def lane_blocks(x: Array) -> Iterator[tuple[slice, slice]]:
     """Slices of axes 0 and 2, of about a block each; at least 64 columns, which long lanes read several times as fast.
 
     16-bit types have no such minimum, as their block is converted.

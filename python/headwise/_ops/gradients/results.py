@@ -69,3 +69,10 @@ def as_gradient(d: object, name: str, shape: Shape, dtype: np.dtype[Any], of: st
 def finish(d: Array, argument: Array, result: np.dtype[Any]) -> Array:
     """The gradient ``d`` in the dtype of ``argument``; see :func:`gradient_dtype`."""
     return cast_dtype(d, gradient_dtype(argument, result))
+
+
+def sum_to_shape(d: Array, shape: Shape) -> Array:
+    """``d`` summed over the axes along which an array of ``shape`` was broadcast to that of ``d``."""
+    own = (1,) * (d.ndim - len(shape)) + shape
+    axes = tuple(axis for axis in range(d.ndim) if own[axis] != d.shape[axis])
+    return (d.sum(axis=axes, keepdims=True) if axes else d).reshape(shape)
