@@ -191,6 +191,9 @@ SOFTMAX = AXES | {
     "axis-(0, -1)": keywords(axis=(0, -1)),
     "where": lambda s, make: {"where": kept(make("where", s.rows))},
 }
+EPS: Draw = lambda st, array, s: st.sampled_from([1e-5, 1e-3, 1.0])  # noqa: E731
+TANH = {"tanh": keywords(approximate="tanh")}
+APPROXIMATE: dict[str, Draw] = {"approximate": lambda st, array, s: st.sampled_from(["none", "tanh"])}
 FIRST_AXES = ("", "axis-0", "axis--2", "where")
 MANY = Sizes((8,), 1, 310, 480, 480, 480)
 SOFTMAX_PARALLEL = {
@@ -220,6 +223,10 @@ def rope_arguments(s: Sizes, make: Make) -> Arguments:
 
 def normalization_arguments(s: Sizes, make: Make) -> Arguments:
     return {"x": make("x", s.rows), "gamma": make("gamma", (s.head_dim,)), "beta": make("beta", (s.head_dim,))}
+
+
+def gate_and_up(s: Sizes, make: Make) -> Arguments:
+    return {"gate": make("gate", s.rows), "up": make("up", s.rows)}
 
 
 def linear_arguments(s: Sizes, make: Make) -> Arguments:
@@ -366,9 +373,41 @@ OPERATIONS: dict[str, Operation] = {
                     "axis": -2,
                 },
                 "eps": keywords(eps=0.5),
+                "no-parameters": keywords(gamma=None, beta=None),
+                "no-beta": keywords(beta=None),
+                "no-gamma": keywords(gamma=None),
             },
-            draws={"eps": lambda st, array, s: st.sampled_from([1e-5, 1e-3, 1.0])},
+            draws={"eps": EPS},
             atol_16bit=5e-6,
+            parallel={"": MANY},
+        ),
+        Operation(
+            hw.rms_norm,
+            x_only,
+            oracle.rms_norm,
+            PLAIN | {"gamma": lambda s, make: {"gamma": make("gamma", (s.head_dim,)), "eps": 0.5}},
+            draws={"eps": EPS},
+            atol_16bit=5e-6,
+            parallel={"": MANY},
+        ),
+        Operation(
+            hw.gelu,
+            x_only,
+            oracle.gelu,
+            PLAIN | TANH,
+            draws=APPROXIMATE,
+            atol_16bit=2e-6,
+            parallel={"": MANY},
+        ),
+        Operation(hw.silu, x_only, oracle.silu, PLAIN, atol_16bit=2e-6, parallel={"": MANY}),
+        Operation(hw.swiglu, gate_and_up, oracle.swiglu, PLAIN, atol_16bit=4e-6, parallel={"": MANY}),
+        Operation(
+            hw.geglu,
+            gate_and_up,
+            oracle.geglu,
+            PLAIN | TANH,
+            draws=APPROXIMATE,
+            atol_16bit=4e-6,
             parallel={"": MANY},
         ),
         Operation(

@@ -127,12 +127,56 @@ def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Ar
     return rounded(wide(x) @ wide(weight) + (0 if bias is None else wide(bias)), x, weight)
 
 
-def layer_normalization(x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, eps: float = 1e-5, axis: int = -1) -> Array:
+def layer_normalization(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    eps: float = 1e-5,
+    axis: int = -1,
+) -> Array:
     """Ba et al. (2016), with the biased variance."""
     rows = np.moveaxis(wide(x), axis, -1)
     centred = rows - rows.mean(axis=-1, keepdims=True)
     normal = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.longdouble(eps))
-    return rounded(np.moveaxis(normal * wide(gamma) + wide(beta), -1, axis), x)
+    scaled = normal * wide(1 if gamma is None else gamma) + wide(0 if beta is None else beta)
+    return rounded(np.moveaxis(scaled, -1, axis), x)
+
+
+def rms_norm(x: ArrayLike, gamma: ArrayLike | None = None, eps: float = 1e-6) -> Array:
+    """Zhang and Sennrich (2019)."""
+    rows = wide(x)
+    normal = rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + np.longdouble(eps))
+    return rounded(normal * wide(1 if gamma is None else gamma), x)
+
+
+def gelu(x: ArrayLike, approximate: str = "none") -> Array:
+    """Hendrycks and Gimpel (2016); -0 at -inf."""
+    rows = wide(x)
+    if approximate == "tanh":
+        return weighted_sigmoid(x, 2 * np.sqrt(2 / np.longdouble(math.pi)) * (rows + 0.044715 * rows**3))
+    share = np.frompyfunc(lambda t: math.erfc(-t / math.sqrt(2)) / 2, 1, 1)(double(x))
+    with np.errstate(invalid="ignore"):
+        return rounded(np.where(rows == -np.inf, -0.0, rows * np.asarray(share, float)), x)
+
+
+def silu(x: ArrayLike) -> Array:
+    """Elfwing et al. (2017); -0 at -inf."""
+    return weighted_sigmoid(x, wide(x))
+
+
+def weighted_sigmoid(x: ArrayLike, y: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return rounded(np.where(y == -np.inf, -0.0, wide(x) / (1 + np.exp(-y))), x)
+
+
+def swiglu(gate: ArrayLike, up: ArrayLike) -> Array:
+    """Shazeer (2020), equation 6."""
+    return silu(gate) * rounded(wide(up), gate)
+
+
+def geglu(gate: ArrayLike, up: ArrayLike, approximate: str = "none") -> Array:
+    """Shazeer (2020), equation 5."""
+    return gelu(gate, approximate) * rounded(wide(up), gate)
 
 
 def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, interleaved: bool = False) -> Array:

@@ -1,6 +1,6 @@
-// Layer normalisation of one row in three sweeps: the mean, the deviations from it and their squares, the result. Rows
-// are assumed to stay in cache; a later row is prefetched meanwhile, as memory would be idle otherwise. Used by
-// layer_norm/kernel.cc.
+// Layer normalisation of one row in three sweeps: the mean, the deviations from it and their squares, the result. RMS
+// normalisation is the same with a mean of 0, without the first sweep. Rows are assumed to stay in cache; a later row
+// is prefetched meanwhile, as memory would be idle otherwise. Used by layer_norm/kernel.cc.
 //
 // The mean is rounded to the accumulator type, an error that matters for rows far from zero. The sum of the deviations
 // from the rounded mean c corrects both moments (Chan, Golub and LeVeque 1983, eq. 1.7):
@@ -45,9 +45,10 @@ struct LayerNormScale {
   static constexpr double min_eps = kSingle ? 0x1p-240 : 0x1p-1020;
 };
 
-template <bool kScaled, typename T>
-void LayerNormRowScaled(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
-                        const T* next, Accumulator<T> scale = 1) {
+// kCentered: with the mean subtracted. gamma and beta may be null.
+template <bool kCentered, bool kScaled, typename T>
+void NormRowScaled(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
+                   const T* next, Accumulator<T> scale = 1) {
   using A = Accumulator<T>;
   using Scale = LayerNormScale<A>;
   const hn::ScalableTag<A> d;
@@ -56,10 +57,11 @@ void LayerNormRowScaled(const T* x, const T* gamma, const T* beta, double eps, s
     const auto v = lanes.Load(d, x + i);
     return kScaled ? hn::Mul(v, hn::Set(d, scale)) : v;
   };
-  const double mean = SumOfRow(d, n, load) / count;
+  const double mean = kCentered ? SumOfRow(d, n, load) / count : 0;
   const auto center = hn::Set(d, static_cast<A>(mean));
-  const auto deviation = [&](auto lanes, std::int64_t i) HWY_ATTR { return hn::Sub(load(lanes, i), center); };
-  const double rest = SumOfRow(d, n, deviation) / count;
+  const auto deviation = [&](auto lanes, std::int64_t i)
+                             HWY_ATTR { return kCentered ? hn::Sub(load(lanes, i), center) : load(lanes, i); };
+  const double rest = kCentered ? SumOfRow(d, n, deviation) / count : 0;
   const auto square = [&](auto lanes, std::int64_t i) HWY_ATTR {
     hwy::Prefetch(next + i);
     const auto v = deviation(lanes, i);
@@ -71,17 +73,24 @@ void LayerNormRowScaled(const T* x, const T* gamma, const T* beta, double eps, s
   const double scaled_eps = eps > 0 ? std::max(eps * factor * factor, Scale::min_eps) : 0;
   if constexpr (!kScaled) {
     if (!(variance < std::numeric_limits<double>::infinity())) {
-      return LayerNormRowScaled<true>(x, gamma, beta, eps, n, out, streamed, next, Scale::down);
+      return NormRowScaled<kCentered, true>(x, gamma, beta, eps, n, out, streamed, next, Scale::down);
     }
     if (HWY_UNLIKELY(variance + scaled_eps < Scale::max_variance && std::abs(mean) < Scale::max_mean)) {
-      return LayerNormRowScaled<true>(x, gamma, beta, eps, n, out, streamed, next, Scale::up);
+      return NormRowScaled<kCentered, true>(x, gamma, beta, eps, n, out, streamed, next, Scale::up);
     }
   }
   const auto inverse = hn::Set(d, static_cast<A>(1 / std::sqrt(std::max(variance, 0.0) + scaled_eps)));
   const auto shift = hn::Set(d, static_cast<A>(rest));
   const auto result = [&](auto lanes, std::int64_t i) HWY_ATTR {
-    const auto normal = hn::Mul(hn::Sub(deviation(lanes, i), shift), inverse);
-    lanes.Store(hn::MulAdd(normal, lanes.Load(d, gamma + i), lanes.Load(d, beta + i)), d, out + i);
+    const auto centered = kCentered ? hn::Sub(deviation(lanes, i), shift) : deviation(lanes, i);
+    const auto normal = hn::Mul(centered, inverse);
+    if (gamma && beta) {
+      lanes.Store(hn::MulAdd(normal, lanes.Load(d, gamma + i), lanes.Load(d, beta + i)), d, out + i);
+    } else if (beta) {
+      lanes.Store(hn::MulAdd(centered, inverse, lanes.Load(d, beta + i)), d, out + i);
+    } else {
+      lanes.Store(gamma ? hn::Mul(normal, lanes.Load(d, gamma + i)) : normal, d, out + i);
+    }
   };
   if (streamed) {
     ForEachVectorStreamed(d, n, out, result);
@@ -90,10 +99,10 @@ void LayerNormRowScaled(const T* x, const T* gamma, const T* beta, double eps, s
   }
 }
 
-template <typename T>
-void LayerNormRow(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
-                  const T* next) {
-  LayerNormRowScaled<false>(x, gamma, beta, eps, n, out, streamed, next);
+template <bool kCentered, typename T>
+void NormRow(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
+             const T* next) {
+  NormRowScaled<kCentered, false>(x, gamma, beta, eps, n, out, streamed, next);
 }
 
 }  // namespace HWY_NAMESPACE

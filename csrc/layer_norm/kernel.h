@@ -1,4 +1,4 @@
-// The functions that each target provides for layer normalisation.
+// The functions that each target provides for layer and RMS normalisation.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,11 @@ template <typename T>
 struct LayerNormKernel {
   // out[i] = gamma[i] * (x[i] - mean) / sqrt(variance + eps) + beta[i] for i in [0, n); out may be x.
   // `streamed`: with non-temporal stores, to be flushed by the caller (base/stream.h). `next`: a row of n to prefetch.
-  void (*row)(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
-              const T* next);
+  // gamma and beta may be null.
+  using Row = void (*)(const T* x, const T* gamma, const T* beta, double eps, std::int64_t n, T* out, bool streamed,
+                       const T* next);
+  Row layer_norm;
+  Row rms_norm;  // with a mean of 0, and the mean of squares for the variance
 };
 
 // For the current target.

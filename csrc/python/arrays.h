@@ -219,6 +219,7 @@ inline Precision ToPrecision(const std::string& name) {
   throw py::value_error("precision: '" + name + "'");
 }
 
+void RegisterActivation(py::module_& module);
 void RegisterAlibi(py::module_& module);
 void RegisterAttention(py::module_& module);
 void RegisterAttentionVarlen(py::module_& module);

@@ -59,6 +59,7 @@ PYBIND11_MODULE(_core, module) {
     }
   });
   RememberMainThread();
+  RegisterActivation(module);
   RegisterAlibi(module);
   RegisterAttention(module);
   RegisterAttentionVarlen(module);

@@ -1,4 +1,4 @@
-// The exponential of softmax: arguments are at most 0, and results are scaled by a power of two.
+// The exponential of softmax and of activations: arguments are at most 0, and results are scaled by a power of two.
 //
 //   e^x = 2^k e^r,  k = round(x log2 e),  r = x - k ln 2 in [-ln2/2, ln2/2]
 //
@@ -34,6 +34,7 @@ struct ExpTraits<float> {
   static constexpr float kUnscale = 0x1p-64f;
   static constexpr float kRound = 0x1.8p23f + 127 + kExpShift;
   static constexpr float kLowest = -104.0f;  // below, e^x < 2^-150 rounds to 0
+  static constexpr float kMinExponent = -120.0f;
   static constexpr float kMinusLn2High = -0x1.62e4p-1f;
   static constexpr float kMinusLn2Low = -0x1.7f7d1cp-20f;
 
@@ -53,6 +54,7 @@ struct ExpTraits<double> {
   static constexpr double kUnscale = 0x1p-512;
   static constexpr double kRound = 0x1.8p52 + 1023 + kExpShift;
   static constexpr double kLowest = -746.0;  // below, e^x < 2^-1075
+  static constexpr double kMinExponent = -800.0;
   static constexpr double kMinusLn2High = -0x1.62e42fefa38p-1;
   static constexpr double kMinusLn2Low = -0x1.ef35793c7673p-45;
 
@@ -69,19 +71,46 @@ struct ExpTraits<double> {
   }
 };
 
-// 2^kExpShift * e^x for x <= 0 and NaN; 0 for -inf. Unspecified for x > 0.
+// x = k ln 2 + r, with k in the low bits of `biased`, beside the exponent bias.
+template <class V>
+struct ReducedExponent {
+  V biased, r;
+};
+
 template <class D, class V>
-HWY_INLINE V ScaledExp(D d, V x) {
+HWY_INLINE ReducedExponent<V> ReduceExponent(D d, V x) {
   using T = hn::TFromD<D>;
   using Traits = ExpTraits<T>;
-  const hn::RebindToSigned<D> di;
   const V round = hn::Set(d, Traits::kRound);
   const V biased = hn::MulAdd(x, hn::Set(d, static_cast<T>(1.4426950408889634)), round);
   const V k = hn::Sub(biased, round);
-  const V r = hn::MulAdd(k, hn::Set(d, Traits::kMinusLn2Low), hn::MulAdd(k, hn::Set(d, Traits::kMinusLn2High), x));
+  return {biased, hn::MulAdd(k, hn::Set(d, Traits::kMinusLn2Low), hn::MulAdd(k, hn::Set(d, Traits::kMinusLn2High), x))};
+}
+
+// 2^(k + kExpShift) e^r.
+template <class D, class V>
+HWY_INLINE V ScaledPower(D d, V biased, V r) {
+  using T = hn::TFromD<D>;
+  using Traits = ExpTraits<T>;
+  const hn::RebindToSigned<D> di;
   const V mantissa = hn::Add(hn::MulAdd(Traits::Polynomial(d, r), hn::Mul(r, r), r), hn::Set(d, T{1}));
   const V power = hn::BitCast(d, hn::ShiftLeft<Traits::kMantissaBits>(hn::BitCast(di, biased)));
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, Traits::kLowest)), hn::Mul(mantissa, power));
+  return hn::Mul(mantissa, power);
+}
+
+// 2^kExpShift * e^x for x <= 0 and NaN; 0 for -inf. Unspecified for x > 0.
+template <class D, class V>
+HWY_INLINE V ScaledExp(D d, V x) {
+  const auto [biased, r] = ReduceExponent(d, x);
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, ExpTraits<hn::TFromD<D>>::kLowest)), ScaledPower(d, biased, r));
+}
+
+// 2^kExpShift * e^(x + low) without ScaledExp's lower bound, for kMinExponent <= x <= 0 and NaN. `low` is what rounding
+// has taken from x.
+template <class D, class V>
+HWY_INLINE V ScaledExpOfSum(D d, V x, V low) {
+  const auto [biased, r] = ReduceExponent(d, x);
+  return ScaledPower(d, biased, hn::Add(r, low));
 }
 
 }  // namespace HWY_NAMESPACE

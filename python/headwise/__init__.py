@@ -12,6 +12,7 @@ from importlib import import_module as _import_module
 
 from headwise import attention, cache, layers, masks, normalization, plot, positional_encoding, relative, rope
 from headwise._base.public_modules import name_public_modules as _name_public_modules
+from headwise._ops.activation import geglu, gelu, silu, swiglu
 from headwise._ops.alibi import add_alibi, alibi_bias, alibi_slopes
 from headwise._ops.attention.dense import flash_attention, scaled_dot_product_attention
 from headwise._ops.attention.merge import merge_attention
@@ -23,7 +24,7 @@ from headwise._ops.gradients.rope import apply_rope_backward
 from headwise._ops.gradients.rules import vjp
 from headwise._ops.gradients.softmax import log_softmax_backward, logsumexp_backward, softmax_backward
 from headwise._ops.gradients.varlen import varlen_attention_backward
-from headwise._ops.layer_norm import layer_normalization
+from headwise._ops.layer_norm import layer_normalization, rms_norm
 from headwise._ops.linear import linear
 from headwise._ops.packed_linear import PackedLinear
 from headwise._ops.rope import apply_rope
@@ -86,6 +87,8 @@ __all__ = [
     "dropout",
     "flash_attention",
     "flash_attention_backward",
+    "geglu",
+    "gelu",
     "get_num_threads",
     "get_precision",
     "layer_normalization",
@@ -107,6 +110,7 @@ __all__ = [
     "plot",
     "positional_encoding",
     "precision",
+    "rms_norm",
     "rope",
     "rope_parameters",
     "rope_tables",
@@ -116,8 +120,10 @@ __all__ = [
     "set_precision",
     "set_target",
     "show_config",
+    "silu",
     "softmax",
     "softmax_backward",
+    "swiglu",
     "varlen_attention",
     "varlen_attention_backward",
     "vjp",

@@ -1,7 +1,7 @@
-"""Layer normalization."""
+"""Layer and RMS normalization."""
 
 from __future__ import annotations
 
-from headwise._ops.layer_norm import layer_normalization
+from headwise._ops.layer_norm import layer_normalization, rms_norm
 
-__all__ = ["layer_normalization"]
+__all__ = ["layer_normalization", "rms_norm"]

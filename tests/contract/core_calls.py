@@ -275,8 +275,27 @@ def linear(call: Call) -> tuple[Any, ...]:
 
 def layer_normalization(call: Call) -> tuple[Any, ...]:
     dtype, (rows, n) = call.float_type()[0], (call.size(), call.size())
-    x, gamma, beta, out = (call.array(dtype, *shape) for shape in ((rows, n), (n,), (n,), (rows, n)))
+    x, out = (call.array(dtype, rows, n) for _ in range(2))
+    gamma, beta = (call.array(dtype, n, optional=True) for _ in range(2))
     return x, gamma, beta, call.number(1e-5), out
+
+
+def rms_norm(call: Call) -> tuple[Any, ...]:
+    x, gamma, _, eps, out = layer_normalization(call)
+    return x, gamma, eps, out
+
+
+def activation(call: Call) -> tuple[Any, ...]:
+    dtype, shape = call.float_type()[0], (call.size(), call.size())
+    x, out = (call.array(dtype, *shape) for _ in range(2))
+    return x, call.array(dtype, *shape, optional=True), out, call.pick("gelu", "gelu_tanh", "silu")
+
+
+def activation_backward(call: Call) -> tuple[Any, ...]:
+    dtype, shape = call.float_type()[0], (call.size(), call.size())
+    d_out, x, d_x = (call.array(dtype, *shape) for _ in range(3))
+    up, d_up = (call.array(dtype, *shape, optional=True) for _ in range(2))
+    return d_out, x, up, d_x, d_up, call.pick("gelu", "gelu_tanh", "silu")
 
 
 def call_packed_linear(x: Any, weight: Any, bias: Any, out: Any, precision: Any) -> None:
@@ -305,6 +324,9 @@ FUNCTIONS: dict[str, Callable[[Call], tuple[Any, ...]]] = {
     "linear": linear,
     "PackedLinear": linear,
     "layer_normalization": layer_normalization,
+    "rms_norm": rms_norm,
+    "activation": activation,
+    "activation_backward": activation_backward,
 }
 #: Their outputs, if that is not the last argument.
 OUTPUTS = {
@@ -313,6 +335,8 @@ OUTPUTS = {
     "apply_rope": (3,),
     "linear": (3,),
     "PackedLinear": (3,),
+    "activation": (2,),
+    "activation_backward": (3, 4),
 }
 
 

@@ -50,7 +50,7 @@ def flat(fields: Any) -> Iterator[Any]:
 # Operations that read and write 16-bit dtypes.
 OF_16BIT = (
     "softmax", "log_softmax", "logsumexp", "attention", "attention_varlen", "apply_rope", "add_alibi", "linear",
-    "pack_linear", "layer_normalization",
+    "pack_linear", "layer_normalization", "rms_norm", "activation", "activation_backward",
 )  # fmt: skip
 
 
@@ -74,7 +74,9 @@ class Contract:
             self.dtypes.add(dtype.name)
             if name in OF_16BIT and dtype.itemsize == 2:
                 default = [0, 1, 2, 3] if name.startswith("attention") else [0, -1]
-                some = {"linear": [0, 1, -1], "pack_linear": [0], "layer_normalization": [0, 1, 2, 3]}
+                every = list(range(len(arrays)))
+                some = {"linear": [0, 1, -1], "pack_linear": [0], "layer_normalization": every, "rms_norm": every}
+                some |= {"activation": every, "activation_backward": every}
                 check([arrays[i] for i in some.get(name, default)], dtype)
                 check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
@@ -168,8 +170,20 @@ class Contract:
 
     def check_layer_normalization(self, x: Any, gamma: Any, beta: Any, eps: float, out: Any) -> None:
         assert x.ndim == 2 and x.shape == out.shape and contiguous_last(x) and out.flags.c_contiguous
-        assert gamma.shape == beta.shape == x.shape[1:] and gamma.flags.c_contiguous and beta.flags.c_contiguous
+        for parameter in (gamma, beta):
+            assert parameter is None or (parameter.shape == x.shape[1:] and parameter.flags.c_contiguous)
         assert isinstance(eps, float)
+
+    def check_rms_norm(self, x: Any, gamma: Any, eps: float, out: Any) -> None:
+        self.check_layer_normalization(x, gamma, None, eps, out)
+
+    def check_activation(self, x: Any, up: Any, out: Any, function: str) -> None:
+        self.check_activation_backward(x, x, up, out, up, function)
+
+    def check_activation_backward(self, d_out: Any, x: Any, up: Any, d_x: Any, d_up: Any, function: str) -> None:
+        assert function in ("gelu", "gelu_tanh", "silu") and (up is None) == (d_up is None)
+        for array in (d_out, x, up, d_x, d_up):
+            assert array is None or (array.ndim == 2 and array.shape == x.shape and contiguous_last(array))
 
 
 @pytest.fixture

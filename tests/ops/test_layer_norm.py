@@ -127,3 +127,12 @@ def test_small_and_large_rows(eps: float, exponent: int, dtype: str) -> None:
 def test_equal_entries_give_beta(eps: float, size: float, dtype: str) -> None:
     x, b = np.full((3, 40), size, dtype), normal((40,), 2, dtype)
     np.testing.assert_array_equal(hw.layer_normalization(x, np.ones(40, dtype), b, eps=eps), np.stack([b, b, b]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("n", [3, 40, 1000])
+def test_without_gamma_or_beta(n: int, dtype: str) -> None:
+    x, gamma, beta = (normal(shape).astype(dtype_named(dtype)) for shape in [(3, n), (n,), (n,)])
+    assert_close(hw.layer_normalization(x), oracle.layer_normalization(x), factor=2)
+    assert_close(hw.layer_normalization(x, gamma), oracle.layer_normalization(x, gamma), factor=2)
+    assert_close(hw.layer_normalization(x, beta=beta), oracle.layer_normalization(x, None, beta), factor=2)

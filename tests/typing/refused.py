@@ -44,6 +44,8 @@ def values() -> None:
     hw.softmax(x, axis=[0, 1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     hw.linear(x, x, precision=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     hw.layer_normalization(x, x, x, out=[1.0])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    hw.gelu(x, approximate="erf")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    hw.swiglu(x)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     hw.MultiHeadAttention("32", 8)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     hw.MultiHeadAttention(32, 8, rope=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     hw.set_num_threads("2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

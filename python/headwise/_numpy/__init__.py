@@ -5,16 +5,19 @@ block of a 16-bit array is converted to float32 at a time. Overflow and NaN foll
 the native core.
 """
 
+from headwise._numpy.activation import activation, activation_backward
 from headwise._numpy.alibi import add_alibi
 from headwise._numpy.attention import attention, attention_varlen
 from headwise._numpy.attention_backward import attention_backward
-from headwise._numpy.layer_norm import layer_normalization
+from headwise._numpy.layer_norm import layer_normalization, rms_norm
 from headwise._numpy.linear import linear, pack_linear
 from headwise._numpy.rope import apply_rope
 from headwise._numpy.runtime import get_num_threads, get_target, list_targets, set_num_threads, set_target
 from headwise._numpy.softmax import log_softmax, logsumexp, softmax
 
 __all__ = [
+    "activation",
+    "activation_backward",
     "add_alibi",
     "apply_rope",
     "attention",
@@ -28,6 +31,7 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "pack_linear",
+    "rms_norm",
     "set_num_threads",
     "set_target",
     "softmax",

@@ -35,6 +35,15 @@ def row_blocks(x: Array) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def tiles(rows: int, n: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of both axes of an array of ``(rows, n)``, of at most about ``BLOCK`` entries together."""
+    width = min(max(1, n), BLOCK)
+    height = max(1, BLOCK // width)
+    for top in range(0, rows, height):
+        for left in range(0, n, width):
+            yield slice(top, top + height), slice(left, left + width)
+
+
 def head_blocks(batch: int, heads: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Slices (batch entries, heads) of about ``BLOCK`` entries together, with ``size`` entries for each head."""
     fit = max(1, BLOCK // max(1, size))

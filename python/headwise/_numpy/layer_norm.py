@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba et al. 2016, equation 4)."""
+"""Layer normalisation (Ba et al. 2016, equation 4) and RMS normalisation (Zhang and Sennrich 2019, equation 4)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from headwise._base.ieee import ieee
+from headwise._base.ieee import cast_dtype, ieee
+from headwise._base.typing import FLOAT32
 from headwise._numpy.blocks import in_float32, row_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headwise._base.typing import Array
 
 
@@ -27,42 +30,70 @@ class _Limits(NamedTuple):
         return max(eps * scale * scale, self.min_eps) if eps else 0.0
 
 
+class _Moments(NamedTuple):
+    mean: Array  # (rows, 1), as the next but one
+    centred: Array  # (rows, n), new: the deviations from the mean
+    variance: Array
+
+
 _FLOAT32 = _Limits(2.0**-100, 2.0**100, 2.0**-90, 2.0**20, 2.0**-240)
 _FLOAT64 = _Limits(2.0**-800, 2.0**600, 2.0**-960, 2.0**-400, 2.0**-1020)
 
 
 @ieee
-def layer_normalization(x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
-    if x.dtype.itemsize == 2:
-        gamma, beta = gamma.astype(np.float32), beta.astype(np.float32)
+def layer_normalization(x: Array, gamma: Array | None, beta: Array | None, eps: float, out: Array) -> None:
+    _normalize(x, gamma, beta, eps, out, _deviations)
+
+
+@ieee
+def rms_norm(x: Array, gamma: Array | None, eps: float, out: Array) -> None:
+    _normalize(x, gamma, None, eps, out, _from_zero)
+
+
+def _normalize(
+    x: Array, gamma: Array | None, beta: Array | None, eps: float, out: Array, moments: Callable[[Array], _Moments]
+) -> None:
+    gamma, beta = (None if a is None else cast_dtype(a, FLOAT32) if x.dtype.itemsize == 2 else a for a in (gamma, beta))
 
     def normalize(x: Array, out: Array) -> None:
-        centred, variance = _deviations(x)
-        limits = _FLOAT32 if x.dtype == np.float32 else _FLOAT64
-        divisor = variance.astype(np.float64) + limits.scaled(eps, 1.0)
-        overflown = ~np.isfinite(variance[:, 0])
-        small = divisor[:, 0] < limits.max_variance
-        if small.any():
-            small &= np.abs(x.mean(axis=1)) < limits.max_mean
-        # Computed again from scaled rows: the result does not depend on the scale.
-        for rows, scale in ((overflown, limits.down), (small, limits.up)):
-            if not rows.any():
-                continue
-            centred[rows], variance = _deviations(x[rows] * x.dtype.type(scale))
-            divisor[rows] = variance.astype(np.float64) + limits.scaled(eps, scale)
-        centred /= np.sqrt(divisor).astype(x.dtype)
-        centred *= gamma
-        np.add(centred, beta, out=out)
+        centred, divisor = _centred(x, eps, moments)
+        centred /= divisor
+        if gamma is not None:
+            centred *= gamma
+        if beta is not None:
+            centred += beta
+        out[...] = centred
 
     for rows in row_blocks(x):
         in_float32(normalize, x[rows], out[rows])
 
 
-def _deviations(rows: Array) -> tuple[Array, Array]:
-    """The deviations from the mean, and their variance.
+def _centred(x: Array, eps: float, moments: Callable[[Array], _Moments]) -> tuple[Array, Array]:
+    """The rows and the divisors that normalise them."""
+    mean, centred, variance = moments(x)
+    limits = _FLOAT32 if x.dtype == np.float32 else _FLOAT64
+    divisor = variance.astype(np.float64) + limits.scaled(eps, 1.0)
+    overflown = ~np.isfinite(variance[:, 0])
+    small = divisor[:, 0] < limits.max_variance
+    small &= np.abs(mean[:, 0]) < limits.max_mean
+    # Computed again from scaled rows: the result does not depend on the scale.
+    for rows, scale in ((overflown, limits.down), (small, limits.up)):
+        if not rows.any():
+            continue
+        _, centred[rows], variance = moments(x[rows] * x.dtype.type(scale))
+        divisor[rows] = variance.astype(np.float64) + limits.scaled(eps, scale)
+    return centred, np.sqrt(divisor).astype(x.dtype)
 
-    The mean is subtracted twice: its rounding error matters in rows far from 0, and the second mean is that error.
-    """
-    centred = rows - rows.mean(axis=1, keepdims=True)
+
+def _deviations(rows: Array) -> _Moments:
+    """The mean is subtracted twice: its rounding error matters in rows far from 0, and the second mean is that
+    error."""
+    mean = rows.mean(axis=1, keepdims=True)
+    centred = rows - mean
     centred -= centred.mean(axis=1, keepdims=True)
-    return centred, np.square(centred).mean(axis=1, keepdims=True)
+    return _Moments(mean, centred, np.square(centred).mean(axis=1, keepdims=True))
+
+
+def _from_zero(rows: Array) -> _Moments:
+    mean = np.zeros((len(rows), 1), rows.dtype)
+    return _Moments(mean, rows.copy(), np.square(rows).mean(axis=1, keepdims=True))

@@ -37,11 +37,11 @@ class Backend(Protocol):
     have one byte per entry; true keeps.
 
     The floating arrays of one call are all float32 or all float64, with one exception: the main arrays (``x``,
-    ``scores``, ``query``, ``key``, ``value``, ``weight``, ``gamma``, ``beta``, ``output``, ``weights``, ``out``) may
-    be all float16 or all bfloat16 (of ``ml_dtypes``). The other arrays are float32 then, except that each bias of
-    attention has either dtype. 16-bit types are computed in float32 and results are rounded once; a backend may also
-    round attention's weights to the 16-bit type before the product with the values. No 16-bit array is converted to
-    float32 as a whole.
+    ``up``, ``scores``, ``query``, ``key``, ``value``, ``weight``, ``gamma``, ``beta``, ``output``, ``weights``,
+    ``out`` and their gradients) may be all float16 or all bfloat16 (of ``ml_dtypes``). The other arrays are float32
+    then, except that each bias of attention has either dtype. 16-bit types are computed in float32 and results are
+    rounded once; a backend may also round attention's weights to the 16-bit type before the product with the values. No
+    16-bit array is converted to float32 as a whole.
     """
 
     def softmax(self, x: Array, out: Array) -> None:
@@ -150,8 +150,25 @@ class Backend(Protocol):
         """:meth:`linear` with constant weights. The backend keeps the arrays; the caller does not change them."""
         ...
 
-    def layer_normalization(self, x: Array, gamma: Array, beta: Array, eps: float, out: Array) -> None:
-        """Over the last axis of ``x``, (rows, n), contiguous; ``out`` is C-contiguous and may be ``x`` itself."""
+    def layer_normalization(self, x: Array, gamma: Array | None, beta: Array | None, eps: float, out: Array) -> None:
+        """Over the last axis of ``x``, (rows, n), contiguous; ``out`` is C-contiguous and may be ``x`` itself.
+
+        ``gamma, beta`` are (n,), contiguous; None is 1 and 0.
+        """
+
+    def rms_norm(self, x: Array, gamma: Array | None, eps: float, out: Array) -> None:
+        """:meth:`layer_normalization` with a mean of 0, and the mean of squares in place of the variance."""
+
+    def activation(self, x: Array, up: Array | None, out: Array, function: str) -> None:
+        """``out = function(x)``, times ``up`` if that is given, with "gelu", "gelu_tanh" or "silu".
+
+        All are (rows, n) with contiguous last axes. ``out`` may be ``x`` itself.
+        """
+
+    def activation_backward(
+        self, d_out: Array, x: Array, up: Array | None, d_x: Array, d_up: Array | None, function: str
+    ) -> None:
+        """The gradients of :meth:`activation`, in the same layouts. ``d_up`` is given if ``up`` is."""
 
     def set_num_threads(self, n: int) -> None: ...
 
