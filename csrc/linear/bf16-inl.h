@@ -27,6 +27,7 @@
 #include "base/scratch.h"
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "linear/gemv-inl.h"
 #include "linear/kernel-inl.h"
 #include "linear/kernel.h"
 #include "matmul/bf16_policy.h"
@@ -320,12 +321,18 @@ void Bf16Pack(View<const T, 2> weight, Precision precision, int64_t begin, int64
 }
 
 template <class Backend, typename T>
-constexpr LinearKernel<T> kBf16Linear{kSide,
-                                      &Bf16GemvRows<T>,
-                                      &Bf16ScratchBytes<Backend, T>,
-                                      &Bf16Run<Backend, T>,
-                                      &Bf16PackedBytes<Backend, T>,
-                                      &Bf16Pack<Backend, T>};
+bool Bf16Panels(Precision precision) {
+  return LinearTerms<T>(Backend::kBackend, precision) == 0;
+}
+
+template <class Backend, typename T>
+constexpr LinearKernel<T> kBf16Linear{
+    kSide,
+    &Bf16GemvRows<T>,
+    &Bf16ScratchBytes<Backend, T>,
+    &Bf16Run<Backend, T>,
+    kGemv<T, T>,
+    {&Bf16PackedBytes<Backend, T>, &Bf16Pack<Backend, T>, &Bf16Panels<Backend, T>, WidenOf<T>()}};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise

@@ -3,8 +3,9 @@
 // Blocking: W is packed into panels (matmul/pack-inl.h) one chunk of the depth at a time, small enough for L2; each
 // tile of rows of x is packed in turn and multiplied with all panels. Sums of a chunk start at zero and are added to
 // `out` in order, the first to the bias. With chunks of c of a depth n, the rounding error grows with sqrt(n c) instead
-// of n, for c > sqrt(n); shorter chunks cost more than they gain. 16-bit types are widened while packed, and their sums
-// are kept in float32 scratch.
+// of n, for c > sqrt(n); shorter chunks cost more than they gain. 16-bit types are widened while packed, and sums of a
+// 16-bit output are kept in float32 scratch. Constant 16-bit weights stay 16-bit in their packed form, and one chunk of
+// a block at a time is widened into scratch.
 
 #if defined(HEADWISE_LINEAR_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_LINEAR_KERNEL_INL_H_
@@ -58,11 +59,17 @@ void LinearRound(const Accumulator<T>* sums, const LinearBlock& block, View<T, 2
   }
 }
 
-template <typename T>
-std::size_t LinearScratchBytes(const LinearArgs<T>& args, const LinearBlock& largest) {
+// Columns of a block whose panels are in scratch.
+template <typename X, typename W>
+int64_t StagedColumns(const LinearArgs<X, W>& args, const LinearBlock& block) {
+  return args.packed && !kIs16Bit<W> ? 0 : block.column_end - block.column_begin;
+}
+
+template <typename X, typename W = X>
+std::size_t LinearScratchBytes(const LinearArgs<X, W>& args, const LinearBlock& largest) {
   Arena measure(nullptr);
-  LinearSumsScratch<T>(measure, largest);
-  LinearScratch<T>(measure, args.packed ? 0 : largest.column_end - largest.column_begin, args.x.shape[1]);
+  LinearSumsScratch<X>(measure, largest);
+  LinearScratch<X>(measure, StagedColumns(args, largest), args.x.shape[1]);
   return measure.used();
 }
 
@@ -118,21 +125,65 @@ void PackRowsOfX(const T* x, int64_t rows, int64_t row_stride, int64_t depth, in
   }
 }
 
-// Layout of packed weights: [chunk of the depth][panel].
-template <typename T>
-std::size_t LinearPackedBytes(View<const T, 2> weight, Precision) {
-  return Bytes(sizeof(Accumulator<T>), weight.shape[0], PackedColumns<Accumulator<T>>(weight.shape[1]));
+// PackPanels of a 16-bit type: the panels of PackWeights before they are widened.
+template <typename W>
+void PackNarrowPanels(const W* b, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride,
+                      W* packed) {
+  for (int64_t column = 0; column < columns; column += kPanel<float>, b += kPanel<float> * column_stride) {
+    const int64_t width = PanelWidth<float>(column, columns), filled = std::min(width, columns - column);
+    if (filled < width) std::fill_n(packed, depth * width, W{0});
+    if (column_stride == 1) {
+      for (int64_t k = 0; k < depth; ++k) std::copy_n(b + k * depth_stride, filled, packed + k * width);
+    } else {
+      for (int64_t c = 0; c < filled; ++c) {
+        const W* const from = b + c * column_stride;
+        for (int64_t k = 0; k < depth; ++k) packed[k * width + c] = from[k * depth_stride];
+      }
+    }
+    packed += depth * width;
+  }
 }
 
-template <typename T>
-void LinearPack(View<const T, 2> weight, Precision, int64_t begin, int64_t end, std::byte* packed) {
-  using Sum = Accumulator<T>;
-  Sum* const panels = reinterpret_cast<Sum*>(packed);
-  for (int64_t k = 0; k < weight.shape[0]; k += kDepthChunk<T>) {
-    const int64_t chunk = std::min(kDepthChunk<T>, weight.shape[0] - k);
+// Layout of packed weights: [chunk of the depth][panel].
+template <typename W>
+std::size_t LinearPackedBytes(View<const W, 2> weight, Precision) {
+  return Bytes(sizeof(W), weight.shape[0], PackedColumns<Accumulator<W>>(weight.shape[1]));
+}
+
+// The panels of a chunk that begins at depth k, from column `begin` on.
+template <typename W>
+W* PanelsAt(W* packed, int64_t columns, int64_t k, int64_t chunk, int64_t begin) {
+  return packed + k * PackedColumns<Accumulator<std::remove_const_t<W>>>(columns) + chunk * begin;
+}
+
+template <typename W>
+void LinearPack(View<const W, 2> weight, Precision, int64_t begin, int64_t end, std::byte* packed) {
+  for (int64_t k = 0; k < weight.shape[0]; k += kDepthChunk<W>) {
+    const int64_t chunk = std::min(kDepthChunk<W>, weight.shape[0] - k);
     if (Interrupted(kPackingWork * static_cast<double>(chunk) * static_cast<double>(end - begin))) return;
-    PackWeights(weight.at(k, begin), chunk, end - begin, weight.stride[0], weight.stride[1],
-                panels + k * PackedColumns<Sum>(weight.shape[1]) + chunk * begin);
+    W* const panels = PanelsAt(reinterpret_cast<W*>(packed), weight.shape[1], k, chunk, begin);
+    const W* const from = weight.at(k, begin);
+    if constexpr (kIs16Bit<W>) {
+      PackNarrowPanels(from, chunk, end - begin, weight.stride[0], weight.stride[1], panels);
+    } else {
+      PackPanels(from, chunk, end - begin, weight.stride[0], weight.stride[1], panels);
+    }
+  }
+}
+
+inline bool FmaPanels(Precision) { return true; }
+
+// Widen, as a function.
+template <typename W>
+void WidenWeights(const W* from, int64_t n, Accumulator<W>* to) {
+  Widen(from, n, to);
+}
+template <typename W>
+constexpr auto WidenOf() -> void (*)(const W*, int64_t, Accumulator<W>*) {
+  if constexpr (kIs16Bit<W>) {
+    return &WidenWeights<W>;
+  } else {
+    return nullptr;
   }
 }
 
@@ -195,21 +246,26 @@ void LinearTileRow(const T* x, const T* panel, int64_t depth, int64_t columns, L
 }
 
 // Writes the sums of a block, with bias, to `sums`.
-template <typename T>
-void LinearSums(const LinearArgs<T>& args, const LinearBlock& block, Accumulator<T>* sums, int64_t sums_stride,
+template <typename X, typename W>
+void LinearSums(const LinearArgs<X, W>& args, const LinearBlock& block, Accumulator<X>* sums, int64_t sums_stride,
                 std::byte* memory) {
-  using Sum = Accumulator<T>;
-  const View<const T, 2>& weight = args.weight;
+  using Sum = Accumulator<X>;
+  const View<const W, 2>& weight = args.weight;
   const int64_t depth = args.x.shape[1], columns = block.column_end - block.column_begin;
   Arena arena(memory);
-  const LinearScratch<T> scratch(arena, args.packed ? 0 : columns, depth);
+  const LinearScratch<X> scratch(arena, StagedColumns(args, block), depth);
   // A depth of 0 still writes the bias.
-  for (int64_t k = 0; k == 0 || k < depth; k += kDepthChunk<T>) {
-    const int64_t chunk = std::min(kDepthChunk<T>, depth - k);
+  for (int64_t k = 0; k == 0 || k < depth; k += kDepthChunk<X>) {
+    const int64_t chunk = std::min(kDepthChunk<X>, depth - k);
     const Sum* panels = scratch.weight;
     if (args.packed) {
-      panels = reinterpret_cast<const Sum*>(args.packed) + k * PackedColumns<Sum>(weight.shape[1]) +
-               chunk * block.column_begin;
+      const W* const packed =
+          PanelsAt(reinterpret_cast<const W*>(args.packed), weight.shape[1], k, chunk, block.column_begin);
+      if constexpr (kIs16Bit<W>) {
+        Widen(packed, chunk * PackedColumns<Sum>(columns), scratch.weight);
+      } else {
+        panels = packed;
+      }
     } else {
       PackWeights(weight.at(k, block.column_begin), chunk, columns, weight.stride[0], weight.stride[1], scratch.weight);
     }
@@ -228,16 +284,16 @@ void LinearSums(const LinearArgs<T>& args, const LinearBlock& block, Accumulator
   }
 }
 
-template <typename T>
-std::int64_t FmaMaxGemvRows(const LinearArgs<T>&) {
+template <typename X, typename W>
+std::int64_t FmaMaxGemvRows(const LinearArgs<X, W>&) {
   return kMaxGemvRows;
 }
 
-template <typename T>
-void LinearRun(const LinearArgs<T>& args, const LinearBlock& block, std::byte* memory) {
-  if constexpr (kIs16Bit<T>) {
+template <typename X, typename W>
+void LinearRun(const LinearArgs<X, W>& args, const LinearBlock& block, std::byte* memory) {
+  if constexpr (kIs16Bit<X>) {
     Arena arena(memory);
-    float* const sums = LinearSumsScratch<T>(arena, block);
+    float* const sums = LinearSumsScratch<X>(arena, block);
     LinearSums(args, block, sums, block.column_end - block.column_begin, memory + arena.used());
     LinearRound(sums, block, args.out);
   } else {

@@ -1,12 +1,15 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "base/parallel.h"
 #include "base/scratch.h"
+#include "base/targets.h"
 #include "headwise/linear.h"
 #include "linear/kernel.h"
+#include "matmul/bf16_policy.h"
 
 namespace headwise {
 namespace {
@@ -41,10 +44,9 @@ std::int64_t BlockRows(std::int64_t rows, std::int64_t column_blocks, int thread
 constexpr double kWorkPerWeight = 8;
 
 // Small M: ranges of columns, two per thread; rows of weights are read fastest in long pieces, from 1 KB on.
-template <typename T>
-void RunGemv(const LinearArgs<T>& args) {
-  const GemvKernel<T>& kernel = ChosenGemvKernels().Of<T>();
-  constexpr std::int64_t kShortest = 256, kLongest = 2048, kMultiple = 64;
+template <typename X, typename W>
+void RunGemv(const GemvKernel<X, W>& kernel, const LinearArgs<X, W>& args) {
+  constexpr std::int64_t kShortest = 256, kLongest = 2048, kMultiple = kGemvMultiple;
   const std::int64_t columns = args.out.shape[1];
   const double work = kWorkPerWeight * static_cast<double>(columns) * static_cast<double>(args.x.shape[1]);
   const std::int64_t wanted = 2 * ThreadsFor(columns, work);
@@ -58,12 +60,15 @@ void RunGemv(const LinearArgs<T>& args) {
   });
 }
 
-template <typename T>
-void Run(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
+template <typename X, typename W>
+void Run(const LinearKernel<X, W>& kernel, const LinearArgs<X, W>& args) {
   const std::int64_t rows = args.out.shape[0], columns = args.out.shape[1], depth = args.x.shape[1];
   if (rows == 0 || columns == 0) return;
-  if (rows <= kernel.max_gemv_rows(args) && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1))
-    return RunGemv(args);
+  if (rows <= kernel.max_gemv_rows(args) && (args.weight.stride[0] == 1 || args.weight.stride[1] == 1)) {
+    LinearArgs<X, W> read = args;
+    if (args.weight.stride[1] != 1 || !kernel.packing.panels(args.precision)) read.packed = nullptr;
+    return RunGemv(kernel.gemv, read);
+  }
   const std::int64_t column_blocks = CeilDiv(columns, kBlockColumns);
   const double work = 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
   const int wanted = ThreadsFor(rows * columns, work);
@@ -80,64 +85,98 @@ void Run(const LinearKernel<T>& kernel, const LinearArgs<T>& args) {
   });
 }
 
-// Weights packed for one kernel.
-template <typename T>
+// 16-bit weights under float32 x: on a bf16 backend, which splits float32 numbers, blocked products read the weights
+// widened, as they would read float32 weights.
+template <typename X, typename W>
+bool NeedsWidening(std::int64_t rows, Precision precision) {
+  return !std::is_same_v<X, W> && rows > kMaxGemvRows && LinearTerms<X>(ChosenMatmulBackend(), precision) > 0;
+}
+
+template <typename X, typename W>
+void RunWidened(const LinearPacking<W>& packing, const LinearArgs<X, W>& args) {
+  if constexpr (!std::is_same_v<X, W>) {
+    const View<const W, 2>& weight = args.weight;
+    const int contiguous = weight.stride[1] == 1 ? 1 : 0, other = 1 - contiguous;
+    const std::int64_t length = weight.shape[contiguous], lines = weight.shape[other];
+    const Scratch memory(1, Bytes(sizeof(X), lines, length));
+    X* const wide = reinterpret_cast<X*>(memory.thread(0));
+    const double work = kWorkPerWeight * static_cast<double>(lines) * static_cast<double>(length);
+    ParallelFor(lines, ThreadsFor(lines, work), [&](std::int64_t i, int) {
+      packing.widen(weight.data + i * weight.stride[other], length, wide + i * length);
+    });
+    View<const X, 2> widened{wide, weight.shape, {1, 1}};
+    widened.stride[other] = length;
+    Run(GetLinearKernel<X>(), {args.x, widened, args.bias, args.out, args.precision, nullptr});
+  }
+}
+
+// Packed weights, one form of several.
+template <typename W>
 struct Packed {
-  Packed(const LinearKernel<T>& kernel_for, View<const T, 2> weight, Precision precision)
-      : kernel(kernel_for), memory(1, kernel.packed_bytes(weight, precision)) {
+  Packed(const LinearPacking<W>& packing, View<const W, 2> weight, Precision precision)
+      : pack(packing.pack), memory(1, packing.packed_bytes(weight, precision)) {
     const std::int64_t columns = weight.shape[1], blocks = CeilDiv(columns, kBlockColumns);
     const double work = kWorkPerWeight * static_cast<double>(weight.shape[0]) * static_cast<double>(columns);
     ParallelFor(blocks, ThreadsFor(blocks, work), [&](std::int64_t i, int) {
       const std::int64_t begin = i * kBlockColumns;
-      kernel.pack(weight, precision, begin, std::min(columns, begin + kBlockColumns), memory.thread(0));
+      pack(weight, precision, begin, std::min(columns, begin + kBlockColumns), memory.thread(0));
     });
   }
 
-  const LinearKernel<T>& kernel;
+  decltype(LinearPacking<W>::pack) pack;
   const Scratch memory;
-  const Packed* next = nullptr;  // for another kernel
+  const Packed* next = nullptr;
 };
 
 }  // namespace
 
-template <typename T>
-void Linear(View<const T, 2> x, View<const T, 2> weight, const Accumulator<T>* bias, View<T, 2> out,
+template <typename X, typename W>
+void Linear(View<const X, 2> x, View<const W, 2> weight, const Accumulator<X>* bias, View<X, 2> out,
             Precision precision) {
-  Run(GetLinearKernel<T>(), {x, weight, bias, out, precision, nullptr});
+  const LinearKernel<X, W>& kernel = GetLinearKernel<X, W>();
+  const LinearArgs<X, W> args{x, weight, bias, out, precision, nullptr};
+  if (NeedsWidening<X, W>(x.shape[0], precision)) return RunWidened(kernel.packing, args);
+  Run(kernel, args);
 }
 template void Linear(View<const Float16, 2>, View<const Float16, 2>, const float*, View<Float16, 2>, Precision);
 template void Linear(View<const BFloat16, 2>, View<const BFloat16, 2>, const float*, View<BFloat16, 2>, Precision);
 template void Linear(View<const float, 2>, View<const float, 2>, const float*, View<float, 2>, Precision);
 template void Linear(View<const double, 2>, View<const double, 2>, const double*, View<double, 2>, Precision);
+template void Linear(View<const float, 2>, View<const Float16, 2>, const float*, View<float, 2>, Precision);
+template void Linear(View<const float, 2>, View<const BFloat16, 2>, const float*, View<float, 2>, Precision);
 
-// The packed weights of every target used so far, in a list that only grows. It needs no lock: a child process forked
+// The packed forms of every target used so far, in a list that only grows. It needs no lock: a child process forked
 // while another thread held one would wait forever.
 template <typename T>
 class PackedLinear<T>::State {
  public:
   State(View<const T, 2> weight, const Accumulator<T>* bias, Precision precision)
       : weight_(weight), bias_(bias), precision_(precision) {
-    ForTarget();
+    // The form of 16-bit weights depends on x.
+    if (!kIs16Bit<T>) For(GetLinearKernel<T>().packing);
   }
   ~State() {
     for (const Packed<T>* packed = first_; packed;) delete std::exchange(packed, packed->next);
   }
 
-  void Run(View<const T, 2> x, View<T, 2> out) {
-    // The kernel that the weights were packed for, even if another thread has changed the target since.
-    const Packed<T>& packed = ForTarget();
-    headwise::Run<T>(packed.kernel, {x, weight_, bias_, out, precision_, packed.memory.thread(0)});
+  template <typename X>
+  void Run(View<const X, 2> x, View<X, 2> out) {
+    // Kernel and packed form are of one target, even if another thread changes the target meanwhile.
+    const LinearKernel<X, T>& kernel = GetLinearKernel<X, T>();
+    LinearArgs<X, T> args{x, weight_, bias_, out, precision_, nullptr};
+    if (NeedsWidening<X, T>(x.shape[0], precision_)) return RunWidened(kernel.packing, args);
+    args.packed = For(kernel.packing).memory.thread(0);
+    headwise::Run(kernel, args);
   }
 
  private:
-  const Packed<T>& ForTarget() {
-    const LinearKernel<T>& kernel = GetLinearKernel<T>();
+  const Packed<T>& For(const LinearPacking<T>& packing) {
     const Packed<T>* first = first_.load(std::memory_order_acquire);
     for (const Packed<T>* packed = first; packed; packed = packed->next) {
-      if (&packed->kernel == &kernel) return *packed;
+      if (packed->pack == packing.pack) return *packed;
     }
     // Two threads that find nothing packed at the same time both pack.
-    auto packed = std::make_unique<Packed<T>>(kernel, weight_, precision_);
+    auto packed = std::make_unique<Packed<T>>(packing, weight_, precision_);
     do {
       packed->next = first;
     } while (!first_.compare_exchange_weak(first, packed.get(), std::memory_order_acq_rel));
@@ -160,7 +199,8 @@ PackedLinear<T>::PackedLinear(PackedLinear&&) noexcept = default;
 template <typename T>
 PackedLinear<T>& PackedLinear<T>::operator=(PackedLinear&&) noexcept = default;
 template <typename T>
-void PackedLinear<T>::operator()(View<const T, 2> x, View<T, 2> out) const {
+template <typename X>
+void PackedLinear<T>::operator()(View<const X, 2> x, View<X, 2> out) const {
   state_->Run(x, out);
 }
 
@@ -168,5 +208,11 @@ template class PackedLinear<Float16>;
 template class PackedLinear<BFloat16>;
 template class PackedLinear<float>;
 template class PackedLinear<double>;
+template void PackedLinear<Float16>::operator()(View<const Float16, 2>, View<Float16, 2>) const;
+template void PackedLinear<BFloat16>::operator()(View<const BFloat16, 2>, View<BFloat16, 2>) const;
+template void PackedLinear<float>::operator()(View<const float, 2>, View<float, 2>) const;
+template void PackedLinear<double>::operator()(View<const double, 2>, View<double, 2>) const;
+template void PackedLinear<Float16>::operator()(View<const float, 2>, View<float, 2>) const;
+template void PackedLinear<BFloat16>::operator()(View<const float, 2>, View<float, 2>) const;
 
 }  // namespace headwise

@@ -20,6 +20,15 @@ View<const T, 2> ToMatrix(const py::array& weight) {
   return matrix;
 }
 
+// function(X()) for x of the type of the weights, W, or of float32 with 16-bit weights.
+template <typename W, class Function>
+void WithTypeOfX(const py::array& x, const Function& function) {
+  if constexpr (kIs16Bit<W>) {
+    if (HasType<float>(x)) return function(float());
+  }
+  function(W());
+}
+
 template <typename T>
 void CheckProduct(const View<const T, 2>& x, const Matrix& weight, const View<T, 2>& out) {
   if (x.shape[1] != weight[0]) Refuse("x", "shape does not match the weight");
@@ -45,19 +54,24 @@ class Packed {
   }
 
   void operator()(const py::array& x, const py::array& out) const {
-    WithStoredType(x, [&](auto type) {
-      using T = decltype(type);
-      const auto in = ToView<const T, 2>(x, "x");
-      const auto to = ToView<T, 2>(out, "out");
-      CheckProduct(in, shape_, to);
-      const auto* const linear = std::get_if<PackedLinear<T>>(&linear_);
-      if (!linear) throw py::type_error("x: dtype does not match the packed weights");
-      const ReleasedGil release;
-      (*linear)(in, to);
-    });
+    std::visit([&](const auto& linear) { Run(linear, x, out); }, linear_);
   }
 
  private:
+  void Run(const std::monostate&, const py::array&, const py::array&) const {}
+
+  template <typename W>
+  void Run(const PackedLinear<W>& linear, const py::array& x, const py::array& out) const {
+    WithTypeOfX<W>(x, [&](auto type) {
+      using X = decltype(type);
+      const auto in = ToView<const X, 2>(x, "x");
+      const auto to = ToView<X, 2>(out, "out");
+      CheckProduct(in, shape_, to);
+      const ReleasedGil release;
+      linear(in, to);
+    });
+  }
+
   py::array weight_;
   OptionalArray bias_;
   Matrix shape_{};
@@ -72,16 +86,19 @@ void RegisterLinear(py::module_& module) {
       "linear",
       [](const py::array& x, const py::array& weight, const OptionalArray& bias, const py::array& out,
          const std::string& precision) {
-        WithStoredType(x, [&](auto type) {
-          using T = decltype(type);
-          const auto in = ToView<const T, 2>(x, "x");
-          const auto matrix = ToMatrix<T>(weight);
-          const auto* shift = ToVector<Accumulator<T>>(bias, matrix.shape[1], "bias");
-          const auto to = ToView<T, 2>(out, "out");
-          CheckProduct(in, matrix.shape, to);
-          const Precision level = ToPrecision(precision);
-          const ReleasedGil release;
-          Linear(in, matrix, shift, to, level);
+        WithStoredType(weight, [&](auto weight_type) {
+          using W = decltype(weight_type);
+          WithTypeOfX<W>(x, [&](auto x_type) {
+            using X = decltype(x_type);
+            const auto in = ToView<const X, 2>(x, "x");
+            const auto matrix = ToMatrix<W>(weight);
+            const auto* shift = ToVector<Accumulator<X>>(bias, matrix.shape[1], "bias");
+            const auto to = ToView<X, 2>(out, "out");
+            CheckProduct(in, matrix.shape, to);
+            const Precision level = ToPrecision(precision);
+            const ReleasedGil release;
+            Linear(in, matrix, shift, to, level);
+          });
         });
       },
       py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("precision"));

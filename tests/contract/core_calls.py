@@ -265,9 +265,10 @@ def add_alibi(call: Call) -> tuple[Any, ...]:
 def linear(call: Call) -> tuple[Any, ...]:
     dtype, accumulator = call.float_type()
     rows, depth, columns = call.size(), call.size(), call.size()
-    weight = call.array(dtype, depth, columns)
+    stored = call.float_type()[0] if dtype == np.float32 and call.chance(0.5) else dtype
+    weight = call.array(stored, depth, columns)
     if call.chance(0.3):
-        weight = call.array(dtype, columns, depth)
+        weight = call.array(stored, columns, depth)
         weight = weight.T if isinstance(weight, np.ndarray) else weight
     bias = call.array(accumulator, columns, optional=True)
     return call.array(dtype, rows, depth), weight, bias, call.array(dtype, rows, columns), call.precision()

@@ -62,6 +62,7 @@ class Contract:
         self.calls = 0
         self.dtypes: set[str] = set()
         self.biases: set[str] = set()  # dtypes of attention's
+        self.narrow = 0  # calls of linear with 16-bit weights under float32
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.endswith(("_threads", "_target", "_targets")):
@@ -81,7 +82,10 @@ class Contract:
                 check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
                 assert dtype in (np.float32, np.float64)
-                check(arrays, dtype)
+                narrow = [x for x in arrays if name == "linear" and x.dtype.itemsize == 2]  # weights under float32
+                self.narrow += len(narrow)
+                assert not narrow or dtype == np.float32
+                check([x for x in arrays if x.dtype.itemsize > 2 or not narrow], dtype)
             getattr(type(self), f"check_{name}")(self, *arguments)
             return getattr(self.backend, name)(*arguments)
 
@@ -257,3 +261,15 @@ def test_backend_gets_16bit_arrays_as_they_are(contract: Contract, name: str, dt
     CALLS[name](lambda x: x if x.dtype == bool else x.astype(dtype_named(dtype)))
     assert contract.dtypes == {dtype}
     assert contract.biases <= {dtype}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_backend_gets_16bit_weights_under_float32(contract: Contract, dtype: str) -> None:
+    weight = normal((12, 5)).astype(dtype_named(dtype))
+    for one in (weight, weight.astype(">f2") if dtype == "float16" else weight, weight[:, ::2]):
+        hw.linear(X, one)
+    layer = hw.MultiHeadAttention(12, 3, dtype=dtype_named(dtype), rng=0)
+    for _ in range(3):  # the parameters are given, then packed
+        layer(X[0])
+    assert contract.narrow == 3 + 2
+    assert contract.dtypes == {"float32", dtype}  # pack_linear has the weights first

@@ -207,6 +207,50 @@ TEST_P(LinearTest, PackedHasTheSameBits) {
   }
 }
 
+// 16-bit weights under float32 x give the bits of the weights widened to float32, which the accuracy of float covers.
+template <typename W>
+void CheckNarrowWeights(std::int64_t depth, std::int64_t columns, std::array<std::int64_t, 2> order,
+                        Precision precision) {
+  const Guard guard = order == kRowsFirst ? Guard::kAfter : Guard::kBefore;
+  const Case<float> test(100, depth, columns, order, guard);
+  const Tensor<W, 2> narrow({depth, columns}, guard, order, 3);
+  for (std::int64_t k = 0; k < depth; ++k) {
+    for (std::int64_t j = 0; j < columns; ++j) {
+      *narrow.view().at(k, j) = reference::Nearest<W>(*test.weight.view().at(k, j));
+      *test.weight.view().at(k, j) = static_cast<float>(reference::ToDouble(*narrow.view().at(k, j)));
+    }
+  }
+  const ReadOnly inputs(test.x, narrow, test.bias);
+  const PackedLinear<W> packed(narrow.read(), test.bias.data(), precision);
+  for (const std::int64_t rows : {0, 1, 3, 16, 17, 40, 100}) {
+    View<const float, 2> x = test.x.read();
+    x.shape[0] = rows;
+    const Tensor<float, 2> expected({rows, columns});
+    Linear(x, test.weight.read(), test.bias.data(), expected.view(), precision);
+    for (const bool is_packed : {false, true}) {
+      const Tensor<float, 2> got({rows, columns}, guard, kRowsFirst, 3);
+      if (is_packed) {
+        packed(x, got.view());
+      } else {
+        Linear(x, narrow.read(), test.bias.data(), got.view(), precision);
+      }
+      EXPECT_TRUE(Identical(got.Values(), expected.Values())) << rows << "x" << depth << "x" << columns << is_packed;
+      EXPECT_TRUE(got.PaddingIntact());
+    }
+  }
+}
+TEST_P(LinearTest, NarrowWeightsHaveTheBitsOfWideOnes) {
+  for (const auto& order : {kRowsFirst, kColumnsFirst}) {
+    for (const Precision precision : {Precision::kHighest, Precision::kMedium}) {
+      CheckNarrowWeights<Float16>(300, 70, order, precision);
+      CheckNarrowWeights<Float16>(9, 530, order, precision);
+      CheckNarrowWeights<BFloat16>(45, 530, order, precision);
+      CheckNarrowWeights<BFloat16>(600, 1, order, precision);
+      CheckNarrowWeights<BFloat16>(0, 40, order, precision);
+    }
+  }
+}
+
 TEST_P(LinearTest, PackedOnAnotherTarget) {
   const Case<float> test(70, 300, 100);
   PackedLinear<float> first(test.weight.read(), test.bias.data()), packed = std::move(first);

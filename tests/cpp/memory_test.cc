@@ -304,8 +304,12 @@ void CheckSizes() {
   constexpr std::int64_t kHuge = std::int64_t{1} << 60;
   T one{};
   const View<const T, 2> deep{&one, {kHuge, 8}, {0, 1}}, wide{&one, {8, kHuge}, {1, 0}};
-  EXPECT_THROW(PackedLinear<T>(deep, nullptr), std::bad_alloc);
-  EXPECT_THROW(PackedLinear<T>(wide, nullptr), std::bad_alloc);
+  const auto pack = [&](const View<const T, 2>& weight) {  // 16-bit weights at the first call
+    const View<const T, 2> x{&one, {1, weight.shape[0]}, {0, 0}};
+    PackedLinear<T>(weight, nullptr)(x, View<T, 2>{&one, {1, weight.shape[1]}, {0, 0}});
+  };
+  EXPECT_THROW(pack(deep), std::bad_alloc);
+  EXPECT_THROW(pack(wide), std::bad_alloc);
   if (kIs16Bit<T>) {  // GEMV widens all rows
     const View<const T, 2> x{&one, {8, kHuge}, {0, 1}};
     EXPECT_THROW(Linear(x, deep, nullptr, View<T, 2>{&one, {8, 8}, {0, 1}}), std::bad_alloc);

@@ -40,7 +40,7 @@ namespace HWY_NAMESPACE {
 const KernelSet<AlibiKernel>* AlibiKernels();
 const KernelSet<AttentionKernel>* AttentionKernels();
 const KernelSet<LayerNormKernel>* LayerNormKernels();
-const KernelSet<LinearKernel>* LinearKernels();
+const LinearKernelSet* LinearKernels();
 const KernelSet<RopeKernel>* RopeKernels();
 const KernelSet<SoftmaxKernel>* SoftmaxKernels();
 
@@ -53,6 +53,7 @@ testing::Tables OwnTables() {
           &LinearKernels()->bfloat16,
           &LinearKernels()->float32,
           &LinearKernels()->float64,
+          &LinearKernels()->bfloat16_weight,
           RopeKernels(),
           SoftmaxKernels()};
 }
@@ -97,8 +98,8 @@ const void* Attention() {
 Tables Chosen() {
   return {&ChosenAlibiKernels(),     Attention<BFloat16>(),      Attention<float>(),
           Attention<double>(),       &ChosenLayerNormKernels(),  &GetLinearKernel<BFloat16>(),
-          &GetLinearKernel<float>(), &GetLinearKernel<double>(), &ChosenRopeKernels(),
-          &ChosenSoftmaxKernels()};
+          &GetLinearKernel<float>(), &GetLinearKernel<double>(), &GetLinearKernel<float, BFloat16>(),
+          &ChosenRopeKernels(),      &ChosenSoftmaxKernels()};
 }
 
 class TargetsTest : public OnTarget {};

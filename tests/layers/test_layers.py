@@ -246,6 +246,18 @@ class TestParameters:
         rounding = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 1e-6, "float64": 1e-14}[name]
         np.testing.assert_allclose(output.astype(float), expected.output, rtol=1.01 * rounding, atol=5e-6)
 
+    @pytest.mark.parametrize("name", ["float16", "bfloat16"])
+    def test_16bit_parameters_under_float32(self, query: np.ndarray, name: str) -> None:
+        """They count with the values that they have; no product is rounded to 16 bits."""
+        ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 arrays need the package ml_dtypes")
+        layer = hw.MultiHeadAttention(12, 3, rng=0, bias=True, dtype=np.dtype(getattr(ml_dtypes, name, name)))
+        wide = hw.MultiHeadAttention(12, 3, rng=0, bias=True, dtype=np.float64)
+        for parameter in (*NAMES, "b_q", "b_k", "b_v", "b_o"):
+            setattr(wide, parameter, getattr(layer, parameter).astype(float))
+        expected = wide(query.astype(np.float32).astype(float))[0]
+        for _ in range(3):  # with the parameters as they are, then packed
+            np.testing.assert_allclose(layer(query.astype(np.float32))[0], expected, rtol=2e-6, atol=2e-6)
+
     def test_mixed_dtypes_promote(self, layer: Any, query: np.ndarray) -> None:
         output, weights = layer(query.astype(np.float32), query, query.astype(np.float16))
         assert output.dtype == weights.dtype == np.float64

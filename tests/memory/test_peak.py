@@ -83,6 +83,7 @@ CALLS = {
     "softmax of float16": (lambda: hw.softmax(x16), 0),
     "apply_rope of float16": (lambda: hw.apply_rope(x16, angles16, angles16), 2 * mb(angles)),  # in float32
     "linear of float16": (lambda: hw.linear(rows16, weight16), 0),
+    "linear of float16 weights": (lambda: hw.linear(rows[:16], weight16), 0),
     "PackedLinear, a call": (lambda: packed(rows), 0),
     "flash, integer mask": (lambda: hw.flash_attention(q, q, q, numbers), mb(mask)),  # as bool
     "flash, float mask": (lambda: hw.flash_attention(q, q, q, additive), 0),

@@ -124,6 +124,40 @@ def test_16bit_with_float32_gives_float32(dtype: str) -> None:
     assert_close(got, oracle.linear(x, half, bias), factor=20)
 
 
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 576, 96), (3, 40, 33), (16, 300, 70), (17, 9, 1), (70, 300, 530)], ids=str)
+def test_16bit_weights_under_float32(shape: tuple[int, int, int], dtype: str, transposed: bool) -> None:
+    """The result is that of the weights in float32: only the weights have been rounded."""
+    rows, features_in, features_out = shape
+    x, bias = normal((rows, features_in), 1), normal((features_out,), 3)
+    weight = normal((features_in, features_out), 2).astype(dtype_named(dtype))
+    weight = np.asfortranarray(weight) if transposed else weight
+    for b in (None, bias, bias.astype(weight.dtype)):
+        got, packed = hw.linear(x, weight, b), hw.PackedLinear(weight, b)
+        assert got.dtype == np.float32
+        assert_close(got, oracle.linear(x, weight, b), factor=20)
+        assert packed(x).tobytes() == got.tobytes()
+        out = np.empty_like(got)
+        assert packed(x, out=out) is out and out.tobytes() == got.tobytes()
+        if _backend.name() == "native":
+            assert hw.linear(x, weight.astype(np.float32), b).tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_packed_16bit_weights_stay_16bit(dtype: str) -> None:
+    weight = normal((64, 50), 1).astype(dtype_named(dtype))
+    for bias, kept in ((None, weight.dtype), (normal((50,), 2), np.dtype(np.float32))):
+        packed = hw.PackedLinear(weight, bias)
+        assert packed.dtype == kept
+        assert len(pickle.dumps(packed)) < 1.5 * weight.nbytes
+        x = normal((5, 64))
+        for narrow in (x, x.astype(weight.dtype)):
+            assert packed(narrow).tobytes() == hw.linear(narrow, weight, bias).tobytes()
+            assert pickle.loads(pickle.dumps(packed))(narrow).tobytes() == packed(narrow).tobytes()
+        assert packed(x.astype(float)).dtype == np.float64
+
+
 def test_16bit_sums_are_accumulated_in_float32() -> None:
     """2048 + 1 rounds to 2048 in float16; products above the max float16 may have a finite sum."""
     x = np.array([[2048, *[1] * 1023], [60000, 60000, -60000, *[0] * 1021]] * 20, np.float16)

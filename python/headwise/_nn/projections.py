@@ -9,7 +9,7 @@ import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
 from headwise._base.ieee import cast_dtype
-from headwise._ops.linear import linear
+from headwise._ops.linear import linear, stored_dtype
 from headwise._ops.packed_linear import PackedLinear
 from headwise._runtime.precision import check_precision
 
@@ -107,7 +107,7 @@ class LayerProjections:
         if kept is not None and known and kept.packed is not None:
             return kept.packed(x, out=out)
 
-        weight = _join([slot.array for slot in weights], x.dtype)
+        weight = _join([slot.array for slot in weights], _dtype_of_weights(weights, x.dtype))
         bias = None
         if any(biases):
             parts = zip(weights, biases, strict=True)
@@ -121,6 +121,12 @@ class LayerProjections:
         packed = PackedLinear(weight, bias, precision=level)
         self._packs[letters] = _Kept(versions, x.dtype, level, packed)
         return packed(x, out=out)
+
+
+def _dtype_of_weights(weights: Sequence[Slot], dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the joined weights for a product in ``dtype``: 16-bit parameters under float32 stay 16-bit."""
+    stored = {stored_dtype(slot.array, dtype) for slot in weights}
+    return stored.pop() if len(stored) == 1 else dtype
 
 
 def _join(arrays: Sequence[Array], dtype: np.dtype[Any]) -> Array:

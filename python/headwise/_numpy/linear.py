@@ -22,10 +22,10 @@ BLOCK_WORK = 1 << 32
 
 @ieee
 def linear(x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:  # noqa: ARG001 (NumPy has one)
-    """One product per block of rows and columns: for 16-bit types since both factors are converted, for others if it
+    """One product per block of rows and columns: for 16-bit types since the factors are converted, for others if it
     would take so long that Ctrl-C, which cannot interrupt NumPy, would seem to have no effect."""
     inner, columns = weight.shape
-    is_16bit = x.dtype.itemsize == 2
+    is_16bit = weight.dtype.itemsize == 2
     if is_16bit:
         height, width = max(1, BLOCK // inner), max(256, BLOCK // inner)
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import as_array, cast_layout, is_canonical, promote
+from headwise._base.arrays import as_array, cast_layout, is_bfloat16, is_canonical, promote
 from headwise._base.outputs import check_out, finalize, resolve_out
+from headwise._base.typing import FLOAT32
 from headwise._runtime.backend import current
 from headwise._runtime.precision import check_precision
 
@@ -44,7 +45,7 @@ def linear(
     -------
     ndarray, (..., out_features)
         In the dtype to which the arrays promote. float16 and bfloat16 products are accumulated in float32 and rounded
-        once; neither `x` nor `weight` is converted to float32 as a whole.
+        once; neither `x` nor `weight` is converted to float32 as a whole, nor is a 16-bit `weight` under float32 `x`.
 
     Raises
     ------
@@ -91,12 +92,19 @@ def linear(
             result[...] = 0 if b is None else b
         else:
             if not ready:
-                a, w = cast_layout(a, dtype, last=True), cast_layout(w, dtype)
+                a, w = cast_layout(a, dtype, last=True), cast_layout(w, stored_dtype(w, dtype))
                 b = None if b is None else cast_layout(b, compute, last=True)
                 if w.itemsize not in w.strides:
                     w = np.ascontiguousarray(w)
             current().linear(a.reshape((-1, inner)), w, b, result.reshape((-1, columns)), precision)
     return finalize(result, out, dtype)
+
+
+def stored_dtype(weight: Array, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which backends read ``weight`` for a product in ``dtype``; under float32, 16-bit weights stay so."""
+    own = weight.dtype
+    is_16bit = own.itemsize == 2 and (own.kind == "f" or is_bfloat16(own))
+    return own.newbyteorder("=") if is_16bit and dtype == FLOAT32 else dtype
 
 
 def check_parameters(weight: Array, bias: Array | None) -> None:

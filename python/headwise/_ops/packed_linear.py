@@ -9,7 +9,8 @@ import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
 from headwise._base.outputs import check_out, finalize, resolve_out
-from headwise._ops.linear import check_parameters, linear
+from headwise._base.typing import FLOAT32
+from headwise._ops.linear import check_parameters, linear, stored_dtype
 from headwise._runtime.backend import current
 from headwise._runtime.precision import check_precision
 
@@ -25,6 +26,9 @@ class PackedLinear:
 
     The constructor copies the weights; later changes to the caller's arrays have no effect. Results equal those of
     :func:`linear` bit for bit.
+
+    float16 and bfloat16 weights stay 16-bit, for `x` of float32 as well: a product reads half the memory of float32
+    weights. Its result is that of the weights converted to float32, bit for bit with the native backend.
 
     Parameters
     ----------
@@ -52,8 +56,8 @@ class PackedLinear:
     Notes
     -----
     The packed layout depends on the backend, the instruction set and the precision. When one of them changes, the next
-    call packs the copied weights again. Several threads may call one object at once. Copies and pickles hold the
-    weights, and pack them again.
+    call packs the copied weights again. The first call packs 16-bit weights. Several threads may call one object at
+    once. Copies and pickles hold the weights, and pack them again.
 
     Examples
     --------
@@ -82,7 +86,7 @@ class PackedLinear:
         self.dtype = dtype
         self._precision = precision
         # Converted as in `linear`, with the same contiguous axis, so that results have the same bits.
-        self._weight = np.array(cast_layout(w, dtype), order="K")
+        self._weight = np.array(cast_layout(w, stored_dtype(w, dtype)), order="K")
         self._bias = None if b is None else np.array(cast_layout(b, compute), order="C")
         if self._weight.itemsize not in self._weight.strides:
             self._weight = np.ascontiguousarray(self._weight)
@@ -103,8 +107,8 @@ class PackedLinear:
         Returns
         -------
         ndarray, (..., out_features)
-            In the dtype to which `x` and the weights promote. If it differs from :attr:`dtype`, :func:`linear` computes
-            the result without the packed weights.
+            In the dtype to which `x` and :attr:`dtype` promote. If that is another one, :func:`linear` computes the
+            result without the packed weights, except for float32 with 16-bit weights.
 
         Raises
         ------
@@ -123,13 +127,13 @@ class PackedLinear:
         """
         a = as_array(x, "x")
         ready = a.dtype == self.dtype and is_canonical_or_16bit(a)
-        dtype = a.dtype if ready else promote(("x", a), ("weight", self._weight))[1]
+        dtype = a.dtype if ready else promote(("x", a), ("weight", np.empty(0, self.dtype)))[1]
         shape = a.shape
         if not shape:
             raise ValueError("x: a scalar, expected (..., in_features)")
         if shape[-1] != self.in_features:
             raise ValueError(f"x: shape {shape}, expected (..., {self.in_features})")
-        if dtype != self.dtype:
+        if dtype != self.dtype and not (dtype == FLOAT32 and self._weight.itemsize == 2):
             return linear(a, self._weight, self._bias, precision=self._precision, out=out)
         shape = (*shape[:-1], self.out_features)
         if out is not None:

@@ -141,13 +141,17 @@ class Backend(Protocol):
         """
 
     def linear(self, x: Array, weight: Array, bias: Array | None, out: Array, precision: str) -> None:
-        """``x`` is (rows, in), last axis contiguous; ``weight`` is (in, out), either axis contiguous.
+        """``x`` is (rows, in), last axis contiguous; ``weight`` is (in, out), either axis contiguous. ``weight`` may be
+        float16 or bfloat16 under float32 ``x`` and ``out``.
 
         ``bias`` is (out,), contiguous; ``out`` is (rows, out), C-contiguous.
         """
 
     def pack_linear(self, weight: Array, bias: Array | None, precision: str) -> PackedLinear:
-        """:meth:`linear` with constant weights. The backend keeps the arrays; the caller does not change them."""
+        """:meth:`linear` with constant weights. The backend keeps the arrays; the caller does not change them.
+
+        The result takes ``x`` of the weight's dtype or, with 16-bit weights, of float32.
+        """
         ...
 
     def layer_normalization(self, x: Array, gamma: Array | None, beta: Array | None, eps: float, out: Array) -> None:
