@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -42,6 +42,16 @@ class Layer(ABC):
     def _has(self, name: str) -> bool:
         """Whether the parameter ``name`` is not None."""
         return vars(self)[name] is not None
+
+
+class LayerGradients(NamedTuple):
+    """What the pullback of a layer's ``vjp`` returns."""
+
+    #: A named tuple of the gradients by the input arrays, ``d_x`` or ``d_query`` and so on, each in the shape and dtype
+    #: of its array.
+    inputs: Any
+    #: The gradients by the parameters, under the names of the attributes and of ``state_dict``, in their dtypes.
+    parameters: dict[str, Array]
 
 
 class Parameter(Generic[T]):

@@ -131,17 +131,17 @@ def multi_head(inputs: Inputs, block: Block, call: Call, options: AttentionOptio
     """
     query, key, value = inputs
     dtype, result_dtype = promote(("query", query), ("key", key), ("value", value))
-    _check_call(inputs, block, call, options, result_dtype)
+    check_call(inputs, block, call, options, result_dtype)
     cross = call.cache if isinstance(call.cache, CrossCache) else None
     if cross is not None:
         check_cross(cross, query, dtype, (block.heads.num_kv_heads, block.heads.width))
-    options = _with_key_lengths(inputs, call, options)
+    options = with_key_lengths(inputs, call, options)
     out, precision = options.get("out"), options.get("precision")
     batched = query.ndim == 3
     batch, query_len = len(query) if batched else 1, query.shape[-2]
 
-    mask, passed = _over_heads(inputs, call, options)
-    positions = _rope_positions(inputs, block, call, options)
+    mask, passed = over_heads(inputs, call, options)
+    positions = rope_positions(inputs, block, call, options)
     if cross is None:
         found = project(inputs._asdict(), block, dtype, precision, positions)
         q, k, v = found["q"], found["k"], found["v"]
@@ -166,7 +166,7 @@ def multi_head(inputs: Inputs, block: Block, call: Call, options: AttentionOptio
         return project_output(*answer[1:] if isinstance(answer, tuple) else (None,))
 
 
-def _check_call(
+def check_call(
     inputs: Inputs, block: Block, call: Call, options: AttentionOptions, result_dtype: np.dtype[Any]
 ) -> None:
     for name, x, width in zip(Inputs._fields, inputs, block.heads.widths, strict=True):
@@ -200,7 +200,7 @@ def _check_cached(inputs: Inputs, call: Call, options: AttentionOptions) -> None
             raise ValueError(f"{name}: given with a cache, expected lengths= to say which rows are padding")
 
 
-def _rope_positions(inputs: Inputs, block: Block, call: Call, options: AttentionOptions) -> ArrayLike | None:
+def rope_positions(inputs: Inputs, block: Block, call: Call, options: AttentionOptions) -> ArrayLike | None:
     """The positions of the queries for rotary embedding; None counts from 0."""
     if block.rope is None or call.positions is not None:
         return call.positions
@@ -232,32 +232,30 @@ def project(
     dtype: np.dtype[Any],
     precision: str | None,
     positions: ArrayLike | None,
+    unnormalized: dict[str, Array] | None = None,
 ) -> dict[str, Array]:
     """The heads of those of query, key and value that ``inputs`` has, by their first letters.
 
-    Each is (batch, heads or kv_heads, seq, d_k); queries and keys are normalised and rotated.
+    Each is (batch, heads or kv_heads, seq, d_k); queries and keys are normalised and rotated. ``unnormalized`` receives
+    copies of the products before normalisation, by their letters.
     """
-    rope, heads = block.rope, block.heads
+    rope = block.rope
     by_letter = {name[0]: x for name, x in inputs.items()}
-    counts = {"q": heads.num_heads, "k": heads.num_kv_heads, "v": heads.num_kv_heads}
-    shared = "v" in by_letter and by_letter["k"] is by_letter["v"]
-    groups = [letter for letter in by_letter if not (shared and letter in "kv")] + (["kv"] if shared else [])
-    if shared and by_letter.get("q") is by_letter["k"]:
-        groups = ["qkv"]
     found: dict[str, Array] = {}
-    for group in groups:
+    for group in product_groups(by_letter):
         x = cast_dtype(by_letter[group[0]], dtype)
         product = block.projections(x if x.ndim == 3 else x[np.newaxis], group, precision)
-        heads_here = sum(counts[c] for c in group)
         if block.norm is not None and group != "v":
-            width = product.shape[-1] // heads_here
-            block.norm.apply(product, group, {c: counts[c] * width for c in group})
-        together = split_heads(product, heads_here)
+            if unnormalized is not None:
+                unnormalized[group] = product.copy()
+            block.norm.apply(product, group, widths_of(group, block.heads))
+        counts = {c: block.heads.num_heads if c == "q" else block.heads.num_kv_heads for c in group}
+        together = split_heads(product, sum(counts.values()))
         if rope is not None and group != "v":
-            rotated = together[:, : sum(counts[c] for c in group if c != "v")]
+            rotated = together[:, : sum(count for c, count in counts.items() if c != "v")]
             rope.forward(rotated, positions if "q" in group else None, out=rotated)
             if "q" in group:
-                _scale_queries(together[:, : counts["q"]], rope, positions)
+                scale_queries(together[:, : counts["q"]], rope, positions)
         first = 0
         for c in group:
             found[c] = together[:, first : first + counts[c]]
@@ -265,8 +263,21 @@ def project(
     return found
 
 
+def product_groups(by_letter: Mapping[str, Array]) -> list[str]:
+    """The letters of "q", "k" and "v" that share one product, because their rows are one array."""
+    shared = "v" in by_letter and by_letter["k"] is by_letter["v"]
+    if shared and by_letter.get("q") is by_letter["k"]:
+        return ["qkv"]
+    return [letter for letter in by_letter if not (shared and letter in "kv")] + (["kv"] if shared else [])
+
+
+def widths_of(letters: str, heads: Heads) -> dict[str, int]:
+    """The numbers of columns of the projections ``letters``."""
+    return {c: (heads.num_heads if c == "q" else heads.num_kv_heads) * heads.width for c in letters}
+
+
 @ieee
-def _scale_queries(q: Array, rope: RotaryPositionalEmbedding, positions: ArrayLike | None) -> None:
+def scale_queries(q: Array, rope: RotaryPositionalEmbedding, positions: ArrayLike | None) -> None:
     """Multiply ``q``, (batch, heads, seq, d_k), by the factor of its positions, in place."""
     scale = rope.query_scale(np.arange(q.shape[2]) if positions is None else positions)
     if scale is not None:
@@ -274,7 +285,7 @@ def _scale_queries(q: Array, rope: RotaryPositionalEmbedding, positions: ArrayLi
         q *= column if column.ndim == 2 else column[:, np.newaxis]
 
 
-def _over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[ArrayLike | None, AttentionOptions]:
+def over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[ArrayLike | None, AttentionOptions]:
     """The mask, and a copy of the options, with masks (batch, query_len, key_len) made to apply to every head."""
     query, passed = inputs.query, options.copy()
     batched = query.ndim == 3
@@ -289,7 +300,7 @@ def _over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[
     return mask, passed
 
 
-def _with_key_lengths(inputs: Inputs, call: Call, options: AttentionOptions) -> AttentionOptions:
+def with_key_lengths(inputs: Inputs, call: Call, options: AttentionOptions) -> AttentionOptions:
     """The options with ``key_lengths``, if given, checked: (batch,), also for inputs without an axis of sequences."""
     if options.get("key_lengths") is None:
         return options

@@ -328,5 +328,8 @@ class MultiHeadParameters(Layer):
         outside = {"relative_attention_bias.weight"} if "bias" in self._required else set()
         return Stored(self.num_kv_heads, self.qk_norm_offset, frozenset(outside))
 
+    def _parameter_names(self) -> list[str]:
+        return [name for name in (*_WEIGHTS, *_BIASES, "sinks", *_NORMS) if self._has(name)]
+
     def _parameters(self) -> dict[str, Array]:
-        return {name: getattr(self, name) for name in (*_WEIGHTS, *_BIASES, "sinks", *_NORMS) if self._has(name)}
+        return {name: getattr(self, name) for name in self._parameter_names()}

@@ -34,6 +34,11 @@ class Projections(Protocol):
         """
         ...
 
+    def joined(self, letters: Letters, dtype: np.dtype[Any]) -> tuple[Array, Array | None]:
+        """``[W_1 | W_2 | …]`` and ``[b_1 | b_2 | …]`` for a product in ``dtype``, with zeros for a map without a bias;
+        None if no map has one."""
+        ...
+
 
 class GivenProjections:
     """Projections by arrays ``W_q``, ``W_k``, ``W_v`` and ``W_o`` for one call, without biases."""
@@ -65,7 +70,10 @@ class GivenProjections:
         return q, k, v
 
     def __call__(self, x: Array, letters: Letters, precision: str | None, out: Array | None = None) -> Array:
-        return linear(x, _join([self.weights["W_" + c] for c in letters], x.dtype), precision=precision, out=out)
+        return linear(x, self.joined(letters, x.dtype)[0], precision=precision, out=out)
+
+    def joined(self, letters: Letters, dtype: np.dtype[Any]) -> tuple[Array, Array | None]:
+        return _join([self.weights["W_" + c] for c in letters], dtype), None
 
 
 class _Kept(NamedTuple):
@@ -107,11 +115,7 @@ class LayerProjections:
         if kept is not None and known and kept.packed is not None:
             return kept.packed(x, out=out)
 
-        weight = _join([slot.array for slot in weights], _dtype_of_weights(weights, x.dtype))
-        bias = None
-        if any(biases):
-            parts = zip(weights, biases, strict=True)
-            bias = _join([np.zeros(w.array.shape[1]) if b is None else b.array for w, b in parts], x.dtype)
+        weight, bias = self.joined(letters, x.dtype)
         if not known:
             if private:
                 self._packs[letters] = _Kept(versions, x.dtype, level, None)
@@ -121,6 +125,15 @@ class LayerProjections:
         packed = PackedLinear(weight, bias, precision=level)
         self._packs[letters] = _Kept(versions, x.dtype, level, packed)
         return packed(x, out=out)
+
+    def joined(self, letters: Letters, dtype: np.dtype[Any]) -> tuple[Array, Array | None]:
+        weights: list[Slot] = [self._parameters["W_" + c] for c in letters]
+        biases: list[Slot | None] = [self._parameters["b_" + c] for c in letters]
+        weight = _join([slot.array for slot in weights], _dtype_of_weights(weights, dtype))
+        if not any(biases):
+            return weight, None
+        parts = zip(weights, biases, strict=True)
+        return weight, _join([np.zeros(w.array.shape[1]) if b is None else b.array for w, b in parts], dtype)
 
 
 def _dtype_of_weights(weights: Sequence[Slot], dtype: np.dtype[Any]) -> np.dtype[Any]:

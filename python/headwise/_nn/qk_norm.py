@@ -39,6 +39,22 @@ class QKNorm(NamedTuple):
     k: Array | None
     eps: float
 
+    def backward(self, d_product: Array, product: Array, letters: str, widths: dict[str, int]) -> dict[str, Array]:
+        """Replace the gradients by normalised rows, ``d_product``, by those by ``product``, the rows before
+        :meth:`apply`. Returns the gradients of the factors, ``q_norm`` and ``k_norm``."""
+        factors: dict[str, Array] = {}
+        first = 0
+        for letter in letters:
+            columns = (..., slice(first, first + widths[letter]))
+            gamma = {"q": self.q, "k": self.k}.get(letter)
+            if gamma is not None:
+                shape = (*product.shape[:-1], widths[letter] // len(gamma), len(gamma))
+                d, x = d_product[columns].reshape(shape), product[columns].reshape(shape)
+                d, factors[f"{letter}_norm"] = rms_normalize_backward(d, x, gamma, self.eps)
+                d_product[columns] = d.reshape(d_product[columns].shape)
+            first += widths[letter]
+        return factors
+
     def apply(self, product: Array, letters: str, widths: dict[str, int]) -> None:
         """Normalise the queries and keys in rows ``[x_1 | x_2 | …]``, (batch, seq, sum of widths), in place."""
         first = 0
@@ -59,3 +75,18 @@ def rms_normalize(x: Array, gamma: Array, eps: float) -> None:
     np.sqrt(scale, out=scale)
     x /= scale[..., np.newaxis]
     x *= gamma
+
+
+@ieee
+def rms_normalize_backward(d: Array, x: Array, gamma: Array, eps: float) -> tuple[Array, Array]:
+    """The gradients of :func:`rms_normalize` by ``x``, before normalisation, and by ``gamma``.
+
+    With ``r = 1 / sqrt(mean(x ** 2) + eps)`` and ``h = gamma * d`` they are ``r * (h - x * r ** 2 * mean(h * x))`` and
+    the sum of ``d * x * r`` over the rows.
+    """
+    r = 1 / np.sqrt(np.einsum("...i,...i->...", x, x) / x.shape[-1] + np.asarray(eps, x.dtype))[..., np.newaxis]
+    normalized = x * r
+    by_gamma = (d * normalized).reshape((-1, len(gamma))).sum(axis=0)
+    h = d * gamma
+    h -= normalized * (np.einsum("...i,...i->...", h, normalized) / x.shape[-1])[..., np.newaxis]
+    return h * r, by_gamma

@@ -5,11 +5,17 @@ Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.0
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
 
 from headwise._base.arrays import as_array
 from headwise._base.scalars import check_rate, check_size
 from headwise._ops.attention.dense import scaled_dot_product_attention
+from headwise._ops.gradients.attention import ROWS
+from headwise._ops.gradients.rules import dense_attention
+from headwise._ops.gradients.vjp import set_rule
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
 
     from headwise._base.typing import Array, Rng
     from headwise._ops.attention.options import AttentionOptions, FunctionOptions
+    from headwise._ops.gradients.vjp import Pullback
 
 __all__ = ["cross_attention", "self_attention"]
 
@@ -168,13 +175,18 @@ def cross_attention(
     >>> output.shape, weights.shape
     ((2, 3, 64), (2, 3, 7))
     """
+    rows, keys = _two_of_width(query, context, d_model)
+    rate = check_rate(dropout_rate, "dropout_rate")
+    return scaled_dot_product_attention(rows, keys, keys, mask, rate, rng=rng, **options)
+
+
+def _two_of_width(query: ArrayLike, context: ArrayLike, d_model: int) -> tuple[Array, Array]:
     width = check_size(d_model, "d_model")
     rows, keys = _of_width(query, "query", width), _of_width(context, "context", width)
     if keys.ndim != rows.ndim or keys.shape[:-2] != rows.shape[:-2]:
         expected = ", ".join(str(n) for n in (*rows.shape[:-2], "key_len", width))
         raise ValueError(f"context: shape {keys.shape}, expected ({expected}) beside query {rows.shape}")
-    rate = check_rate(dropout_rate, "dropout_rate")
-    return scaled_dot_product_attention(rows, keys, keys, mask, rate, rng=rng, **options)
+    return rows, keys
 
 
 def _of_width(x: ArrayLike, name: str, d_model: int) -> Array:
@@ -182,3 +194,38 @@ def _of_width(x: ArrayLike, name: str, d_model: int) -> Array:
     if array.ndim < 2 or array.shape[-1] != d_model:
         raise ValueError(f"{name}: shape {array.shape}, expected (…, seq, d_model = {d_model})")
     return array
+
+
+def _differentiate(
+    arguments: dict[str, Any], rows: dict[str, Array], owners: dict[str, str], wrt: tuple[str, ...]
+) -> tuple[Any, Pullback]:
+    """The rule of attention where each of query, key and value, ``rows``, is the argument that ``owners`` names."""
+    needed = (*(name for name, owner in owners.items() if owner in wrt), *(name for name in wrt if name in _OPTIONS))
+    keywords = {name: x for name, x in arguments.items() if name not in ("d_model", *owners.values())}
+    results, pull = dense_attention({"need_weights": True, "return_lse": False, **keywords, **rows}, needed)
+
+    def summed(d: tuple[Any, ...]) -> dict[str, Array]:
+        found = dict(pull(d))
+        for owner in dict.fromkeys(owners.values()):
+            parts = [found.pop(name) for name, one in owners.items() if one == owner and name in found]
+            if parts:
+                found[owner] = reduce(np.add, parts)
+        return found
+
+    return results, summed
+
+
+def _self_rule(arguments: dict[str, Any], wrt: tuple[str, ...]) -> tuple[Any, Pullback]:
+    rows = _of_width(arguments["x"], "x", check_size(arguments["d_model"], "d_model"))
+    return _differentiate(arguments, dict.fromkeys(ROWS, rows), dict.fromkeys(ROWS, "x"), wrt)
+
+
+def _cross_rule(arguments: dict[str, Any], wrt: tuple[str, ...]) -> tuple[Any, Pullback]:
+    rows, keys = _two_of_width(arguments["query"], arguments["context"], arguments["d_model"])
+    owners = {"query": "query", "key": "context", "value": "context"}
+    return _differentiate(arguments, {"query": rows, "key": keys, "value": keys}, owners, wrt)
+
+
+_OPTIONS = ("bias", "alibi_slopes", "sinks")
+set_rule(self_attention, ("x", *_OPTIONS), _self_rule)
+set_rule(cross_attention, ("query", "context", *_OPTIONS), _cross_rule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,16 @@ import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype, fits, promote
 from headwise._base.ieee import cast_dtype, ieee
-from headwise._base.layer import Layer, Parameter, parameter_dtype
+from headwise._base.layer import Layer, LayerGradients, Parameter, parameter_dtype
 from headwise._base.outputs import check_room, finalize
 from headwise._base.scalars import check_flag, check_rate, check_real, check_rng, check_size
 from headwise._ops.dropout import dropout
+from headwise._ops.gradients.results import as_gradient, finish, gradients_of
 from headwise._positions.position_table import PositionTable, as_positions, check_offset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, DTypeLike
 
     from headwise._base.typing import Array, Rng
@@ -157,6 +161,53 @@ class SinusoidalPositionalEncoding(Layer):
     if TYPE_CHECKING:
         __call__ = forward
 
+    def vjp(
+        self,
+        x: ArrayLike,
+        positions: ArrayLike | None = None,
+        *,
+        offset: int = 0,
+        training: bool | None = None,
+        rng: Rng = None,
+    ) -> tuple[Array, Callable[[ArrayLike], LayerGradients]]:
+        """The result of :meth:`forward`, and a function that computes its gradient.
+
+        Parameters
+        ----------
+        x, positions, offset, training, rng
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        output : ndarray, (…, seq, d_model)
+        pullback : callable
+            ``pullback(d_output)`` returns ``inputs``, with the gradient ``d_x``, and ``parameters``, which is empty.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`forward`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> output, pullback = hw.SinusoidalPositionalEncoding(d_model=4).vjp(np.zeros((1, 2, 4)))
+        >>> pullback(np.ones((1, 2, 4))).inputs.d_x.shape
+        (1, 2, 4)
+        """
+        rows, generator = as_array(x, "x"), self._rng if rng is None else check_rng(rng)
+        replay = copy.deepcopy(generator)  # in the state before the draws
+        acts = self.training if training is None else check_flag(training, "training")
+        output = self.forward(rows, positions, offset=offset, training=acts, rng=generator)
+
+        def pullback(d_output: ArrayLike) -> LayerGradients:
+            d = as_gradient(d_output, "d_output", output.shape, output.dtype, "output")
+            d = dropout(d, self.dropout, training=acts, rng=copy.deepcopy(replay))
+            return LayerGradients(gradients_of(("x",), {"x": finish(d, rows, output.dtype)}), {})
+
+        return output, pullback
+
     def get_encoding(self, positions: ArrayLike) -> Array:
         """The encoding of the given positions.
 
@@ -274,6 +325,58 @@ class LearnedPositionalEmbedding(Layer):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+    def vjp(
+        self, x: ArrayLike, positions: ArrayLike | None = None, *, offset: int = 0
+    ) -> tuple[Array, Callable[[ArrayLike], LayerGradients]]:
+        """The result of :meth:`forward`, and a function that computes gradients.
+
+        Parameters
+        ----------
+        x, positions, offset
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        output : ndarray, (…, seq, d_model)
+        pullback : callable
+            ``pullback(d_output)`` returns ``inputs``, with the gradient ``d_x``, and ``parameters``, with that of
+            ``embeddings``, (max_len, d_model): the sum over the rows of each position.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`forward`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> learned = hw.LearnedPositionalEmbedding(max_len=3, d_model=2, rng=0)
+        >>> output, pullback = learned.vjp(np.zeros((5, 2, 2)))
+        >>> pullback(np.ones((5, 2, 2))).parameters["embeddings"]
+        array([[5., 5.],
+               [5., 5.],
+               [0., 0.]])
+        """
+        rows = as_array(x, "x")
+        where = _row_positions(positions, offset, rows.shape) if rows.ndim > 1 else None
+        output = self.forward(rows, positions, offset=offset)
+        compute, _ = promote(("x", rows))
+        stored = vars(self)["embeddings"].array.dtype
+
+        def pullback(d_output: ArrayLike) -> LayerGradients:
+            d = as_gradient(d_output, "d_output", output.shape, output.dtype, "output")
+            total = np.zeros((self.max_len, self.d_model), compute)
+            if where is None:
+                lead = tuple(range(d.ndim - 2))
+                total[: d.shape[-2]] = d.sum(axis=lead, dtype=compute) if lead else d
+            else:
+                np.add.at(total, np.broadcast_to(where, d.shape[:-1]), cast_dtype(d, compute))
+            by_x = gradients_of(("x",), {"x": finish(d, rows, output.dtype)})
+            return LayerGradients(by_x, {"embeddings": cast_dtype(total, stored)})
+
+        return output, pullback
 
     @ieee
     def update_embeddings(self, gradients: ArrayLike, learning_rate: float = 0.001) -> None:

@@ -8,13 +8,18 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from headwise._base.arrays import as_array, promote
-from headwise._base.layer import Layer, Parameter
+from headwise._base.ieee import cast_dtype
+from headwise._base.layer import Layer, LayerGradients, Parameter
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_size
+from headwise._base.typing import FLOAT32
 from headwise._ops.alibi import add_alibi, alibi_slopes
+from headwise._ops.gradients.results import as_gradient, finish, gradients_of
 from headwise._positions.absolute import fresh_embeddings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, DTypeLike
 
     from headwise._base.typing import Array, Rng
@@ -101,6 +106,47 @@ class RelativePositionalEncoding(Layer):
         check_room(2 * length - 1, self.d_model)
         distances = np.arange(1 - length, length).clip(-maximum, maximum)
         return _by_distance(self.embeddings[distances + maximum], length).transpose(1, 2, 0)
+
+    def vjp(self, seq_len: int) -> tuple[Array, Callable[[ArrayLike], LayerGradients]]:
+        """The result of :meth:`forward`, and a function that computes the gradient of the embeddings.
+
+        Parameters
+        ----------
+        seq_len : int
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        output : ndarray, (seq_len, seq_len, d_model), read-only
+        pullback : callable
+            ``pullback(d_output)`` returns ``inputs``, which is empty, and ``parameters``, with the gradient of
+            ``embeddings``: the sums over the pairs of each distance.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`forward`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> relative = hw.RelativePositionalEncoding(d_model=1, max_relative_position=1)
+        >>> output, pullback = relative.vjp(3)
+        >>> pullback(np.ones((3, 3, 1))).parameters["embeddings"][:, 0]
+        array([3., 3., 3.])
+        """
+        output, maximum = self.forward(seq_len), self.max_relative_position
+
+        def pullback(d_output: ArrayLike) -> LayerGradients:
+            wide = np.dtype(np.result_type(output.dtype, FLOAT32))
+            d = as_gradient(d_output, "d_output", output.shape, wide, "output")
+            total = np.zeros((self._num_distances, self.d_model), wide)
+            for distance in range(1 - len(d), len(d)):
+                total[maximum + min(max(distance, -maximum), maximum)] += d.trace(distance)
+            return LayerGradients((), {"embeddings": cast_dtype(total, output.dtype)})
+
+        return output, pullback
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -197,6 +243,47 @@ class ALiBiPositionalBias(Layer):
                 f"seq_len: {seq_len}, expected {scores.shape[-1]}, the last axis of attention_scores {scores.shape}"
             )
         return add_alibi(scores, self.slopes, offset=offset)
+
+    def vjp(
+        self, attention_scores: ArrayLike, seq_len: int | None = None, *, offset: int = 0
+    ) -> tuple[Array, Callable[[ArrayLike], LayerGradients]]:
+        """The result of :meth:`forward`, and a function that computes its gradient, which is that by the result.
+
+        Parameters
+        ----------
+        attention_scores, seq_len, offset
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        output : ndarray, (…, num_heads, query_len, key_len)
+        pullback : callable
+            ``pullback(d_output)`` returns ``inputs``, with the gradient ``d_attention_scores``, and ``parameters``,
+            which is empty: :func:`headwise.vjp` of :func:`headwise.add_alibi` has the gradient of learned slopes.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`forward`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> output, pullback = hw.ALiBiPositionalBias(num_heads=1).vjp(np.zeros((1, 2, 2)))
+        >>> pullback(np.ones((1, 2, 2))).inputs.d_attention_scores
+        array([[[1., 1.],
+                [1., 1.]]])
+        """
+        scores = as_array(attention_scores, "attention_scores")
+        output = self.forward(scores, seq_len, offset=offset)
+
+        def pullback(d_output: ArrayLike) -> LayerGradients:
+            d = as_gradient(d_output, "d_output", output.shape, output.dtype, "output")
+            names = ("attention_scores",)
+            return LayerGradients(gradients_of(names, {names[0]: finish(d, scores, output.dtype)}), {})
+
+        return output, pullback
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, compact, promote
-from headwise._base.layer import Layer
+from headwise._base.layer import Layer, LayerGradients
 from headwise._base.outputs import check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag, check_size
+from headwise._ops.gradients.results import as_gradient, finish, gradients_of
 from headwise._ops.rope import rotate
 from headwise._positions.position_table import as_positions, check_offset
 from headwise._positions.rope_config import check_positive, given_frequencies, read_scaling
 from headwise._positions.rope_tables import RotaryTables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import ArrayLike
 
@@ -211,6 +212,47 @@ class RotaryPositionalEmbedding(Layer):
     if TYPE_CHECKING:
         __call__ = forward
 
+    def vjp(
+        self, x: ArrayLike, positions: ArrayLike | None = None, *, offset: int = 0
+    ) -> tuple[Array, Callable[[ArrayLike], LayerGradients]]:
+        """The result of :meth:`forward`, and a function that computes its gradient.
+
+        Parameters
+        ----------
+        x, positions, offset
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        output : ndarray, of the shape of ``x``
+        pullback : callable
+            ``pullback(d_output)`` returns ``inputs``, with the gradient ``d_x``, and ``parameters``, which is empty.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`forward`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> x = np.random.default_rng(0).standard_normal((2, 5, 4))
+        >>> output, pullback = hw.RotaryPositionalEmbedding(d_model=4).vjp(x)
+        >>> bool(np.allclose(pullback(output).inputs.d_x, x))  # the inverse rotation
+        True
+        """
+        rows = as_array(x, "x")
+        output = self.forward(rows, positions, offset=offset)
+
+        def pullback(d_output: ArrayLike) -> LayerGradients:
+            d = as_gradient(d_output, "d_output", output.shape, output.dtype, "output")
+            return LayerGradients(
+                gradients_of(("x",), {"x": finish(rotate_back(self, d, positions, offset), rows, output.dtype)}), {}
+            )
+
+        return output, pullback
+
     def query_scale(self, positions: ArrayLike) -> Array | None:
         """The factor of queries at ``positions`` that ``scaling['llama_4_scaling_beta']`` asks for.
 
@@ -318,6 +360,18 @@ class RotaryPositionalEmbedding(Layer):
         if where.ndim == 3:
             expected += " (for several coordinates use rope_tables and apply_rope)"
         raise ValueError(f"positions: shape {where.shape}, expected {expected} for x of shape {shape}")
+
+
+def rotate_back(rope: RotaryPositionalEmbedding, d: Array, positions: ArrayLike | None, offset: int = 0) -> Array:
+    """The gradient of ``rope.forward`` by its argument, from that by its result: the rotation by opposite angles."""
+    compute, dtype = promote(("d", d))
+    angles = rope._angles(positions, offset, d.shape, compute).copy()  # noqa: SLF001 (of a class of this module)
+    half = rope.rotary_dim // 2
+    np.negative(angles[..., half:], out=angles[..., half:])
+    result = resolve_out(None, d.shape, dtype)
+    if result.size:
+        rope._rotate(d, angles, result)  # noqa: SLF001
+    return result
 
 
 def _min_and_max(positions: Array) -> tuple[int, int]:

@@ -41,6 +41,15 @@ def check_wrt(wrt: object, known: Sequence[str], given: Mapping[str, Any]) -> tu
     return tuple(names)
 
 
+def check_pulled(d_results: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """The arguments of a pullback, one for each of ``count`` results; those left out are None."""
+    if len(d_results) > count:
+        raise TypeError(f"pullback: {len(d_results)} gradients, expected at most {count}, one for each result")
+    if all(d is None for d in d_results):
+        raise TypeError("pullback: no gradient, expected that of the loss by at least one result")
+    return (*d_results, *(None,) * (count - len(d_results)))
+
+
 @lru_cache(maxsize=256)
 def _class_of(names: tuple[str, ...]) -> Any:
     return namedtuple("Gradients", [f"d_{name}" for name in names])  # noqa: PYI024 (the fields differ by call)

@@ -41,14 +41,16 @@ Arguments = dict[str, Any]
 Names = tuple[str, ...]
 
 
-def attention_pullback(arguments: Arguments, wrt: Names, *, weights: bool) -> tuple[tuple[Any, ...], Pullback]:
+def attention_pullback(
+    arguments: Arguments, wrt: Names, *, weights: bool, out: Array | None = None
+) -> tuple[tuple[Any, ...], Pullback]:
     """(output, weights or None, lse) of attention, and the pullback of gradients by these three."""
     rate, second, rng = (arguments.pop(name, default) for name, default in _DROPOUT)
     drops = check_dropout(rate, second, rng)
     replay = copy.deepcopy(drops)  # in the state before the draws
     more: Arguments = {} if drops is None else {"dropout_rate": drops.rate, "rng": drops.rng}
     output, probabilities, lse = scaled_dot_product_attention(
-        **arguments, **more, need_weights=weights, return_lse=True
+        **arguments, **more, need_weights=weights, return_lse=True, out=out
     )
     rows = tuple(arguments.pop(name) for name in ROWS)
     options = SpecOptions(**arguments)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from headwise._ops.gradients.results import check_wrt, gradients_of
+from headwise._ops.gradients.results import check_pulled, check_wrt, gradients_of
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
@@ -101,6 +101,9 @@ def vjp(function: Callable[..., Any], /, *args: Any, wrt: tuple[str, ...] | None
     positional = list(bound.arguments)[: len(args)]
     bound.apply_defaults()
     given = bound.arguments
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given.update(given.pop(parameter.name))
     if given.pop("out", None) is not None:
         raise TypeError("out: given to vjp, expected a call without it, whose output nobody else changes")
     if wrt is None:
@@ -113,11 +116,7 @@ def vjp(function: Callable[..., Any], /, *args: Any, wrt: tuple[str, ...] | None
     count = len(output) if isinstance(output, tuple) else 1
 
     def pullback(*d_outputs: Any) -> Any:
-        if len(d_outputs) > count:
-            raise TypeError(f"pullback: {len(d_outputs)} gradients, expected at most {count}, one for each result")
-        if all(d is None for d in d_outputs):
-            raise TypeError("pullback: no gradient, expected that of the loss by at least one result")
-        return gradients_of(names, pull((*d_outputs, *(None,) * (count - len(d_outputs)))))
+        return gradients_of(names, pull(check_pulled(d_outputs, count)))
 
     return output, pullback
 

@@ -1,0 +1,178 @@
+"""Multi-head attention together with its gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from headwise._base.arrays import as_array, promote
+from headwise._base.ieee import cast_dtype
+from headwise._base.outputs import allocate, finalize
+from headwise._nn.multi_head import (
+    Inputs,
+    check_call,
+    over_heads,
+    product_groups,
+    project,
+    rope_positions,
+    scale_queries,
+    split_heads,
+    widths_of,
+    with_key_lengths,
+)
+from headwise._ops.gradients.linear import linear_gradients
+from headwise._ops.gradients.results import as_gradient
+from headwise._ops.gradients.rules import attention_pullback
+from headwise._ops.linear import linear
+from headwise._positions.rotary import rotate_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import ArrayLike
+
+    from headwise._base.typing import Array
+    from headwise._nn.multi_head import Block, Call
+    from headwise._ops.attention.options import AttentionOptions
+
+#: The arguments of a layer that have gradients.
+NAMES = ("query", "key", "value", "bias", "alibi_slopes", "sinks")
+
+
+class Found(NamedTuple):
+    """Gradients by arguments, and by parameters under their names, in the dtype of the computation."""
+
+    arguments: dict[str, Array]
+    parameters: dict[str, Array]
+
+
+class _Rows(NamedTuple):
+    """What the forward pass projected."""
+
+    inputs: Inputs  # (batch, seq, width), in the dtype of the computation
+    owners: dict[str, str]  # of "q", "k" and "v": the argument that their rows are
+    unnormalized: dict[str, Array]  # see `project`
+    positions: ArrayLike | None
+
+
+def multi_head_vjp(
+    inputs: Inputs, given: tuple[str, ...], block: Block, call: Call, options: AttentionOptions, wrt: tuple[str, ...]
+) -> tuple[tuple[Any, ...], Callable[..., Found]]:
+    """The results of :func:`headwise._nn.multi_head.multi_head`, and the pullback of gradients by them.
+
+    ``given`` are the names of those of query, key and value that the caller gave; the others are one of these. The
+    pullback reads the parameters of ``block``.
+    """
+    dtype, result_dtype = promote(*inputs._asdict().items())
+    check_call(inputs, block, call, options, result_dtype)
+    options = with_key_lengths(inputs, call, options)
+    precision, batched = options.get("precision"), inputs.query.ndim == 3
+    mask, passed = over_heads(inputs, call, options)
+    key = "key" if "key" in given else "query"
+    owners = {"q": "query", "k": key, "v": "value" if "value" in given else key}
+    rows = _Rows(_with_batch(inputs, dtype), owners, {}, rope_positions(inputs, block, call, options))
+    found = project(rows.inputs._asdict(), block, dtype, precision, rows.positions, rows.unnormalized)
+    query = rows.inputs.query
+    joined = allocate((*query.shape[:2], block.heads.num_heads * block.heads.width), dtype)
+    arguments: dict[str, Any] = {"query": found["q"], "key": found["k"], "value": found["v"], "mask": mask, **passed}
+    for name in ("out", "return_lse", "need_weights"):
+        arguments.pop(name, None)
+    (_, weights, lse), pull = attention_pullback(
+        arguments | {"dropout": call.dropout, "rng": call.rng},
+        ("query", "key", "value", *(name for name in NAMES[3:] if name in wrt)),
+        weights=options.get("need_weights", True),
+        out=split_heads(joined, block.heads.num_heads),
+    )
+    x = joined if batched else joined[0]
+    output = finalize(block.projections(x, "o", precision), None, result_dtype)
+    results = [output, *(a if a is None or batched else a[0] for a in (weights, lse))]
+    if weights is not None:
+        results[1] = finalize(results[1], None, result_dtype)
+
+    def pullback(d_output: Any = None, d_weights: Any = None, d_lse: Any = None) -> Found:
+        d_joined, parameters = _of_output(d_output, joined, output.shape, block, precision)
+        of_results = [
+            d if d is None or batched else as_array(d, name)[np.newaxis]
+            for name, d in (("d_weights", d_weights), ("d_lse", d_lse))
+        ]
+        by_heads = pull((split_heads(d_joined, block.heads.num_heads), *of_results))
+        by_rows = _of_rows(rows, by_heads, block, precision, wrt, parameters)
+        if not batched:
+            by_rows = {name: d[0] for name, d in by_rows.items()}
+        return Found(by_rows | {name: by_heads[name] for name in NAMES[3:] if name in wrt}, parameters)
+
+    return tuple(results if options.get("return_lse", False) else results[:2]), pullback
+
+
+def _with_batch(inputs: Inputs, dtype: np.dtype[Any]) -> Inputs:
+    """The inputs in ``dtype`` with an axis of sequences; those that are one array stay one."""
+    made: dict[int, Array] = {}
+    for x in inputs:
+        if id(x) not in made:
+            made[id(x)] = cast_dtype(x if x.ndim == 3 else x[np.newaxis], dtype)
+    return Inputs(*(made[id(x)] for x in inputs))
+
+
+def _of_output(
+    d_output: Any, joined: Array, shape: tuple[int, ...], block: Block, precision: str | None
+) -> tuple[Array, dict[str, Array]]:
+    """The gradient by the concatenated heads, and those by the parameters of the output projection."""
+    if d_output is None:
+        d_output = np.broadcast_to(np.zeros(1, joined.dtype), shape)
+    d = as_gradient(d_output, "d_output", shape, joined.dtype, "output").reshape((*joined.shape[:2], shape[-1]))
+    weight, bias = block.projections.joined("o", joined.dtype)
+    names = ("x", "weight") if bias is None else ("x", "weight", "bias")
+    found = linear_gradients(d, joined, weight, bias, precision, names)
+    return found["x"], {
+        f"{letter}_o": found[name] for letter, name in (("W", "weight"), ("b", "bias")) if name in found
+    }
+
+
+def _of_rows(
+    rows: _Rows,
+    by_heads: Mapping[str, Array],
+    block: Block,
+    precision: str | None,
+    wrt: tuple[str, ...],
+    parameters: dict[str, Array],
+) -> dict[str, Array]:
+    """The gradients by query, key and value, those of ``wrt``; those of the parameters are added to ``parameters``."""
+    by_letter = {name[0]: x for name, x in rows.inputs._asdict().items()}
+    found: dict[str, Array] = {}
+    for group in product_groups(by_letter):
+        x, widths = by_letter[group[0]], widths_of(group, block.heads)
+        d_product = allocate((*x.shape[:2], sum(widths.values())), x.dtype)
+        columns, first = {}, 0
+        for c in group:
+            columns[c] = slice(first, first + widths[c])
+            first += widths[c]
+            d = _unturned(by_heads[{"q": "query", "k": "key", "v": "value"}[c]], c, group, rows, block)
+            split_heads(d_product[..., columns[c]], d.shape[1])[...] = d
+        if group in rows.unnormalized and block.norm is not None:
+            parameters |= block.norm.backward(d_product, rows.unnormalized[group], group, widths)
+        weight, bias = block.projections.joined(group, x.dtype)
+        products = linear_gradients(
+            d_product, x, weight, bias, precision, ("weight",) if bias is None else ("weight", "bias")
+        )
+        for c in group:
+            parameters[f"W_{c}"] = products["weight"][:, columns[c]]
+            if bias is not None:
+                parameters[f"b_{c}"] = products["bias"][columns[c]]
+        for owner in dict.fromkeys(rows.owners[c] for c in group):
+            if owner in wrt:
+                own = [columns[c] for c in group if rows.owners[c] == owner]
+                part = slice(own[0].start, own[-1].stop)
+                d_x = linear(d_product[..., part], weight[:, part].T, precision=precision)
+                found[owner] = found[owner] + d_x if owner in found else d_x
+    return found
+
+
+def _unturned(d: Array, letter: str, group: str, rows: _Rows, block: Block) -> Array:
+    """The gradient by the heads before the rotation and the scale of queries; ``d`` may be changed."""
+    if block.rope is None or letter == "v":
+        return d
+    positions = rows.positions if "q" in group else None
+    if letter == "q":
+        scale_queries(d, block.rope, positions)
+    return rotate_back(block.rope, d, positions)
