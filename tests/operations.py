@@ -229,6 +229,11 @@ def gate_and_up(s: Sizes, make: Make) -> Arguments:
     return {"gate": make("gate", s.rows), "up": make("up", s.rows)}
 
 
+def with_gradient(arguments: Callable[[Sizes, Make], Arguments]) -> Callable[[Sizes, Make], Arguments]:
+    """The arguments of a gradient, whose first is by the result of an elementwise operation."""
+    return lambda s, make: {"d_out": make("d_out", s.rows)} | arguments(s, make)
+
+
 def linear_arguments(s: Sizes, make: Make) -> Arguments:
     return {"x": make("x", s.rows), "weight": make("weight", (s.head_dim, s.value_dim))}
 
@@ -395,20 +400,42 @@ OPERATIONS: dict[str, Operation] = {
             x_only,
             oracle.gelu,
             PLAIN | TANH,
+            wrt=("x",),
             draws=APPROXIMATE,
             atol_16bit=2e-6,
             parallel={"": MANY},
         ),
-        Operation(hw.silu, x_only, oracle.silu, PLAIN, atol_16bit=2e-6, parallel={"": MANY}),
-        Operation(hw.swiglu, gate_and_up, oracle.swiglu, PLAIN, atol_16bit=4e-6, parallel={"": MANY}),
+        Operation(hw.silu, x_only, oracle.silu, PLAIN, wrt=("x",), atol_16bit=2e-6, parallel={"": MANY}),
+        Operation(
+            hw.swiglu, gate_and_up, oracle.swiglu, PLAIN, wrt=("gate", "up"), atol_16bit=4e-6, parallel={"": MANY}
+        ),
         Operation(
             hw.geglu,
             gate_and_up,
             oracle.geglu,
             PLAIN | TANH,
+            wrt=("gate", "up"),
             draws=APPROXIMATE,
             atol_16bit=4e-6,
             parallel={"": MANY},
+        ),
+        *(
+            Operation(
+                function,
+                with_gradient(arguments),
+                expected,
+                PLAIN | (TANH if approximate else {}),
+                draws=APPROXIMATE if approximate else {},
+                out=False,
+                atol_16bit=8e-6,
+                parallel={"": MANY},
+            )
+            for function, arguments, expected, approximate in (
+                (hw.gelu_backward, x_only, oracle.gelu_backward, True),
+                (hw.silu_backward, x_only, oracle.silu_backward, False),
+                (hw.swiglu_backward, gate_and_up, oracle.swiglu_backward, False),
+                (hw.geglu_backward, gate_and_up, oracle.geglu_backward, True),
+            )
         ),
         Operation(
             hw.linear,

@@ -151,32 +151,61 @@ def rms_norm(x: ArrayLike, gamma: ArrayLike | None = None, eps: float = 1e-6) ->
 
 def gelu(x: ArrayLike, approximate: str = "none") -> Array:
     """Hendrycks and Gimpel (2016); -0 at -inf."""
-    rows = wide(x)
-    if approximate == "tanh":
-        return weighted_sigmoid(x, 2 * np.sqrt(2 / np.longdouble(math.pi)) * (rows + 0.044715 * rows**3))
-    share = np.frompyfunc(lambda t: math.erfc(-t / math.sqrt(2)) / 2, 1, 1)(double(x))
-    with np.errstate(invalid="ignore"):
-        return rounded(np.where(rows == -np.inf, -0.0, rows * np.asarray(share, float)), x)
+    return rounded(weighted(x, "gelu" if approximate == "none" else "gelu_tanh")[0], x)
 
 
 def silu(x: ArrayLike) -> Array:
     """Elfwing et al. (2017); -0 at -inf."""
-    return weighted_sigmoid(x, wide(x))
+    return rounded(weighted(x, "silu")[0], x)
 
 
-def weighted_sigmoid(x: ArrayLike, y: Array) -> Array:
+def weighted(x: ArrayLike, name: str) -> tuple[Array, Array]:
+    """x times a distribution function of x, and the derivative, with their limits at infinity."""
+    t = wide(x)
     with np.errstate(all="ignore"):
-        return rounded(np.where(y == -np.inf, -0.0, wide(x) / (1 + np.exp(-y))), x)
+        if name == "gelu":
+            erfc = np.frompyfunc(math.erfc, 1, 1)
+            share = np.asarray(erfc(-double(t) / math.sqrt(2)), float) / 2
+            density = np.exp(-(t**2) / 2) / np.sqrt(2 * np.longdouble(math.pi))
+        else:
+            rate = 2 * np.sqrt(2 / np.longdouble(math.pi))
+            y, y_slope = (t, 1) if name == "silu" else (rate * (t + 0.044715 * t**3), rate * (1 + 3 * 0.044715 * t**2))
+            share = 1 / (1 + np.exp(-y))
+            density = share / (1 + np.exp(y)) * y_slope
+        value, slope = t * share, share + t * density
+    limit = np.isinf(t)
+    return np.where(t == -np.inf, -0.0, value), np.where(limit, t > 0, slope)
+
+
+def gelu_backward(d_out: ArrayLike, x: ArrayLike, approximate: str = "none") -> Array:
+    return rounded(wide(d_out) * weighted(x, "gelu" if approximate == "none" else "gelu_tanh")[1], x)
+
+
+def silu_backward(d_out: ArrayLike, x: ArrayLike) -> Array:
+    return rounded(wide(d_out) * weighted(x, "silu")[1], x)
 
 
 def swiglu(gate: ArrayLike, up: ArrayLike) -> Array:
     """Shazeer (2020), equation 6."""
-    return silu(gate) * rounded(wide(up), gate)
+    return rounded(weighted(gate, "silu")[0] * wide(up), gate, up)
 
 
 def geglu(gate: ArrayLike, up: ArrayLike, approximate: str = "none") -> Array:
     """Shazeer (2020), equation 5."""
-    return gelu(gate, approximate) * rounded(wide(up), gate)
+    return rounded(weighted(gate, "gelu" if approximate == "none" else "gelu_tanh")[0] * wide(up), gate, up)
+
+
+def swiglu_backward(d_out: ArrayLike, gate: ArrayLike, up: ArrayLike) -> tuple[Array, Array]:
+    return gated_backward(d_out, gate, up, "silu")
+
+
+def geglu_backward(d_out: ArrayLike, gate: ArrayLike, up: ArrayLike, approximate: str = "none") -> tuple[Array, Array]:
+    return gated_backward(d_out, gate, up, "gelu" if approximate == "none" else "gelu_tanh")
+
+
+def gated_backward(d_out: ArrayLike, gate: ArrayLike, up: ArrayLike, name: str) -> tuple[Array, Array]:
+    value, slope = weighted(gate, name)
+    return rounded(wide(d_out) * wide(up) * slope, gate), rounded(wide(d_out) * value, gate)
 
 
 def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, interleaved: bool = False) -> Array:

@@ -18,6 +18,7 @@ from headwise._ops.attention.dense import flash_attention, scaled_dot_product_at
 from headwise._ops.attention.merge import merge_attention
 from headwise._ops.attention.varlen import varlen_attention
 from headwise._ops.dropout import dropout
+from headwise._ops.gradients.activation import geglu_backward, gelu_backward, silu_backward, swiglu_backward
 from headwise._ops.gradients.attention import flash_attention_backward
 from headwise._ops.gradients.linear import linear_backward
 from headwise._ops.gradients.rope import apply_rope_backward
@@ -88,7 +89,9 @@ __all__ = [
     "flash_attention",
     "flash_attention_backward",
     "geglu",
+    "geglu_backward",
     "gelu",
+    "gelu_backward",
     "get_num_threads",
     "get_precision",
     "layer_normalization",
@@ -121,9 +124,11 @@ __all__ = [
     "set_target",
     "show_config",
     "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "swiglu",
+    "swiglu_backward",
     "varlen_attention",
     "varlen_attention_backward",
     "vjp",

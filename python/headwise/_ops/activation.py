@@ -58,7 +58,7 @@ def gelu(x: ArrayLike, *, approximate: Approximate = "none", out: Array | None =
     >>> hw.gelu([-1.0, 0.0, 2.0]).round(3)
     array([-0.159,  0.   ,  1.954])
     """
-    return _activate(_gelu_named(approximate), ("x", as_array(x, "x")), None, out)
+    return _activate(gelu_named(approximate), ("x", as_array(x, "x")), None, out)
 
 
 def silu(x: ArrayLike, *, out: Array | None = None) -> Array:
@@ -165,10 +165,10 @@ def geglu(gate: ArrayLike, up: ArrayLike, *, approximate: Approximate = "none", 
     >>> hw.geglu([2.0, 0.0], [3.0, 5.0]).round(3)
     array([5.863, 0.   ])
     """
-    return _activate(_gelu_named(approximate), ("gate", as_array(gate, "gate")), as_array(up, "up"), out)
+    return _activate(gelu_named(approximate), ("gate", as_array(gate, "gate")), as_array(up, "up"), out)
 
 
-def _gelu_named(approximate: object) -> str:
+def gelu_named(approximate: object) -> str:
     """The name by which a backend knows the function."""
     if isinstance(approximate, str):
         if approximate == "none":
@@ -180,22 +180,27 @@ def _gelu_named(approximate: object) -> str:
 
 
 def _activate(function: str, x: Named, up: Array | None, out: Array | None) -> Array:
-    name, a = x
+    a = x[1]
     inputs = [x] if up is None else [x, ("up", up)]
     arrays = [array for _, array in inputs]
     ready = is_canonical_or_16bit(*arrays)
     dtype = a.dtype if ready else promote(*inputs)[1]
-    if up is not None and up.shape != a.shape:
-        raise ValueError(f"up: shape {up.shape}, expected that of {name}, {a.shape}")
+    if up is not None:
+        check_gate_and_up(a, up)
     if out is not None:
         check_out(out, a.shape, dtype, *inputs, inplace=a)
     result = resolve_out(out, a.shape, dtype, contiguous=True)
     if result.size:
-        rows = _rows(a, dtype)
-        current().activation(rows, None if up is None else _rows(up, dtype), _rows(result, dtype), function)
+        rows = as_rows(a, dtype)
+        current().activation(rows, None if up is None else as_rows(up, dtype), as_rows(result, dtype), function)
     return finalize(result, out, dtype)
 
 
-def _rows(a: Array, dtype: np.dtype[Any]) -> Array:
+def check_gate_and_up(gate: Array, up: Array) -> None:
+    if up.shape != gate.shape:
+        raise ValueError(f"up: shape {up.shape}, expected that of gate, {gate.shape}")
+
+
+def as_rows(a: Array, dtype: np.dtype[Any]) -> Array:
     """``a`` in ``dtype`` as (rows, n), the last axis contiguous; a view if ``a`` is contiguous or a part of rows."""
     return cast_layout(a, dtype, last=True).reshape((-1, a.shape[-1] if a.ndim else 1))

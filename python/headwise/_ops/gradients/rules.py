@@ -11,6 +11,7 @@ from headwise._base.arrays import as_array, promote
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.scalars import check_rng
 from headwise._numpy.alibi import distance
+from headwise._ops.activation import geglu, gelu, gelu_named, silu, swiglu
 from headwise._ops.alibi import add_alibi
 from headwise._ops.attention.dense import flash_attention, scaled_dot_product_attention
 from headwise._ops.attention.merge import merge_attention, part_weights, read_parts
@@ -18,6 +19,7 @@ from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.spec import check_dropout
 from headwise._ops.attention.varlen import varlen_attention
 from headwise._ops.dropout import dropout
+from headwise._ops.gradients.activation import GATED_NAMES, activation_gradient, gated_gradients
 from headwise._ops.gradients.attention import NAMES, ROWS, Results, differentiate
 from headwise._ops.gradients.linear import LINEAR_NAMES, linear_gradients
 from headwise._ops.gradients.results import as_gradient, finish
@@ -146,6 +148,27 @@ def _linear(arguments: Arguments, wrt: Names) -> tuple[Any, Pullback]:
     return linear(**arguments), lambda d: linear_gradients(d[0], **arguments, wrt=wrt)
 
 
+def _activation(function: Callable[..., Array]) -> Callable[..., Any]:
+    """The rule of :func:`headwise.gelu` or :func:`headwise.silu`."""
+
+    def run(arguments: Arguments, _: Names) -> tuple[Any, Pullback]:
+        name = gelu_named(arguments["approximate"]) if "approximate" in arguments else "silu"
+        return function(**arguments), lambda d: {"x": activation_gradient(name, d[0], arguments["x"])}
+
+    return run
+
+
+def _gated(function: Callable[..., Array]) -> Callable[..., Any]:
+    """The rule of :func:`headwise.geglu` or :func:`headwise.swiglu`."""
+
+    def run(arguments: Arguments, _: Names) -> tuple[Any, Pullback]:
+        name = gelu_named(arguments["approximate"]) if "approximate" in arguments else "silu"
+        gate, up = arguments["gate"], arguments["up"]
+        return function(**arguments), lambda d: gated_gradients(name, d[0], gate, up)
+
+    return run
+
+
 def _dropout(arguments: Arguments, _: Names) -> tuple[Any, Pullback]:
     x, rng = as_array(arguments["x"], "x"), check_rng(arguments["rng"])
     replay = copy.deepcopy(rng)
@@ -185,5 +208,9 @@ set_rule(log_softmax, ("x",), _from_result(log_softmax, log_softmax_backward))
 set_rule(logsumexp, ("x", "b"), _logsumexp)
 set_rule(apply_rope, ROPE_NAMES, _apply_rope)
 set_rule(linear, LINEAR_NAMES, _linear)
+set_rule(gelu, ("x",), _activation(gelu))
+set_rule(silu, ("x",), _activation(silu))
+set_rule(swiglu, GATED_NAMES, _gated(swiglu))
+set_rule(geglu, GATED_NAMES, _gated(geglu))
 set_rule(dropout, ("x",), _dropout)
 set_rule(add_alibi, ("scores", "slopes"), _add_alibi)
