@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
-from headwise._base.ieee import cast_dtype
+from headwise._base.ieee import cast_dtype, ieee
 from headwise._ops.linear import linear, stored_dtype
 from headwise._ops.packed_linear import PackedLinear
 from headwise._runtime.precision import check_precision
@@ -142,9 +142,9 @@ def _dtype_of_weights(weights: Sequence[Slot], dtype: np.dtype[Any]) -> np.dtype
     return stored.pop() if len(stored) == 1 else dtype
 
 
+@ieee
 def _join(arrays: Sequence[Array], dtype: np.dtype[Any]) -> Array:
     """The arrays concatenated along the last axis in ``dtype``; a single array is not copied if it has that dtype."""
     if len(arrays) == 1:
         return cast_dtype(arrays[0], dtype)
-    with np.errstate(all="ignore"):
-        return np.concatenate(arrays, axis=-1, dtype=dtype, casting="unsafe")
+    return np.concatenate(arrays, axis=-1, dtype=dtype, casting="unsafe")

@@ -365,6 +365,7 @@ class LearnedPositionalEmbedding(Layer):
         compute, _ = promote(("x", rows))
         stored = vars(self)["embeddings"].array.dtype
 
+        @ieee
         def pullback(d_output: ArrayLike) -> LayerGradients:
             d = as_gradient(d_output, "d_output", output.shape, output.dtype, "output")
             total = np.zeros((self.max_len, self.d_model), compute)

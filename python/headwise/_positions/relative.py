@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from headwise._base.arrays import as_array, promote
-from headwise._base.ieee import cast_dtype
+from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.layer import Layer, LayerGradients, Parameter
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_size
@@ -138,6 +138,7 @@ class RelativePositionalEncoding(Layer):
         """
         output, maximum = self.forward(seq_len), self.max_relative_position
 
+        @ieee
         def pullback(d_output: ArrayLike) -> LayerGradients:
             wide = np.dtype(np.result_type(output.dtype, FLOAT32))
             d = as_gradient(d_output, "d_output", output.shape, wide, "output")

@@ -184,6 +184,7 @@ key_lengths, precision : optional
     return gradients_of(names, differentiate((query, key, value), options, drops, results, names))
 
 
+@ieee
 def differentiate(
     rows: tuple[ArrayLike, ArrayLike, ArrayLike],
     options: SpecOptions,

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from headwise._base.arrays import as_array, cast_layout, check_dtype, is_bfloat16
-from headwise._base.ieee import cast_dtype
+from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.messages import shown
 
 if TYPE_CHECKING:
@@ -80,6 +80,13 @@ def finish(d: Array, argument: Array, result: np.dtype[Any]) -> Array:
     return cast_dtype(d, gradient_dtype(argument, result))
 
 
+@ieee
+def accumulate(total: Array, part: Array) -> None:
+    """``total += part``."""
+    total += part
+
+
+@ieee
 def sum_to_shape(d: Array, shape: Shape) -> Array:
     """``d`` summed over the axes along which an array of ``shape`` was broadcast to that of ``d``."""
     own = (1,) * (d.ndim - len(shape)) + shape

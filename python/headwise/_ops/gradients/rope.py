@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from headwise._base.arrays import as_array, check_dtype, promote
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.scalars import check_flag
@@ -14,6 +12,7 @@ from headwise._ops.gradients.results import as_gradient, finish, sum_to_shape
 from headwise._ops.rope import apply_rope
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import ArrayLike
 
     from headwise._base.typing import Array
@@ -57,8 +56,7 @@ def apply_rope_backward(d_out: ArrayLike, cos: ArrayLike, sin: ArrayLike, *, int
         check_dtype(a.dtype, name)
     if not d.ndim or d.shape[-1] % 2:
         raise ValueError(f"d_out: shape {d.shape}, expected an even last axis")
-    with np.errstate(all="ignore"):
-        opposite = -(s.astype(FLOAT64) if s.dtype.kind in "biu" else s)
+    opposite = -(s.astype(FLOAT64) if s.dtype.kind in "biu" else s)
     return apply_rope(d, cos, opposite, interleaved=interleaved)
 
 

@@ -186,6 +186,7 @@ def _add_alibi(arguments: Arguments, wrt: Names) -> tuple[Any, Pullback]:
     scores = as_array(arguments["scores"], "scores")
     heads, rows, keys = y.shape[-3:]
 
+    @ieee
     def pull(d: tuple[Any, ...]) -> dict[str, Array]:
         compute, _ = promote(("scores", scores))
         found = {"scores": finish(as_gradient(d[0], "d_out", y.shape, y.dtype, "scores"), scores, y.dtype)}

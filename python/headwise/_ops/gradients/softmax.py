@@ -148,12 +148,11 @@ def logsumexp_gradients(
     source, share = lanes.view(a).reshape(lanes.shape), lanes.view(d).reshape((lanes.shape[0], 1, lanes.shape[2]))
     kept = None if keep is None else lanes.view(keep).reshape(lanes.shape)
     result = allocate(lanes.shape, dtype)
-    with np.errstate(all="ignore"):
-        for o, i in lane_blocks(result):
-            part = cast_dtype(source[o, :, i], compute)
-            if kept is not None:
-                part = np.where(kept[o, :, i], part, -np.inf)
-            assign(result[o, :, i], _of_logsumexp(share[o, :, i], part))
+    for o, i in lane_blocks(result):
+        part = cast_dtype(source[o, :, i], compute)
+        if kept is not None:
+            part = np.where(kept[o, :, i], part, -np.inf)
+        assign(result[o, :, i], _of_logsumexp(share[o, :, i], part))
     return {"x": finish(lanes.restore(result.reshape(lanes.view(a).shape)), a, dtype)}
 
 
@@ -168,13 +167,13 @@ def _elementwise(
     lanes = lanes_along(y.shape, axes)
     d, forward = (lanes.view(a).reshape(lanes.shape) for a in (d, y))
     gradient = allocate(lanes.shape, dtype)
-    with np.errstate(all="ignore"):
-        for o, i in lane_blocks(gradient):
-            where = o, slice(None), i
-            assign(gradient[where], kernel(cast_dtype(d[where], compute), cast_dtype(forward[where], compute)))
+    for o, i in lane_blocks(gradient):
+        where = o, slice(None), i
+        assign(gradient[where], kernel(cast_dtype(d[where], compute), cast_dtype(forward[where], compute)))
     return lanes.restore(gradient.reshape(lanes.view(y).shape))
 
 
+@ieee
 def _of_softmax(d: Array, p: Array) -> Array:
     weighted = p * d
     weighted[p == 0] = 0
@@ -183,6 +182,7 @@ def _of_softmax(d: Array, p: Array) -> Array:
     return weighted
 
 
+@ieee
 def _of_log_softmax(d: Array, y: Array) -> Array:
     masked = np.isneginf(y)
     d = np.where(masked, 0, d)
@@ -191,6 +191,7 @@ def _of_log_softmax(d: Array, y: Array) -> Array:
     return result
 
 
+@ieee
 def _of_logsumexp(d: Array, x: Array) -> Array:
     peak = x.max(axis=1, keepdims=True, initial=-np.inf)
     peak[np.isneginf(peak)] = 0  # a lane without entries: its weights are 0

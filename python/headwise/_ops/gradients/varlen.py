@@ -14,7 +14,7 @@ from headwise._ops.attention.shapes import check_packed_shapes
 from headwise._ops.attention.spec import attention_spec, is_lower_right
 from headwise._ops.attention.varlen import packed_sequences
 from headwise._ops.gradients.attention import ROWS, Arrays, backward, without_scores
-from headwise._ops.gradients.results import as_gradient, check_wrt, finish, gradients_of
+from headwise._ops.gradients.results import accumulate, as_gradient, check_wrt, finish, gradients_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -142,5 +142,5 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
         else:
             without_scores(arrays, spec)
         for name, part in of_heads.items():
-            results[name] += part
+            accumulate(results[name], part)
     return gradients_of(names, {name: finish(d, given[name], dtype) for name, d in results.items()})
