@@ -192,6 +192,7 @@ SOFTMAX = AXES | {
     "where": lambda s, make: {"where": kept(make("where", s.rows))},
 }
 EPS: Draw = lambda st, array, s: st.sampled_from([1e-5, 1e-3, 1.0])  # noqa: E731
+RMS_NORM = PLAIN | {"gamma": lambda s, make: {"gamma": make("gamma", (s.head_dim,)), "eps": 0.5}}
 TANH = {"tanh": keywords(approximate="tanh")}
 APPROXIMATE: dict[str, Draw] = {"approximate": lambda st, array, s: st.sampled_from(["none", "tanh"])}
 FIRST_AXES = ("", "axis-0", "axis--2", "where")
@@ -382,6 +383,7 @@ OPERATIONS: dict[str, Operation] = {
                 "no-beta": keywords(beta=None),
                 "no-gamma": keywords(gamma=None),
             },
+            wrt=("x", "gamma", "beta"),
             draws={"eps": EPS},
             atol_16bit=5e-6,
             parallel={"": MANY},
@@ -390,9 +392,30 @@ OPERATIONS: dict[str, Operation] = {
             hw.rms_norm,
             x_only,
             oracle.rms_norm,
-            PLAIN | {"gamma": lambda s, make: {"gamma": make("gamma", (s.head_dim,)), "eps": 0.5}},
+            RMS_NORM,
+            wrt=("x", "gamma"),
             draws={"eps": EPS},
             atol_16bit=5e-6,
+            parallel={"": MANY},
+        ),
+        Operation(
+            hw.layer_normalization_backward,
+            with_gradient(x_only),
+            oracle.layer_normalization_backward,
+            RMS_NORM | {"axis--2": lambda s, make: {"gamma": make("gamma", (s.queries,)), "axis": -2}},
+            draws={"eps": EPS},
+            out=False,
+            atol_16bit=2e-5,
+            parallel={"": MANY},
+        ),
+        Operation(
+            hw.rms_norm_backward,
+            with_gradient(x_only),
+            oracle.rms_norm_backward,
+            RMS_NORM,
+            draws={"eps": EPS},
+            out=False,
+            atol_16bit=2e-5,
             parallel={"": MANY},
         ),
         Operation(

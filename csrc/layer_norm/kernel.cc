@@ -12,7 +12,8 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr LayerNormKernel<T> kLayerNorm{&NormRow<true, T>, &NormRow<false, T>};
+constexpr LayerNormKernel<T> kLayerNorm{&NormRow<true, T>, &NormRow<false, T>, &NormRowBackward<true, T>,
+                                        &NormRowBackward<false, T>};
 
 const KernelSet<LayerNormKernel>* LayerNormKernels() {
   static constexpr KernelSet<LayerNormKernel> kernels{kLayerNorm<Float16>, kLayerNorm<BFloat16>, kLayerNorm<float>,

@@ -17,6 +17,13 @@ struct LayerNormKernel {
                        const T* next);
   Row layer_norm;
   Row rms_norm;  // with a mean of 0, and the mean of squares for the variance
+
+  // The gradient by x. Adds the gradients by gamma and beta to d_gamma and d_beta, of n; d_beta not of rms_norm.
+  using Backward = void (*)(const T* d_out, const T* x, const T* gamma, double eps, std::int64_t n, T* d_x,
+                            Accumulator<T>* d_gamma, Accumulator<T>* d_beta, bool streamed, const T* next,
+                            const T* next_d_out);
+  Backward layer_norm_backward;
+  Backward rms_norm_backward;
 };
 
 // For the current target.

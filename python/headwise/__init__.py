@@ -20,6 +20,7 @@ from headwise._ops.attention.varlen import varlen_attention
 from headwise._ops.dropout import dropout
 from headwise._ops.gradients.activation import geglu_backward, gelu_backward, silu_backward, swiglu_backward
 from headwise._ops.gradients.attention import flash_attention_backward
+from headwise._ops.gradients.layer_norm import layer_normalization_backward, rms_norm_backward
 from headwise._ops.gradients.linear import linear_backward
 from headwise._ops.gradients.rope import apply_rope_backward
 from headwise._ops.gradients.rules import vjp
@@ -95,6 +96,7 @@ __all__ = [
     "get_num_threads",
     "get_precision",
     "layer_normalization",
+    "layer_normalization_backward",
     "layers",
     "learned_positional_encoding",
     "linear",
@@ -114,6 +116,7 @@ __all__ = [
     "positional_encoding",
     "precision",
     "rms_norm",
+    "rms_norm_backward",
     "rope",
     "rope_parameters",
     "rope_tables",

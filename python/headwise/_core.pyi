@@ -45,6 +45,23 @@ def layer_normalization(
     x: NDArray[Any], gamma: NDArray[Any] | None, beta: NDArray[Any] | None, eps: float, out: NDArray[Any]
 ) -> None: ...
 def rms_norm(x: NDArray[Any], gamma: NDArray[Any] | None, eps: float, out: NDArray[Any]) -> None: ...
+def layer_normalization_backward(
+    d_out: NDArray[Any],
+    x: NDArray[Any],
+    gamma: NDArray[Any] | None,
+    eps: float,
+    d_x: NDArray[Any],
+    d_gamma: NDArray[Any],
+    d_beta: NDArray[Any],
+) -> None: ...
+def rms_norm_backward(
+    d_out: NDArray[Any],
+    x: NDArray[Any],
+    gamma: NDArray[Any] | None,
+    eps: float,
+    d_x: NDArray[Any],
+    d_gamma: NDArray[Any],
+) -> None: ...
 def activation(x: NDArray[Any], up: NDArray[Any] | None, out: NDArray[Any], function: str) -> None: ...
 def activation_backward(
     d_out: NDArray[Any],

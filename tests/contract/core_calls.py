@@ -286,6 +286,17 @@ def rms_norm(call: Call) -> tuple[Any, ...]:
     return x, gamma, eps, out
 
 
+def layer_normalization_backward(call: Call) -> tuple[Any, ...]:
+    (dtype, accumulator), (rows, n) = call.float_type(), (call.size(), call.size())
+    d_out, x, d_x = (call.array(dtype, rows, n) for _ in range(3))
+    d_gamma, d_beta = (call.array(accumulator, n) for _ in range(2))
+    return d_out, x, call.array(dtype, n, optional=True), call.number(1e-5), d_x, d_gamma, d_beta
+
+
+def rms_norm_backward(call: Call) -> tuple[Any, ...]:
+    return layer_normalization_backward(call)[:-1]
+
+
 def activation(call: Call) -> tuple[Any, ...]:
     dtype, shape = call.float_type()[0], (call.size(), call.size())
     x, out = (call.array(dtype, *shape) for _ in range(2))
@@ -326,6 +337,8 @@ FUNCTIONS: dict[str, Callable[[Call], tuple[Any, ...]]] = {
     "PackedLinear": linear,
     "layer_normalization": layer_normalization,
     "rms_norm": rms_norm,
+    "layer_normalization_backward": layer_normalization_backward,
+    "rms_norm_backward": rms_norm_backward,
     "activation": activation,
     "activation_backward": activation_backward,
 }
@@ -336,6 +349,8 @@ OUTPUTS = {
     "apply_rope": (3,),
     "linear": (3,),
     "PackedLinear": (3,),
+    "layer_normalization_backward": (4, 5, 6),
+    "rms_norm_backward": (4, 5),
     "activation": (2,),
     "activation_backward": (3, 4),
 }

@@ -51,6 +51,7 @@ def flat(fields: Any) -> Iterator[Any]:
 OF_16BIT = (
     "softmax", "log_softmax", "logsumexp", "attention", "attention_varlen", "apply_rope", "add_alibi", "linear",
     "pack_linear", "layer_normalization", "rms_norm", "activation", "activation_backward",
+    "layer_normalization_backward", "rms_norm_backward",
 )  # fmt: skip
 
 
@@ -78,6 +79,9 @@ class Contract:
                 every = list(range(len(arrays)))
                 some = {"linear": [0, 1, -1], "pack_linear": [0], "layer_normalization": every, "rms_norm": every}
                 some |= {"activation": every, "activation_backward": every}
+                some |= dict.fromkeys(
+                    ("layer_normalization_backward", "rms_norm_backward"), every[: len(arguments) - 4]
+                )
                 check([arrays[i] for i in some.get(name, default)], dtype)
                 check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
@@ -180,6 +184,18 @@ class Contract:
 
     def check_rms_norm(self, x: Any, gamma: Any, eps: float, out: Any) -> None:
         self.check_layer_normalization(x, gamma, None, eps, out)
+
+    def check_layer_normalization_backward(
+        self, d_out: Any, x: Any, gamma: Any, eps: float, d_x: Any, d_gamma: Any, d_beta: Any
+    ) -> None:
+        wide = np.float32 if x.itemsize == 2 else x.dtype
+        assert d_out.shape == x.shape and contiguous_last(d_out)
+        self.check_layer_normalization(x, gamma, None, eps, d_x)
+        for total in (d_gamma, d_beta):
+            assert total.shape == x.shape[1:] and total.flags.c_contiguous and total.dtype == wide
+
+    def check_rms_norm_backward(self, d_out: Any, x: Any, gamma: Any, eps: float, d_x: Any, d_gamma: Any) -> None:
+        self.check_layer_normalization_backward(d_out, x, gamma, eps, d_x, d_gamma, d_gamma)
 
     def check_activation(self, x: Any, up: Any, out: Any, function: str) -> None:
         self.check_activation_backward(x, x, up, out, up, function)

@@ -21,4 +21,13 @@ void LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps, Vi
 template <typename T>
 void RmsNorm(View<const T, 2> x, const T* gamma, double eps, View<T, 2> out);
 
+// The gradients of a loss, of which d_out is the gradient by `out`. d_out, d_x: like x; `d_x` may be `d_out` or `x`.
+// d_gamma, d_beta: (n,). Sums over rows have a fixed order, so their bits do not depend on the number of threads.
+template <typename T>
+void LayerNormBackward(View<const T, 2> d_out, View<const T, 2> x, const T* gamma, double eps, View<T, 2> d_x,
+                       Accumulator<T>* d_gamma, Accumulator<T>* d_beta);
+template <typename T>
+void RmsNormBackward(View<const T, 2> d_out, View<const T, 2> x, const T* gamma, double eps, View<T, 2> d_x,
+                     Accumulator<T>* d_gamma);
+
 }  // namespace headwise

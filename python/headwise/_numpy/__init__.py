@@ -9,7 +9,12 @@ from headwise._numpy.activation import activation, activation_backward
 from headwise._numpy.alibi import add_alibi
 from headwise._numpy.attention import attention, attention_varlen
 from headwise._numpy.attention_backward import attention_backward
-from headwise._numpy.layer_norm import layer_normalization, rms_norm
+from headwise._numpy.layer_norm import (
+    layer_normalization,
+    layer_normalization_backward,
+    rms_norm,
+    rms_norm_backward,
+)
 from headwise._numpy.linear import linear, pack_linear
 from headwise._numpy.rope import apply_rope
 from headwise._numpy.runtime import get_num_threads, get_target, list_targets, set_num_threads, set_target
@@ -26,12 +31,14 @@ __all__ = [
     "get_num_threads",
     "get_target",
     "layer_normalization",
+    "layer_normalization_backward",
     "linear",
     "list_targets",
     "log_softmax",
     "logsumexp",
     "pack_linear",
     "rms_norm",
+    "rms_norm_backward",
     "set_num_threads",
     "set_target",
     "softmax",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from headwise._base.ieee import cast_dtype, ieee
+from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
 from headwise._numpy.blocks import in_float32, row_blocks
 
@@ -56,7 +56,7 @@ def _normalize(
     gamma, beta = (None if a is None else cast_dtype(a, FLOAT32) if x.dtype.itemsize == 2 else a for a in (gamma, beta))
 
     def normalize(x: Array, out: Array) -> None:
-        centred, divisor = _centred(x, eps, moments)
+        centred, divisor, _ = _centred(x, eps, moments)
         centred /= divisor
         if gamma is not None:
             centred *= gamma
@@ -68,21 +68,60 @@ def _normalize(
         in_float32(normalize, x[rows], out[rows])
 
 
-def _centred(x: Array, eps: float, moments: Callable[[Array], _Moments]) -> tuple[Array, Array]:
-    """The rows and the divisors that normalise them."""
+@ieee
+def layer_normalization_backward(
+    d_out: Array, x: Array, gamma: Array | None, eps: float, d_x: Array, d_gamma: Array, d_beta: Array
+) -> None:
+    _differentiate(d_out, x, gamma, eps, d_x, d_gamma, d_beta)
+
+
+@ieee
+def rms_norm_backward(d_out: Array, x: Array, gamma: Array | None, eps: float, d_x: Array, d_gamma: Array) -> None:
+    _differentiate(d_out, x, gamma, eps, d_x, d_gamma, None)
+
+
+def _differentiate(
+    d_out: Array, x: Array, gamma: Array | None, eps: float, d_x: Array, d_gamma: Array, d_beta: Array | None
+) -> None:
+    """With ``g = d_out * gamma``: ``d_x = (g - mean(g) - normal * mean(g * normal)) / divisor``, without mean(g) for
+    RMS normalisation, which has no ``d_beta``."""
+    by_gamma, by_beta = np.zeros((2, x.shape[1]))
+    for rows in row_blocks(x):
+        block, d = (cast_dtype(a[rows], FLOAT32) if a.dtype.itemsize == 2 else a[rows] for a in (x, d_out))
+        normal, divisor, scale = _centred(block, eps, _from_zero if d_beta is None else _deviations)
+        normal /= divisor
+        by_gamma += (d * normal).sum(axis=0, dtype=np.float64)
+        g = d.copy() if gamma is None else d * cast_dtype(gamma, d.dtype)
+        along = (g * normal).mean(axis=1, keepdims=True)
+        if d_beta is not None:
+            by_beta += d.sum(axis=0, dtype=np.float64)
+            g -= g.mean(axis=1, keepdims=True)
+        g -= normal * along
+        g /= divisor
+        g *= scale
+        assign(d_x[rows], g)
+    d_gamma[...] = by_gamma
+    if d_beta is not None:
+        d_beta[...] = by_beta
+
+
+def _centred(x: Array, eps: float, moments: Callable[[Array], _Moments]) -> tuple[Array, Array, Array]:
+    """The rows, multiplied by powers of two, the divisors that normalise them, and the powers."""
     mean, centred, variance = moments(x)
     limits = _FLOAT32 if x.dtype == np.float32 else _FLOAT64
     divisor = variance.astype(np.float64) + limits.scaled(eps, 1.0)
     overflown = ~np.isfinite(variance[:, 0])
     small = divisor[:, 0] < limits.max_variance
     small &= np.abs(mean[:, 0]) < limits.max_mean
+    scales = np.ones_like(variance)
     # Computed again from scaled rows: the result does not depend on the scale.
     for rows, scale in ((overflown, limits.down), (small, limits.up)):
         if not rows.any():
             continue
         _, centred[rows], variance = moments(x[rows] * x.dtype.type(scale))
         divisor[rows] = variance.astype(np.float64) + limits.scaled(eps, scale)
-    return centred, np.sqrt(divisor).astype(x.dtype)
+        scales[rows] = scale
+    return centred, np.sqrt(divisor).astype(x.dtype), scales
 
 
 def _deviations(rows: Array) -> _Moments:

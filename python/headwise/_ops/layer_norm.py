@@ -132,11 +132,8 @@ def _normalize(
     axis = check_axis(axis, a)
     n = a.shape[axis]
     for name, parameter in parameters:
-        if parameter.shape != (n,):
-            raise ValueError(f"{name}: shape {parameter.shape}, expected ({n},) for axis {axis} of x {a.shape}")
-    epsilon = check_real(eps, "eps")
-    if epsilon < 0.0:
-        raise ValueError(f"eps: {epsilon}, expected at least 0")
+        check_parameter(parameter, name, axis, a)
+    epsilon = check_eps(eps)
     if out is not None:
         check_out(out, a.shape, dtype, ("x", a), *parameters, inplace=a)
     last = axis == a.ndim - 1
@@ -148,3 +145,16 @@ def _normalize(
             g, b = (None if p is None else cast_layout(p, dtype, last=True) for p in (g, b))
         norm(moved.reshape((-1, n)), g, b, epsilon, result.reshape((-1, n)))
     return finalize(result if last else np.moveaxis(result, -1, axis), out, dtype)
+
+
+def check_parameter(parameter: Array, name: str, axis: int, x: Array) -> None:
+    n = x.shape[axis]
+    if parameter.shape != (n,):
+        raise ValueError(f"{name}: shape {parameter.shape}, expected ({n},) for axis {axis} of x {x.shape}")
+
+
+def check_eps(eps: object) -> float:
+    epsilon = check_real(eps, "eps")
+    if epsilon < 0.0:
+        raise ValueError(f"eps: {epsilon}, expected at least 0")
+    return epsilon

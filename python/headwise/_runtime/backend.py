@@ -163,6 +163,20 @@ class Backend(Protocol):
     def rms_norm(self, x: Array, gamma: Array | None, eps: float, out: Array) -> None:
         """:meth:`layer_normalization` with a mean of 0, and the mean of squares in place of the variance."""
 
+    def layer_normalization_backward(
+        self, d_out: Array, x: Array, gamma: Array | None, eps: float, d_x: Array, d_gamma: Array, d_beta: Array
+    ) -> None:
+        """The gradients of :meth:`layer_normalization`.
+
+        ``d_out, x, d_x`` are (rows, n), last axis contiguous; ``gamma, d_gamma, d_beta`` are (n,), contiguous.
+        ``d_gamma`` and ``d_beta`` are float32 for 16-bit ``x``.
+        """
+
+    def rms_norm_backward(
+        self, d_out: Array, x: Array, gamma: Array | None, eps: float, d_x: Array, d_gamma: Array
+    ) -> None:
+        """The gradients of :meth:`rms_norm`, in the layouts of :meth:`layer_normalization_backward`."""
+
     def activation(self, x: Array, up: Array | None, out: Array, function: str) -> None:
         """``out = function(x)``, times ``up`` if that is given, with "gelu", "gelu_tanh" or "silu".
 

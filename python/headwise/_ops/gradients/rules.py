@@ -21,12 +21,14 @@ from headwise._ops.attention.varlen import varlen_attention
 from headwise._ops.dropout import dropout
 from headwise._ops.gradients.activation import GATED_NAMES, activation_gradient, gated_gradients
 from headwise._ops.gradients.attention import NAMES, ROWS, Results, differentiate
+from headwise._ops.gradients.layer_norm import LAYER_NORM_NAMES, RMS_NORM_NAMES, norm_gradients
 from headwise._ops.gradients.linear import LINEAR_NAMES, linear_gradients
 from headwise._ops.gradients.results import as_gradient, finish
 from headwise._ops.gradients.rope import ROPE_NAMES, rope_gradients
 from headwise._ops.gradients.softmax import log_softmax_backward, logsumexp_gradients, softmax_backward
 from headwise._ops.gradients.varlen import VARLEN_NAMES, varlen_attention_backward
 from headwise._ops.gradients.vjp import set_rule, vjp
+from headwise._ops.layer_norm import layer_normalization, rms_norm
 from headwise._ops.linear import linear
 from headwise._ops.rope import apply_rope
 from headwise._ops.softmax import log_softmax, logsumexp, softmax
@@ -148,6 +150,15 @@ def _linear(arguments: Arguments, wrt: Names) -> tuple[Any, Pullback]:
     return linear(**arguments), lambda d: linear_gradients(d[0], **arguments, wrt=wrt)
 
 
+def _layer_normalization(arguments: Arguments, _: Names) -> tuple[Any, Pullback]:
+    return layer_normalization(**arguments), lambda d: norm_gradients(d[0], **arguments, names=LAYER_NORM_NAMES)
+
+
+def _rms_norm(arguments: Arguments, _: Names) -> tuple[Any, Pullback]:
+    more: Arguments = {"beta": None, "axis": -1, "names": RMS_NORM_NAMES}
+    return rms_norm(**arguments), lambda d: norm_gradients(d[0], **arguments, **more)
+
+
 def _activation(function: Callable[..., Array]) -> Callable[..., Any]:
     """The rule of :func:`headwise.gelu` or :func:`headwise.silu`."""
 
@@ -209,6 +220,8 @@ set_rule(log_softmax, ("x",), _from_result(log_softmax, log_softmax_backward))
 set_rule(logsumexp, ("x", "b"), _logsumexp)
 set_rule(apply_rope, ROPE_NAMES, _apply_rope)
 set_rule(linear, LINEAR_NAMES, _linear)
+set_rule(layer_normalization, LAYER_NORM_NAMES, _layer_normalization)
+set_rule(rms_norm, RMS_NORM_NAMES, _rms_norm)
 set_rule(gelu, ("x",), _activation(gelu))
 set_rule(silu, ("x",), _activation(silu))
 set_rule(swiglu, GATED_NAMES, _gated(swiglu))
