@@ -119,13 +119,22 @@ T LogSumExp(T max, T sum) {
   return static_cast<T>(static_cast<double>(max) + std::log(static_cast<double>(sum)));
 }
 
-// Whether packed[0, count) holds neither NaN nor Inf. Whole vectors, aligned.
+// Whether x[0, count) holds neither NaN nor Inf. Whole vectors.
 template <typename T>
-bool AllFinite(const T* packed, int64_t count) {
+bool AllFinite(const T* x, int64_t count) {
   const Tag<T> d;
-  auto sum = hn::Zero(d);
-  for (int64_t i = 0; i < count; i += kLanes<T>) sum = hn::MulAdd(hn::Load(d, packed + i), hn::Zero(d), sum);
-  return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
+  const auto zero = hn::Zero(d);
+  // Four sums of x * 0 hide the latency of the multiply-add.
+  auto sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
+  int64_t i = 0;
+  for (; i + 4 * kLanes<T> <= count; i += 4 * kLanes<T>) {
+    sum0 = hn::MulAdd(hn::LoadU(d, x + i), zero, sum0);
+    sum1 = hn::MulAdd(hn::LoadU(d, x + i + kLanes<T>), zero, sum1);
+    sum2 = hn::MulAdd(hn::LoadU(d, x + i + 2 * kLanes<T>), zero, sum2);
+    sum3 = hn::MulAdd(hn::LoadU(d, x + i + 3 * kLanes<T>), zero, sum3);
+  }
+  for (; i < count; i += kLanes<T>) sum0 = hn::MulAdd(hn::LoadU(d, x + i), zero, sum0);
+  return hn::AllTrue(d, hn::Eq(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)), zero));
 }
 
 // to[0, n) = value. `To` may be a 16-bit type.

@@ -42,12 +42,12 @@ constexpr int kTileRows = 12;
 constexpr int kTileRows = 6;
 #endif
 
-// A[r, k] is a[r * kRowStride + k * kDepthStride]: strides known to the compiler spare a register per row. `start(r,
-// v)` returns the initial value of a sum; `finish(r, sums)` is called with the final sums of a row.
+// A[r, k] is a[r * kRowStride + k * kDepthStride]: strides known to the compiler spare a register per row. Rows of B
+// are b_stride apart. `start(r, v)` returns the initial value of a sum; `finish(r, sums)` is called with the final sums
+// of a row.
 template <int kRows, int kVectors, int kRowStride, int kDepthStride, typename T, class Start, class Finish>
-HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, const Start& start,
-                         const Finish& finish) {
-  constexpr int64_t kWidth = kVectors * kLanes<T>;
+HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t b_stride,
+                         const Start& start, const Finish& finish) {
   const Tag<T> d;
   hn::Vec<Tag<T>> sum[kRows][kVectors];
 #pragma GCC unroll 16
@@ -59,7 +59,7 @@ HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RE
   for (int64_t k = 0; k < depth; ++k) {
     hn::Vec<Tag<T>> b_k[kVectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) b_k[v] = hn::Load(d, b + v * kLanes<T>);
+    for (int v = 0; v < kVectors; ++v) b_k[v] = hn::LoadU(d, b + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const auto a_rk = hn::Set(d, a[r * kRowStride]);
@@ -67,10 +67,17 @@ HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RE
       for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(a_rk, b_k[v], sum[r][v]);
     }
     a += kDepthStride;
-    b += kWidth;
+    b += b_stride;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) finish(r, sum[r]);
+}
+
+// The same for a packed panel B.
+template <int kRows, int kVectors, int kRowStride, int kDepthStride, typename T, class Start, class Finish>
+HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, const Start& start,
+                         const Finish& finish) {
+  GemmTile<kRows, kVectors, kRowStride, kDepthStride>(depth, a, b, kVectors * kLanes<T>, start, finish);
 }
 
 template <int kValue>

@@ -104,6 +104,27 @@ def test_masked_keys_have_no_influence(way: str, where: str, poison: float, dtyp
             assert np.isfinite(np.delete(output, 5, axis=-1)).all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("value_dim", [16, 17])
+@pytest.mark.parametrize("queries", [9, 16, 33, 48])
+def test_few_queries_have_the_bits_of_many(queries: int, value_dim: int, dtype: str) -> None:
+    """Values are read in place for few queries, packed for many, and packed if a block of keys has NaN.
+
+    With AMX, the backend depends on the number of queries.
+    """
+    query, key = (normal((1, 2, n, 16), seed, dtype) for seed, n in enumerate((100, 600)))
+    value = normal((1, 2, 600, value_dim), 2, dtype)
+    bad = value.copy()
+    bad[..., 300, 5], bad[..., 301, 6] = np.nan, np.inf  # of the second block of keys
+    keep = ~np.isin(np.arange(600), (300, 301))
+    whole = hw.flash_attention(query, key, value, keep[None])
+    for values in (value, bad):
+        few = hw.flash_attention(query[:, :, :queries], key, values, keep[None])
+        assert_close(few, whole[:, :, :queries])
+        if hw.config()["backend"] == "native" and hw.config()["target"] != "avx512_amx":
+            np.testing.assert_array_equal(few, whole[:, :, :queries])
+
+
 def test_nan_queries_stay_in_their_rows() -> None:
     query, key, value = (normal((1, 2, 70, 8), seed) for seed in range(3))
     bad = query.copy()

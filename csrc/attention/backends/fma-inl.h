@@ -2,7 +2,7 @@
 // matmul/fma-inl.h over packed panels. Runs on every target and for every type; compiled by backends/fma.cc.
 //
 // Packed layouts (matmul/pack-inl.h): queries, multiplied by the scale, as tiles [head_dim][height]; a block's keys as
-// panels [head_dim][panel] and its values as panels [keys][panel].
+// panels [head_dim][panel] and its values as panels [keys][panel]. A block of few rows reads its values in place.
 
 #if defined(HEADWISE_ATTENTION_BACKENDS_FMA_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_BACKENDS_FMA_INL_H_
@@ -28,6 +28,10 @@ namespace HWY_NAMESPACE {
 // A key block and a cache line, so that the rows of a tile of scores do not fall on the same cache sets.
 template <typename T>
 constexpr int kScoreStride = kKeyBlock<T> + 64 / sizeof(T);
+
+// Up to this many rows in a block of queries, packing the values costs more than reading them with their stride: at 12
+// rows of float32 on AVX2 it took 30 % of the time.
+constexpr int64_t kMaxRowsInPlace = 48;
 
 // Sums that start from zero.
 template <typename T>
@@ -145,18 +149,15 @@ class FmaTiles {
   void AddValues(const Tile<kRows>& tile, int64_t from, int64_t to, const T* weights, int /*buffer*/, const T* rescale,
                  T* output) const {
     WithHeight(tile.height, [&](auto height) HWY_ATTR {
-      const T* panel = value_;
       for (int64_t column = 0; column < value_dim_; column += kPanel<T>) {
-        const int64_t width = PanelWidth<T>(column, value_dim_);
+        const int64_t width = PanelWidth<T>(column, value_dim_), stride = value_rows_ ? value_stride_ : width;
+        const T* values = (value_rows_ ? value_rows_ + column : value_ + keys_ * column) + from * stride;
         const AddToOutputs<T> outputs{output + column, value_width_, rescale};
         if (width == kPanel<T>) {
-          GemmTile<height.value, 2, kStride, 1>(to - from, weights + from, panel + from * width, FromZero<T>(),
-                                                outputs);
+          GemmTile<height.value, 2, kStride, 1>(to - from, weights + from, values, stride, FromZero<T>(), outputs);
         } else {
-          GemmTile<height.value, 1, kStride, 1>(to - from, weights + from, panel + from * width, FromZero<T>(),
-                                                outputs);
+          GemmTile<height.value, 1, kStride, 1>(to - from, weights + from, values, stride, FromZero<T>(), outputs);
         }
-        panel += keys_ * width;
       }
     });
     if (special_count_ > 0) AddSpecialValues(tile.rows, from, to, weights, output);
@@ -182,10 +183,12 @@ class FmaTiles {
   }
 
   const int64_t head_dim_, value_dim_, value_width_;
-  T* const query_;    // tiles of [head_dim][height]
-  T* const key_;      // panels of [head_dim][panel]
-  T* const value_;    // panels of [keys][panel], 0 where a value is special: NaN or infinite
-  int64_t keys_ = 0;  // in the packed block
+  T* const query_;                 // tiles of [head_dim][height]
+  T* const key_;                   // panels of [head_dim][panel]
+  T* const value_;                 // panels of [keys][panel], 0 where a value is special: NaN or infinite
+  const T* value_rows_ = nullptr;  // [keys][value_dim]: the block's values, if they are not packed
+  int64_t value_stride_ = 0;       // of value_rows_
+  int64_t keys_ = 0;               // in the packed block
   int64_t special_count_ = 0;
 
  private:
@@ -244,6 +247,7 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
       : Base(arena, args, padded_rows),
         args_(args),
         block_(block),
+        in_place_(padded_rows <= kMaxRowsInPlace && value_dim_ % kLanes<T> == 0),
         wide_(kIs16Bit<S> ? arena.Allocate<T>(Base::kKeys, std::max(head_dim_, value_dim_)) : nullptr) {}
 
   void PackQueries(const Tile<kRows>& tile) const {
@@ -269,8 +273,11 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
   void PackValues(int64_t begin, int64_t end) {
     keys_ = end - begin;
     const auto [rows, stride] = Wide(args_.value, block_.kv_head, begin, keys_);
-    PackPanels(rows, keys_, value_dim_, stride, int64_t{1}, value_);
     special_count_ = 0;
+    value_rows_ = in_place_ && AllRowsFinite(rows, stride) ? rows : nullptr;
+    value_stride_ = stride;
+    if (value_rows_) return;
+    PackPanels(rows, keys_, value_dim_, stride, int64_t{1}, value_);
     if (!AllFinite(value_, keys_ * value_width_)) SeparateSpecialValues();
   }
 
@@ -285,6 +292,15 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
     const T* data;
     int64_t stride;
   };
+
+  // Whether the block's values are finite; their rows are whole vectors.
+  bool AllRowsFinite(const T* rows, int64_t stride) const {
+    if (stride == value_dim_) return AllFinite(rows, keys_ * value_dim_);
+    for (int64_t j = 0; j < keys_; ++j) {
+      if (!AllFinite(rows + j * stride, value_dim_)) return false;
+    }
+    return true;
+  }
 
   // Rows [first, first + count) of a head, widened from 16-bit types.
   Rows Wide(const View<const S, 4>& array, int64_t head, int64_t first, int64_t count) const {
@@ -305,10 +321,13 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
   using Base::special_count_;
   using Base::value_;
   using Base::value_dim_;
+  using Base::value_rows_;
+  using Base::value_stride_;
   using Base::value_width_;
   const AttentionArgs<S>& args_;
   const AttentionBlock block_;
-  T* const wide_;  // [kKeys][max width] staging buffer of widened rows
+  const bool in_place_;  // finite values
+  T* const wide_;        // [kKeys][max width] staging buffer of widened rows
 };
 
 // One tile of rows after the other.
