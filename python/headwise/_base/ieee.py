@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from headwise._base.float16 import cast_of_float16, is_cast_of_float16
+from headwise._base.float16 import cast_of_float16, is_cast_of_float16, narrow_into
+from headwise._base.typing import FLOAT16
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,9 @@ def cast_dtype(a: Array, dtype: np.dtype[Any]) -> Array:
 def assign(out: Array, a: Array) -> None:
     """``out[...] = a``, cast like :func:`cast_dtype`."""
     if is_cast_of_float16(a, out.dtype):
+        if out.dtype is FLOAT16 and out.flags.c_contiguous and out.shape == a.shape and not np.may_share_memory(out, a):
+            narrow_into(out, a)
+            return
         a = cast_of_float16(a, out.dtype)
     with np.errstate(all="ignore"):
         np.copyto(out, a, casting="unsafe")
