@@ -28,20 +28,20 @@ _NAMES = {
 
 def make_model(decoder: Any) -> Any:
     """A LlamaForCausalLM in evaluation mode."""
-    metadata = decoder.weights.metadata
     config = transformers.LlamaConfig(
-        vocab_size=metadata["llama.vocab_size"],
+        vocab_size=decoder.head.out_features,
         hidden_size=decoder.width,
-        intermediate_size=metadata["llama.feed_forward_length"],
+        intermediate_size=decoder.hidden,
         num_hidden_layers=len(decoder.layers),
         num_attention_heads=decoder.num_heads,
         num_key_value_heads=decoder.num_kv_heads,
+        head_dim=decoder.head_dim,
         max_position_embeddings=decoder.context,
         rms_norm_eps=decoder.eps,
-        rope_parameters={"rope_type": "default", "rope_theta": metadata["llama.rope.freq_base"]},
+        rope_parameters={"rope_type": "default", "rope_theta": decoder.file["rope.freq_base"]},
         tie_word_embeddings=True,
     )
-    read = decoder.weights.tensor
+    read = decoder.file.tensor
     state = {"model.embed_tokens.weight": read("token_embd.weight"), "model.norm.weight": read("output_norm.weight")}
     heads = {"attn_q": decoder.num_heads, "attn_k": decoder.num_kv_heads}
     for i in range(len(decoder.layers)):

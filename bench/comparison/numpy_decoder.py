@@ -11,16 +11,31 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def linear(x: Array, weight: Array, out: Array | None = None) -> Array:
-    return np.matmul(x, weight, out=out)
-
-
 class Linear:
-    def __init__(self, weight: Array) -> None:
-        self.weight = weight
+    def __init__(self, weight: Array, bias: None) -> None:
+        self.weight, self.out_features = weight, weight.shape[1]
 
     def __call__(self, x: Array, out: Array) -> Array:
-        return linear(x, self.weight, out)
+        return np.matmul(x, self.weight, out=out)
+
+
+def rms_norm(x: Array, gamma: Array, eps: float, out: Array) -> Array:
+    squares = np.einsum("rc,rc->r", x, x)
+    np.divide(x, np.sqrt(squares / x.shape[1] + eps)[:, np.newaxis], out=out)
+    out *= gamma
+    return out
+
+
+def swiglu(gate: Array, up: Array, out: Array) -> Array:
+    for start in range(0, len(out), 32):  # blocks of rows that stay in the processor's cache
+        rows = slice(start, start + 32)
+        block = np.multiply(gate[rows], 0.5, out=out[rows])
+        np.tanh(block, out=block)
+        block += 1
+        block *= gate[rows]
+        block *= up[rows]
+        block *= 0.5
+    return out
 
 
 class Rope:
@@ -68,6 +83,7 @@ class Cache:
 
 class NumPyDecoder(Decoder):
     pack = Linear
-    linear = staticmethod(linear)
     make_rope = Rope
     make_cache = Cache
+    rms_norm = staticmethod(rms_norm)
+    swiglu = staticmethod(swiglu)

