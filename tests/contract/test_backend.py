@@ -183,7 +183,8 @@ class Contract:
         assert isinstance(eps, float)
 
     def check_rms_norm(self, x: Any, gamma: Any, eps: float, out: Any) -> None:
-        self.check_layer_normalization(x, gamma, None, eps, out)
+        assert contiguous_last(out)
+        self.check_layer_normalization(x, gamma, None, eps, np.ascontiguousarray(out))
 
     def check_layer_normalization_backward(
         self, d_out: Any, x: Any, gamma: Any, eps: float, d_x: Any, d_gamma: Any, d_beta: Any

@@ -163,3 +163,11 @@ def test_norms_have_the_shape_of_their_kind() -> None:
     with pytest.raises(ValueError, match=r"^W_o: shape \(20, 20\), expected \(q_width, d_model\) = \(24, 20\)"):
         layer.W_o = np.ones((D_MODEL, D_MODEL))
     assert hw.MultiHeadAttention(20, 4).q_norm is None
+
+
+def test_squares_that_overflow() -> None:
+    layer = hw.MultiHeadAttention(64, 4, dropout=0.0, rng=0, dtype=np.float32, qk_norm="head", qk_norm_eps=1e-30)
+    x = normal((2, 5, 64))
+    _, weights = layer(x)
+    _, large = layer(x * np.float32(1e22))
+    np.testing.assert_allclose(large, weights, rtol=1e-4, atol=1e-5)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
-from headwise._base.ieee import ieee
 from headwise._base.messages import shown
+from headwise._ops.gradients.layer_norm import rms_norm_backward
+from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
@@ -50,7 +49,7 @@ class QKNorm(NamedTuple):
             if gamma is not None:
                 shape = (*product.shape[:-1], widths[letter] // len(gamma), len(gamma))
                 d, x = d_product[columns].reshape(shape), product[columns].reshape(shape)
-                d, factors[f"{letter}_norm"] = rms_normalize_backward(d, x, gamma, self.eps)
+                d, factors[f"{letter}_norm"] = rms_norm_backward(d, x, gamma, eps=self.eps)
                 d_product[columns] = d.reshape(d_product[columns].shape)
             first += widths[letter]
         return factors
@@ -66,27 +65,9 @@ class QKNorm(NamedTuple):
             first += widths[letter]
 
 
-@ieee
 def rms_normalize(x: Array, gamma: Array, eps: float) -> None:
-    """``x *= gamma / sqrt(mean(x ** 2) + eps)`` over the last axis."""
-    scale = np.einsum("...i,...i->...", x, x)
-    scale /= x.shape[-1]
-    scale += eps
-    np.sqrt(scale, out=scale)
-    x /= scale[..., np.newaxis]
-    x *= gamma
-
-
-@ieee
-def rms_normalize_backward(d: Array, x: Array, gamma: Array, eps: float) -> tuple[Array, Array]:
-    """The gradients of :func:`rms_normalize` by ``x``, before normalisation, and by ``gamma``.
-
-    With ``r = 1 / sqrt(mean(x ** 2) + eps)`` and ``h = gamma * d`` they are ``r * (h - x * r ** 2 * mean(h * x))`` and
-    the sum of ``d * x * r`` over the rows.
-    """
-    r = 1 / np.sqrt(np.einsum("...i,...i->...", x, x) / x.shape[-1] + np.asarray(eps, x.dtype))[..., np.newaxis]
-    normalized = x * r
-    by_gamma = (d * normalized).reshape((-1, len(gamma))).sum(axis=0)
-    h = d * gamma
-    h -= normalized * (np.einsum("...i,...i->...", h, normalized) / x.shape[-1])[..., np.newaxis]
-    return h * r, by_gamma
+    """:func:`headwise.rms_norm` in place, for heads of C-contiguous rows: ``x`` is (batch, seq, heads, width)."""
+    batch, seq, heads, width = x.shape
+    rows = x.reshape((batch * seq, heads, width))  # a view
+    for part in rows if len(rows) <= heads else rows.swapaxes(0, 1):
+        current().rms_norm(part, gamma, eps, part)

@@ -161,7 +161,10 @@ class Backend(Protocol):
         """
 
     def rms_norm(self, x: Array, gamma: Array | None, eps: float, out: Array) -> None:
-        """:meth:`layer_normalization` with a mean of 0, and the mean of squares in place of the variance."""
+        """:meth:`layer_normalization` with a mean of 0, and the mean of squares in place of the variance.
+
+        The last axis of ``out`` is contiguous.
+        """
 
     def layer_normalization_backward(
         self, d_out: Array, x: Array, gamma: Array | None, eps: float, d_x: Array, d_gamma: Array, d_beta: Array
