@@ -172,7 +172,7 @@ class Adam:
             gradient, mean, square = gradients[name], self.means[name], self.squares[name]
             mean += (1 - self.beta1) * (gradient - mean)
             square += (1 - self.beta2) * (gradient * gradient - square)
-            parameter -= self.rate / correction1 * mean / (np.sqrt(square / correction2) + self.eps)
+            parameter[...] -= self.rate / correction1 * mean / (np.sqrt(square / correction2) + self.eps)
 
 
 def train(model: LanguageModel, text: Text, rng: np.random.Generator, args: argparse.Namespace) -> list[float]:
