@@ -1,4 +1,4 @@
-"""Sentence embeddings from a pretrained transformer, all-MiniLM-L6-v2, with attention and linear maps by headwise.
+"""Sentence embeddings from a pretrained transformer, all-MiniLM-L6-v2, on headwise.
 
     pip install 'headwise[examples]'
     python examples/sentence_embeddings.py "A cat sleeps." "A kitten naps." "Stocks fell." --time
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -91,8 +90,9 @@ class SentenceEncoder:
         for layer in self.layers:
             attended = hw.linear(self._attend(x, mask, layer), *layer["output"])
             x = hw.layer_normalization(x + attended, *layer["attention_norm"], eps=self.eps)
-            widened = gelu(hw.linear(x, *layer["widen"]))
-            x = hw.layer_normalization(x + hw.linear(widened, *layer["narrow"]), *layer["norm"], eps=self.eps)
+            hidden = hw.linear(x, *layer["widen"])
+            narrowed = hw.linear(hw.gelu(hidden, out=hidden), *layer["narrow"])
+            x = hw.layer_normalization(x + narrowed, *layer["norm"], eps=self.eps)
         return x
 
     def encode(self, sentences: Sequence[str], batch_size: int = 32) -> Array:
@@ -140,38 +140,6 @@ def _linear(weights: dict[str, Array], name: str) -> tuple[Array, Array]:
 
 def _normalization(weights: dict[str, Array], name: str) -> tuple[Array, Array]:
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
-
-
-# erf and its derivative at the multiples of 1/256 up to 6; beyond 6 erf is 1 in double precision.
-_PER_UNIT, _REACH = 256, 6
-_NODES = np.arange(-_REACH * _PER_UNIT, _REACH * _PER_UNIT + 1) / _PER_UNIT
-_ERF = np.array([math.erf(node) for node in _NODES])
-_SLOPE = 2 / math.sqrt(math.pi) * np.exp(-(_NODES**2))
-
-
-def erf(x: Array) -> Array:
-    """The error function, which NumPy does not have, to 1e-7 for finite and infinite numbers.
-
-    Taylor series around the nearest node ``a``, with ``erf''(a) = -2 a erf'(a)``:
-    ``erf(a + d) = erf(a) + erf'(a) (d - a d^2)``. For ``|d| <= 1/512`` the error is ``erf''' d^3 / 6 < 3e-9``.
-    """
-    x = np.clip(x, -_REACH, _REACH)
-    nearest = np.rint(x * _PER_UNIT)
-    a = nearest / _PER_UNIT
-    d = x - a
-    node = nearest.astype(np.intp) + _REACH * _PER_UNIT
-    result: Array = _ERF.astype(x.dtype)[node] + _SLOPE.astype(x.dtype)[node] * (d - a * d * d)
-    return result
-
-
-def gelu(x: Array) -> Array:
-    """``x Phi(x)`` with the exact normal distribution (Hendrycks & Gimpel, "Gaussian Error Linear Units", 2016), in
-    place. Intermediate arrays of one block stay in the processor's cache."""
-    flat = x.reshape(-1)
-    for start in range(0, flat.size, 1 << 14):
-        block = flat[start : start + (1 << 14)]
-        block *= 0.5 + 0.5 * erf(block * math.sqrt(0.5))
-    return x
 
 
 def print_similarities(sentences: Sequence[str], similarities: Array) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import subprocess
 import sys
 import warnings
@@ -97,18 +96,6 @@ def test_similar_sentences_are_closer(encoder: Any) -> None:
     cat, kitten, bank = encoder.encode(["A cat sleeps.", "A kitten is napping.", "The bank raised interest rates."])
     assert cat @ kitten > 0.5
     assert cat @ bank < 0.2
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_erf_and_gelu(dtype: type) -> None:
-    x = np.concatenate([np.linspace(-7, 7, 20_001), [np.inf, -np.inf, 0.0, 1e-30]]).astype(dtype)
-    exact = np.array([math.erf(number) for number in x])
-    got = example.erf(x)
-    assert got.dtype == dtype
-    assert abs(got - exact).max() <= 1e-7
-    x = x[np.isfinite(x)]
-    exact = x * np.array([0.5 * math.erfc(-number / math.sqrt(2)) for number in x])
-    assert abs(example.gelu(x.copy()) - exact).max() <= 1e-6
 
 
 @pytest.mark.single_implementation
