@@ -114,4 +114,40 @@ template void CheckAttention(const AttentionArgs<BFloat16>&);
 template void CheckAttention(const AttentionArgs<float>&);
 template void CheckAttention(const AttentionArgs<double>&);
 
+template <typename T>
+void CheckAttentionBackward(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients) {
+  CheckAttention(args);
+  const auto [batch, heads, query_len, head_dim] = args.query.shape;
+  const std::array<std::int64_t, 4> scores{batch, heads, query_len, args.key.shape[2]};
+  const std::array<std::int64_t, 3> rows{batch, heads, query_len};
+  CheckShape<Accumulator<T>, 3>(args.lse, rows, "lse");
+  CheckArray(gradients.d_output, args.output.shape, "d_output");
+  if (gradients.d_lse) CheckShape<const Accumulator<T>, 3>(gradients.d_lse, rows, "d_lse");
+  if (gradients.d_weights) CheckArray(gradients.d_weights, scores, "d_weights");
+  if (gradients.d_query) CheckArray(gradients.d_query, args.query.shape, "d_query");
+  if (gradients.d_key) CheckArray(gradients.d_key, args.key.shape, "d_key");
+  if (gradients.d_value) CheckArray(gradients.d_value, args.value.shape, "d_value");
+  const std::size_t biases = args.spec.bias.size();
+  if (!gradients.d_bias.empty() && gradients.d_bias.size() != biases) {
+    Fail("d_bias", std::to_string(gradients.d_bias.size()) + " arrays, expected " + std::to_string(biases));
+  }
+  for (const auto& d_bias : gradients.d_bias) {
+    if (!d_bias) continue;
+    std::array<std::int64_t, 4> shape = scores;  // but 1 where summed
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      if (d_bias.shape[axis] == 1) shape[axis] = 1;
+    }
+    CheckArray(d_bias, shape, "d_bias");
+  }
+  const auto check_vector = [](bool wanted, bool given, const char* name) {
+    if (wanted && !given) Fail(name, std::string("wanted, but the spec has no ") + (name + 2));
+  };
+  check_vector(gradients.d_alibi_slopes, args.spec.alibi_slopes, "d_alibi_slopes");
+  check_vector(gradients.d_sinks, args.spec.sinks, "d_sinks");
+}
+template void CheckAttentionBackward(const AttentionArgs<Float16>&, const AttentionGradients<Float16>&);
+template void CheckAttentionBackward(const AttentionArgs<BFloat16>&, const AttentionGradients<BFloat16>&);
+template void CheckAttentionBackward(const AttentionArgs<float>&, const AttentionGradients<float>&);
+template void CheckAttentionBackward(const AttentionArgs<double>&, const AttentionGradients<double>&);
+
 }  // namespace headwise

@@ -62,6 +62,7 @@ PYBIND11_MODULE(_core, module) {
   RegisterActivation(module);
   RegisterAlibi(module);
   RegisterAttention(module);
+  RegisterAttentionBackward(module);
   RegisterAttentionVarlen(module);
   RegisterLayerNorm(module);
   RegisterLinear(module);

@@ -53,10 +53,11 @@ std::vector<double> Normalised(View<const T, 3> x, Formula formula) {
   return out;
 }
 
-// The score of every key for query i of (batch n, head h), -inf for a key that is not kept; and which are kept.
+// The score of every key for query i of (batch n, head h), -inf for a key that is not kept; and which are kept. On
+// demand, the derivatives of the scores kept with respect to scale * query . key.
 template <typename T>
 void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::int64_t i, std::vector<double>& scores,
-            std::vector<bool>& kept) {
+            std::vector<bool>& kept, std::vector<double>* derivatives = nullptr) {
   const std::int64_t head_dim = args.query.shape[3], key_len = args.key.shape[2];
   const std::int64_t kv = h / (args.query.shape[1] / args.key.shape[1]);
   const bool padded = !args.spec.key_lengths.empty();
@@ -80,7 +81,9 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
       product += ToDouble(*args.query.at(n, h, i, d)) * ToDouble(*args.key.at(n, kv, j, d));
     }
     double score = args.spec.scale * static_cast<double>(product);
-    if (args.spec.softcap != 0) score = args.spec.softcap * std::tanh(score / args.spec.softcap);
+    const double tanh = args.spec.softcap != 0 ? std::tanh(score / args.spec.softcap) : 0;
+    if (args.spec.softcap != 0) score = args.spec.softcap * tanh;
+    if (derivatives) (*derivatives)[j] = 1 - tanh * tanh;
     for_each_bias([&](double bias) {  // a sum of finite numbers stays finite
       constexpr auto kMax = static_cast<double>(std::numeric_limits<Accumulator<T>>::max());
       const double sum = score + bias;
@@ -227,6 +230,87 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
   return result;
 }
 
+template <typename T>
+AttentionGradientsResult AttentionBackward(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients) {
+  const auto [batch, heads, query_len, head_dim] = args.query.shape;
+  const std::int64_t kv_heads = args.key.shape[1], key_len = args.key.shape[2], value_dim = args.value.shape[3];
+  const AttentionSpec<T>& spec = args.spec;
+  const auto zeros = [](auto... sizes) {
+    const std::vector<double> all(static_cast<std::size_t>((sizes * ...)));
+    return Gradient{all, all};
+  };
+  AttentionGradientsResult result{zeros(batch, heads, query_len, head_dim),
+                                  zeros(batch, kv_heads, key_len, head_dim),
+                                  zeros(batch, kv_heads, key_len, value_dim),
+                                  {},
+                                  zeros(heads),
+                                  zeros(heads)};
+  for (const auto& d : gradients.d_bias) {
+    result.d_bias.push_back(d ? zeros(d.shape[0], d.shape[1], d.shape[2], d.shape[3]) : Gradient());
+  }
+  // Without checks of indices, which take most of the time of the tests.
+  const auto add = [](Gradient& gradient, std::int64_t at, double term, double size) {
+    gradient.values.data()[at] += term;
+    gradient.sizes.data()[at] += std::abs(size);
+  };
+  std::vector<double> scores(key_len), derivatives(key_len);
+  std::vector<bool> kept(key_len);
+  for (std::int64_t n = 0; n < batch; ++n) {
+    const std::int64_t first = spec.offset + (spec.offsets.empty() ? 0 : spec.offsets[static_cast<std::size_t>(n)]);
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const std::int64_t kv = h / (heads / kv_heads);
+      for (std::int64_t i = 0; i < query_len; ++i) {
+        const double lse = *args.lse.at(n, h, i);
+        if (lse == -kInf) continue;
+        Scores(args, n, h, i, scores, kept, &derivatives);
+        double delta = gradients.d_lse ? -static_cast<double>(*gradients.d_lse.at(n, h, i)) : 0;
+        double delta_size = std::abs(delta);
+        for (std::int64_t d = 0; d < value_dim; ++d) {
+          const double output = ToDouble(*args.output.at(n, h, i, d));
+          const double term = output == 0 ? 0 : ToDouble(*gradients.d_output.at(n, h, i, d)) * output;
+          delta += term, delta_size += std::abs(term);
+        }
+        if (spec.sinks && spec.sinks[h] != -kInf) {
+          const double weight = std::exp(static_cast<double>(spec.sinks[h]) - lse);
+          add(result.d_sinks, h, -weight * delta, weight * delta_size);
+        }
+        const std::int64_t row = (n * heads + h) * query_len + i;
+        for (std::int64_t j = 0; j < key_len; ++j) {
+          if (!kept[j]) continue;
+          const double p = std::exp(scores[j] - lse);
+          const bool dropped = spec.dropout_keep && *spec.dropout_keep.at(n, h, i, j) == 0;
+          const double dropout = dropped ? 0 : spec.dropout_keep ? spec.dropout_scale : 1;
+          double dp = gradients.d_weights ? ToDouble(*gradients.d_weights.at(n, h, i, j)) : 0, dp_size = std::abs(dp);
+          const std::int64_t key = (n * kv_heads + kv) * key_len + j;
+          for (std::int64_t d = 0; d < value_dim && !dropped; ++d) {
+            const double d_output = ToDouble(*gradients.d_output.at(n, h, i, d));
+            const double term = dropout * d_output * ToDouble(*args.value.at(n, kv, j, d));
+            dp += term, dp_size += std::abs(term);
+            add(result.d_value, key * value_dim + d, dropout * p * d_output, dropout * p * d_output);
+          }
+          const double ds = p * (dp - delta), size = p * (dp_size + delta_size);
+          for (std::size_t b = 0; b < gradients.d_bias.size(); ++b) {
+            if (!gradients.d_bias[b]) continue;
+            const auto [s0, s1, s2, s3] = gradients.d_bias[b].shape;
+            const auto index = [](std::int64_t axis, std::int64_t at) { return axis == 1 ? 0 : at; };
+            add(result.d_bias[b], ((index(s0, n) * s1 + index(s1, h)) * s2 + index(s2, i)) * s3 + index(s3, j), ds,
+                size);
+          }
+          const auto distance = static_cast<double>(std::abs(first + i - j));
+          add(result.d_alibi_slopes, h, -ds * distance, size * distance);
+          const double factor = spec.scale * derivatives[j];
+          for (std::int64_t d = 0; d < head_dim; ++d) {
+            const double k = ToDouble(*args.key.at(n, kv, j, d)), q = ToDouble(*args.query.at(n, h, i, d));
+            add(result.d_query, row * head_dim + d, factor * ds * k, spec.scale * size * k);
+            add(result.d_key, key * head_dim + d, factor * ds * q, spec.scale * size * q);
+          }
+        }
+      }
+    }
+  }
+  return result;
+}
+
 #define HEADWISE_REFERENCE(T)                                                                     \
   template std::vector<double> Softmax(View<const T, 3>);                                         \
   template std::vector<double> LogSoftmax(View<const T, 3>);                                      \
@@ -236,7 +320,8 @@ AttentionResult Attention(const AttentionArgs<T>& args) {
                                          View<const Accumulator<T>, 4>, bool);                    \
   template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t);   \
   template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const Accumulator<T>*); \
-  template AttentionResult Attention(const AttentionArgs<T>&)
+  template AttentionResult Attention(const AttentionArgs<T>&);                                    \
+  template AttentionGradientsResult AttentionBackward(const AttentionArgs<T>&, const AttentionGradients<T>&)
 
 HEADWISE_REFERENCE(Float16);
 HEADWISE_REFERENCE(BFloat16);

@@ -43,4 +43,19 @@ struct AttentionResult {
 template <typename T>
 AttentionResult Attention(const AttentionArgs<T>& args);
 
+// A gradient, and for each element the sum of the sizes of its terms, to which rounding errors are proportional.
+struct Gradient {
+  std::vector<double> values, sizes;
+};
+
+struct AttentionGradientsResult {
+  Gradient d_query, d_key, d_value;
+  std::vector<Gradient> d_bias;  // of the shapes in `gradients`; empty if not requested
+  Gradient d_alibi_slopes, d_sinks;
+};
+
+// From args.output and args.lse, as AttentionBackward. The outputs in `gradients` are neither read nor written.
+template <typename T>
+AttentionGradientsResult AttentionBackward(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients);
+
 }  // namespace headwise::reference

@@ -227,6 +227,37 @@ def attention(call: Call) -> tuple[Any, ...]:
     )
 
 
+def attention_backward(call: Call) -> tuple[Any, ...]:
+    dtype, accumulator = call.float_type()
+    batch, kv_heads = call.pick(0, 1, 2), call.pick(0, 1, 2, 3)
+    heads, query_len, key_len = kv_heads * call.pick(1, 2), call.size(), call.size()
+    head_dim, value_dim = call.size(), call.size()
+    query, key = (batch, heads, query_len, head_dim), (batch, kv_heads, key_len, head_dim)
+    value, output = (batch, kv_heads, key_len, value_dim), (batch, heads, query_len, value_dim)
+    scores = (batch, heads, query_len, key_len)
+    description = spec(call, dtype, scores)
+    whole = isinstance(description, tuple) and len(description) == 14
+    biases = description[7] if whole and isinstance(description[7], tuple) else ()
+    d_slopes, d_sinks = (call.array(accumulator, heads, optional=True) for _ in range(2))
+    return (
+        call.array(dtype, *output),
+        call.array(dtype, *query),
+        call.array(dtype, *key),
+        call.array(dtype, *value),
+        call.array(dtype, *output),
+        call.array(accumulator, *scores[:3]),
+        call.array(accumulator, *scores[:3], optional=True),
+        call.array(dtype, *scores, optional=True),
+        call.array(dtype, *query, optional=True),
+        call.array(dtype, *key, optional=True),
+        call.array(dtype, *value, optional=True),
+        call.tuple(*(call.array(accumulator, *(call.pick(1, n) for n in scores), optional=True) for _ in biases)),
+        None if whole and description[8] is None and not call.spoilt() else d_slopes,
+        None if whole and description[9] is None and not call.spoilt() else d_sinks,
+        description,
+    )
+
+
 def attention_varlen(call: Call) -> tuple[Any, ...]:
     dtype, accumulator = call.float_type()
     kv_heads = call.pick(0, 1, 2)
@@ -330,6 +361,7 @@ FUNCTIONS: dict[str, Callable[[Call], tuple[Any, ...]]] = {
     "log_softmax": softmax,
     "logsumexp": logsumexp,
     "attention": attention,
+    "attention_backward": attention_backward,
     "attention_varlen": attention_varlen,
     "apply_rope": apply_rope,
     "add_alibi": add_alibi,
@@ -345,6 +377,7 @@ FUNCTIONS: dict[str, Callable[[Call], tuple[Any, ...]]] = {
 #: Their outputs, if that is not the last argument.
 OUTPUTS = {
     "attention": (3, 4, 5),
+    "attention_backward": (8, 9, 10, 11, 12, 13),
     "attention_varlen": (3, 4),
     "apply_rope": (3,),
     "linear": (3,),
@@ -367,7 +400,7 @@ def describe(argument: Any) -> Any:
 def run(name: str, first: int, count: int, *, show: bool = False) -> None:
     generate = FUNCTIONS[name]
     function = call_packed_linear if name == "PackedLinear" else getattr(core(), name)
-    slots = [Slot() for _ in range(20)]
+    slots = [Slot() for _ in range(40)]
     targets = core().list_targets()
     results = 0
     for number in range(first, first + count):
@@ -377,7 +410,7 @@ def run(name: str, first: int, count: int, *, show: bool = False) -> None:
         arguments = generate(call)
         if show:
             os.write(1, "".join(f"{describe(a)}\n" for a in arguments).encode())
-        outputs = [arguments[i] for i in OUTPUTS.get(name, (-1,))]
+        outputs = [a for i in OUTPUTS.get(name, (-1,)) for a in _arrays(arguments[i])]
         before = [slot.used.copy() for _, slot in call.arrays]
         with np.errstate(all="ignore"):
             try:
@@ -392,6 +425,10 @@ def run(name: str, first: int, count: int, *, show: bool = False) -> None:
                 array[...] = np.ndarray(array.shape, array.dtype, content, offset_of(array, slot), array.strides)
             assert np.array_equal(slot.used, content), f"wrote outside its outputs: {describe(array)}"
     os.write(1, f"results: {name} {results}\n".encode())
+
+
+def _arrays(argument: Any) -> list[Any]:
+    return list(argument) if isinstance(argument, (tuple, list)) else [argument]
 
 
 def offset_of(array: np.ndarray[Any, Any], slot: Slot) -> int:

@@ -43,6 +43,22 @@ class Softcap {
   T inverse_, softcap_;
 };
 
+// The derivative of the softcap, from its result: 1 - tanh^2.
+template <typename T>
+class SoftcapDerivative {
+ public:
+  explicit SoftcapDerivative(double softcap) : inverse_(static_cast<T>(1.0 / softcap)) {}
+
+  template <class D, class V = hn::Vec<D>>
+  HWY_INLINE V operator()(D d, V capped) const {
+    const V tanh = hn::Mul(capped, hn::Set(d, inverse_));
+    return hn::NegMulAdd(tanh, tanh, hn::Set(d, T{1}));
+  }
+
+ private:
+  T inverse_;
+};
+
 }  // namespace HWY_NAMESPACE
 }  // namespace headwise
 HWY_AFTER_NAMESPACE();

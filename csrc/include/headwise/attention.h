@@ -92,6 +92,42 @@ void Attention(const AttentionArgs<T>& args);
 template <typename T>
 void AttentionVarlen(const std::vector<AttentionArgs<T>>& calls);
 
+// The gradients of a sum, of which d_x = d sum / d x, with respect to attention's inputs: given those with respect to
+// its results. The last axis of every array is contiguous. An output that is not given is not computed; every element
+// of the others is written.
+template <typename T>
+struct AttentionGradients {
+  View<const T, 4> d_output;            // (batch, heads, query_len, value_dim)
+  View<const Accumulator<T>, 3> d_lse;  // (batch, heads, query_len); optional
+  View<const T, 4> d_weights;           // (batch, heads, query_len, key_len); optional
+  View<T, 4> d_query, d_key, d_value;   // of the shapes of query, key and value
+  // One for each bias of the spec, or none at all. An axis of size 1 is summed over.
+  std::vector<View<Accumulator<T>, 4>> d_bias;
+  Accumulator<T>* d_alibi_slopes = nullptr;  // (heads,)
+  Accumulator<T>* d_sinks = nullptr;         // (heads,)
+};
+
+// The backward pass (Dao et al. 2022, arXiv:2205.14135, algorithm 4), from `output` and `lse` as Attention has computed
+// them, which are only read; args.weights is ignored. Scores are recomputed, so memory is O(query_len + key_len) per
+// head besides the gradients:
+//
+//   p_ij     = exp(s_ij - lse_i), 0 where not kept        delta_i = d_output_i . output_i - d_lse_i
+//   dp_ij    = d_output_i . value_j  (with dropout: dropout_keep_ij ? dropout_scale * dp_ij : 0)
+//   ds_ij    = p_ij * (dp_ij + d_weights_ij - delta_i)    d_bias_ij = ds_ij, d_alibi_slopes_h = -sum ds_ij |i + offset
+//   - j| dx_ij    = scale * ds_ij, with softcap times 1 - tanh^2 d_query_i = sum_j dx_ij key_j    d_key_j = sum_i dx_ij
+//   query_i    d_value_j = sum_i (p_ij with dropout) d_output_i d_sinks_h = -sum_i exp(sinks_h - lse_i) delta_i
+//
+// delta has no term for d_weights: the caller subtracts sum_j p_ij d_weights_ij from d_lse_i.
+//
+// - Gradients are computed in the accumulator type and rounded once. They have the same bits for any number of threads.
+// - A pair (i, j) that is not kept contributes nothing, whatever the rows of i and j hold, NaN included.
+template <typename T>
+void AttentionBackward(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients);
+
+// What AttentionBackward checks first.
+template <typename T>
+void CheckAttentionBackward(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients);
+
 // Sequences packed one behind another. The last axis of every array is contiguous.
 template <typename T>
 struct PackedAttentionArgs {

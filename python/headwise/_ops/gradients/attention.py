@@ -10,7 +10,6 @@ import numpy as np
 from headwise._base.arrays import as_array, cast_layout, promote
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.outputs import allocate
-from headwise._numpy import attention_backward
 from headwise._ops.attention.dense import with_heads
 from headwise._ops.attention.dropout import dropout_blocks, rows_of
 from headwise._ops.attention.keywords import hide_unknown, refuse
@@ -266,8 +265,7 @@ def _arrays(
 
 
 def backward(arrays: Arrays, spec: AttentionSpec) -> None:
-    backend = current()
-    getattr(backend, "attention_backward", attention_backward)(*arrays, spec)  # the core has no kernels for it yet
+    current().attention_backward(*arrays, spec)
 
 
 @ieee

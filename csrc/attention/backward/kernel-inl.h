@@ -1,0 +1,600 @@
+// The backward pass of attention for a chunk of keys, on one core (Dao et al. 2022, arXiv:2205.14135, algorithm 4).
+//
+// RunBackward goes through the chunk in passes: keys and values that fit in L2 with the sums of their gradients. A pass
+// packs them once and meets every block of 96 queries, which is packed in its turn. For each block of 96 keys (float64:
+// 48), BlockPair computes
+//   1. scores = scale * query key^T, modifiers (modifiers/), P = exp(scores - lse);
+//   2. dP = d_output value^T, dropout, dS = P * (dP - delta), gradients of biases and slopes from dS;
+//   3. d_value += P^T d_output, d_key += dS^T query, d_query += dS key (products-inl.h).
+// Without modifiers, the steps after the products run in their epilogues. The softcap's derivative multiplies dS
+// between 2 and 3. `scale` multiplies d_key and d_query once, when they are stored.
+//
+// Windows skip block pairs, and tiles of queries in the pairs that they cut. A pair (i, j) that is not kept has P = dS
+// = 0 by selection, and blocks that hold NaN or infinity skip the terms of such pairs (AddKeptTerms).
+//
+// Cost: 6 head_dim + 4 value_dim operations per score, and about 20 vector operations per vector of scores.
+// Scratch: one pass and one block of queries, and the sums of d_query of a head; nothing grows with the scores.
+
+#if defined(HEADWISE_ATTENTION_BACKWARD_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_BACKWARD_KERNEL_INL_H_
+#undef HEADWISE_ATTENTION_BACKWARD_KERNEL_INL_H_
+#else
+#define HEADWISE_ATTENTION_BACKWARD_KERNEL_INL_H_
+#endif
+
+#include <algorithm>
+#include <cmath>
+
+#include "attention/backward/kernel.h"
+#include "attention/backward/products-inl.h"
+#include "attention/modifiers/score_modifiers-inl.h"
+#include "attention/softmax-inl.h"
+#include "base/interruption.h"
+#include "base/scratch.h"
+#include "hwy/highway.h"
+#include "matmul/fma-inl.h"
+#include "matmul/pack-inl.h"
+#include "simd/rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// Keys of a pass: their packed rows and the sums of their gradients take about this many bytes, half of a usual L2.
+template <typename T>
+int64_t PassKeys(int64_t key_len, int64_t head_width, int64_t value_width) {
+  constexpr int64_t kBytes = 512 * 1024, kKeys = kBackwardKeys<T>;
+  const int64_t row = static_cast<int64_t>(sizeof(T)) * (3 * head_width + 2 * value_width);
+  const int64_t keys = std::min(kBytes / std::max<int64_t>(1, row), key_len + kKeys - 1);
+  return std::max<int64_t>(1, keys / kKeys) * kKeys;
+}
+
+constexpr int64_t kBackwardTiles = kBackwardQueries / kTileRows;
+
+// Scratch of a task; T is the accumulator type.
+template <typename T>
+struct BackwardScratch {
+  template <typename S>
+  BackwardScratch(Arena& arena, const AttentionArgs<S>& args, const AttentionGradients<S>& gradients)
+      : head_dim(args.query.shape[3]),
+        value_dim(args.value.shape[3]),
+        head_width(PackedColumns<T>(head_dim)),
+        value_width(PackedColumns<T>(value_dim)),
+        pass_keys(PassKeys<T>(args.key.shape[2], head_width, value_width)),
+        key_columns(arena.Allocate<T>(pass_keys, head_dim)),
+        key_rows(arena.Allocate<T>(pass_keys, head_width)),
+        value_columns(arena.Allocate<T>(pass_keys, value_dim)),
+        key_finite(arena.Allocate<bool>(pass_keys / kBackwardKeys<T>)),
+        d_key(arena.Allocate<T>(pass_keys + kTileRows, head_width)),
+        d_value(arena.Allocate<T>(pass_keys + kTileRows, value_width)),
+        query_tiles(arena.Allocate<T>(kBackwardQueries, head_dim)),
+        query_rows(arena.Allocate<T>(kBackwardQueries, head_width)),
+        output_tiles(arena.Allocate<T>(kBackwardQueries, value_dim)),
+        output_rows(arena.Allocate<T>(kBackwardQueries, value_width)),
+        minus_lse(arena.Allocate<T>(kBackwardQueries)),
+        delta(arena.Allocate<T>(kBackwardQueries)),
+        p(arena.Allocate<T>(kBackwardQueries * kBackwardStride<T>)),
+        ds(arena.Allocate<T>(kBackwardQueries * kBackwardStride<T>)),
+        derivative(arena.Allocate<T>(args.spec.softcap > 0 ? kBackwardQueries * kBackwardStride<T> : 0)),
+        wide(arena.Allocate<T>(kIs16Bit<S> ? kBackwardQueries : 0, std::max(head_dim, value_dim))),
+        slopes(arena.Allocate<double>(gradients.d_alibi_slopes ? args.query.shape[1] / args.key.shape[1] : 0)) {}
+
+  int64_t head_dim, value_dim, head_width, value_width, pass_keys;
+  // Of a pass, block by block.
+  T* key_columns;    // panels [head_dim][panel]
+  T* key_rows;       // panels [keys][panel]
+  T* value_columns;  // panels [value_dim][panel]
+  bool* key_finite;  // of each block
+  T* d_key;          // [pass_keys][head_width], not yet multiplied by the scale
+  T* d_value;        // [pass_keys][value_width]
+  // Of a block of queries.
+  T* query_tiles;                 // tiles [head_dim][height], multiplied by the scale
+  T* query_rows;                  // panels [queries][panel]
+  T *output_tiles, *output_rows;  // of d_output likewise
+  T* minus_lse;
+  T* delta;
+  // Of a block pair, [queries][kBackwardStride].
+  T* p;
+  T* ds;
+  T* derivative;   // of the softcap
+  T* wide;         // [96][max width] staging buffer of widened rows
+  double* slopes;  // [group] sums of dS * distance
+};
+
+// Columns of P and dS, counted from the first key of the block; `from` is a multiple of a panel.
+struct BlockKeys {
+  int64_t from = 0, to = 0;
+  bool empty() const { return from >= to; }
+};
+
+// One chunk at work. S is the element type of the arrays.
+template <typename S>
+class BackwardRun {
+  using T = Accumulator<S>;
+
+ public:
+  BackwardRun(const AttentionArgs<S>& args, const AttentionGradients<S>& gradients, const BackwardChunk& chunk,
+              int64_t entry, const BackwardPartials<S>& partials, std::byte* memory)
+      : args_(args),
+        gradients_(gradients),
+        chunk_(chunk),
+        entry_(entry),
+        partials_(partials),
+        arena_(memory),
+        s_(arena_, args, gradients),
+        group_(args.query.shape[1] / args.key.shape[1]),
+        queries_(args.query.shape[2]),
+        modifiers_(ModifiersOf(args.spec)),
+        rows_apart_(args.spec.dropout_keep || gradients.d_weights || partials.d_alibi_slopes || WantsBias()) {}
+
+  void Run() {
+    StartQueryGradients();
+    if (partials_.d_alibi_slopes) std::fill_n(s_.slopes, group_, 0.0);
+    KeyRange keys{0, 0};
+    if (queries_ > 0) keys = KeysOf(args_, chunk_.batch, 0, queries_);
+    for (int64_t begin = chunk_.key_begin; begin < chunk_.key_end; begin += s_.pass_keys) {
+      const int64_t end = std::min(chunk_.key_end, begin + s_.pass_keys);
+      std::fill_n(s_.d_key, (s_.pass_keys + kTileRows) * s_.head_width, T{0});
+      std::fill_n(s_.d_value, (s_.pass_keys + kTileRows) * s_.value_width, T{0});
+      const int64_t low = std::max(begin, keys.begin / kBackwardKeys<T> * kBackwardKeys<T>);
+      if (!RunPass(begin, low, std::min(end, keys.end))) return;
+      StoreKeyGradients(begin, end);
+    }
+    for (int64_t member = 0; member < group_; ++member) {
+      if (partials_.d_alibi_slopes) partials_.d_alibi_slopes[member] = -s_.slopes[member];
+      if (partials_.d_sinks) partials_.d_sinks[member] = SinkGradient(Head(member));
+    }
+  }
+
+ private:
+  int64_t Head(int64_t member) const { return chunk_.kv_head * group_ + member; }
+
+  bool WantsBias() const {
+    for (const auto& d_bias : gradients_.d_bias) {
+      if (d_bias) return true;
+    }
+    return false;
+  }
+
+  struct Rows {
+    const T* data;
+    int64_t stride;
+  };
+  // Rows [first, first + count) of a head, widened from 16-bit types.
+  Rows Wide(const View<const S, 4>& array, int64_t batch, int64_t head, int64_t first, int64_t count) const {
+    if constexpr (kIs16Bit<S>) {
+      const int64_t width = array.shape[3];
+      for (int64_t i = 0; i < count; ++i) Widen(array.at(batch, head, first + i), width, s_.wide + i * width);
+      return {s_.wide, width};
+    } else {
+      return {array.at(batch, head, first), array.stride[2]};
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------ d_query
+
+  T* QuerySums(int64_t member, int64_t query) const {
+    return partials_.d_query + (member * PaddedRows(queries_) + query) * s_.head_width;
+  }
+
+  void StartQueryGradients() const {
+    if (!partials_.d_query) return;
+    for (int64_t first = 0; first < queries_; first += kBackwardQueries) {
+      const int64_t end = std::min(queries_, first + kBackwardQueries);
+      if (!MeetsChunk(args_, first, end, chunk_.key_begin, chunk_.key_end)) continue;
+      for (int64_t member = 0; member < group_; ++member) {
+        std::fill_n(QuerySums(member, first), PaddedRows(end - first) * s_.head_width, T{0});
+      }
+    }
+  }
+
+ public:
+  // Whether windows let any of the queries keep a key of the chunk.
+  static bool MeetsChunk(const AttentionArgs<S>& args, int64_t first, int64_t end, int64_t key_begin, int64_t key_end) {
+    const int64_t keys_end = std::min(key_end, args.key.shape[2]);
+    return MakeRow(args, 0, first).low < keys_end && MakeRow(args, 0, end - 1).high > key_begin;
+  }
+
+ private:
+  // ---------------------------------------------------------------------------------------------- d_key, d_value
+
+  void StoreKeyGradients(int64_t begin, int64_t end) const {
+    const auto scale = static_cast<T>(args_.spec.scale);
+    const auto &d_key = gradients_.d_key, &d_value = gradients_.d_value;
+    for (int64_t j = 0; j < end - begin; ++j) {
+      if (d_key) {
+        ScaleRow(s_.d_key + j * s_.head_width, s_.head_dim, scale, d_key.at(entry_, chunk_.kv_head, begin + j));
+      }
+      if (d_value) {
+        ScaleRow(s_.d_value + j * s_.value_width, s_.value_dim, T{1}, d_value.at(entry_, chunk_.kv_head, begin + j));
+      }
+    }
+  }
+
+  // Keys [low, high) of the pass that begins at `begin`, and all queries. False if the call has been interrupted.
+  bool RunPass(int64_t begin, int64_t low, int64_t high) {
+    if (low >= high) return true;
+    pass_ = begin;
+    for (int64_t key = low; key < high; key += kBackwardKeys<T>) {
+      PackKeys(key, std::min(args_.key.shape[2], key + kBackwardKeys<T>));
+    }
+    for (int64_t member = 0; member < group_; ++member) {
+      for (int64_t first = 0; first < queries_; first += kBackwardQueries) {
+        const int64_t end = std::min(queries_, first + kBackwardQueries);
+        if (!MeetsChunk(args_, first, end, low, high)) continue;
+        StartQueries(member, first, end);
+        for (int64_t key = low; key < high; key += kBackwardKeys<T>) {
+          if (!BlockPair(key, std::min(high, key + kBackwardKeys<T>))) return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  void PackKeys(int64_t begin, int64_t end) const {
+    const int64_t keys = end - begin, at = begin - pass_;
+    const Rows key = Wide(args_.key, chunk_.batch, chunk_.kv_head, begin, keys);
+    PackTransposed(key.data, keys, key.stride, s_.head_dim, s_.key_columns + at * s_.head_dim);
+    s_.key_finite[at / kBackwardKeys<T>] =
+        PackByRows(key.data, keys, key.stride, s_.head_dim, s_.key_rows + at * s_.head_width);
+    const Rows value = Wide(args_.value, chunk_.batch, chunk_.kv_head, begin, keys);
+    PackTransposed(value.data, keys, value.stride, s_.value_dim, s_.value_columns + at * s_.value_dim);
+  }
+
+  // ------------------------------------------------------------------------------------------- a block of queries
+
+  void StartQueries(int64_t member, int64_t first, int64_t end) {
+    member_ = member, first_ = first, rows_ = static_cast<int>(end - first);
+    for (int r = 0; r < rows_; ++r) {
+      row_[r] = MakeRow(args_, Head(member), first + r);
+      const T lse = Lse(Head(member), first + r);
+      s_.minus_lse[r] = lse == kMinusInf<T> ? lse : -lse;  // a row that keeps nothing has P = 0
+      s_.delta[r] = Delta(Head(member), first + r);
+    }
+    std::fill(s_.minus_lse + rows_, s_.minus_lse + kBackwardQueries, kMinusInf<T>);
+    std::fill(s_.delta + rows_, s_.delta + kBackwardQueries, T{0});
+    query_finite_ = PackQueries(args_.query, chunk_.batch, s_.query_tiles, s_.query_rows);
+    ScaleRow(s_.query_tiles, PackedTiles() * s_.head_dim, static_cast<T>(args_.spec.scale), s_.query_tiles);
+    output_finite_ = PackQueries(gradients_.d_output, entry_, s_.output_tiles, s_.output_rows);
+  }
+
+  int64_t PackedTiles() const {
+    const int64_t full = rows_ / kTileRows * kTileRows;
+    return full + (full < rows_ ? BackwardHeight(rows_ - full) : 0);
+  }
+
+  // Packs the block's rows of an array as tiles and by rows. Returns whether they are finite.
+  bool PackQueries(const View<const S, 4>& array, int64_t batch, T* tiles, T* rows) const {
+    const int64_t width = array.shape[3];
+    const Rows from = Wide(array, batch, Head(member_), first_, rows_);
+    PackTiles(from.data, rows_, from.stride, width, tiles);
+    return PackByRows(from.data, rows_, from.stride, width, rows);
+  }
+
+  T Lse(int64_t head, int64_t query) const { return *args_.lse.at(chunk_.batch, head, query); }
+
+  // An output of 0 contributes 0, as that of a query that keeps nothing, whatever its gradient is.
+  T Delta(int64_t head, int64_t query) const {
+    const Tag<T> d;
+    const S* const gradient = gradients_.d_output.at(entry_, head, query);
+    const S* const output = args_.output.at(chunk_.batch, head, query);
+    auto sum = hn::Zero(d);
+    ForEachVector(d, s_.value_dim, [&](auto lanes, int64_t i) HWY_ATTR {
+      sum = hn::Add(sum, WhereKept(d, lanes.Load(d, output + i), lanes.Load(d, gradient + i)));
+    });
+    const T delta = hn::GetLane(hn::SumOfLanes(d, sum));
+    return gradients_.d_lse ? delta - *gradients_.d_lse.at(entry_, head, query) : delta;
+  }
+
+  double SinkGradient(int64_t head) const {
+    const T sink = args_.spec.sinks[head];
+    double sum = 0;
+    if (sink == kMinusInf<T>) return sum;
+    for (int64_t query = 0; query < queries_; ++query) {
+      const double weight = std::exp(static_cast<double>(sink) - static_cast<double>(Lse(head, query)));
+      if (weight != 0) sum -= weight * static_cast<double>(Delta(head, query));
+    }
+    return sum;
+  }
+
+  // ------------------------------------------------------------------------------------------------- a block pair
+
+  // Keys [begin, end) and the block of queries. False if the call has been interrupted.
+  bool BlockPair(int64_t begin, int64_t end) {
+    if (Interrupted(static_cast<double>(rows_ * (end - begin) * (6 * s_.head_dim + 4 * s_.value_dim)))) return false;
+    ScoreModifiers modifiers = modifiers_;
+    const BlockKeys keys = KeysOfBlock(begin, end, modifiers);
+    if (keys.empty()) return true;
+    bool cut = false;  // some tile has fewer keys than the block
+    for (int t = 0; t * kTileRows < rows_; ++t) {
+      tile_[t] = KeysOfTile(t, begin, keys);
+      cut |= tile_[t].from != keys.from || tile_[t].to != keys.to;
+    }
+    if (modifiers == 0 && !rows_apart_) {
+      ComputeInEpilogues(begin);
+    } else {
+      ComputeInRows(begin, modifiers);
+    }
+    // Tiles of keys are read whole.
+    const int64_t padded = keys.from + PaddedRows(keys.to - keys.from);
+    if (cut || padded != keys.to) ClearOutside(keys.from, padded);
+    if (gradients_.d_value)
+      AddKeyGradients(keys, begin, s_.p, Packed(s_.output_rows, s_.value_dim, output_finite_), s_.d_value);
+    if (modifiers & kSoftcap) MultiplyByDerivative();
+    if (gradients_.d_key)
+      AddKeyGradients(keys, begin, s_.ds, Packed(s_.query_rows, s_.head_dim, query_finite_), s_.d_key);
+    if (partials_.d_query) AddQueryGradients(begin);
+    return true;
+  }
+
+  // The keys of [begin, end) that some query of the block may keep, by windows and masks; removes kKeep if all keep all
+  // of them, and adds kWindow if some window excludes one.
+  BlockKeys KeysOfBlock(int64_t begin, int64_t end, ScoreModifiers& modifiers) const {
+    const int64_t low = std::max(row_[0].low, begin), high = std::min(row_[rows_ - 1].high, end);
+    BlockKeys keys;
+    if (low < high) keys = {(low - begin) / kPanel<T> * kPanel<T>, high - begin};
+    bool all = true;
+    for (const auto& keep : args_.spec.keep) {
+      if (keys.empty()) break;
+      const KeptKeys kept = KeptByMask<T>(keep, chunk_.batch, row_, rows_, begin, keys.from, keys.to);
+      keys = {kept.from, kept.to}, all &= kept.all;
+    }
+    if (all) modifiers &= ~kKeep;
+    if (row_[rows_ - 1].low > begin + keys.from || row_[0].high < begin + keys.to) modifiers |= kWindow;
+    return keys;
+  }
+
+  BlockKeys KeysOfTile(int t, int64_t begin, const BlockKeys& keys) const {
+    const Row &first = row_[t * kTileRows], &last = row_[std::min((t + 1) * kTileRows, rows_) - 1];
+    const int64_t from = std::max(keys.from, (first.low - begin) / kPanel<T> * kPanel<T>);
+    const int64_t to = std::min(keys.to, last.high - begin);
+    return from < to ? BlockKeys{from, to} : BlockKeys{keys.from, keys.from};
+  }
+
+  // visit(r, rows, keys) for the tiles of queries that keep some key.
+  template <class Visit>
+  void ForTiles(const Visit& visit) const {
+    for (int t = 0; t * kTileRows < rows_; ++t) {
+      const int r = t * kTileRows;
+      if (!tile_[t].empty()) visit(r, std::min(kTileRows, rows_ - r), tile_[t]);
+    }
+  }
+
+  int64_t BlockColumns(int64_t begin) const { return std::min(kBackwardKeys<T>, args_.key.shape[2] - begin); }
+
+  void ComputeInEpilogues(int64_t begin) const {
+    const int64_t at = begin - pass_, columns = BlockColumns(begin);
+    ForTiles([&](int r, int rows, const BlockKeys& keys) {
+      T* const p = s_.p + r * kBackwardStride<T>;
+      MultiplyProbabilities(rows, s_.head_dim, s_.query_tiles + r * s_.head_dim, s_.key_columns + at * s_.head_dim,
+                            columns, keys.from, keys.to, s_.minus_lse + r, p);
+    });
+    ForTiles([&](int r, int rows, const BlockKeys& keys) {
+      MultiplyScoreGradients(rows, s_.value_dim, s_.output_tiles + r * s_.value_dim,
+                             s_.value_columns + at * s_.value_dim, columns, keys.from, keys.to,
+                             s_.p + r * kBackwardStride<T>, s_.delta + r, s_.ds + r * kBackwardStride<T>);
+    });
+  }
+
+  void ComputeInRows(int64_t begin, ScoreModifiers modifiers) const {
+    const int64_t at = begin - pass_, columns = BlockColumns(begin);
+    ForTiles([&](int r, int rows, const BlockKeys& keys) {
+      MultiplyScores(rows, s_.head_dim, s_.query_tiles + r * s_.head_dim, s_.key_columns + at * s_.head_dim, columns,
+                     keys.from, keys.to, s_.p + r * kBackwardStride<T>);
+      for (int i = r; i < r + rows; ++i) ComputeProbabilities(i, begin, keys, modifiers);
+      MultiplyScores(rows, s_.value_dim, s_.output_tiles + r * s_.value_dim, s_.value_columns + at * s_.value_dim,
+                     columns, keys.from, keys.to, s_.ds + r * kBackwardStride<T>);
+      for (int i = r; i < r + rows; ++i) ComputeScoreGradients(i, begin, keys);
+    });
+  }
+
+  // Row r's products become probabilities.
+  void ComputeProbabilities(int r, int64_t begin, const BlockKeys& keys, ScoreModifiers modifiers) const {
+    const Tag<T> d;
+    T* const scores = s_.p + r * kBackwardStride<T>;
+    if (modifiers & kSoftcap) {
+      ModifyRow(args_, chunk_.batch, row_[r], kSoftcap, begin, keys.from, keys.to, scores);
+      const SoftcapDerivative<T> derivative(args_.spec.softcap);
+      T* const to = s_.derivative + r * kBackwardStride<T>;
+      for (int64_t j = keys.from; j < keys.to; j += kLanes<T>) {
+        hn::StoreU(derivative(d, hn::LoadU(d, scores + j)), d, to + j);
+      }
+    }
+    if (modifiers & ~kSoftcap) {
+      ModifyRow(args_, chunk_.batch, row_[r], modifiers & ~kSoftcap, begin, keys.from, keys.to, scores);
+    }
+    const auto shift = hn::Set(d, s_.minus_lse[r]);
+    for (int64_t j = keys.from; j < keys.to; j += kLanes<T>) {
+      hn::StoreU(Probability(d, hn::LoadU(d, scores + j), shift), d, scores + j);
+    }
+  }
+
+  // Row r's products of d_output and values become gradients of its scores; dropout is applied to its probabilities.
+  void ComputeScoreGradients(int r, int64_t begin, const BlockKeys& keys) const {
+    const Tag<T> d;
+    T* const p = s_.p + r * kBackwardStride<T>;
+    T* const ds = s_.ds + r * kBackwardStride<T>;
+    const Row& row = row_[r];
+    const auto& dropout = args_.spec.dropout_keep;
+    const std::uint8_t* const keep = dropout ? dropout.at(chunk_.batch, row.head, row.query, begin) : nullptr;
+    const S* const d_weights =
+        gradients_.d_weights ? gradients_.d_weights.at(entry_, row.head, row.query, begin) : nullptr;
+    const auto scale = hn::Set(d, static_cast<T>(args_.spec.dropout_scale)), delta = hn::Set(d, s_.delta[r]);
+    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
+      const int64_t j = keys.from + i;
+      const auto weight = hn::LoadU(d, p + j);
+      auto gradient = hn::LoadU(d, ds + j);
+      if (keep) {
+        const auto kept = dropout.stride[3] != 0 ? LoadKeep(d, keep + j, keys.to - j)
+                                                 : hn::Ne(hn::Set(d, static_cast<T>(*keep)), hn::Zero(d));
+        gradient = hn::IfThenElseZero(kept, hn::Mul(gradient, scale));
+        hn::StoreU(hn::IfThenElseZero(kept, hn::Mul(weight, scale)), d, p + j);
+      }
+      if (d_weights) gradient = hn::Add(gradient, lanes.Load(d, d_weights + j));
+      hn::StoreU(WhereKept(d, weight, hn::Sub(gradient, delta)), d, ds + j);
+    });
+    for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
+      if (const View<T, 4>& d_bias = partials_.d_bias[i]) AddBiasGradient(d_bias, row, begin, keys, ds);
+    }
+    if (partials_.d_alibi_slopes) s_.slopes[member_] += SumOfDistances(row, begin, keys, ds);
+  }
+
+  // The gradient of a bias whose axes of size 1 are broadcast.
+  void AddBiasGradient(const View<T, 4>& d_bias, const Row& row, int64_t begin, const BlockKeys& keys,
+                       const T* ds) const {
+    const Tag<T> d;
+    const auto index = [&](int axis, int64_t i) { return d_bias.shape[axis] == 1 ? 0 : i; };
+    T* const to = d_bias.at(index(0, entry_), index(1, row.head), index(2, row.query));
+    if (d_bias.shape[3] > 1) {
+      ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
+        const int64_t j = keys.from + i;
+        lanes.Store(hn::Add(lanes.Load(d, to + begin + j), hn::LoadU(d, ds + j)), d, to + begin + j);
+      });
+      return;
+    }
+    auto sum = hn::Zero(d);
+    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
+      sum = hn::Add(sum, lanes.Or(d, hn::LoadU(d, ds + keys.from + i), hn::Zero(d)));
+    });
+    *to += hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+
+  // The sum of dS_j * |i + offset - j|.
+  double SumOfDistances(const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
+    const Tag<T> d;
+    auto sum = hn::Zero(d);
+    const int64_t first = begin - row.query - args_.spec.offset;
+    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
+      const int64_t j = keys.from + i;
+      const auto term = hn::Mul(hn::Abs(hn::Iota(d, static_cast<T>(first + j))), hn::LoadU(d, ds + j));
+      sum = hn::Add(sum, lanes.Or(d, term, hn::Zero(d)));
+    });
+    return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
+  }
+
+  void MultiplyByDerivative() const {
+    const Tag<T> d;
+    ForTiles([&](int r, int rows, const BlockKeys& keys) HWY_ATTR {
+      for (int i = r; i < r + rows; ++i) {
+        T* const ds = s_.ds + i * kBackwardStride<T>;
+        const T* const derivative = s_.derivative + i * kBackwardStride<T>;
+        ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t k) HWY_ATTR {
+          const int64_t j = keys.from + k;
+          const auto gradient = lanes.Load(d, ds + j);
+          // A dropped score may be NaN, and its derivative then as well.
+          lanes.Store(WhereKept(d, gradient, lanes.Load(d, derivative + j)), d, ds + j);
+        });
+      }
+    });
+  }
+
+  // P and dS of the block's columns [from, to) become 0 outside the keys of each tile.
+  void ClearOutside(int64_t from, int64_t to) const {
+    for (int r = 0; r < rows_; ++r) {
+      const BlockKeys& keys = tile_[r / kTileRows];
+      for (T* const row : {s_.p + r * kBackwardStride<T>, s_.ds + r * kBackwardStride<T>}) {
+        std::fill(row + from, row + keys.from, T{0});
+        std::fill(row + keys.to, row + to, T{0});
+      }
+    }
+  }
+
+  PackedRows<T> Packed(const T* rows, int64_t width, bool finite) const { return {rows, rows_, width, finite}; }
+
+  // sums[key] += P^T b or dS^T b, over the queries whose tiles keep some of the tile's keys.
+  void AddKeyGradients(const BlockKeys& keys, int64_t begin, const T* scores, const PackedRows<T>& b, T* sums) const {
+    const int64_t width = PackedColumns<T>(b.columns);
+    for (int64_t key = keys.from; key < keys.to; key += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, keys.to - key);
+      int first = rows_, last = 0;
+      ForTiles([&](int r, int rows, const BlockKeys& tile) {
+        if (tile.from < key + count && tile.to > key) first = std::min(first, r), last = r + rows;
+      });
+      if (first >= last) continue;
+      AddProduct<1, kBackwardStride<T>>(count, first, last - first, scores + first * kBackwardStride<T> + key, b,
+                                        sums + (begin - pass_ + key) * width, width);
+    }
+  }
+
+  void AddQueryGradients(int64_t begin) const {
+    const int64_t at = begin - pass_;
+    const PackedRows<T> b{s_.key_rows + at * s_.head_width, BlockColumns(begin), s_.head_dim,
+                          s_.key_finite[at / kBackwardKeys<T>]};
+    ForTiles([&](int r, int rows, const BlockKeys& keys) {
+      AddProduct<kBackwardStride<T>, 1>(rows, keys.from, keys.to - keys.from,
+                                        s_.ds + r * kBackwardStride<T> + keys.from, b, QuerySums(member_, first_ + r),
+                                        s_.head_width);
+    });
+  }
+
+  const AttentionArgs<S>& args_;
+  const AttentionGradients<S>& gradients_;
+  const BackwardChunk chunk_;
+  const int64_t entry_;
+  const BackwardPartials<S>& partials_;
+  Arena arena_;
+  const BackwardScratch<T> s_;
+  const int64_t group_, queries_;
+  const ScoreModifiers modifiers_;
+  const bool rows_apart_;  // the steps after the products need a sweep over rows
+  int64_t pass_ = 0;       // first key of the pass
+  // The block of queries.
+  int64_t member_ = 0, first_ = 0;
+  int rows_ = 0;
+  bool query_finite_ = true, output_finite_ = true;
+  Row row_[kBackwardQueries];
+  BlockKeys tile_[kBackwardTiles];
+};
+
+template <typename S>
+std::size_t BackwardScratchBytes(const AttentionArgs<S>& args, const AttentionGradients<S>& gradients) {
+  Arena measure(nullptr);
+  const BackwardScratch<Accumulator<S>> scratch(measure, args, gradients);
+  return measure.used();
+}
+
+template <typename S>
+int64_t QueryGradientSize(const AttentionArgs<S>& args) {
+  const int64_t group = args.query.shape[1] / args.key.shape[1];
+  return static_cast<int64_t>(
+      Bytes(1, group, PaddedRows(args.query.shape[2]), PackedColumns<Accumulator<S>>(args.query.shape[3])));
+}
+
+template <typename S>
+void RunBackward(const AttentionArgs<S>& args, const AttentionGradients<S>& gradients, const BackwardChunk& chunk,
+                 int64_t entry, const BackwardPartials<S>& partials, std::byte* scratch) {
+  BackwardRun<S>(args, gradients, chunk, entry, partials, scratch).Run();
+}
+
+template <typename S>
+void FinishQueryGradients(const AttentionArgs<S>& args, const View<S, 4>& d_query, int64_t entry, int64_t kv_head,
+                          int64_t begin, int64_t end, int64_t chunks, int64_t chunk_keys, Accumulator<S>* partials) {
+  using T = Accumulator<S>;
+  const int64_t group = args.query.shape[1] / args.key.shape[1], queries = args.query.shape[2];
+  const int64_t width = args.query.shape[3], padded = PackedColumns<T>(width), size = QueryGradientSize(args);
+  for (int64_t first = begin; first < end; first += kBackwardQueries) {
+    // The chunks whose sums hold this block of queries.
+    const int64_t last = std::min(queries, first + kBackwardQueries);
+    const auto meets = [&](int64_t c) {
+      return BackwardRun<S>::MeetsChunk(args, first, last, c * chunk_keys, (c + 1) * chunk_keys);
+    };
+    int64_t low = 0, high = chunks;
+    while (low < high && !meets(low)) ++low;
+    while (low < high && !meets(high - 1)) --high;
+    for (int64_t member = 0; member < group; ++member) {
+      for (int64_t i = first; i < last; ++i) {
+        T* const row = partials + (member * PaddedRows(queries) + i) * padded;
+        if (low == high) std::fill_n(row, padded, T{0});
+        for (int64_t c = low + 1; c < high; ++c) AddRow(row + c * size, padded, row + low * size);
+        ScaleRow(low < high ? row + low * size : row, width, static_cast<T>(args.spec.scale),
+                 d_query.at(entry, kv_head * group + member, i));
+      }
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

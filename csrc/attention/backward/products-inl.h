@@ -1,0 +1,246 @@
+// The five products of the backward pass on register tiles (matmul/fma-inl.h), in the accumulator type T: one copy of
+// this code for all element types that share it.
+//
+// P (probabilities) and dS (gradients of the scores) of a block of queries and a block of keys are row-major, [queries]
+// [keys]. Products read them in both roles, so that nothing computed is ever transposed: d_value += P^T d_output and
+// d_key += dS^T query with row stride 1, d_query += dS key with depth stride 1. Only inputs are packed: key, query and
+// d_output twice (transposed, and by rows), value once.
+
+#if defined(HEADWISE_ATTENTION_BACKWARD_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_BACKWARD_PRODUCTS_INL_H_
+#undef HEADWISE_ATTENTION_BACKWARD_PRODUCTS_INL_H_
+#else
+#define HEADWISE_ATTENTION_BACKWARD_PRODUCTS_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "attention/backward/kernel.h"
+#include "attention/exp-inl.h"
+#include "attention/softmax-inl.h"
+#include "hwy/highway.h"
+#include "matmul/fma-inl.h"
+#include "matmul/pack-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// A cache line more than the keys of a block, so that the rows of a tile do not fall on the same cache sets.
+template <typename T>
+constexpr int kBackwardStride = static_cast<int>(kBackwardKeys<T> + 64 / static_cast<int64_t>(sizeof(T)));
+
+// Two heights of tiles instead of the four of the forward pass: each is code for every product, type and target.
+constexpr int BackwardHeight(int64_t rows) { return rows <= kTileRows / 3 ? kTileRows / 3 : kTileRows; }
+
+template <class Function>
+HWY_INLINE void WithBackwardHeight(int64_t rows, const Function& function) {
+  if (rows <= kTileRows / 3) return function(Int<kTileRows / 3>());
+  function(Int<kTileRows>());
+}
+
+// Rows that tiles of `rows` rows may write.
+constexpr int64_t PaddedRows(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+
+// exp(score - lse), 0 for a score of -inf also where lse is NaN. It is at most 1, which an lse of another precision may
+// exceed.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Probability(D d, V score, V minus_lse) {
+  using T = hn::TFromD<D>;
+  V x = hn::Add(score, minus_lse);
+  x = hn::IfThenElse(hn::Gt(x, hn::Zero(d)), hn::Zero(d), x);  // keeps NaN
+  return hn::IfThenZeroElse(hn::Eq(score, hn::Set(d, kMinusInf<T>)), AttentionExp(d, x));
+}
+
+// p * x, but 0 where p is 0: a dropped key or query may hold NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V WhereKept(D d, V p, V x) {
+  return hn::IfThenZeroElse(hn::Eq(p, hn::Zero(d)), hn::Mul(p, x));
+}
+
+// Packing of `rows` rows of `width` numbers, not inlined: one copy of its code for all types and callers.
+template <typename T>
+HWY_NOINLINE void PackTransposed(const T* from, int64_t rows, int64_t stride, int64_t width, T* panels) {
+  PackPanels(from, width, rows, int64_t{1}, stride, panels);
+}
+// Returns whether they are finite.
+template <typename T>
+HWY_NOINLINE bool PackByRows(const T* from, int64_t rows, int64_t stride, int64_t width, T* panels) {
+  PackPanels(from, rows, width, stride, int64_t{1}, panels);
+  return AllFinite(panels, rows * PackedColumns<T>(width));
+}
+template <typename T>
+HWY_NOINLINE void PackTiles(const T* from, int64_t rows, int64_t stride, int64_t width, T* tiles) {
+  for (int64_t r = 0; r < rows; r += kTileRows) {
+    const int64_t count = std::min<int64_t>(kTileRows, rows - r);
+    PackTile(from + r * stride, count, stride, width, BackwardHeight(count), tiles + r * width);
+  }
+}
+
+// to[0, n) += from[0, n): whole vectors, aligned.
+template <typename T>
+HWY_NOINLINE void AddRow(const T* from, int64_t n, T* to) {
+  const Tag<T> d;
+  for (int64_t i = 0; i < n; i += kLanes<T>) {
+    hn::Store(hn::Add(hn::Load(d, to + i), hn::Load(d, from + i)), d, to + i);
+  }
+}
+
+template <typename T>
+struct FromNothing {
+  HWY_INLINE hn::Vec<Tag<T>> operator()(int, int) const { return hn::Zero(Tag<T>()); }
+};
+
+// Epilogues of a panel of scores or their gradients.
+template <typename T>
+struct StorePanel {
+  T* to;
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[v], d, to + r * kBackwardStride<T> + v * kLanes<T>);
+  }
+};
+
+template <typename T>
+struct StoreProbabilities {
+  T* to;
+  const T* minus_lse;
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    const auto shift = hn::Set(d, minus_lse[r]);
+    for (int v = 0; v < kVectors; ++v) {
+      hn::StoreU(Probability(d, sums[v], shift), d, to + r * kBackwardStride<T> + v * kLanes<T>);
+    }
+  }
+};
+
+template <typename T>
+struct StoreScoreGradients {
+  T* to;
+  const T* p;
+  const T* delta;
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    const auto minus = hn::Set(d, delta[r]);
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = r * kBackwardStride<T> + v * kLanes<T>;
+      hn::StoreU(WhereKept(d, hn::LoadU(d, p + at), hn::Sub(sums[v], minus)), d, to + at);
+    }
+  }
+};
+
+template <typename T>
+struct AddPanel {
+  T* to;
+  int64_t stride;
+  template <int kVectors>
+  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
+    const Tag<T> d;
+    for (int v = 0; v < kVectors; ++v) {
+      T* const sum = to + r * stride + v * kLanes<T>;
+      hn::Store(hn::Add(hn::Load(d, sum), sums[v]), d, sum);
+    }
+  }
+};
+
+// Rows `a`, packed as a tile [depth][height], times the packed columns [from, to) of `b`, which has `columns` columns.
+// epilogue(column) is the epilogue of the panel that begins at `column`.
+template <typename T, class Epilogue>
+HWY_INLINE void MultiplyTile(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns, int64_t from,
+                             int64_t to, const Epilogue& epilogue) {
+  WithBackwardHeight(rows, [&](auto height) HWY_ATTR {
+    constexpr int kHeight = decltype(height)::value;
+    for (int64_t column = from; column < to; column += kPanel<T>) {
+      const T* panel = b + column * depth;
+      if (PanelWidth<T>(column, columns) == kPanel<T>) {
+        GemmTile<kHeight, 2, 1, kHeight>(depth, a, panel, FromNothing<T>(), epilogue(column));
+      } else {
+        GemmTile<kHeight, 1, 1, kHeight>(depth, a, panel, FromNothing<T>(), epilogue(column));
+      }
+    }
+  });
+}
+
+template <typename T>
+HWY_NOINLINE void MultiplyScores(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns, int64_t from,
+                                 int64_t to, T* scores) {
+  MultiplyTile(rows, depth, a, b, columns, from, to,
+               [&](int64_t column) HWY_ATTR { return StorePanel<T>{scores + column}; });
+}
+
+template <typename T>
+HWY_NOINLINE void MultiplyProbabilities(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns,
+                                        int64_t from, int64_t to, const T* minus_lse, T* p) {
+  MultiplyTile(rows, depth, a, b, columns, from, to, [&](int64_t column) HWY_ATTR {
+    return StoreProbabilities<T>{p + column, minus_lse};
+  });
+}
+
+template <typename T>
+HWY_NOINLINE void MultiplyScoreGradients(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns,
+                                         int64_t from, int64_t to, const T* p, const T* delta, T* ds) {
+  MultiplyTile(rows, depth, a, b, columns, from, to, [&](int64_t column) HWY_ATTR {
+    return StoreScoreGradients<T>{ds + column, p + column, delta};
+  });
+}
+
+// A matrix B of `rows` rows and `columns` columns, packed by rows: panels [rows][panel].
+template <typename T>
+struct PackedRows {
+  const T* data;
+  int64_t rows, columns;
+  bool finite;  // holds neither NaN nor infinity
+};
+
+// The product without the terms whose A is 0, as that of a pair that is not kept: 0 * NaN is NaN.
+template <typename T>
+HWY_NOINLINE void AddKeptTerms(int64_t rows, int64_t first, int64_t depth, const T* a, int64_t row_stride,
+                               int64_t depth_stride, const PackedRows<T>& b, T* to, int64_t stride) {
+  const Tag<T> d;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const T a_rk = a[r * row_stride + k * depth_stride];
+      if (a_rk == T{0}) continue;
+      for (int64_t column = 0; column < b.columns; column += kPanel<T>) {
+        const int64_t width = PanelWidth<T>(column, b.columns);
+        const T* row = b.data + column * b.rows + (first + k) * width;
+        for (int64_t v = 0; v < width; v += kLanes<T>) {
+          T* const sum = to + r * stride + column + v;
+          hn::Store(hn::MulAdd(hn::Set(d, a_rk), hn::Load(d, row + v), hn::Load(d, sum)), d, sum);
+        }
+      }
+    }
+  }
+}
+
+// to[r] += sum over k < depth of A[r, k] * B[first + k], for the rows of a tile.
+template <int kRowStride, int kDepthStride, typename T>
+HWY_NOINLINE void AddProduct(int64_t rows, int64_t first, int64_t depth, const T* a, const PackedRows<T>& b, T* to,
+                             int64_t stride) {
+  if (HWY_UNLIKELY(!b.finite)) {
+    return AddKeptTerms<T>(rows, first, depth, a, kRowStride, kDepthStride, b, to, stride);
+  }
+  WithBackwardHeight(rows, [&](auto height) HWY_ATTR {
+    constexpr int kHeight = decltype(height)::value;
+    for (int64_t column = 0; column < b.columns; column += kPanel<T>) {
+      const int64_t width = PanelWidth<T>(column, b.columns);
+      const T* panel = b.data + column * b.rows + first * width;
+      if (width == kPanel<T>) {
+        GemmTile<kHeight, 2, kRowStride, kDepthStride>(depth, a, panel, FromNothing<T>(),
+                                                       AddPanel<T>{to + column, stride});
+      } else {
+        GemmTile<kHeight, 1, kRowStride, kDepthStride>(depth, a, panel, FromNothing<T>(),
+                                                       AddPanel<T>{to + column, stride});
+      }
+    }
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,90 @@
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <vector>
+
+#include "headwise/attention.h"
+#include "python/arrays.h"
+#include "python/attention_spec.h"
+
+namespace headwise::bindings {
+namespace {
+
+// AttentionArgs has its results as outputs, which the backward pass only reads.
+template <typename T>
+View<T, 4> ReadOnlyOutput(const py::array& output) {
+  const auto view = ToView<const T, 4>(output, "output");
+  return {const_cast<T*>(view.data), view.shape, view.stride};
+}
+template <typename A>
+View<A, 3> ReadOnlyLse(const py::array& lse) {
+  const auto view = ToView<const A, 3>(lse, "lse");
+  return {const_cast<A*>(view.data), view.shape, view.stride};
+}
+
+// A gradient of one number per head; null if there is none.
+template <typename A>
+A* ToHeads(const OptionalArray& array, std::int64_t heads, const char* name) {
+  if (!array) return nullptr;
+  const auto view = ToView<A, 1>(*array, name);
+  CheckShape(view, {heads}, name);
+  CheckContiguous(view, 0, name);
+  return view.data;
+}
+
+// In the order in which ReadSpec reads the biases.
+template <typename T>
+std::vector<View<Accumulator<T>, 4>> ReadBiasGradients(const py::tuple& gradients, const py::tuple& spec) {
+  const py::tuple biases = ToTuple(spec[SpecField::kBias], "bias");
+  if (gradients.size() != biases.size()) Refuse("d_bias", "expected one entry for each bias");
+  std::vector<View<Accumulator<T>, 4>> views;
+  for (const bool stored : {false, true}) {
+    for (std::size_t i = 0; i < biases.size(); ++i) {
+      if (stored != (kIs16Bit<T> && HasType<T>(ToArray(biases[i], "bias")))) continue;
+      views.push_back(ToView<Accumulator<T>, 4>(ToOptionalArray(gradients[i], "d_bias"), "d_bias"));
+    }
+  }
+  return views;
+}
+
+}  // namespace
+
+void RegisterAttentionBackward(py::module_& module) {
+  module.def(
+      "attention_backward",
+      [](const py::array& d_output, const py::array& query, const py::array& key, const py::array& value,
+         const py::array& output, const py::array& lse, const OptionalArray& d_lse, const OptionalArray& d_weights,
+         const OptionalArray& d_query, const OptionalArray& d_key, const OptionalArray& d_value,
+         const py::tuple& d_bias, const OptionalArray& d_alibi_slopes, const OptionalArray& d_sinks,
+         const py::tuple& spec) {
+        WithStoredType(query, [&](auto type) {
+          using T = decltype(type);
+          using A = Accumulator<T>;
+          AttentionArgs<T> args;
+          args.query = ToView<const T, 4>(query, "query");
+          args.key = ToView<const T, 4>(key, "key");
+          args.value = ToView<const T, 4>(value, "value");
+          args.output = ReadOnlyOutput<T>(output);
+          args.lse = ReadOnlyLse<A>(lse);
+          const auto [batch, heads, query_len, head_dim] = args.query.shape;
+          args.spec = ReadSpec<T>(spec, {batch, heads, query_len, args.key.shape[2]});
+          AttentionGradients<T> gradients;
+          gradients.d_output = ToView<const T, 4>(d_output, "d_output");
+          gradients.d_lse = ToView<const A, 3>(d_lse, "d_lse");
+          gradients.d_weights = ToView<const T, 4>(d_weights, "d_weights");
+          gradients.d_query = ToView<T, 4>(d_query, "d_query");
+          gradients.d_key = ToView<T, 4>(d_key, "d_key");
+          gradients.d_value = ToView<T, 4>(d_value, "d_value");
+          gradients.d_bias = ReadBiasGradients<T>(d_bias, spec);
+          gradients.d_alibi_slopes = ToHeads<A>(d_alibi_slopes, heads, "d_alibi_slopes");
+          gradients.d_sinks = ToHeads<A>(d_sinks, heads, "d_sinks");
+          const ReleasedGil release;
+          AttentionBackward(args, gradients);
+        });
+      },
+      py::arg("d_output"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"), py::arg("lse"),
+      py::arg("d_lse"), py::arg("d_weights"), py::arg("d_query"), py::arg("d_key"), py::arg("d_value"),
+      py::arg("d_bias"), py::arg("d_alibi_slopes"), py::arg("d_sinks"), py::arg("spec"));
+}
+
+}  // namespace headwise::bindings
