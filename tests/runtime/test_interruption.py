@@ -124,7 +124,7 @@ def test_keyboard_interrupt_is_the_default(on_signal: Handler) -> None:
 def test_a_handler_that_returns_changes_nothing(
     rng: np.random.Generator, implementation: str, on_signal: Handler
 ) -> None:
-    x = rng.standard_normal((1, 4, 500 if implementation == "numpy" else 3000, 64), np.float32)
+    x = rng.standard_normal((1, 4, 300 if implementation == "numpy" else 2000, 64), np.float32)
     inner = rng.standard_normal((100, 64), np.float32)
     expected, inner_expected = hw.flash_attention(x, x, x), hw.linear(inner, inner.T)
     handled = []
@@ -166,17 +166,17 @@ def test_a_thread_that_holds_the_gil_delays_no_signal_for_long(on_signal: Handle
 
 def test_calls_of_other_threads_go_on(rng: np.random.Generator, on_signal: Handler) -> None:
     """Python runs handlers on the main thread only, and its exception ends the main thread's call."""
-    x = rng.standard_normal((1, 4, 500, 64), np.float32)
+    x = rng.standard_normal((1, 4, 200, 64), np.float32)
     expected = hw.flash_attention(x, x, x)
     results: list[np.ndarray] = []
-    other = threading.Thread(target=lambda: results.extend(hw.flash_attention(x, x, x) for _ in range(8)))
+    other = threading.Thread(target=lambda: results.extend(hw.flash_attention(x, x, x) for _ in range(5)))
     on_signal(stop)
     other.start()
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     with pytest.raises(Stop):
         many_tokens()
     other.join()
-    assert len(results) == 8
+    assert len(results) == 5
     assert all(np.array_equal(result, expected) for result in results)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import headwise
-from implementations import native_present
+from implementations import PROFILE, native_present
 from processes import environment, run, run_native
 
 pytestmark = [
@@ -19,11 +19,14 @@ pytestmark = [
 ]
 
 
+FORKS = 3 if PROFILE == "default" else 10
+
+
 @pytest.mark.skipif(
     headwise.config()["backend"] != "native", reason="NumPy's BLAS may hold a lock of its own over a fork, for ever"
 )
 def test_fork_while_other_threads_compute() -> None:
-    run("""
+    run(f"""
         expected, going, problems = work(), True, []
         def compute():
             while going:
@@ -31,16 +34,16 @@ def test_fork_while_other_threads_compute() -> None:
                     problems.append("other bits in the parent")
         threads = [threading.Thread(target=compute) for _ in range(3)]
         for thread in threads: thread.start()
-        codes = [wait(fork(lambda: work() != expected)) for _ in range(10)]
+        codes = [wait(fork(lambda: work() != expected)) for _ in range({FORKS})]
         going = False
         for thread in threads: thread.join()
-        assert codes == [0] * 10 and not problems, (codes, problems)
+        assert codes == [0] * {FORKS} and not problems, (codes, problems)
     """)
 
 
 @pytest.mark.skipif(not native_present(), reason="headwise has no native core here (headwise._core)")
 def test_fork_while_another_thread_packs_for_a_new_target() -> None:
-    run_native("""
+    run_native(f"""
         if len(hw.list_targets()) < 2: sys.exit()
         weight, shared, going = normal(1500, 3000), [None], True
         first, second = hw.list_targets()[:2]
@@ -53,10 +56,10 @@ def test_fork_while_another_thread_packs_for_a_new_target() -> None:
         thread = threading.Thread(target=pack)
         thread.start()
         while shared[0] is None: time.sleep(0)
-        codes = [wait(fork(lambda: shared[0](weight[:20, :1500]).shape != (20, 3000))) for _ in range(10)]
+        codes = [wait(fork(lambda: shared[0](weight[:20, :1500]).shape != (20, 3000))) for _ in range({FORKS})]
         going = False
         thread.join()
-        assert codes == [0] * 10, codes
+        assert codes == [0] * {FORKS}, codes
     """)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
 from headwise._base.ieee import cast_dtype, ieee
+from headwise._base.messages import shown
 from headwise._ops.linear import linear, stored_dtype
 from headwise._ops.packed_linear import PackedLinear
 from headwise._runtime.precision import check_precision
@@ -53,7 +54,7 @@ class GivenProjections:
             expected = f"a MultiHeadAttention or a mapping with {', '.join(_WEIGHTS)}"
             raise TypeError(f"params: {type(params).__name__}, expected {expected}")
         if set(params) != set(_WEIGHTS):
-            raise ValueError(f"params: entries {', '.join(map(str, params))}, expected {', '.join(_WEIGHTS)}")
+            raise ValueError(f"params: entries {shown(list(params))}, expected {', '.join(_WEIGHTS)}")
         arrays = {}
         for name in _WEIGHTS:
             array = arrays[name] = as_array(params[name], f"params[{name!r}]")

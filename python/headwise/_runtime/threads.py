@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from headwise._base.messages import shown
 from headwise._runtime import processors
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def default_count(environ: Mapping[str, str] = os.environ) -> int:
     if ours:
         count = _positive(ours)
         if count is None:
-            raise ValueError(f"HEADWISE_NUM_THREADS: {ours!r}, expected a positive integer")
+            raise ValueError(f"HEADWISE_NUM_THREADS: {shown(ours)}, expected a positive integer")
         return count
     # OMP_NUM_THREADS may be a list with an entry for each nesting level. Bad values are OpenMP's to report.
     count = _positive(environ.get("OMP_NUM_THREADS", "").split(",")[0].strip())

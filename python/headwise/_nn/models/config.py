@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_int, check_real, check_size
 from headwise._positions.rope_scaling import TRAINED
 from headwise._positions.rotary import RotaryPositionalEmbedding
@@ -66,7 +67,7 @@ class Config:
         value = self.get(name, default=False)
         if value is not False and not any(isinstance(value, type(other)) and value == other for other in allowed):
             expected = " or ".join(map(repr, allowed)) if allowed else "False or none"
-            raise ValueError(f"config[{name!r}]: {value!r}, which attention layers have not, expected {expected}")
+            raise ValueError(f"config[{name!r}]: {shown(value)}, which attention layers have not, expected {expected}")
 
     def layer(self, index: object) -> int:
         """``index``, checked against the number of layers."""
@@ -79,9 +80,9 @@ class Config:
         if kinds is None:
             return SLIDING if default(index) else FULL
         if not isinstance(kinds, (list, tuple)) or len(kinds) <= index:
-            raise ValueError(f"config['layer_types']: {kinds!r}, expected a list with an entry for layer {index}")
+            raise ValueError(f"config['layer_types']: {shown(kinds)}, expected a list with an entry for layer {index}")
         if not isinstance(kinds[index], str) or kinds[index] not in (FULL, SLIDING):
-            raise ValueError(f"config['layer_types'][{index}]: {kinds[index]!r}, expected {FULL!r} or {SLIDING!r}")
+            raise ValueError(f"config['layer_types'][{index}]: {shown(kinds[index])}, expected {FULL!r} or {SLIDING!r}")
         kind: str = kinds[index]
         return kind
 
@@ -127,7 +128,7 @@ class Config:
             if self._entries.get(name) is not None:
                 return check(self._entries[name], f"config[{name!r}]")
         if default is _MISSING:
-            raise ValueError(f"config: no {names[0]!r}, which model type {self.model_type!r} requires")
+            raise ValueError(f"config: no {names[0]!r}, which model type {shown(self.model_type)} requires")
         return default
 
 

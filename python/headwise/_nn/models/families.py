@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from headwise._base.messages import shown
 from headwise._nn.models.config import FULL, SLIDING, Config
 from headwise._nn.multi_head import check_heads
 from headwise._ops.alibi import alibi_slopes
@@ -36,7 +37,7 @@ def describe(config: object, layer_index: object, decoder: bool) -> Model:
     """The attention of a layer. ``decoder`` chooses the decoder of a model that has an encoder too."""
     read = Config(config)
     if read.model_type not in _FAMILIES:
-        raise ValueError(f"config['model_type']: {read.model_type!r}, expected one of {', '.join(_FAMILIES)}")
+        raise ValueError(f"config['model_type']: {shown(read.model_type)}, expected one of {', '.join(_FAMILIES)}")
     model = _FAMILIES[read.model_type](read, read.layer(layer_index), decoder)
     if decoder and not model.causal:
         raise ValueError(
