@@ -111,6 +111,8 @@ class Operation:
     in_place: bool = True  # out= may be the first array
     #: float16 and bfloat16 are computed in float32 with this absolute error, and rounded once; None: not so.
     atol_16bit: float | None = None
+    #: Additional absolute error of 16-bit results, which depend on other 16-bit results.
+    more_16bit: float = 0.0
     #: Small sizes for refusals and for the drawing of calls.
     small: Sizes = SMALL
     #: Sizes, by name, of calls that are shared out among four threads.

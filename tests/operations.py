@@ -272,6 +272,17 @@ def varlen_arguments(s: Sizes, make: Make) -> Arguments:
     }
 
 
+def gradient_arguments(s: Sizes, make: Make) -> Arguments:
+    return attention_arguments(s, make) | {"d_output": make("d_output", (*s.lead, s.queries, s.value_dim))}
+
+
+def attention_gradients(query: Any, key: Any, value: Any, d_output: Any, **options: Any) -> tuple[Array, ...]:
+    """By the arguments of flash_attention that are given."""
+    wrt = ("query", "key", "value", *(name for name in ATTENTION_WRT[3:] if options.get(name) is not None))
+    _, pullback = hw.vjp(hw.flash_attention, query, key, value, wrt=wrt, **options)
+    return tuple(pullback(d_output))
+
+
 def expected_linear(x: Any, weight: Any, bias: Any = None, precision: Any = None) -> Array:
     return oracle.linear(x, weight, bias)
 
@@ -506,6 +517,19 @@ OPERATIONS: dict[str, Operation] = {
             parallel=ATTENTION_PARALLEL,
             large=Sizes((1, 4), 4, 2048, 2048, 64, 64),
             wrt=ATTENTION_WRT,
+        ),
+        Operation(
+            attention_gradients,
+            gradient_arguments,
+            oracle.attention_gradients,
+            {name: variant for name, variant in attention_variants().items() if name in ("", "bias", "all")},
+            short=("", "all"),
+            draws={name: option.draw for name, option in OPTIONS.items()},
+            out=False,
+            more_16bit=4e-3,
+            small=ATTENTION_SMALL,
+            parallel={"": ATTENTION_PARALLEL[""], "one-head": ATTENTION_PARALLEL["one-head"]},
+            large=Sizes((1, 4), 4, 2048, 2048, 64, 64),
         ),
         Operation(
             hw.scaled_dot_product_attention,

@@ -482,3 +482,48 @@ def merge_attention(outputs: ArrayLike, lses: ArrayLike, axis: int = 0) -> tuple
         weights = np.exp(sums - np.expand_dims(lse, axis))
     parts = np.moveaxis(weights, axis, 0)[..., np.newaxis], np.moveaxis(wide(outputs), axis % sums.ndim, 0)
     return rounded(sum(weight * part for weight, part in zip(*parts, strict=True)), outputs), rounded(lse, outputs)
+
+
+def attention_gradients(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, d_output: ArrayLike, **options: Any
+) -> tuple[Array, ...]:
+    """Gradients of attention by query, key and value, and by those of bias, alibi_slopes and sinks that are given, from
+    whole matrices (Dao et al., 2022, appendix B.2)."""
+    for name in ("return_lse", "precision"):
+        options.pop(name, None)
+    forward = attention(query, key, value, **options)
+    q, k, v, d, o, p = (
+        x.reshape(four_dimensional(x.shape))
+        for x in (*map(double, (query, key, value, d_output)), forward.output, forward.weights)
+    )
+    lse = forward.lse.reshape(p.shape[:3])
+    group = p.shape[1] // k.shape[1]
+    k, v = (x.repeat(group, axis=1) for x in (k, v))
+    scale = 1 / np.sqrt(q.shape[-1]) if options.get("scale") is None else options["scale"]
+    by_head = (p.shape[0], -1, group)
+    with np.errstate(all="ignore"):
+        delta = (d * o).sum(axis=-1)
+        d_scores = np.where(p == 0, 0, p * (d @ v.swapaxes(2, 3) - delta[..., None]))
+        rows = d_scores
+        if options.get("softcap") is not None:
+            rows = d_scores * (1 - np.tanh(scale * (q @ k.swapaxes(2, 3)) / options["softcap"]) ** 2)
+        d_key, d_value = scale * (rows.swapaxes(2, 3) @ q), p.swapaxes(2, 3) @ d
+        found = [scale * (rows @ k), *(x.reshape(*by_head, *x.shape[2:]).sum(axis=2) for x in (d_key, d_value))]
+        results = [x.reshape(np.shape(like)) for x, like in zip(found, (query, key, value), strict=True)]
+        if options.get("bias") is not None:
+            shape = np.shape(options["bias"])
+            d_bias = d_scores.reshape(forward.weights.shape)
+            full = (1,) * (d_bias.ndim - len(shape)) + shape
+            axes = tuple(n for n in range(d_bias.ndim) if full[n] != d_bias.shape[n])
+            results.append(d_bias.sum(axis=axes, keepdims=True).reshape(shape))
+        if options.get("alibi_slopes") is not None:
+            lengths = (
+                np.full(len(p), p.shape[3]) if options.get("key_lengths") is None else np.ravel(options["key_lengths"])
+            )
+            first = lengths - p.shape[2] if options.get("causal_alignment") == "lower_right" else 0 * lengths
+            position = first[:, None, None] + np.arange(p.shape[2])[:, None]
+            results.append(-(d_scores * np.abs(position - np.arange(p.shape[3]))[:, None]).sum(axis=(0, 2, 3)))
+        if options.get("sinks") is not None:
+            weights = np.exp(double(options["sinks"])[:, None] - np.where(np.isneginf(lse), 0, lse))
+            results.append(-np.where(weights == 0, 0, weights * delta).sum(axis=(0, 2)))
+    return tuple(results)

@@ -49,7 +49,8 @@ def flat(fields: Any) -> Iterator[Any]:
 
 # Operations that read and write 16-bit dtypes.
 OF_16BIT = (
-    "softmax", "log_softmax", "logsumexp", "attention", "attention_varlen", "apply_rope", "add_alibi", "linear",
+    "softmax", "log_softmax", "logsumexp", "attention", "attention_backward", "attention_varlen", "apply_rope",
+    "add_alibi", "linear",
     "pack_linear", "layer_normalization", "rms_norm", "activation", "activation_backward",
     "layer_normalization_backward", "rms_norm_backward",
 )  # fmt: skip
@@ -125,6 +126,24 @@ class Contract:
         self.biases.update(one.dtype.name for one in spec.bias)
         assert lse is None or lse.dtype == wide
         self.check_spec(spec, heads, wide)
+
+    def check_attention_backward(  # noqa: PLR0913, PLR0917
+        self, d_output: Any, query: Any, key: Any, value: Any, output: Any, lse: Any, d_lse: Any, d_weights: Any,
+        d_query: Any, d_key: Any, d_value: Any, d_bias: Any, d_alibi_slopes: Any, d_sinks: Any, spec: AttentionSpec,
+    ) -> None:  # fmt: skip
+        self.check_attention(query, key, value, output, d_weights, lse, spec)
+        scores, wide = (*query.shape[:3], key.shape[2]), np.float32 if query.itemsize == 2 else query.dtype
+        for gradient, like in ((d_output, output), (d_query, query), (d_key, key), (d_value, value)):
+            if gradient is not None:
+                assert gradient.shape == like.shape and gradient.dtype == query.dtype and contiguous_last(gradient)
+        assert d_lse is None or (d_lse.shape == lse.shape and d_lse.dtype == wide and d_lse.flags.c_contiguous)
+        assert len(d_bias) == len(spec.bias)
+        for gradient, bias in zip(d_bias, spec.bias, strict=True):
+            if gradient is not None:
+                assert gradient.shape == bias.shape and gradient.dtype == wide and gradient.flags.c_contiguous
+                assert one_or_full(gradient, scores)
+        for gradient in (d_alibi_slopes, d_sinks):
+            assert gradient is None or (gradient.shape == scores[1:2] and gradient.dtype == wide)
 
     def check_attention_varlen(
         self, query: Any, key: Any, value: Any, output: Any, lse: Any, sequences: PackedSequences, spec: AttentionSpec

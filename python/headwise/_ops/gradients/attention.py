@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from headwise._base.arrays import as_array, cast_layout, promote
+from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.outputs import allocate
+from headwise._base.typing import FLOAT32
 from headwise._ops.attention.dense import with_heads
 from headwise._ops.attention.dropout import dropout_blocks, rows_of
 from headwise._ops.attention.keywords import hide_unknown, refuse
@@ -193,7 +194,10 @@ def differentiate(
 ) -> dict[str, Array]:
     """The gradients by the arguments ``wrt``, by name. ``rows`` are query, key and value."""
     given = {name: as_array(x, name) for name, x in zip(ROWS, rows, strict=True)}
-    compute, dtype = promote(*given.items())
+    dtype = given["query"].dtype
+    compute = FLOAT32 if dtype.itemsize == 2 else dtype
+    if not is_canonical_or_16bit(*given.values()):
+        compute, dtype = promote(*given.items())
     stored = dtype if dtype.itemsize == 2 else compute
     shape = check_shapes(*(a.shape for a in given.values()))
     for name in ("bias", "alibi_slopes", "sinks"):
