@@ -232,11 +232,21 @@ _POSITIONS = [
     ),
 ]
 
-# --- layer normalisation, linear maps, a layer ---
+# --- normalisation, activations, linear maps, a layer ---
 
 
 def _normalized(*shape: int, **options: float) -> Callable[[Draw], dict[str, Any]]:
     return lambda d: {"x": d.normal(*shape, **options), "gamma": d.normal(shape[-1]), "beta": d.normal(shape[-1])}
+
+
+def _rms_normalized(*shape: int, **options: float) -> Callable[[Draw], dict[str, Any]]:
+    return lambda d: {"x": d.normal(*shape, **options), "gamma": d.normal(shape[-1])}
+
+
+_ACTIVATED: dict[str, Callable[[Draw], dict[str, Any]]] = {
+    "normal numbers": lambda d: {"x": d.normal(64, 1024)},
+    "one number per row, from -8 to 0": lambda d: {"x": -8 * d.uniform(4096, 1)},
+}
 
 
 def _map(rows: int, depth: int, columns: int = 128, transposed: bool = False) -> Callable[[Draw], dict[str, Any]]:
@@ -307,6 +317,32 @@ _OTHER = [
         hw.layer_normalization,
         oracle.layer_normalization,
         lambda t, x, gamma, beta: t.nn.functional.layer_norm(x, gamma.shape, gamma, beta),
+    ),
+    *_rows_of(
+        "rms_norm",
+        {
+            "rows of 1,024": _rms_normalized(64, 1024),
+            "rows of 1,024, times 10^30": _rms_normalized(64, 1024, scale=1e30),
+        },
+        hw.rms_norm,
+        oracle.rms_norm,
+        lambda t, x, gamma: t.nn.functional.rms_norm(x, gamma.shape, gamma, 1e-6),
+    ),
+    *_rows_of("gelu", _ACTIVATED, hw.gelu, oracle.gelu, lambda t, x: t.nn.functional.gelu(x)),
+    *_rows_of(
+        "gelu, tanh",
+        _ACTIVATED,
+        partial(hw.gelu, approximate="tanh"),
+        partial(oracle.gelu, approximate="tanh"),
+        lambda t, x: t.nn.functional.gelu(x, approximate="tanh"),
+    ),
+    *_rows_of("silu", _ACTIVATED, hw.silu, oracle.silu, lambda t, x: t.nn.functional.silu(x)),
+    *_rows_of(
+        "swiglu",
+        {"normal numbers": lambda d: {"gate": d.normal(64, 1024), "up": d.normal(64, 1024)}},
+        hw.swiglu,
+        oracle.swiglu,
+        lambda t, gate, up: t.nn.functional.silu(gate) * up,
     ),
     *_rows_of(
         "linear",

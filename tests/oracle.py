@@ -194,17 +194,36 @@ def weighted(x: ArrayLike, name: str) -> tuple[Array, Array]:
     t = wide(x)
     with np.errstate(all="ignore"):
         if name == "gelu":
-            erfc = np.frompyfunc(math.erfc, 1, 1)
-            share = np.asarray(erfc(-double(t) / math.sqrt(2)), float) / 2
-            density = np.exp(-(t**2) / 2) / np.sqrt(2 * np.longdouble(math.pi))
+            share = erfc(-t / np.sqrt(np.longdouble(2))) / 2
+            density = np.exp(-(t**2) / 2) / np.sqrt(2 * PI)
         else:
-            rate = 2 * np.sqrt(2 / np.longdouble(math.pi))
-            y, y_slope = (t, 1) if name == "silu" else (rate * (t + 0.044715 * t**3), rate * (1 + 3 * 0.044715 * t**2))
+            rate = 2 * np.sqrt(2 / PI)
+            cubic = np.longdouble("0.044715")
+            y, y_slope = (t, 1) if name == "silu" else (rate * (t + cubic * t**3), rate * (1 + 3 * cubic * t**2))
             share = 1 / (1 + np.exp(-y))
             density = share / (1 + np.exp(y)) * y_slope
         value, slope = t * share, share + t * density
     limit = np.isinf(t)
     return np.where(t == -np.inf, -0.0, value), np.where(limit, t > 0, slope)
+
+
+PI = np.longdouble("3.14159265358979323846264338327950288")
+
+
+def erfc(z: Array) -> Array:
+    """By the series 7.1.6 of Abramowitz and Stegun (1964) near 0, else by their continued fraction 7.1.14."""
+    a = np.abs(z)
+    near = np.minimum(a, 1.5)
+    term = series = near
+    for n in range(1, 50):
+        term = term * 2 * near**2 / (2 * n + 1)
+        series = series + term
+    fraction = far = np.maximum(a, 1.5)
+    for n in range(400, 0, -1):
+        fraction = far + np.longdouble(n) / 2 / fraction
+    bell = np.exp(-(a**2))
+    upper = np.where(a < 1.5, 1 - 2 / np.sqrt(PI) * bell * series, bell / np.sqrt(PI) / fraction)
+    return np.where(np.isnan(z), z, np.where(z < 0, 2 - upper, upper))
 
 
 def gelu_backward(d_out: ArrayLike, x: ArrayLike, approximate: str = "none") -> Array:

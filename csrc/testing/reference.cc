@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "testing/float16.h"
 
@@ -51,6 +52,53 @@ std::vector<double> Normalised(View<const T, 3> x, Formula formula) {
     for (std::int64_t i = 0; i < n; ++i) out[(o * n + i) * inner + p] = formula(lane[i] - max, sum);
   });
   return out;
+}
+
+// Calls function(r, normal, divisor) for each row, normalised by `divisor`.
+template <typename T, typename Function>
+void ForEachNormalRow(bool centered, View<const T, 2> x, double eps, Function function) {
+  const auto [rows, n] = x.shape;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    // From the first element on: differences are exact, and neither moment depends on the origin.
+    const double origin = centered && n > 0 ? ToDouble(*x.at(r, 0)) : 0;
+    std::vector<Sum> row;
+    for (std::int64_t i = 0; i < n; ++i) row.push_back(static_cast<Sum>(ToDouble(*x.at(r, i))) - origin);
+    Sum mean = 0, variance = 0;
+    for (Sum value : row) mean += centered ? value / static_cast<Sum>(n) : 0;
+    for (Sum value : row) variance += (value - mean) * (value - mean) / static_cast<Sum>(n);
+    const Sum divisor = std::sqrt(variance + eps);
+    for (Sum& value : row) value = (value - mean) / divisor;
+    function(r, row, divisor);
+  }
+}
+
+// Of an optional vector.
+template <typename T>
+Sum Entry(const T* vector, std::size_t i, Sum absent) {
+  return vector ? static_cast<Sum>(ToDouble(vector[i])) : absent;
+}
+
+template <typename T, typename Function>
+void ForEachElement(View<const T, 2> x, Function function) {
+  for (std::int64_t r = 0; r < x.shape[0]; ++r) {
+    for (std::int64_t i = 0; i < x.shape[1]; ++i) function(r, i, ToDouble(*x.at(r, i)));
+  }
+}
+
+// f(x) and f'(x).
+std::pair<double, double> ValueAndSlope(Activation f, double x) {
+  if (std::isinf(x)) return x > 0 ? std::pair(x, 1.0) : std::pair(-0.0, 0.0);
+  constexpr Sum kPi = 3.14159265358979323846264338327950288L;
+  const Sum t = x;
+  if (f == Activation::kGelu) {
+    const Sum share = std::erfc(-t / std::sqrt(Sum{2})) / 2;
+    return {static_cast<double>(t * share), static_cast<double>(share + t * std::exp(-t * t / 2) / std::sqrt(2 * kPi))};
+  }
+  const Sum rate = 2 * std::sqrt(2 / kPi), cubic = f == Activation::kSilu ? 0 : Sum{0.044715L};
+  const Sum linear = f == Activation::kSilu ? 1 : rate;
+  const Sum y = linear * (t + cubic * t * t * t), share = 1 / (1 + std::exp(-y));
+  const Sum density = share / (1 + std::exp(y)) * linear * (1 + 3 * cubic * t * t);
+  return {static_cast<double>(t * share), static_cast<double>(share + (density == 0 ? 0 : t * density))};
 }
 
 // The score of every key for query i of (batch n, head h), -inf for a key that is not kept; and which are kept. On
@@ -120,20 +168,68 @@ std::vector<double> LogSumExp(View<const T, 3> x) {
 
 template <typename T>
 std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps) {
-  const auto [rows, n] = x.shape;
   std::vector<double> out;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    // From the first element on: differences are exact, and neither moment depends on the origin.
-    std::vector<Sum> row;
-    for (std::int64_t i = 0; i < n; ++i) row.push_back(static_cast<Sum>(ToDouble(*x.at(r, i))) - ToDouble(*x.at(r, 0)));
-    Sum mean = 0, variance = 0;
-    for (Sum value : row) mean += value / static_cast<Sum>(n);
-    for (Sum value : row) variance += (value - mean) * (value - mean) / static_cast<Sum>(n);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const Sum normal = (row[i] - mean) / std::sqrt(variance + eps);
-      out.push_back(static_cast<double>(ToDouble(gamma[i]) * normal + ToDouble(beta[i])));
+  ForEachNormalRow(true, x, eps, [&](std::int64_t, const std::vector<Sum>& normal, Sum) {
+    for (std::size_t i = 0; i < normal.size(); ++i) {
+      out.push_back(static_cast<double>(Entry(gamma, i, 1) * normal[i] + Entry(beta, i, 0)));
     }
-  }
+  });
+  return out;
+}
+
+template <typename T>
+std::vector<double> RmsNorm(View<const T, 2> x, const T* gamma, double eps) {
+  std::vector<double> out;
+  ForEachNormalRow(false, x, eps, [&](std::int64_t, const std::vector<Sum>& normal, Sum) {
+    for (std::size_t i = 0; i < normal.size(); ++i) {
+      out.push_back(static_cast<double>(Entry(gamma, i, 1) * normal[i]));
+    }
+  });
+  return out;
+}
+
+template <typename T>
+NormGradients NormBackward(bool centered, View<const T, 2> d_out, View<const T, 2> x, const T* gamma, double eps) {
+  const auto n = static_cast<std::size_t>(x.shape[1]);
+  NormGradients out;
+  std::vector<Sum> by_gamma(n), by_beta(n);
+  ForEachNormalRow(centered, x, eps, [&](std::int64_t r, const std::vector<Sum>& normal, Sum divisor) {
+    Sum mean = 0, along = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const Sum d = ToDouble(*d_out.at(r, i)), g = d * Entry(gamma, i, 1);
+      mean += centered ? g / static_cast<Sum>(n) : 0;
+      along += g * normal[i] / static_cast<Sum>(n);
+      by_gamma[i] += d * normal[i];
+      by_beta[i] += d;
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      const Sum g = ToDouble(*d_out.at(r, i)) * Entry(gamma, i, 1);
+      out.x.push_back(static_cast<double>((g - mean - normal[i] * along) / divisor));
+    }
+  });
+  out.gamma.assign(by_gamma.begin(), by_gamma.end());
+  out.beta.assign(by_beta.begin(), by_beta.end());
+  return out;
+}
+
+template <typename T>
+std::vector<double> Activate(Activation f, View<const T, 2> x, View<const T, 2> up) {
+  std::vector<double> out;
+  ForEachElement(x, [&](std::int64_t r, std::int64_t i, double value) {
+    out.push_back(ValueAndSlope(f, value).first * (up ? ToDouble(*up.at(r, i)) : 1));
+  });
+  return out;
+}
+
+template <typename T>
+ActivationGradients ActivateBackward(Activation f, View<const T, 2> d_out, View<const T, 2> x, View<const T, 2> up) {
+  ActivationGradients out;
+  ForEachElement(x, [&](std::int64_t r, std::int64_t i, double number) {
+    const auto [value, slope] = ValueAndSlope(f, number);
+    const double d = ToDouble(*d_out.at(r, i));
+    out.x.push_back(d * (up ? ToDouble(*up.at(r, i)) : 1) * slope);
+    if (up) out.up.push_back(d * value);
+  });
   return out;
 }
 
@@ -311,16 +407,20 @@ AttentionGradientsResult AttentionBackward(const AttentionArgs<T>& args, const A
   return result;
 }
 
-#define HEADWISE_REFERENCE(T)                                                                     \
-  template std::vector<double> Softmax(View<const T, 3>);                                         \
-  template std::vector<double> LogSoftmax(View<const T, 3>);                                      \
-  template std::vector<double> LogSumExp(View<const T, 3>);                                       \
-  template std::vector<double> LayerNorm(View<const T, 2>, const T*, const T*, double);           \
-  template std::vector<double> ApplyRope(View<const T, 4>, View<const Accumulator<T>, 4>,         \
-                                         View<const Accumulator<T>, 4>, bool);                    \
-  template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t);   \
-  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const Accumulator<T>*); \
-  template AttentionResult Attention(const AttentionArgs<T>&);                                    \
+#define HEADWISE_REFERENCE(T)                                                                                      \
+  template std::vector<double> Softmax(View<const T, 3>);                                                          \
+  template std::vector<double> LogSoftmax(View<const T, 3>);                                                       \
+  template std::vector<double> LogSumExp(View<const T, 3>);                                                        \
+  template std::vector<double> LayerNorm(View<const T, 2>, const T*, const T*, double);                            \
+  template std::vector<double> ApplyRope(View<const T, 4>, View<const Accumulator<T>, 4>,                          \
+                                         View<const Accumulator<T>, 4>, bool);                                     \
+  template std::vector<double> AddAlibi(View<const T, 4>, const Accumulator<T>*, std::int64_t);                    \
+  template std::vector<double> Linear(View<const T, 2>, View<const T, 2>, const Accumulator<T>*);                  \
+  template AttentionResult Attention(const AttentionArgs<T>&);                                                     \
+  template std::vector<double> RmsNorm(View<const T, 2>, const T*, double);                                        \
+  template NormGradients NormBackward(bool, View<const T, 2>, View<const T, 2>, const T*, double);                 \
+  template std::vector<double> Activate(Activation, View<const T, 2>, View<const T, 2>);                           \
+  template ActivationGradients ActivateBackward(Activation, View<const T, 2>, View<const T, 2>, View<const T, 2>); \
   template AttentionGradientsResult AttentionBackward(const AttentionArgs<T>&, const AttentionGradients<T>&)
 
 HEADWISE_REFERENCE(Float16);

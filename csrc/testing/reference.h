@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "headwise/activation.h"
 #include "headwise/attention.h"
 #include "headwise/dtype.h"
 #include "headwise/tensor.h"
@@ -22,6 +23,26 @@ std::vector<double> LogSumExp(View<const T, 3> x);
 
 template <typename T>
 std::vector<double> LayerNorm(View<const T, 2> x, const T* gamma, const T* beta, double eps);
+template <typename T>
+std::vector<double> RmsNorm(View<const T, 2> x, const T* gamma, double eps);
+
+struct NormGradients {
+  std::vector<double> x, gamma, beta;
+};
+
+// Of LayerNorm if `centered`, else of RmsNorm.
+template <typename T>
+NormGradients NormBackward(bool centered, View<const T, 2> d_out, View<const T, 2> x, const T* gamma, double eps);
+
+template <typename T>
+std::vector<double> Activate(Activation f, View<const T, 2> x, View<const T, 2> up);
+
+struct ActivationGradients {
+  std::vector<double> x, up;
+};
+
+template <typename T>
+ActivationGradients ActivateBackward(Activation f, View<const T, 2> d_out, View<const T, 2> x, View<const T, 2> up);
 
 template <typename T>
 std::vector<double> ApplyRope(View<const T, 4> x, View<const Accumulator<T>, 4> cos, View<const Accumulator<T>, 4> sin,

@@ -29,6 +29,16 @@ struct Case {
     EXPECT_TRUE(Near(out.Values(), expected, absolute + 20 * kEpsilon<T>, 8 * kEpsilon<T>))
         << "n " << x.view().shape[1];
     EXPECT_TRUE(out.PaddingIntact());
+    for (const T* const scale : {static_cast<const T*>(nullptr), static_cast<const T*>(gamma.data())}) {
+      RmsNorm(x.read(), scale, eps, out.view());
+      EXPECT_TRUE(
+          Near(out.Values(), reference::RmsNorm(x.read(), scale, eps), absolute + 20 * kEpsilon<T>, 8 * kEpsilon<T>))
+          << "n " << x.view().shape[1];
+      LayerNorm(x.read(), scale, static_cast<const T*>(nullptr), eps, out.view());
+      EXPECT_TRUE(Near(out.Values(), reference::LayerNorm(x.read(), scale, static_cast<const T*>(nullptr), eps),
+                       absolute + 20 * kEpsilon<T>, 8 * kEpsilon<T>));
+      EXPECT_TRUE(out.PaddingIntact());
+    }
   }
 };
 
@@ -131,6 +141,74 @@ TEST_P(LayerNormTest, InPlaceAndSameBitsForAnyThreadCount) {
   CheckInPlaceAndThreads<BFloat16>();
   CheckInPlaceAndThreads<float>();
   CheckInPlaceAndThreads<double>();
+}
+
+template <typename T>
+struct Gradients {
+  using A = Accumulator<T>;
+  Tensor<T, 2> d_x;
+  Tensor<A, 1> d_gamma, d_beta;
+
+  Gradients(bool centered, const Tensor<T, 2>& d_out, const Case<T>& test, const T* gamma, Guard guard,
+            std::int64_t pad)
+      : d_x(d_out.view().shape, guard, {0, 1}, pad),
+        d_gamma({d_out.view().shape[1]}, guard),
+        d_beta({d_out.view().shape[1]}, guard) {
+    if (centered) {
+      LayerNormBackward(d_out.read(), test.x.read(), gamma, 1e-5, d_x.view(), d_gamma.data(), d_beta.data());
+    } else {
+      RmsNormBackward(d_out.read(), test.x.read(), gamma, 1e-5, d_x.view(), d_gamma.data());
+    }
+  }
+};
+
+template <typename T>
+void CheckBackward(std::int64_t rows, std::int64_t n, Guard guard = Guard::kAfter, std::int64_t pad = 0) {
+  const Case<T> test(rows, n, guard, pad);
+  const Tensor<T, 2> d_out({rows, n}, guard, {0, 1}, pad);
+  Random random(7);
+  FillNormal(d_out, random);
+  const ReadOnly inputs(test.x, test.gamma, d_out);
+  for (const bool centered : {false, true}) {
+    for (const T* const gamma : {static_cast<const T*>(nullptr), static_cast<const T*>(test.gamma.data())}) {
+      SetNumThreads(2);
+      const Gradients<T> got(centered, d_out, test, gamma, guard, pad);
+      const auto expected = reference::NormBackward(centered, d_out.read(), test.x.read(), gamma, 1e-5);
+      // A row of one or two elements may have a small variance, so a large derivative that cancels.
+      const double loose = n <= 2 ? 1e5 : 40 + static_cast<double>(n) / 10;
+      const double sums = 20 * std::sqrt(static_cast<double>(rows));
+      EXPECT_TRUE(Near(got.d_x.Values(), expected.x, loose * kEpsilon<T>, loose * kEpsilon<T>)) << rows << " " << n;
+      EXPECT_TRUE(Near(got.d_gamma.Values(), expected.gamma, loose * sums * kEpsilon<T>, 8 * kEpsilon<T>));
+      if (centered) {
+        EXPECT_TRUE(Near(got.d_beta.Values(), expected.beta, sums * kEpsilon<T>, 8 * kEpsilon<T>));
+      }
+      EXPECT_TRUE(got.d_x.PaddingIntact());
+      for (const int threads : {1, 4}) {
+        SetNumThreads(threads);
+        const Gradients<T> again(centered, d_out, test, gamma, guard, pad);
+        EXPECT_TRUE(Identical(again.d_x.Values(), got.d_x.Values())) << threads;
+        EXPECT_TRUE(Identical(again.d_gamma.Values(), got.d_gamma.Values())) << threads;
+        if (centered) {
+          EXPECT_TRUE(Identical(again.d_beta.Values(), got.d_beta.Values())) << threads;
+        }
+      }
+    }
+  }
+}
+template <typename T>
+void CheckBackwardSizes() {
+  for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+    for (const std::int64_t n : Sizes()) CheckBackward<T>(3, n, guard, 3);
+  }
+  CheckBackward<T>(1000, 70);
+  CheckBackward<T>(3, 5003);
+  CheckBackward<T>(0, 5);
+}
+TEST_P(LayerNormTest, GradientsWithTheSameBitsForAnyThreadCount) {
+  CheckBackwardSizes<Float16>();
+  CheckBackwardSizes<BFloat16>();
+  CheckBackwardSizes<float>();
+  CheckBackwardSizes<double>();
 }
 
 // Large results use non-temporal stores, except in place: the same bits for any alignment of the rows.

@@ -10,6 +10,7 @@
 
 #include "attention_case.h"
 #include "base/scratch.h"
+#include "headwise/activation.h"
 #include "headwise/alibi.h"
 #include "headwise/layer_norm.h"
 #include "headwise/linear.h"
@@ -180,6 +181,19 @@ void CheckElementwise() {
       .Reads(rows, gamma, beta)
       .Writes(out)
       .Check();
+  const Tensor<A, 1> d_gamma({500}), d_beta({500});
+  // Sums of each thread and their owner, and sums of blocks.
+  EXPECT_EQ(Call([=] {
+              LayerNormBackward(rows.read(), rows.read(), gamma.data(), 1e-5, out.view(), d_gamma.data(),
+                                d_beta.data());
+            })
+                .Reads(rows, gamma)
+                .Writes(out, d_gamma, d_beta)
+                .Check(),
+            2);
+  EXPECT_EQ(
+      Call([=] { Activate(Activation::kGelu, rows.read(), rows.read(), out.view()); }).Reads(rows).Writes(out).Check(),
+      0);
 
   const Tensor<T, 4> x = Full<T, 4>({2, 3, 100, 64}), turned = Empty<T, 4>({2, 3, 100, 64});
   const Tensor<A, 4> cos = Full<A, 4>({2, 3, 100, 32}), sin = Full<A, 4>({2, 3, 100, 32});

@@ -9,6 +9,7 @@
 #include <map>
 #include <vector>
 
+#include "activation/kernel.h"
 #include "alibi/kernel.h"
 #include "attention/kernel.h"
 #include "hwy/highway.h"
@@ -37,6 +38,7 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 // Defined in */kernel.cc.
+const KernelSet<ActivationKernel>* ActivationKernels();
 const KernelSet<AlibiKernel>* AlibiKernels();
 const KernelSet<AttentionKernel>* AttentionKernels();
 const KernelSet<LayerNormKernel>* LayerNormKernels();
@@ -55,7 +57,8 @@ testing::Tables OwnTables() {
           &LinearKernels()->float64,
           &LinearKernels()->bfloat16_weight,
           RopeKernels(),
-          SoftmaxKernels()};
+          SoftmaxKernels(),
+          ActivationKernels()};
 }
 
 [[maybe_unused]] const bool compiled = (testing::Compiled()[HWY_TARGET] = &OwnTables, true);
@@ -99,7 +102,7 @@ Tables Chosen() {
   return {&ChosenAlibiKernels(),     Attention<BFloat16>(),      Attention<float>(),
           Attention<double>(),       &ChosenLayerNormKernels(),  &GetLinearKernel<BFloat16>(),
           &GetLinearKernel<float>(), &GetLinearKernel<double>(), &GetLinearKernel<float, BFloat16>(),
-          &ChosenRopeKernels(),      &ChosenSoftmaxKernels()};
+          &ChosenRopeKernels(),      &ChosenSoftmaxKernels(),    &ChosenActivationKernels()};
 }
 
 class TargetsTest : public OnTarget {};

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention_case.h"
+#include "headwise/activation.h"
 #include "headwise/alibi.h"
 #include "headwise/attention.h"
 #include "headwise/layer_norm.h"
@@ -89,6 +90,28 @@ void AddRowOperations(std::vector<Work>& works) {
                      LayerNorm(rows->read(), factors->data(), factors->data(), 1e-5, out.view());
                      Bytes bytes;
                      Append(out, bytes);
+                     return bytes;
+                   }});
+  works.push_back({"layer norm backward", [=] {
+                     const Tensor<T, 2> out(rows->view().shape);
+                     const Tensor<A, 1> d_gamma({1000}), d_beta({1000});
+                     LayerNormBackward(rows->read(), rows->read(), factors->data(), 1e-5, out.view(), d_gamma.data(),
+                                       d_beta.data());
+                     Bytes bytes;
+                     Append(out, bytes);
+                     Append(d_gamma, bytes);
+                     Append(d_beta, bytes);
+                     return bytes;
+                   }});
+  works.push_back({"activation", [=] {
+                     const Tensor<T, 2> out(rows->view().shape), d_x(rows->view().shape), d_up(rows->view().shape);
+                     Activate(Activation::kGelu, rows->read(), rows->read(), out.view());
+                     ActivateBackward(Activation::kSilu, rows->read(), rows->read(), rows->read(), d_x.view(),
+                                      d_up.view());
+                     Bytes bytes;
+                     Append(out, bytes);
+                     Append(d_x, bytes);
+                     Append(d_up, bytes);
                      return bytes;
                    }});
   const auto x = Normal<T, 4>({2, 8, 700, 64});
