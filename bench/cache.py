@@ -1,6 +1,8 @@
-"""Time of a decoding step with `headwise.KVCache`, and with concatenated arrays, as a Markdown table.
+"""Time of a decoding step with `headwise.KVCache`, and with concatenated arrays, as a Markdown table; and of attention
+to caches that store keys and values in 16 or 8 bits beside float32 queries.
 
 python bench/cache.py
+python bench/cache.py --storage --lengths 32768 --head-dim 128 --threads 2
 python bench/cache.py --lengths 1024,8192 --heads 32 --kv-heads 32 --head-dim 128 --dtype float16 --threads 1
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +35,9 @@ def main() -> None:
         headwise.set_num_threads(args.threads)
     facts = environment.describe([], [], headwise.get_num_threads())
     print(f"{facts.cpu}; {facts.system}; headwise {headwise.__version__}, {facts.target}, {facts.threads} threads.")
+    if args.storage:
+        print_storage(args)
+        return
     shape = f"{args.heads} heads, {args.kv_heads} key/value heads, head_dim {args.head_dim}"
     print(f"{shape}, {args.dtype}; microseconds per token.\n")
     for warning in environment.warnings(facts):
@@ -41,6 +47,30 @@ def main() -> None:
     for length in args.lengths:
         times = time_rounds(steps(args, length))
         print(f"| {length} |", " | ".join(f"{seconds * 1e6:.1f}" for seconds in times), "|")
+
+
+def print_storage(args: argparse.Namespace) -> None:
+    """Decode attention, one query, to float32 caches and to those in fewer bits, with the ratio of the times."""
+    shape = f"{args.heads} heads, {args.kv_heads} key/value heads, head_dim {args.head_dim}"
+    print(f"{shape}, one float32 query; milliseconds, and float32's divided by them (medians).\n")
+    dtypes: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": "int8"}
+    try:
+        import ml_dtypes  # optional
+
+        dtypes["bfloat16"] = ml_dtypes.bfloat16
+    except ModuleNotFoundError:
+        print("bfloat16: left out, it needs the package ml_dtypes\n")
+    print("| tokens |", " | ".join(dtypes), "|\n| ---: |", "---: |" * len(dtypes))
+    for length in args.lengths:
+        rng = np.random.default_rng(0)
+        query = rng.standard_normal((1, args.heads, 1, args.head_dim), dtype=np.float32)
+        rows = rng.standard_normal((2, 1, args.kv_heads, length, args.head_dim), dtype=np.float32)
+        caches = [headwise.KVCache(1, args.kv_heads, length, args.head_dim, dtype=dtype) for dtype in dtypes.values()]
+        for cache in caches:
+            cache.append(*rows)
+        times = time_rounds([partial(cache.attend, query) for cache in caches])
+        cells = (f"{seconds * 1e3:.2f} ({times[0] / seconds:.2f})" for seconds in times)
+        print(f"| {length} |", " | ".join(cells), "|")
 
 
 def steps(args: argparse.Namespace, length: int) -> list[Callable[[], object]]:
@@ -103,6 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kv-heads", type=positive, default=8, help="key and value heads (%(default)s)")
     parser.add_argument("--head-dim", type=positive, default=64, help="%(default)s")
     parser.add_argument("--dtype", choices=("float32", "float64", "float16"), default="float32", help="%(default)s")
+    parser.add_argument("--storage", action="store_true", help="attention to caches of fewer bits instead of steps")
     parser.add_argument("--threads", type=positive, help="default: the number that headwise chooses")
     return parser
 

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <variant>
 
 #include "headwise/attention.h"
 
@@ -51,6 +53,22 @@ void CheckArray(const View<T, 4>& view, const std::array<std::int64_t, 4>& shape
   }
 }
 
+template <typename S>
+void CheckStored(const StoredKeys<S>* stored, const std::array<std::int64_t, 4>& key,
+                 const std::array<std::int64_t, 4>& value) {
+  if (!stored) return;
+  CheckArray(stored->key, key, "key");
+  CheckArray(stored->value, value, "value");
+  if constexpr (std::is_same_v<S, std::int8_t>) {
+    for (const auto& [scale, name] :
+         {std::pair(&stored->key_scale, "key_scale"), std::pair(&stored->value_scale, "value_scale")}) {
+      if (CheckShape<const float, 3>(*scale, {key[0], key[1], key[2]}, name) && key[2] > 1 && scale->stride[2] != 1) {
+        Fail(name, "last stride " + std::to_string(scale->stride[2]) + ", expected a contiguous last axis");
+      }
+    }
+  }
+}
+
 // A mask or bias.
 template <typename T>
 void CheckScoreView(const View<T, 4>& view, const std::array<std::int64_t, 4>& scores, const char* name) {
@@ -66,8 +84,21 @@ void CheckAttention(const AttentionArgs<T>& args) {
   const auto [batch, heads, query_len, head_dim] = args.query.shape;
   const std::int64_t kv_heads = args.key.shape[1], key_len = args.key.shape[2], value_dim = args.value.shape[3];
   CheckArray(args.query, args.query.shape, "query");
-  CheckArray(args.key, {batch, kv_heads, key_len, head_dim}, "key");
-  CheckArray(args.value, {batch, kv_heads, key_len, value_dim}, "value");
+  const std::array<std::int64_t, 4> key_shape{batch, kv_heads, key_len, head_dim};
+  const std::array<std::int64_t, 4> value_shape{batch, kv_heads, key_len, value_dim};
+  if (std::holds_alternative<std::monostate>(args.stored)) {
+    CheckArray(args.key, key_shape, "key");
+    CheckArray(args.value, value_shape, "value");
+  } else {
+    if (!std::is_same_v<T, float>) Fail("stored", "given for queries of another type than float32");
+    if (args.key.shape != key_shape) Fail("key", "shape " + Text(args.key.shape) + ", expected " + Text(key_shape));
+    if (args.value.shape != value_shape) {
+      Fail("value", "shape " + Text(args.value.shape) + ", expected " + Text(value_shape));
+    }
+    CheckStored(std::get_if<StoredKeys<Float16>>(&args.stored), key_shape, value_shape);
+    CheckStored(std::get_if<StoredKeys<BFloat16>>(&args.stored), key_shape, value_shape);
+    CheckStored(std::get_if<StoredKeys<std::int8_t>>(&args.stored), key_shape, value_shape);
+  }
   if (kv_heads == 0 ? heads != 0 : heads % kv_heads != 0) {
     Fail("key", std::to_string(kv_heads) + " heads, by which the " + std::to_string(heads) +
                     " heads of query are not divisible");

@@ -14,8 +14,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <variant>
 
 #include "attention/exp-inl.h"
 #include "attention/modifiers/score_modifiers-inl.h"
@@ -28,6 +30,25 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
+// A vector of row `row` of the keys or values of one head, from `column` on.
+template <bool kValues, class Lanes, typename S, typename T = Accumulator<S>>
+HWY_NOINLINE hn::Vec<Tag<T>> LoadKeys(const AttentionArgs<S>& args, Lanes lanes, int64_t batch, int64_t head,
+                                      int64_t row, int64_t column) {
+  const Tag<T> d;
+  const auto load = [&](const auto& keys) HWY_ATTR {
+    return lanes.Load(d, (kValues ? keys.value : keys.key).at(batch, head, row) + column);
+  };
+  if constexpr (std::is_same_v<S, float>) {
+    if (const auto* keys = std::get_if<StoredKeys<Float16>>(&args.stored)) return load(*keys);
+    if (const auto* keys = std::get_if<StoredKeys<BFloat16>>(&args.stored)) return load(*keys);
+    if (const auto* keys = std::get_if<StoredKeys<std::int8_t>>(&args.stored)) {
+      const auto& scale = kValues ? keys->value_scale : keys->key_scale;
+      return hn::Mul(load(*keys), hn::Set(d, *scale.at(batch, head, row)));
+    }
+  }
+  return load(args);
+}
+
 // The weights exp(score - max) of one row for the panel of keys that starts with `begin`; returns the number of keys.
 template <typename T, typename S>
 HWY_NOINLINE int64_t PanelWeights(const AttentionArgs<S>& args, int64_t batch, const Row& row, T max, int64_t begin,
@@ -38,10 +59,10 @@ HWY_NOINLINE int64_t PanelWeights(const AttentionArgs<S>& args, int64_t batch, c
   const auto scale = hn::Set(d, static_cast<T>(args.spec.scale));
   const int64_t keys = std::min<int64_t>(kPanel<T>, row.high - begin);
   for (int64_t j = 0; j < keys; ++j) {
-    const S* key = args.key.at(batch, kv_head, begin + j);
     auto score = hn::Zero(d);
     ForEachVector(d, args.query.shape[3], [&](auto lanes, int64_t k) HWY_ATTR {
-      score = hn::MulAdd(hn::Mul(lanes.Load(d, query + k), scale), lanes.Load(d, key + k), score);
+      const auto key = LoadKeys<false>(args, lanes, batch, kv_head, begin + j, k);
+      score = hn::MulAdd(hn::Mul(lanes.Load(d, query + k), scale), key, score);
     });
     weights[j] = hn::GetLane(hn::SumOfLanes(d, score));
   }
@@ -57,7 +78,6 @@ HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const
   if (std::is_same_v<S, Float16> || !std::isfinite(max)) return false;  // sums of float16 do not overflow
   const Tag<T> d;
   const int64_t value_dim = args.value.shape[3], kv_head = row.head / (args.query.shape[1] / args.key.shape[1]);
-  const auto value_at = [&](int64_t key) { return args.value.at(batch, kv_head, key); };
   double sum = args.spec.sinks ? std::exp(static_cast<double>(args.spec.sinks[row.head] - max)) : 0.0;
   HWY_ALIGN T weights[kPanel<T>];
   for (int64_t begin = row.low; begin < row.high; begin += kPanel<T>) {
@@ -67,7 +87,7 @@ HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const
       if (weights[j] == T{0}) continue;
       sum += static_cast<double>(weights[j]);
       ForEachVector(d, value_dim, [&](auto lanes, int64_t i) HWY_ATTR {
-        zero = hn::MulAdd(lanes.Load(d, value_at(begin + j) + i), hn::Zero(d), zero);
+        zero = hn::MulAdd(LoadKeys<true>(args, lanes, batch, kv_head, begin + j, i), hn::Zero(d), zero);
       });
     }
     if (!hn::AllTrue(d, hn::Eq(zero, hn::Zero(d)))) return false;
@@ -88,7 +108,8 @@ HWY_NOINLINE bool DivideFirst(const AttentionArgs<S>& args, int64_t batch, const
       auto panel = hn::Zero(d);
       for (int64_t j = 0; j < keys; ++j) {
         if (weights[j] == T{0}) continue;
-        panel = hn::MulAdd(hn::Set(d, weights[j]), lanes.Load(d, value_at(begin + j) + i), panel);
+        const auto value = LoadKeys<true>(args, lanes, batch, kv_head, begin + j, i);
+        panel = hn::MulAdd(hn::Set(d, weights[j]), value, panel);
       }
       lanes.Store(hn::Add(lanes.Load(d, output + i), panel), d, output + i);
     });

@@ -168,6 +168,7 @@ void PrefetchKeys(const AttentionRun<Products>& run, int64_t from, int64_t to) {
   using Stored = typename Products::Stored;
   constexpr int64_t kLine = 64 / sizeof(Stored);
   const auto &key = run.args.key, &value = run.args.value;
+  if (!key || !value) return;  // stored in a type of their own
   to = std::min<int64_t>({to, Products::kKeys, run.keys.end - run.keys.begin});
   for (int64_t j = from; j < to; ++j) {
     const Stored* key_row = key.at(run.block.batch, run.block.kv_head, run.keys.begin + j);

@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "attention/batch_entries.h"
@@ -32,13 +34,24 @@ View<T, kRank> Rows(View<T, kRank> view, std::int64_t begin, std::int64_t length
 }
 
 // Batch entry b, and the first `length` entries of `axis`. An axis of stride 0 is cut likewise.
-template <typename T>
-View<T, 4> Entry(View<T, 4> view, std::int64_t b, int axis, std::int64_t length) {
-  if (!view) return view;
-  view.data += b * view.stride[0];
+template <typename T, int kRank>
+View<T, kRank> Entry(View<T, kRank> view, std::int64_t b, int axis, std::int64_t length) {
+  if (view) view.data += b * view.stride[0];
   view.shape[0] = 1;
   view.shape[axis] = length;
   return view;
+}
+
+// Calls function(view) for every array of stored keys and values; their keys are axis 2.
+template <class Function>
+void ForStoredViews(AnyStoredKeys& stored, const Function& function) {
+  std::visit(
+      [&](auto& keys) {
+        if constexpr (!std::is_same_v<std::decay_t<decltype(keys)>, std::monostate>) {
+          function(keys.key), function(keys.value), function(keys.key_scale), function(keys.value_scale);
+        }
+      },
+      stored);
 }
 
 // Clears weights of (heads, query_len, key_len) behind the first `length` keys.
@@ -96,6 +109,7 @@ void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& 
   packed.output = WithBatch(args.output);
   packed.lse = WithBatch(args.lse);
   packed.spec = args.spec;
+  packed.stored = args.stored;
   if (!args.spec.keep.empty() || !args.spec.bias.empty() || args.spec.dropout_keep || !args.spec.key_lengths.empty()) {
     throw std::invalid_argument("spec: packed sequences have no keep-masks, biases, dropout or key_lengths");
   }
@@ -120,6 +134,7 @@ void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& 
     call.query = Rows(packed.query, query, queries);
     call.key = Rows(packed.key, key, keys);
     call.value = Rows(packed.value, key, keys);
+    ForStoredViews(call.stored, [&](auto& view) { view = Rows(view, key, keys); });
     call.output = Rows(packed.output, query, queries);
     call.lse = Rows(packed.lse, query, queries);
     call.spec.offset = sequences.offsets[s];
@@ -145,6 +160,7 @@ std::vector<AttentionArgs<T>> BatchEntries(const AttentionArgs<T>& args) {
     call.query = Entry(args.query, b, 0, 1);
     call.key = Entry(args.key, b, 2, length);
     call.value = Entry(args.value, b, 2, length);
+    ForStoredViews(call.stored, [&](auto& view) { view = Entry(view, b, 2, length); });
     call.output = Entry(args.output, b, 0, 1);
     call.weights = Entry(args.weights, b, 3, length);
     if (args.lse) call.lse.data += b * args.lse.stride[0];

@@ -1,6 +1,8 @@
 #include "attention/schedule.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <variant>
 
 namespace headwise {
 namespace {
@@ -34,6 +36,13 @@ constexpr std::int64_t kMaxDecodeRows = 8;
 // Cost of a decode task apart from its keys, in floating-point operations. A byte of keys and values costs one.
 constexpr double kDecodeTaskWork = 15'000;
 
+// Bytes of a number of the keys and values.
+template <typename T>
+std::size_t KeySize(const AttentionArgs<T>& args) {
+  if (std::holds_alternative<std::monostate>(args.stored)) return sizeof(T);
+  return std::holds_alternative<StoredKeys<std::int8_t>>(args.stored) ? 1 : 2;
+}
+
 // Keys of a chunk: two key blocks (1 KB per score row each), and more for long sequences, so that there are at most
 // about 64 partial results to combine.
 template <typename T>
@@ -64,7 +73,7 @@ Schedule::Schedule(const AttentionArgs<T>& args) {
   size_ = ChunkKeys<T>(key_len);
   parts_ = std::max<std::int64_t>(1, CeilDiv(key_len, size_));
   const double bytes =
-      static_cast<double>(sizeof(T)) * static_cast<double>(heads_) * static_cast<double>(key_len) * width;
+      static_cast<double>(KeySize(args)) * static_cast<double>(heads_) * static_cast<double>(key_len) * width;
   work_ += bytes + kDecodeTaskWork * static_cast<double>(tasks());
 }
 template Schedule::Schedule(const AttentionArgs<Float16>&);

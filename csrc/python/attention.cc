@@ -16,8 +16,7 @@ void RegisterAttention(py::module_& module) {
           using T = decltype(type);
           AttentionArgs<T> args;
           args.query = ToView<const T, 4>(query, "query");
-          args.key = ToView<const T, 4>(key, "key");
-          args.value = ToView<const T, 4>(value, "value");
+          ReadKeysAndValues<T>(key, value, spec, args);
           args.output = ToView<T, 4>(output, "output");
           args.weights = ToView<T, 4>(weights, "weights");
           args.lse = ToView<Accumulator<T>, 3>(lse, "lse");

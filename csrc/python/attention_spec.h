@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "headwise/attention.h"
@@ -29,6 +30,8 @@ struct SpecField {  // AttentionSpec, in its order
     kDropoutScale,
     kKeyLengths,
     kOffsets,
+    kKeyScales,
+    kValueScales,
     kCount
   };
 };
@@ -106,6 +109,54 @@ AttentionSpec<T> ReadSpec(const py::tuple& fields, const ScoresShape& scores) {
     spec.offsets = CopyVector(ToArray(fields[SpecField::kOffsets], "offsets"), scores[0], "offsets");
   }
   return spec;
+}
+
+// The factors of rows of int8, (kv_heads, key_len) or with a batch axis before.
+inline View<const float, 3> ReadScales(const py::handle& field, const char* name) {
+  const py::array array = ToArray(field, name);
+  if (array.ndim() == 3) return ToView<const float, 3>(array, name);
+  const auto scales = ToView<const float, 2>(array, name);
+  return {scales.data, {1, scales.shape[0], scales.shape[1]}, {0, scales.stride[0], scales.stride[1]}};
+}
+
+// An array (kv_heads, keys, dim) with a batch axis, or one that has it.
+template <typename K>
+View<const K, 4> ReadKeys(const py::array& array, const char* name) {
+  if (array.ndim() == 4) return ToView<const K, 4>(array, name);
+  const auto keys = ToView<const K, 3>(array, name);
+  return {
+      keys.data, {1, keys.shape[0], keys.shape[1], keys.shape[2]}, {0, keys.stride[0], keys.stride[1], keys.stride[2]}};
+}
+
+template <typename K>
+StoredKeys<K> ReadStored(const py::array& key, const py::array& value) {
+  return {ReadKeys<K>(key, "key"), ReadKeys<K>(value, "value"), {}, {}};
+}
+
+// Keys and values beside queries of T. If they have another type, only the shapes of args.key and args.value are set.
+template <typename T, class Args>
+void ReadKeysAndValues(const py::array& key, const py::array& value, const py::tuple& fields, Args& args) {
+  constexpr int kRank = std::is_same_v<Args, AttentionArgs<T>> ? 4 : 3;
+  CheckFields(fields, SpecField::kCount, "spec");
+  if (!std::is_same_v<T, float> || HasType<float>(key)) {
+    args.key = ToView<const T, kRank>(key, "key");
+    args.value = ToView<const T, kRank>(value, "value");
+    return;
+  }
+  ReadLayout(key, kRank, args.key.shape.data(), args.key.stride.data(), "key");
+  ReadLayout(value, kRank, args.value.shape.data(), args.value.stride.data(), "value");
+  if (HasType<Float16>(key)) {
+    args.stored = ReadStored<Float16>(key, value);
+  } else if (HasType<BFloat16>(key)) {
+    args.stored = ReadStored<BFloat16>(key, value);
+  } else if (HasType<std::int8_t>(key)) {
+    auto stored = ReadStored<std::int8_t>(key, value);
+    stored.key_scale = ReadScales(fields[SpecField::kKeyScales], "key_scales");
+    stored.value_scale = ReadScales(fields[SpecField::kValueScales], "value_scales");
+    args.stored = stored;
+  } else {
+    throw py::type_error("key: dtype does not match the other arrays");
+  }
 }
 
 }  // namespace headwise::bindings

@@ -32,8 +32,7 @@ void RegisterAttentionVarlen(py::module_& module) {
           using T = decltype(type);
           PackedAttentionArgs<T> args;
           args.query = ToView<const T, 3>(query, "query");
-          args.key = ToView<const T, 3>(key, "key");
-          args.value = ToView<const T, 3>(value, "value");
+          ReadKeysAndValues<T>(key, value, spec, args);
           args.output = ToView<T, 3>(output, "output");
           args.lse = ToView<Accumulator<T>, 2>(lse, "lse");
           args.spec = ReadSpec<T>(spec, {1, args.query.shape[0], args.query.shape[1], args.key.shape[1]});

@@ -1,5 +1,5 @@
 // Conversions between 16-bit types in memory and float in vectors: widening is exact; narrowing rounds to nearest even
-// and keeps NaN.
+// and keeps NaN. int8 is only widened.
 //
 // AVX2, AVX-512 and 64-bit NEON convert float16 in hardware. Elsewhere Highway 1.0.3 truncates float16 and mishandles
 // infinity, and it truncates bfloat16 on every target; hence the integer code here. Subnormal float16 numbers are
@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "headwise/dtype.h"
 #include "hwy/highway.h"
@@ -129,11 +130,14 @@ HWY_INLINE Vec16<D> NarrowBits([[maybe_unused]] D d, Float16, hn::Vec<D> v) {
 
 // -------------------------------------------------------------------------------------------------------------- memory
 
-// Loads a vector of D from memory of T, which is a 16-bit type or D's own.
+// Loads a vector of D from memory of T, which is a 16-bit type, int8 or D's own.
 template <class D, typename T>
 HWY_INLINE hn::Vec<D> LoadWide(D d, const T* from) {
   if constexpr (kIs16Bit<T>) {
     return WidenBits(d, T(), hn::LoadU(Tag16<D>(), BitsAt(from)));
+  } else if constexpr (std::is_same_v<T, std::int8_t>) {
+    const hn::RebindToSigned<D> di;
+    return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(hn::Rebind<std::int8_t, D>(), from)));
   } else {
     return hn::LoadU(d, from);
   }
@@ -195,7 +199,7 @@ HWY_INLINE void StoreInterleavedNarrow(hn::Vec<D> a, hn::Vec<D> b, D d, T* to) {
 // them is not touched; the other lanes are loaded as 0. AVX2 has masks for lanes of 32 bits and more only: pairs of
 // lanes go through them, and the last lane, the second of a pair or alone, by itself.
 template <class D, typename T>
-HWY_INLINE hn::Vec<D> LoadFirstWide(D d, const T* from, std::size_t count) {
+HWY_INLINE hn::Vec<D> LoadFirst16(D d, const T* from, std::size_t count) {
   const Tag16<D> d16;
 #if !HWY_MEM_OPS_MIGHT_FAULT
   return WidenBits(d, T(), hn::MaskedLoad(hn::FirstN(d16, count), d16, BitsAt(from)));
@@ -211,6 +215,16 @@ HWY_INLINE hn::Vec<D> LoadFirstWide(D d, const T* from, std::size_t count) {
   std::memcpy(buffer, from, count * sizeof(T));
   return WidenBits(d, T(), hn::Load(d16, buffer));
 #endif
+}
+template <class D, typename T>
+HWY_INLINE hn::Vec<D> LoadFirstWide(D d, const T* from, std::size_t count) {
+  if constexpr (std::is_same_v<T, std::int8_t>) {
+    HWY_ALIGN std::int8_t buffer[hn::MaxLanes(d)];
+    for (std::size_t i = 0; i < hn::MaxLanes(d); ++i) buffer[i] = i < count ? from[i] : std::int8_t{0};
+    return LoadWide(d, buffer);
+  } else {
+    return LoadFirst16(d, from, count);
+  }
 }
 template <class D, typename T>
 HWY_INLINE void StoreFirstNarrow(hn::Vec<D> v, D d, T* to, std::size_t count) {
@@ -245,7 +259,7 @@ HWY_INLINE void StreamNarrow(hn::Vec<D> v, D d, T* to) {
   }
 }
 
-// Converts n elements of a 16-bit type to float, and back.
+// Converts n elements of a 16-bit type to float, and back; of int8 to float only.
 template <typename T>
 HWY_INLINE void Widen(const T* from, std::int64_t n, float* to) {
   const hn::ScalableTag<float> d;

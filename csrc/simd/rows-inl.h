@@ -48,7 +48,7 @@ struct FirstLanes {
 
   template <class D, typename T>
   HWY_INLINE hn::Vec<D> Load(D d, const T* from) const {
-    if constexpr (kIs16Bit<T>) {
+    if constexpr (sizeof(T) < 4) {
       return LoadFirstWide(d, from, static_cast<std::size_t>(count));
     } else {
       return LoadOwn(d, from);

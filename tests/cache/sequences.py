@@ -66,8 +66,8 @@ def make(
         batch, KV_HEADS, capacity, DIM,
         value_dim=VALUE_DIM, dtype=dtype_named(dtype), ring=ring, keep_first=keep_first,
     )  # fmt: skip
-    for memory in (cache._rows.keys, cache._rows.values):
-        memory.fill(np.nan)  # masked for every query
+    for memory in cache._rows.arrays:
+        memory.fill(99 if memory.dtype == np.int8 else np.nan)  # masked for every query
     return cache
 
 

@@ -53,6 +53,12 @@ def columns() -> hw.KVCache:
     return cache
 
 
+def stored(dtype: str) -> hw.KVCache:
+    cache = hw.KVCache(BATCH, KV_HEADS, 18, DIM, value_dim=VALUE_DIM, dtype=dtype, ring=True)
+    cache.append(*part(0, 48)[1:])
+    return cache
+
+
 def layer_step(cache: hw.KVCache) -> None:
     layer = hw.MultiHeadAttention(DIM * 4, 4, num_kv_heads=KV_HEADS, rng=0, dtype=np.float32)
     layer(np.ones((BATCH, 3, DIM * 4), np.float32), cache=cache)
@@ -86,6 +92,10 @@ CHANGES: dict[str, tuple[Callable[[], hw.KVCache], Change]] = {
     "first rows: extend": (lambda: first_rows(20, 7), lambda cache: cache.extend(*part(20, 25), lengths=[5, 3])),
     "first rows: extend that drops": (lambda: first_rows(20, 12), lambda cache: cache.extend(*part(20, 45))),
     "columns: extend": (columns, lambda cache: cache.extend(*part(20, 25)[:2])),
+    "int8: append": (lambda: stored("int8"), lambda cache: cache.append(*part(20, 45)[1:])),
+    "int8: extend": (lambda: stored("int8"), lambda cache: cache.extend(*part(20, 25), lengths=[5, 3])),
+    "int8: reorder": (lambda: stored("int8"), lambda cache: cache.reorder([1, 0])),
+    "float16: extend": (lambda: stored("float16"), lambda cache: cache.extend(*part(20, 45))),
     "ring: a layer's step": (lambda: square(ring(20, 20)), layer_step),
 }
 

@@ -12,6 +12,9 @@
 #endif
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <variant>
 
 #include "attention/kernel-inl.h"
 #include "attention/modifiers/score_modifiers-inl.h"
@@ -248,7 +251,8 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
         args_(args),
         block_(block),
         in_place_(padded_rows <= kMaxRowsInPlace && value_dim_ % kLanes<T> == 0),
-        wide_(kIs16Bit<S> ? arena.Allocate<T>(Base::kKeys, std::max(head_dim_, value_dim_)) : nullptr) {}
+        wide_(kIs16Bit<S> || args.stored.index() != 0 ? arena.Allocate<T>(Base::kKeys, std::max(head_dim_, value_dim_))
+                                                      : nullptr) {}
 
   void PackQueries(const Tile<kRows>& tile) const {
     T* packed = query_ + tile.first_row * head_dim_;
@@ -266,13 +270,13 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
 
   void PackKeys(int64_t begin, int64_t end) {
     keys_ = end - begin;
-    const auto [rows, stride] = Wide(args_.key, block_.kv_head, begin, keys_);
+    const auto [rows, stride] = KeyRows(begin);
     PackPanels(rows, head_dim_, keys_, int64_t{1}, stride, key_);
   }
 
   void PackValues(int64_t begin, int64_t end) {
     keys_ = end - begin;
-    const auto [rows, stride] = Wide(args_.value, block_.kv_head, begin, keys_);
+    const auto [rows, stride] = ValueRows(begin);
     special_count_ = 0;
     value_rows_ = in_place_ && AllRowsFinite(rows, stride) ? rows : nullptr;
     value_stride_ = stride;
@@ -302,9 +306,49 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
     return true;
   }
 
-  // Rows [first, first + count) of a head, widened from 16-bit types.
-  Rows Wide(const View<const S, 4>& array, int64_t head, int64_t first, int64_t count) const {
-    if constexpr (kIs16Bit<S>) {
+  // The `keys_` rows of keys and of values from `first` on.
+  Rows KeyRows(int64_t first) const {
+    if constexpr (std::is_same_v<S, float>) {
+      if (const auto* keys = std::get_if<StoredKeys<Float16>>(&args_.stored)) {
+        return Wide(keys->key, block_.kv_head, first, keys_);
+      }
+      if (const auto* keys = std::get_if<StoredKeys<BFloat16>>(&args_.stored)) {
+        return Wide(keys->key, block_.kv_head, first, keys_);
+      }
+      if (const auto* keys = std::get_if<StoredKeys<std::int8_t>>(&args_.stored)) {
+        return Scaled(Wide(keys->key, block_.kv_head, first, keys_), head_dim_, keys->key_scale, first);
+      }
+    }
+    return Wide(args_.key, block_.kv_head, first, keys_);
+  }
+  Rows ValueRows(int64_t first) const {
+    if constexpr (std::is_same_v<S, float>) {
+      if (const auto* keys = std::get_if<StoredKeys<Float16>>(&args_.stored)) {
+        return Wide(keys->value, block_.kv_head, first, keys_);
+      }
+      if (const auto* keys = std::get_if<StoredKeys<BFloat16>>(&args_.stored)) {
+        return Wide(keys->value, block_.kv_head, first, keys_);
+      }
+      if (const auto* keys = std::get_if<StoredKeys<std::int8_t>>(&args_.stored)) {
+        return Scaled(Wide(keys->value, block_.kv_head, first, keys_), value_dim_, keys->value_scale, first);
+      }
+    }
+    return Wide(args_.value, block_.kv_head, first, keys_);
+  }
+
+  // `keys_` rows in wide_, times their factors.
+  Rows Scaled(const Rows& rows, int64_t width, const View<const float, 3>& scale, int64_t first) const {
+    for (int64_t i = 0; i < keys_; ++i) {
+      T* row = wide_ + i * width;
+      ScaleRow(row, width, static_cast<T>(*scale.at(block_.batch, block_.kv_head, first + i)), row);
+    }
+    return rows;
+  }
+
+  // Rows [first, first + count) of a head, widened from types other than T.
+  template <typename K>
+  Rows Wide(const View<const K, 4>& array, int64_t head, int64_t first, int64_t count) const {
+    if constexpr (sizeof(K) < sizeof(float)) {
       const int64_t width = array.shape[3];
       for (int64_t i = 0; i < count; ++i) Widen(array.at(block_.batch, head, first + i), width, wide_ + i * width);
       return {wide_, width};
@@ -327,7 +371,7 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
   const AttentionArgs<S>& args_;
   const AttentionBlock block_;
   const bool in_place_;  // finite values
-  T* const wide_;        // [kKeys][max width] staging buffer of widened rows
+  T* const wide_;        // [kKeys][max width] staging buffer of converted rows
 };
 
 // One tile of rows after the other.

@@ -6,6 +6,9 @@
 // together, so that keys and values are read from memory once. Each chunk leaves a partial result (partial-inl.h):
 // max m, sum and undivided output. combine-inl.h combines them.
 //
+// Keys and values may have a type K of their own (StoredKeys), which is converted in registers. Rows of int8 have
+// factors: that of a key multiplies its scores, that of a value its weights.
+//
 // Cost: 4 * head_dim operations per score, and a horizontal sum.
 
 #if defined(HEADWISE_ATTENTION_DECODE_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -16,6 +19,9 @@
 #endif
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <variant>
 
 #include "attention/decode/partial-inl.h"
 #include "attention/kernel.h"
@@ -23,6 +29,7 @@
 #include "attention/softmax-inl.h"
 #include "base/interruption.h"
 #include "base/scratch.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "matmul/pack-inl.h"
@@ -46,6 +53,8 @@ struct DecodeScratch {
         scores(arena.Allocate<T>(rows, kKeyBlock<T>)),
         shift(arena.Allocate<T>(rows)),
         rescale(arena.Allocate<T>(rows)) {}
+
+  T* Scores(int64_t r) const { return scores + r * kKeyBlock<T>; }
 
   int64_t query_width;
   Row* row;
@@ -77,9 +86,7 @@ struct DecodeRun {
         arena(memory),
         scratch(arena, args, partial.rows) {}
 
-  T* Scores(int64_t r) const { return scratch.scores + r * kKeyBlock<T>; }
-  const S* Key(int64_t key) const { return args.key.at(chunk.batch, chunk.kv_head, key); }
-  const S* Value(int64_t key) const { return args.value.at(chunk.batch, chunk.kv_head, key); }
+  T* Scores(int64_t r) const { return scratch.Scores(r); }
 
   const AttentionArgs<S>& args;
   const DecodeChunk chunk;
@@ -88,6 +95,22 @@ struct DecodeRun {
   const Partial<T> partial;
   Arena arena;
   const DecodeScratch<T> scratch;
+};
+
+// The keys and values of one head, of element type K.
+template <typename K>
+struct HeadKeys {
+  HeadKeys(const View<const K, 4>& key_view, const View<const K, 4>& value_view, const DecodeChunk& chunk)
+      : key(key_view.at(chunk.batch, chunk.kv_head)),
+        value(value_view.at(chunk.batch, chunk.kv_head)),
+        key_stride(key_view.stride[2]),
+        value_stride(value_view.stride[2]),
+        head_dim(key_view.shape[3]),
+        value_dim(value_view.shape[3]) {}
+
+  const K *key, *value;
+  int64_t key_stride, value_stride, head_dim, value_dim;
+  const float *key_scale = nullptr, *value_scale = nullptr;  // [keys], of int8
 };
 
 // function(row, Int<rows>) for groups of rows.
@@ -116,6 +139,17 @@ void StartDecodeRows(const DecodeRun<S>& run) {
   }
 }
 
+// The values of `keys` keys from key `begin` on, which come from memory while their keys are scored: the products with
+// the values would wait for them, and memory would rest during the products with the keys.
+template <typename K>
+HWY_INLINE void PrefetchValues(const HeadKeys<K>& head, int64_t begin, int64_t keys) {
+  constexpr int64_t kLine = 64 / sizeof(K);
+  for (int64_t j = begin; j < begin + keys; ++j) {
+    const K* row = head.value + j * head.value_stride;
+    for (int64_t i = 0; i < head.value_dim; i += kLine) hwy::Prefetch(row + i);
+  }
+}
+
 // scores[r][j] = query_r . key_j for kRows rows and kKeys keys. Rows of queries end in zeros.
 template <int kRows, int kKeys, typename T, typename S>
 HWY_INLINE void Dots(const T* query, int64_t query_stride, const S* key, int64_t key_stride, int64_t depth, T* scores) {
@@ -141,23 +175,23 @@ HWY_INLINE void Dots(const T* query, int64_t query_stride, const S* key, int64_t
 }
 
 // Scores of rows [r, r + kRows) with `keys` keys from key `begin` on.
-template <int kRows, typename S>
-void DecodeScores(const DecodeRun<S>& run, int64_t r, int64_t begin, int64_t keys) {
-  using T = Accumulator<S>;
-  const S* key = run.Key(begin);
-  const int64_t width = run.scratch.query_width, stride = run.args.key.stride[2], head_dim = run.args.query.shape[3];
-  const T* query = run.scratch.query + r * width;
+template <int kRows, typename T, typename K>
+void DecodeScores(const DecodeScratch<T>& scratch, const HeadKeys<K>& head, int64_t r, int64_t begin, int64_t keys) {
+  const int64_t width = scratch.query_width, stride = head.key_stride;
+  const K* key = head.key + begin * stride;
+  const T* query = scratch.query + r * width;
   int64_t j = 0;
   for (; j + kDecodeKeys <= keys; j += kDecodeKeys) {
-    Dots<kRows, kDecodeKeys>(query, width, key + j * stride, stride, head_dim, run.Scores(r) + j);
+    if (r == 0) PrefetchValues(head, begin + j, kDecodeKeys);
+    Dots<kRows, kDecodeKeys>(query, width, key + j * stride, stride, head.head_dim, scratch.Scores(r) + j);
   }
-  for (; j < keys; ++j) Dots<kRows, 1>(query, width, key + j * stride, stride, head_dim, run.Scores(r) + j);
+  for (; j < keys; ++j) Dots<kRows, 1>(query, width, key + j * stride, stride, head.head_dim, scratch.Scores(r) + j);
 }
 
 // One row's weighted values of a vector of columns, for values with NaN or Inf: keys of weight 0 are skipped, because
 // 0 * NaN is NaN.
-template <class Lanes, typename S, typename T = Accumulator<S>>
-HWY_NOINLINE hn::Vec<Tag<T>> SumSkippingZeros(Lanes lanes, const T* weights, const S* value, int64_t stride,
+template <class Lanes, typename T, typename K>
+HWY_NOINLINE hn::Vec<Tag<T>> SumSkippingZeros(Lanes lanes, const T* weights, const K* value, int64_t stride,
                                               int64_t keys) {
   const Tag<T> d;
   auto sum = hn::Zero(d);
@@ -169,13 +203,11 @@ HWY_NOINLINE hn::Vec<Tag<T>> SumSkippingZeros(Lanes lanes, const T* weights, con
 }
 
 // Adds the weighted values of kVectors vectors of columns to the outputs of rows [first, first + kRows).
-template <int kRows, int kVectors, class Lanes, typename S>
-HWY_INLINE void AddDecodeColumns(const DecodeRun<S>& run, Lanes lanes, int64_t first, const S* value, int64_t keys,
-                                 int64_t column) {
-  using T = Accumulator<S>;
+template <int kRows, int kVectors, class Lanes, typename T, typename K>
+HWY_INLINE void AddDecodeColumns(const DecodeScratch<T>& scratch, const Partial<T>& partial, Lanes lanes, int64_t first,
+                                 const K* value, int64_t stride, int64_t keys, int64_t column) {
   const Tag<T> d;
-  const int64_t stride = run.args.value.stride[2];
-  const T* weights = run.Scores(first);
+  const T* weights = scratch.Scores(first);
   hn::Vec<Tag<T>> sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows * kVectors; ++i) sum[i / kVectors][i % kVectors] = hn::Zero(d);
@@ -197,42 +229,67 @@ HWY_INLINE void AddDecodeColumns(const DecodeRun<S>& run, Lanes lanes, int64_t f
       const int64_t from = column + v * kLanes<T>;
       const bool finite = hn::AllTrue(d, hn::Eq(hn::Mul(sum[r][v], hn::Zero(d)), hn::Zero(d)));
       const auto block =
-          finite ? sum[r][v] : SumSkippingZeros(lanes, run.Scores(first + r), value + from, stride, keys);
-      T* output = run.partial.output + (first + r) * run.partial.value_width + from;
-      hn::Store(hn::MulAdd(hn::Load(d, output), hn::Set(d, run.scratch.rescale[first + r]), block), d, output);
+          finite ? sum[r][v] : SumSkippingZeros(lanes, scratch.Scores(first + r), value + from, stride, keys);
+      T* output = partial.output + (first + r) * partial.value_width + from;
+      hn::Store(hn::MulAdd(hn::Load(d, output), hn::Set(d, scratch.rescale[first + r]), block), d, output);
     }
   }
 }
 
 // output = output * rescale + weights times values, for rows [r, r + kRows) and `keys` keys from key `begin` on.
-template <int kRows, typename S>
-void AddDecodeValues(const DecodeRun<S>& run, int64_t r, int64_t begin, int64_t keys) {
-  using T = Accumulator<S>;
+template <int kRows, typename T, typename K>
+void AddDecodeValues(const DecodeScratch<T>& scratch, const Partial<T>& partial, const HeadKeys<K>& head, int64_t r,
+                     int64_t begin, int64_t keys) {
   constexpr int kMaxVectors = 16 / kRows;
-  const S* value = run.Value(begin);
-  const int64_t value_dim = run.args.value.shape[3];
+  const int64_t stride = head.value_stride, value_dim = head.value_dim;
+  const K* value = head.value + begin * stride;
   int64_t column = 0;
   const auto add = [&](auto vectors) HWY_ATTR {
     for (; column + vectors.value * kLanes<T> <= value_dim; column += vectors.value * kLanes<T>) {
-      AddDecodeColumns<kRows, vectors.value>(run, AllLanes(), r, value, keys, column);
+      AddDecodeColumns<kRows, vectors.value>(scratch, partial, AllLanes(), r, value, stride, keys, column);
     }
   };
   if constexpr (kMaxVectors > 8) add(Int<8>());
   add(Int < kMaxVectors < 8 ? kMaxVectors : 4 > ());
   add(Int<1>());
-  if (column < value_dim) AddDecodeColumns<kRows, 1>(run, FirstLanes{value_dim - column}, r, value, keys, column);
+  if (column < value_dim) {
+    AddDecodeColumns<kRows, 1>(scratch, partial, FirstLanes{value_dim - column}, r, value, stride, keys, column);
+  }
+}
+
+// numbers[0, n) *= factors[0, n).
+template <typename T>
+void MultiplyRow(const float* factors, int64_t n, T* numbers) {
+  const Tag<T> d;
+  ForEachVector(d, n, [&](auto lanes, int64_t j) HWY_ATTR {
+    lanes.Store(hn::Mul(lanes.Load(d, numbers + j), lanes.Load(d, factors + j)), d, numbers + j);
+  });
+}
+
+// numbers[0, n) *= factors[0, n), but 0 stays 0 beside a factor of NaN or infinity.
+template <typename T>
+void MultiplyNonzero(const float* factors, int64_t n, T* numbers) {
+  const Tag<T> d;
+  ForEachVector(d, n, [&](auto lanes, int64_t j) HWY_ATTR {
+    const auto number = lanes.Load(d, numbers + j);
+    const auto product = hn::Mul(number, lanes.Load(d, factors + j));
+    lanes.Store(hn::IfThenZeroElse(hn::Eq(number, hn::Zero(d)), product), d, numbers + j);
+  });
 }
 
 // All rows meet the keys [begin, end).
-template <typename S>
-void DecodeKeyBlock(const DecodeRun<S>& run, int64_t begin, int64_t end) {
+template <typename S, typename K>
+void DecodeKeyBlock(const DecodeRun<S>& run, const HeadKeys<K>& head, int64_t begin, int64_t end) {
+  constexpr bool kScaled = std::is_same_v<K, std::int8_t>;
   const auto& args = run.args;
   const auto& chunk = run.chunk;
   const auto& partial = run.partial;
   const auto& scratch = run.scratch;
   const int64_t keys = end - begin;
-  ForRowGroups(partial.rows, [&](int64_t r, auto rows) HWY_ATTR { DecodeScores<rows.value>(run, r, begin, keys); });
+  ForRowGroups(partial.rows,
+               [&](int64_t r, auto rows) HWY_ATTR { DecodeScores<rows.value>(scratch, head, r, begin, keys); });
   for (int64_t r = 0; r < partial.rows; ++r) {
+    if constexpr (kScaled) MultiplyRow(head.key_scale + begin, keys, run.Scores(r));
     ModifyRow(args, chunk.batch, scratch.row[r], run.modifiers, begin, 0, keys, run.Scores(r));
     scratch.shift[r] = MaxScore(run.Scores(r), 0, keys);
     if (args.weights) std::copy_n(run.Scores(r), keys, partial.scores + r * partial.keys + begin - chunk.key_begin);
@@ -241,24 +298,47 @@ void DecodeKeyBlock(const DecodeRun<S>& run, int64_t begin, int64_t end) {
   const auto& dropout = args.spec.dropout_keep;
   for (int64_t r = 0; r < partial.rows; ++r) {
     partial.sum[r] += Exponentials(run.Scores(r), 0, keys, scratch.shift[r]);
-    if (!dropout) continue;
-    ApplyDropout(dropout.at(chunk.batch, scratch.row[r].head, scratch.row[r].query, begin), dropout.stride[3],
-                 static_cast<Accumulator<S>>(args.spec.dropout_scale), 0, keys, run.Scores(r));
+    if (dropout) {
+      ApplyDropout(dropout.at(chunk.batch, scratch.row[r].head, scratch.row[r].query, begin), dropout.stride[3],
+                   static_cast<Accumulator<S>>(args.spec.dropout_scale), 0, keys, run.Scores(r));
+    }
+    if constexpr (kScaled) MultiplyNonzero(head.value_scale + begin, keys, run.Scores(r));
   }
-  ForRowGroups(partial.rows, [&](int64_t r, auto rows) HWY_ATTR { AddDecodeValues<rows.value>(run, r, begin, keys); });
+  ForRowGroups(partial.rows, [&](int64_t r, auto rows)
+                                 HWY_ATTR { AddDecodeValues<rows.value>(scratch, partial, head, r, begin, keys); });
+}
+
+template <typename S, typename K>
+void DecodeKeys(const DecodeRun<S>& run, const HeadKeys<K>& head) {
+  const auto& args = run.args;
+  KeyRange keys = KeysOf(args, run.chunk.batch, 0, args.query.shape[2]);
+  keys.begin = std::max(keys.begin, run.chunk.key_begin), keys.end = std::min(keys.end, run.chunk.key_end);
+  const double key_work =
+      2.0 * static_cast<double>(run.partial.rows) * static_cast<double>(args.query.shape[3] + args.value.shape[3]);
+  ForKeyBlocks(kKeyBlock<Accumulator<S>>, keys, [&](int64_t begin, int64_t end) HWY_ATTR {
+    if (!Interrupted(key_work * static_cast<double>(end - begin))) DecodeKeyBlock(run, head, begin, end);
+  });
 }
 
 template <typename S>
 void DecodeChunkKernel(const AttentionArgs<S>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* scratch) {
   const DecodeRun<S> run(args, chunk, partial, scratch);
   StartDecodeRows(run);
-  KeyRange keys = KeysOf(args, chunk.batch, 0, args.query.shape[2]);
-  keys.begin = std::max(keys.begin, chunk.key_begin), keys.end = std::min(keys.end, chunk.key_end);
-  const double key_work =
-      2.0 * static_cast<double>(run.partial.rows) * static_cast<double>(args.query.shape[3] + args.value.shape[3]);
-  ForKeyBlocks(kKeyBlock<Accumulator<S>>, keys, [&](int64_t begin, int64_t end) HWY_ATTR {
-    if (!Interrupted(key_work * static_cast<double>(end - begin))) DecodeKeyBlock(run, begin, end);
-  });
+  if constexpr (std::is_same_v<S, float>) {
+    if (const auto* float16 = std::get_if<StoredKeys<Float16>>(&args.stored)) {
+      return DecodeKeys(run, HeadKeys<Float16>(float16->key, float16->value, chunk));
+    }
+    if (const auto* bfloat16 = std::get_if<StoredKeys<BFloat16>>(&args.stored)) {
+      return DecodeKeys(run, HeadKeys<BFloat16>(bfloat16->key, bfloat16->value, chunk));
+    }
+    if (const auto* int8 = std::get_if<StoredKeys<std::int8_t>>(&args.stored)) {
+      HeadKeys<std::int8_t> head(int8->key, int8->value, chunk);
+      head.key_scale = int8->key_scale.at(chunk.batch, chunk.kv_head);
+      head.value_scale = int8->value_scale.at(chunk.batch, chunk.kv_head);
+      return DecodeKeys(run, head);
+    }
+  }
+  DecodeKeys(run, HeadKeys<S>(args.key, args.value, chunk));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -63,6 +63,17 @@ struct AttentionSpec {
   std::vector<std::int64_t> key_lengths, offsets;
 };
 
+// Keys and values of a type S of their own beside float queries, as caches store them: Float16, BFloat16 or
+// std::int8_t. Kernels convert them in registers or while packing.
+template <typename S>
+struct StoredKeys {
+  View<const S, 4> key;    // (batch, kv_heads, key_len, head_dim)
+  View<const S, 4> value;  // (batch, kv_heads, key_len, value_dim)
+  // For int8 only, (batch, kv_heads, key_len), last axis contiguous: the factors of each row of key and of value.
+  View<const float, 3> key_scale, value_scale;
+};
+using AnyStoredKeys = std::variant<std::monostate, StoredKeys<Float16>, StoredKeys<BFloat16>, StoredKeys<std::int8_t>>;
+
 // The last axis of every array is contiguous.
 template <typename T>
 struct AttentionArgs {
@@ -73,6 +84,8 @@ struct AttentionArgs {
   View<T, 4> weights;           // (batch, heads, query_len, key_len); optional
   View<Accumulator<T>, 3> lse;  // (batch, heads, query_len); optional
   AttentionSpec<T> spec;
+  // For T = float only, in place of the data of key and value, of which the shapes alone are then read.
+  AnyStoredKeys stored;
 };
 
 // Throws std::invalid_argument, with a message that begins with the argument's name, unless the shapes agree, the
@@ -138,6 +151,7 @@ struct PackedAttentionArgs {
   View<Accumulator<T>, 2> lse;  // (heads, queries of all sequences); optional
   // Without keep, bias, dropout_keep and key_lengths; PackedSequences::offsets replaces its offset.
   AttentionSpec<T> spec;
+  AnyStoredKeys stored;  // as in AttentionArgs, with a batch axis of 1
 };
 
 // Sequence s has queries [query_starts[s], query_starts[s] + query_lengths[s]) and keys likewise; its query 0 is at

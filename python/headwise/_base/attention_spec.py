@@ -44,6 +44,10 @@ class AttentionSpec(NamedTuple):
     # `offset + offsets[b]` in place of `offset`.
     key_lengths: Array | None = None
     offsets: Array | None = None
+    # Factors of the rows of keys and values in int8, float32 (batch, kv_heads, key_len), last axis contiguous; for
+    # packed sequences (kv_heads, key rows).
+    key_scales: Array | None = None
+    value_scales: Array | None = None
 
 
 def mask_of_entry(m: Array, entry: int, rows: int, keys: int) -> Array:

@@ -59,7 +59,8 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
         options["window_size"] = (left, -1 if is_causal else right)
     need_weights = options["need_weights"] = check_flag(options.get("need_weights", False), "need_weights")
     spans = Spans(starts, seen, counts, lengths)
-    if counts[0] == query.shape[2] and spans.equal() and not has_gap(rows, max(lengths)):
+    own = query.dtype == rows.keys.dtype or query.dtype.newbyteorder("=") == rows.keys.dtype
+    if own and counts[0] == query.shape[2] and spans.equal() and not has_gap(rows, max(lengths)):
         part = slice(starts[0], starts[0] + seen[0])
         answer = scaled_dot_product_attention(
             query, rows.keys[:, :, part], rows.values[:, :, part], causal_alignment="lower_right", **options
@@ -74,8 +75,8 @@ def _attend_spans(
 ) -> tuple[Array, Array | None] | tuple[Array, Array | None, Array]:
     """Attention with the results of :func:`headwise.scaled_dot_product_attention`.
 
-    ``query`` is (batch, heads, new, head_dim), in the dtype of the cache. Weights have ``max(seen)`` columns. Padding
-    gets output 0 and an lse of -inf.
+    ``query`` is (batch, heads, new, head_dim), in a dtype that the cache takes. Weights have ``max(seen)`` columns.
+    Padding gets output 0 and an lse of -inf.
     """
     keys, values = rows.keys, rows.values
     compute, dtype = promote(("query", query))
@@ -100,7 +101,7 @@ def _attend_spans(
     result = resolve_out(out, shape.output, dtype)
     weights = np.zeros(shape.scores, dtype) if need_weights else None
     lse = np.full(shape.scores[:3], -np.inf, compute) if return_lse else None
-    if weights is None and not spec.keep and not spec.bias and not gap:
+    if weights is None and not spec.keep and not spec.bias and not gap and not spans.equal():
         _packed(q, rows, result, lse, spans, spec)
     else:
         attend_by_entry(q, rows, result, weights, lse, spans, spec)
@@ -122,6 +123,9 @@ def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spa
     where = np.arange(batch, dtype=INT64)
     starts, seen, counts = np.array(spans.starts, INT64), np.array(spans.seen, INT64), np.array(spans.counts, INT64)
     sequences = PackedSequences(where * new, counts, where * rows.keys.shape[2] + starts, seen, seen - counts)
+    if rows.factors is not None:
+        key_scales, value_scales = (_in_line(factors)[..., 0] for factors in rows.factors)
+        spec = spec._replace(key_scales=key_scales, value_scales=value_scales)
     out, out_lse = _in_line(output), None if lse is None else _in_line(lse[..., np.newaxis])
     current().attention_varlen(
         _in_line(query), _in_line(rows.keys), _in_line(rows.values), out, None if out_lse is None else out_lse[..., 0],

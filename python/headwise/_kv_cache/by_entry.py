@@ -1,4 +1,4 @@
-"""Attention to cached rows by calls for one sequence or equal sequences, for what packed sequences do not support:
+"""Attention to cached rows by calls for one sequence or equal sequences, also for what packed sequences do not support:
 weights, masks, and rings that keep their first rows."""
 
 from __future__ import annotations
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwise._base.arrays import cast_layout
 from headwise._base.outputs import allocate
+from headwise._base.typing import FLOAT32
 from headwise._kv_cache.rows import equal
 from headwise._runtime.backend import current
 
@@ -51,6 +53,11 @@ def attend_by_entry(
             columns = rows.visible(entries.start, count, spans.lengths)
         keys, values = rows.keys[entries, :, columns], rows.values[entries, :, columns]
         key_len = keys.shape[2]
+        if rows.factors is not None:
+            key_scales, value_scales = (
+                cast_layout(factors[entries, :, columns][..., 0], FLOAT32, last=True) for factors in rows.factors
+            )
+            spec = spec._replace(key_scales=key_scales, value_scales=value_scales)
         for block in _query_blocks(count, key_len if gap else 0):
             shape = (len(keys), query.shape[1], block.stop - block.start)
             part_weights = None if weights is None else allocate((*shape, key_len), weights.dtype)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from headwise._base.arrays import as_array
-from headwise._base.layer import parameter_dtype
 from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_int, check_size
+from headwise._kv_cache.storage import INT8, Part, activation_dtypes, encode, parts, storage_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,9 @@ class CacheShape(NamedTuple):
     keep_first: int = 0
     value_from_key: tuple[int, int] | None = None
 
+    def parts(self) -> list[Part]:
+        return parts(self.head_dim, None if self.value_from_key else self.value_dim, self.dtype)
+
 
 def check_shape(given: Mapping[str, Any]) -> CacheShape:
     """The checked arguments of :class:`headwise.KVCache`, by name."""
@@ -53,7 +56,7 @@ def check_shape(given: Mapping[str, Any]) -> CacheShape:
         slots,
         width,
         values,
-        parameter_dtype(given["dtype"]).newbyteorder("="),
+        storage_dtype(given["dtype"]),
         is_ring,
         first,
         columns,
@@ -71,18 +74,18 @@ def _check_columns(value_from_key: object, head_dim: int) -> tuple[int, int]:
 
 def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int], list[list[Array]]]:
     """The lengths and rows of a pickled cache, checked: the file may be damaged, or from a stranger."""
-    names = [("keys", shape.head_dim), ("values", shape.value_dim)][: 1 if shape.value_from_key else 2]
-    if not isinstance(state, tuple) or len(state) != 1 + len(names):
-        expected = "lengths, keys and values" if len(names) == 2 else "lengths and keys"
-        raise ValueError(f"state: {shown(state)}, expected {expected}")
+    expected = shape.parts()
+    if not isinstance(state, tuple) or len(state) != 1 + len(expected):
+        *names, last = ("lengths", *(part.name for part in expected))
+        raise ValueError(f"state: {shown(state)}, expected {', '.join(names)} and {last}")
     lengths = check_integers(state[0], "state: lengths", shape.batch_size)
-    for (name, width), arrays in zip(names, state[1:], strict=True):
+    for (name, width, dtype), arrays in zip(expected, state[1:], strict=True):
         if not isinstance(arrays, list) or len(arrays) != shape.batch_size:
             raise ValueError(f"state: {name}: {type(arrays).__name__}, expected a list of {shape.batch_size} arrays")
         for i, (a, length) in enumerate(zip(arrays, lengths, strict=True)):
-            if not isinstance(a, np.ndarray) or a.dtype != shape.dtype:
+            if not isinstance(a, np.ndarray) or a.dtype != dtype:
                 found = getattr(a, "dtype", type(a).__name__)
-                raise ValueError(f"state: {name}[{i}]: {found}, expected an array of {shape.dtype}")
+                raise ValueError(f"state: {name}[{i}]: {found}, expected an array of {dtype}")
             # A ring that has dropped rows still has all that the next query sees.
             least = min(length, shape.capacity - 1) if shape.ring else length
             rows = a.shape[1] if a.ndim == 3 else -1
@@ -91,10 +94,12 @@ def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int
                     f"state: {name}[{i}]: shape {a.shape}, expected ({shape.num_kv_heads}, rows, {width}) with {least} "
                     f"to {min(length, slots)} rows for the length {length}"
                 )
-    for (name, _), arrays in zip(names[1:], state[2:], strict=True):
+    for part, arrays in zip(expected[1:], state[2:], strict=True):
         for i, (key, rows) in enumerate(zip(state[1], arrays, strict=True)):
             if key.shape[1] != rows.shape[1]:
-                raise ValueError(f"state: {name}[{i}]: {rows.shape[1]} rows, expected the {key.shape[1]} of the keys")
+                raise ValueError(
+                    f"state: {part.name}[{i}]: {rows.shape[1]} rows, expected the {key.shape[1]} of the keys"
+                )
     return lengths, list(state[1:])
 
 
@@ -111,7 +116,7 @@ def check_query(query: ArrayLike, shape: CacheShape) -> Array:
 
 def check_new(key: ArrayLike, value: ArrayLike | None, shape: CacheShape) -> list[Array]:
     """``key``, (batch, kv_heads, new, head_dim), and, unless values are columns of keys, ``value``, (batch, kv_heads,
-    new, value_dim), checked."""
+    new, value_dim), checked and encoded as the cache stores them."""
     new = [_check_rows(key, "key", shape.head_dim, shape)]
     if shape.value_from_key is None:
         new.append(_check_rows(value, "value", shape.value_dim, shape))
@@ -124,7 +129,7 @@ def check_new(key: ArrayLike, value: ArrayLike | None, shape: CacheShape) -> lis
     k, v = new[0], new[-1]
     if v.shape[2] != k.shape[2]:
         raise ValueError(f"value: shape {v.shape} does not match key {k.shape}: {v.shape[2]} rows for {k.shape[2]}")
-    return new
+    return encode(new, shape.dtype)
 
 
 def check_free(counts: Sequence[int], lengths: Sequence[int], capacity: int) -> None:
@@ -172,8 +177,12 @@ def of(entry: int, batch: Sequence[object]) -> str:
 
 def _check_rows(x: ArrayLike | None, name: str, width: int, shape: CacheShape) -> Array:
     a = as_array(x, name)
-    if a.dtype != shape.dtype and a.dtype.newbyteorder("=") != shape.dtype:
-        raise TypeError(f"{name}: dtype {a.dtype}, expected {shape.dtype}, the dtype of the cache")
+    if a.dtype != shape.dtype or shape.dtype == INT8:
+        allowed = activation_dtypes(shape.dtype)
+        if a.dtype.newbyteorder("=") not in allowed:
+            words, own = " or ".join(map(str, allowed)), allowed == (shape.dtype,)
+            of_cache = "the dtype of the cache" if own else f"for a cache of {shape.dtype}"
+            raise TypeError(f"{name}: dtype {a.dtype}, expected {words}, {of_cache}")
     if a.ndim != 4 or a.shape[0] != shape.batch_size or a.shape[3] != width:
         heads = "heads" if name == "query" else shape.num_kv_heads
         raise ValueError(f"{name}: shape {a.shape}, expected ({shape.batch_size}, {heads}, new, {width})")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.outputs import allocate
+from headwise._kv_cache.storage import INT8, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,14 +45,12 @@ class CacheRows:
         self.first = shape.keep_first  # the number of these that are the first positions of the sequence
         self.spare = max(16, capacity // 8) if ring else 0
         self.slots = capacity + 2 * self.spare
-        rows = (shape.num_kv_heads, shape.batch_size, self.slots)
-        self.keys = allocate((*rows, shape.head_dim), shape.dtype).swapaxes(0, 1)
-        self.arrays = [self.keys]  # all that is stored
-        if shape.value_from_key is None:
-            self.values = allocate((*rows, shape.value_dim), shape.dtype).swapaxes(0, 1)
-            self.arrays.append(self.values)
-        else:
-            self.values = self.keys[..., slice(*shape.value_from_key)]
+        rows, columns = (shape.num_kv_heads, shape.batch_size, self.slots), shape.value_from_key
+        # All that is stored, by :func:`headwise._kv_cache.storage.parts`: keys, values, and the factors of int8 rows.
+        self.arrays = [allocate((*rows, part.width), part.dtype).swapaxes(0, 1) for part in shape.parts()]
+        self.keys = self.arrays[0]
+        self.values = self.keys[..., slice(*columns)] if columns else self.arrays[len(self.arrays) // 2]
+        self.factors = (self.arrays[1], self.arrays[-1]) if shape.dtype == INT8 else None
         # The number of positions of each sequence, and the position in its slot 0. Both lists are replaced, never
         # changed in place.
         self.lengths = [0] * shape.batch_size
@@ -87,6 +86,14 @@ class CacheRows:
         for array, where, rows in self._writes(new, counts, lengths, self.offsets):
             array[where] = rows
         return lengths
+
+    def shown(self, index: Any, rows: slice | Array) -> tuple[Array, Array]:
+        """The keys and values of a sequence or a slice of them, as users read them: int8 as float32."""
+        arrays = self.keys[index][..., rows, :], self.values[index][..., rows, :]
+        if self.factors is None:
+            return arrays
+        k, v = (decode(a, f[index][..., rows, :]) for a, f in zip(arrays, self.factors, strict=True))
+        return k, v
 
     def can_undo(self, counts: Sequence[int]) -> bool:
         """Whether ``counts[i]`` rows can be appended and removed again without dropping a row that a query sees."""

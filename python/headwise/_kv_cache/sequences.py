@@ -68,7 +68,7 @@ class CachedSequences:
         Returns
         -------
         keys : ndarray, (kv_heads, stored, head_dim), read-only
-            A view; later calls may change its contents.
+            A view; later calls may change its contents. With dtype "int8", a copy in float32.
         values : ndarray, (kv_heads, stored, value_dim), read-only
             A view as well.
 
@@ -90,8 +90,8 @@ class CachedSequences:
         [(1, 3, 4), (1, 1, 4)]
         """
         i = check_int(index, "index", 0, self.batch_size - 1)
-        rows = self._kept(i)
-        return _read_only(self._rows.keys[i][:, rows]), _read_only(self._rows.values[i][:, rows])
+        keys, values = self._rows.shown(i, self._kept(i))
+        return _read_only(keys), _read_only(values)
 
     def positions(self, new: int = 1) -> Array:
         """The positions of the next rows, as rotary embedding takes them.
@@ -334,10 +334,10 @@ class CachedSequences:
             raise ValueError(
                 f"{name}: the lengths differ, {_listed(rows.lengths)}; expected entry(i) to be used instead"
             )
-        array: Array = getattr(rows, name)
+        which = ("keys", "values").index(name)
         if equal(rows.offsets):
-            return _read_only(array[:, :, self._kept(0)])
-        return _read_only(np.stack([array[i][:, self._kept(i)] for i in range(self.batch_size)]))
+            return _read_only(rows.shown(slice(None), self._kept(0))[which])
+        return _read_only(np.stack([rows.shown(i, self._kept(i))[which] for i in range(self.batch_size)]))
 
 
 def _listed(lengths: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
     from headwise._base.attention_spec import AttentionSpec, PackedSequences
     from headwise._base.typing import Array
+
+
+class Rows(NamedTuple):
+    """Rows of the keys or values, and the factors that they have in int8."""
+
+    array: Array
+    scales: Array | None
+    where: tuple[slice, slice, slice]
+
+    def cast(self, dtype: np.dtype[Any]) -> Array:
+        rows = cast_dtype(self.array[self.where], dtype)
+        return rows if self.scales is None else rows * self.scales[self.where][..., np.newaxis]
 
 
 # The smallest exp(score - max) of the native core, by item size; see csrc/attention/exp-inl.h.
@@ -82,7 +94,7 @@ def _attend(
     group = heads // kv_heads
     is_16bit = query.dtype.itemsize == 2
     dtype = FLOAT32 if is_16bit else query.dtype
-    width = max(head_dim, value_dim) if is_16bit else 0  # entries per key that are converted
+    width = max(head_dim, value_dim) if key.dtype != dtype else 0  # entries per key that are converted
     shape = (batch, heads, query_len, key_len)
     keep, bias = ([np.broadcast_to(mask, shape) for mask in masks] for masks in (spec.keep, spec.bias))
 
@@ -99,7 +111,7 @@ def _attend(
         scores = np.empty(block, dtype)
         grouped = scores.reshape((*stacked, block[3]))
         for columns, keys in pieces:
-            transposed = cast_dtype(key[b, g, keys], dtype).swapaxes(2, 3)
+            transposed = Rows(key, spec.key_scales, (b, g, keys)).cast(dtype).swapaxes(2, 3)
             np.matmul(scaled.reshape((*stacked, head_dim)), transposed, out=grouped[..., columns])
         block_keep = [compact(mask[b, h, r, k]) for mask in keep]
         block_bias = [cast_dtype(compact(mask[b, h, r, k]), dtype) for mask in bias]
@@ -119,7 +131,7 @@ def _attend(
         if spec.dropout_keep is not None:
             scores *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
             total /= spec.dropout_scale
-        values = [(columns, value[b, g, keys]) for columns, keys in pieces]
+        values = [(columns, Rows(value, spec.value_scales, (b, g, keys))) for columns, keys in pieces]
         total = total.reshape((*stacked, 1))
         average = _weighted_sum(grouped, values)
         average /= total
@@ -151,7 +163,11 @@ def attention_varlen(
             fill_without_keys(result, part_lse, spec.sinks)
         else:
             q, v = _sequences_of(query, rows), _sequences_of(value, keys)
-            attention(q, k, v, result, None, part_lse, spec._replace(offset=offset))
+            part_spec = spec._replace(offset=offset)
+            if spec.key_scales is not None and spec.value_scales is not None:
+                scales = (_sequences_of(a[..., None], keys)[..., 0] for a in (spec.key_scales, spec.value_scales))
+                part_spec = part_spec._replace(key_scales=next(scales), value_scales=next(scales))
+            attention(q, k, v, result, None, part_lse, part_spec)
         if not isinstance(rows, slice):
             output.swapaxes(0, 1)[rows] = result.swapaxes(1, 2)
             if lse is not None and part_lse is not None:
@@ -242,14 +258,12 @@ def _exponentials(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
     return total, peak
 
 
-def _weighted_sum(weights: Array, values: list[tuple[slice, Array]]) -> Array:
+def _weighted_sum(weights: Array, values: list[tuple[slice, Rows]]) -> Array:
     """``weights @ values``, where the values are given in pieces, each with its columns of the weights."""
-    return reduce(
-        np.add, (masked_product(weights[..., columns], cast_dtype(v, weights.dtype)) for columns, v in values)
-    )
+    return reduce(np.add, (masked_product(weights[..., columns], v.cast(weights.dtype)) for columns, v in values))
 
 
-def _divide_first(weights: Array, total: Array, values: list[tuple[slice, Array]], *, keep_all: bool) -> Array:
+def _divide_first(weights: Array, total: Array, values: list[tuple[slice, Rows]], *, keep_all: bool) -> Array:
     """``weights / total @ values``, whose partial sums do not exceed the largest value. Weights below ``_MIN_WEIGHT``
     become 0 in place, so that NaN and infinities there are ignored as in the native core.
 

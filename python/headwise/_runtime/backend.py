@@ -39,9 +39,10 @@ class Backend(Protocol):
     The floating arrays of one call are all float32 or all float64, with one exception: the main arrays (``x``,
     ``up``, ``scores``, ``query``, ``key``, ``value``, ``weight``, ``gamma``, ``beta``, ``output``, ``weights``,
     ``out`` and their gradients) may be all float16 or all bfloat16 (of ``ml_dtypes``). The other arrays are float32
-    then, except that each bias of attention has either dtype. 16-bit types are computed in float32 and results are
-    rounded once; a backend may also round attention's weights to the 16-bit type before the product with the values. No
-    16-bit array is converted to float32 as a whole.
+    then, except that each bias of attention has either dtype. Beside a float32 ``query``, the ``key`` and ``value`` of
+    attention may both be float16, bfloat16 or int8, and int8 has factors in the spec. 16-bit types are computed in
+    float32 and results are rounded once; a backend may also round attention's weights to the 16-bit type before the
+    product with the values. No 16-bit array is converted to float32 as a whole.
     """
 
     def softmax(self, x: Array, out: Array) -> None:
