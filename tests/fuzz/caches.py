@@ -23,7 +23,8 @@ SIZES = st.fixed_dictionaries(
         "head_dim": st.integers(1, 20),
         "value_dim": st.integers(1, 20),
         "ring": st.booleans(),
-        "dtype": DTYPES,
+        "keep_first": st.integers(0, 4),
+        "dtype": DTYPES | st.just("int8"),
     }
 )
 NEW = st.integers(0, 9) | st.sampled_from([16, 17, 33, 80])
@@ -38,6 +39,7 @@ OPTIONS = st.fixed_dictionaries(
         "sinks": SEEDS,
         "mask": SEEDS,
         "bias": SEEDS,
+        "is_causal": st.booleans(),
         "need_weights": st.booleans(),
         "return_lse": st.booleans(),
         "precision": PRECISIONS,
@@ -53,11 +55,15 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache: Twins
         self.history: list[tuple[Array, Array]] = []  # keys and values (kv_heads, rows, dim)
 
-    @initialize(sizes=SIZES, group=st.integers(1, 3), native=TARGETS)
-    def make(self, sizes: dict[str, Any], group: int, native: str) -> None:
+    @initialize(sizes=SIZES, group=st.integers(1, 3), native=TARGETS, wide=st.booleans())
+    def make(self, sizes: dict[str, Any], group: int, native: str, wide: bool) -> None:
+        """``wide``: float32 beside a cache of a 16-bit type, as always beside int8."""
         self.sizes, self.heads = sizes, group * sizes["num_kv_heads"]
         self.batch, self.kv_heads, self.capacity = (sizes[name] for name in ("batch_size", "num_kv_heads", "capacity"))
-        self.ring, self.dtype = sizes["ring"], sizes["dtype"]
+        self.ring, self.stored = sizes["ring"], sizes["dtype"]
+        self.first = sizes["keep_first"] = min(sizes["keep_first"], self.capacity - 1) if self.ring else 0
+        is_wide = self.stored == "int8" or (wide and "16" in self.stored)
+        self.dtype = "float32" if is_wide else self.stored
         self.cache = Twins(native, lambda: hw.KVCache(**sizes))
         assert self.cache.error is None
         empty = np.zeros((self.kv_heads, 0, 0), self.dtype)
@@ -93,7 +99,9 @@ class CacheMachine(RuleBasedStateMachine):
         result = self.cache.call(
             lambda cache: cache.attend(query, lengths=lengths, **options), options.get("precision")
         )
-        enough = all(n <= len_ for n, len_ in zip(lengths or [new] * self.batch, self._lengths(), strict=True))
+        enough = not options.get("is_causal", True) or all(
+            n <= len_ for n, len_ in zip(lengths or [new] * self.batch, self._lengths(), strict=True)
+        )
         if isinstance(result, Exception):
             assert self.ring or not enough, result
         else:
@@ -121,12 +129,21 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.call(lambda cache: cache.reorder(indices)) is None
         self.history = [self.history[i] for i in indices]
 
+    @rule(drawn=st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    def select(self, drawn: list[int]) -> None:
+        indices = [i % self.batch for i in drawn]
+        self.cache.replace(lambda cache: cache.select(indices))
+        self.history, self.batch = [self.history[i] for i in indices], len(indices)
+        self.sizes = {**self.sizes, "batch_size": self.batch}
+
     @rule(take=st.integers(0, 9))
     def append_its_own_rows(self, take: int) -> None:
         def again(cache: hw.KVCache) -> None:
             keys, values = cache.keys, cache.values
             cache.append(keys[:, :, :take], values[:, :, :take])
 
+        if self.stored not in (self.dtype, "int8"):
+            return  # other rows than those that are read: they have been rounded
         if len(set(self._lengths())) > 1:
             assert isinstance(self.cache.call(again), ValueError)
             return
@@ -146,7 +163,9 @@ class CacheMachine(RuleBasedStateMachine):
         set_threads(threads)
 
     @rule(
-        name=st.sampled_from(["append", "extend", "attend", "truncate", "reorder", "entry", "positions", "KVCache"]),
+        name=st.sampled_from(
+            ["append", "extend", "attend", "truncate", "reorder", "select", "entry", "positions", "KVCache"]
+        ),
         data=st.data(),
     )
     def hostile(self, name: str, data: st.DataObject) -> None:
@@ -162,6 +181,7 @@ class CacheMachine(RuleBasedStateMachine):
             "attend": {"query": query, **more},
             "truncate": {"length": 0},
             "reorder": {"indices": [0] * self.batch},
+            "select": {"indices": [0] * self.batch},
             "entry": {"index": 0},
             "positions": {"new": 1},
             "KVCache": dict(self.sizes),
@@ -183,7 +203,7 @@ class CacheMachine(RuleBasedStateMachine):
         place = data.draw(st.sampled_from(sorted(state)))
         if place == "_rows" and data.draw(st.booleans()):
             parts = list(state[place])
-            part = data.draw(st.integers(0, 2))
+            part = data.draw(st.integers(0, len(parts) - 1))
             inner = list(parts[part])
             i = data.draw(st.integers(0, len(inner) - 1))
             inner[i] = data.draw(spoilt(inner[i]))
@@ -200,8 +220,9 @@ class CacheMachine(RuleBasedStateMachine):
         twins = Twins(self.cache.native, read)
         if twins.error is None:
             shape = (twins.other.batch_size, twins.other.num_kv_heads, 2)
-            given = [rows((*shape, width), 1, twins.other.dtype.name) for width in (twins.other.head_dim,) * 2]
-            value = rows((*shape, twins.other.value_dim), 2, twins.other.dtype.name)
+            dtype = "float32" if twins.other.dtype == np.int8 else twins.other.dtype.name
+            given = [rows((*shape, width), 1, dtype) for width in (twins.other.head_dim,) * 2]
+            value = rows((*shape, twins.other.value_dim), 2, dtype)
             twins.call(lambda cache: cache.extend(*given, value))
             twins.call(repr)
 
@@ -250,13 +271,23 @@ class CacheMachine(RuleBasedStateMachine):
         return options
 
     def _remember(self, key: Array, value: Array, lengths: list[int] | None) -> None:
-        native = [np.asarray(a, a.dtype.newbyteorder("=")) for a in (key, value)]
+        native = [self._rounded(np.asarray(a, a.dtype.newbyteorder("="))) for a in (key, value)]
         for i, count in enumerate(lengths or [key.shape[2]] * self.batch):
             old = self.history[i]
             self.history[i] = (
                 np.concatenate([old[0], native[0][i, :, :count]], axis=1),
                 np.concatenate([old[1], native[1][i, :, :count]], axis=1),
             )
+
+    def _rounded(self, rows_: Array) -> Array:
+        """New rows as the cache gives them back."""
+        if self.stored != "int8":
+            with np.errstate(all="ignore"):
+                return rows_.astype(self.stored)
+        with np.errstate(all="ignore"):
+            factor = np.abs(rows_).max(axis=-1, keepdims=True) / np.float32(127)
+            integers = np.rint(rows_ / np.where(factor == 0, np.float32(1), factor)).clip(-127, 127)
+            return np.where(np.isfinite(factor), integers * factor, np.float32(np.nan)).astype(np.float32)
 
     def _forget(self, lengths: list[int]) -> None:
         if not lengths or max(lengths) == 0:
@@ -276,7 +307,31 @@ class CacheMachine(RuleBasedStateMachine):
                 kept = got.shape[1]
                 assert kept <= (min(lengths[i], self.capacity) if self.ring else lengths[i])
                 assert self.ring or kept == lengths[i]
-                np.testing.assert_array_equal(got, expected[:, lengths[i] - kept :])
+                first = min(self.first, kept)
+                shown = np.r_[:first, lengths[i] - kept + first : lengths[i]]
+                np.testing.assert_array_equal(got, expected[:, shown])
+
+    def _scores(self, i: int, count: int, given: dict[str, Any]) -> tuple[Array, Array, Array]:
+        """Of sequence ``i`` with ``count`` queries: the positions that have columns, and a mask and a bias of all
+        positions."""
+        length = self.history[i][0].shape[1]
+        seen = self._seen(length, count)
+        first = min(self.first, seen)
+        columns = np.r_[:first, length - seen + first : length]
+        kept, bias = np.zeros((1, self.heads, count, length), bool), np.zeros((1, self.heads, count, length))
+        kept[..., columns] = True
+        if self.ring:
+            query, key = np.arange(length - count, length)[:, np.newaxis], np.arange(length)
+            kept &= (key < self.first) | (key > query - (self.capacity - self.first))
+        for name in ("mask", "bias"):
+            if name in given:
+                drawn = np.broadcast_to(given[name], (self.batch, self.heads, *given[name].shape[-2:]))
+                part = drawn[i : i + 1, :, :count, :seen]
+                if part.dtype == bool:
+                    kept[..., columns] &= part
+                else:
+                    bias[..., columns] += part
+        return columns, kept, bias
 
     def _check(self, result: Any, query: Array, lengths: list[int] | None, options: dict[str, Any]) -> None:
         """The results are those of attention of each sequence alone to the rows that the model has."""
@@ -288,23 +343,17 @@ class CacheMachine(RuleBasedStateMachine):
         output, weights, lse = (*result, None)[:3] if isinstance(result, tuple) else (result, None, None)
         if options.get("return_lse"):
             lse = result[2]
-        window = given.pop("window_size", None)
-        left = window if isinstance(window, int) or window is None else window[0]
-        reach = self.capacity - 1 if self.ring else -1
-        left = reach if left is None or left < 0 else left if reach < 0 else min(left, reach)
+        window, is_causal = given.pop("window_size", None), given.pop("is_causal", True)
+        left, right = (window, window) if isinstance(window, int) else window or (-1, -1)
         more = 4 * bf16_split_atol(self.dtype)
         for i, (keys, values) in enumerate(self.history):
             count = query.shape[2] if lengths is None else lengths[i]
             seen = self._seen(keys.shape[1], count)
-            own = dict(given)
-            for name in ("mask", "bias"):
-                if name in own:
-                    own[name] = np.broadcast_to(own[name], (self.batch, self.heads, *own[name].shape[-2:]))
-                    own[name] = own[name][i : i + 1, :, :count, :seen]
-            part = slice(keys.shape[1] - seen, None)
+            columns, kept, bias = self._scores(i, count, given)
+            own = {name: value for name, value in given.items() if name not in ("mask", "bias")}
             expected = oracle.attention(
-                query[i : i + 1, :, :count], keys[None, :, part], values[None, :, part],
-                is_causal=True, causal_alignment="lower_right", window_size=(left, 0), **own,
+                query[i : i + 1, :, :count], keys[None], values[None], mask=kept, bias=bias,
+                is_causal=is_causal, causal_alignment="lower_right", window_size=(left, right), **own,
             )  # fmt: skip
             for got, wanted, rest in (
                 (output, expected.output, 0.0),
@@ -314,5 +363,5 @@ class CacheMachine(RuleBasedStateMachine):
                     assert_close(got[i : i + 1, :, :count], wanted, factor=8, more=more)
                     assert (got[i, :, count:] == rest).all()
             if weights is not None:
-                assert_close(weights[i : i + 1, :, :count, :seen], expected.weights, factor=8, more=more)
+                assert_close(weights[i : i + 1, :, :count, :seen], expected.weights[..., columns], factor=8, more=more)
                 assert not weights[i, :, count:].any() and not weights[i, :, :, seen:].any()

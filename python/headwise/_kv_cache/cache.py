@@ -42,8 +42,10 @@ class KVCache(CachedSequences):
         Width of a key head.
     value_dim : int, optional
         Width of a value head; ``head_dim`` by default.
-    dtype : dtype
-        Of queries, keys and values: float32, float64, float16 or bfloat16.
+    dtype : dtype or "int8"
+        That keys and values are stored in: float32, float64, float16, bfloat16 or int8. Queries, new keys and new
+        values have this dtype, or float32 with float16 and bfloat16, and float32 with int8; results have that of the
+        queries.
     ring : bool
         If True, sequences are unlimited: only the latest positions are kept, and a query sees at most the last
         ``capacity`` keys including its own, however the tokens are split into calls. This is attention with
@@ -64,11 +66,11 @@ class KVCache(CachedSequences):
     value_from_key : (int, int) or None
     lengths : ndarray, (batch,), int64
         Number of positions of each sequence, including those that a ring has dropped; a copy.
-    keys, values : ndarray, (batch, kv_heads, stored, dim), read-only
+    keys, values : ndarray, (batch, kv_heads, stored, dim), read-only; float32 with int8
         The stored rows if all lengths are equal (else ValueError); of a ring the last ``capacity`` positions, or those
-        that ``keep_first`` and ``capacity`` leave. Views, whose contents later calls may change; copies only of a ring
-        that has dropped positions behind the first ones, and while the sequences of a ring that had different lengths
-        are not yet aligned in memory.
+        that ``keep_first`` and ``capacity`` leave. Views, whose contents later calls may change; copies only of int8,
+        of a ring that has dropped positions behind the first ones, and while the sequences of a ring that had different
+        lengths are not yet aligned in memory.
     nbytes : int
         Bytes reserved. The operating system provides memory when it is first written.
 
@@ -85,6 +87,12 @@ class KVCache(CachedSequences):
     least 32 more. Rows are written in order; when the last slot is reached, the latest rows move to the
     first slots. So the cost of an append is proportional to the rows written, and keys are always in order, as every
     keyword of attention requires.
+
+    Keys and values of fewer bits than the queries are converted in the kernels. float16 and bfloat16 are rounded to
+    nearest; float16 holds numbers up to 65504, larger ones become infinite. int8 is symmetric, with a factor for each
+    row and head, ``max(abs(row)) / 127``; a row with NaN or infinity becomes NaN. For queries, keys and values of unit
+    variance, the root mean square of the output's errors, and the largest error, are below 2e-4 and 1e-3 (float16),
+    1.5e-3 and 8e-3 (bfloat16), 4e-3 and 2e-2 (int8) of the largest output.
 
     ``len(cache)`` is the maximum length. ``bool(cache)`` is always True. Copies and pickles hold the stored rows and
     share no memory with the original.
@@ -136,9 +144,9 @@ class KVCache(CachedSequences):
         Parameters
         ----------
         key : array_like, (batch, kv_heads, new, head_dim)
-            Of the dtype of the cache.
+            Of a dtype that the cache takes, see ``dtype`` of :class:`headwise.KVCache`.
         value : array_like, (batch, kv_heads, new, value_dim)
-            Of the dtype of the cache. None, or omitted, with ``value_from_key``.
+            Likewise. None, or omitted, with ``value_from_key``.
         lengths : array_like of int, (batch,), optional
             Number of the new rows that count for each sequence, 0 to ``new``; the rows behind them are padding. All
             count by default.
@@ -148,7 +156,7 @@ class KVCache(CachedSequences):
         ValueError
             If a shape does not fit, or there is not enough room. The cache is unchanged then.
         TypeError
-            If a dtype is not that of the cache, or ``lengths`` are not integers.
+            If a dtype is not one that the cache takes, or ``lengths`` are not integers.
 
         Examples
         --------
@@ -189,7 +197,7 @@ class KVCache(CachedSequences):
         Parameters
         ----------
         query : array_like, (batch, heads, new, head_dim)
-            Queries of the last ``new`` positions, of the dtype of the cache.
+            Queries of the last ``new`` positions, of a dtype that the cache takes.
         lengths : array_like of int, (batch,), optional
             Number of the rows that count for each sequence, 0 to ``new``: these are its last positions, and the rows
             behind them are padding. All count by default.
@@ -215,7 +223,7 @@ class KVCache(CachedSequences):
             If a shape does not fit, if there are more causal queries than positions, or if a ring has dropped keys that
             the queries see: :meth:`extend` processes any number of new rows at once.
         TypeError
-            If the dtype is not that of the cache, or an option is unknown or of a wrong type.
+            If the dtype is not one that the cache takes, or an option is unknown or of a wrong type.
 
         Notes
         -----
@@ -278,7 +286,7 @@ class KVCache(CachedSequences):
         Parameters
         ----------
         query : array_like, (batch, heads, new, head_dim)
-            Of the dtype of the cache, like ``key`` and ``value``.
+            Of a dtype that the cache takes, like ``key`` and ``value``.
         key : array_like, (batch, kv_heads, new, head_dim)
             With rotary positions, already rotated; see :meth:`positions`.
         value : array_like, (batch, kv_heads, new, value_dim)

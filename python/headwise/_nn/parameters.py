@@ -180,8 +180,9 @@ class MultiHeadParameters(Layer):
             Whether new positions replace the oldest ones of a full cache, which is an error otherwise.
         keep_first : int
             Number of first positions that a ring never replaces.
-        dtype : dtype
-            Of the inputs that the layer will get.
+        dtype : dtype or "int8"
+            That keys and values are stored in: the dtype of the computation, which is float64 for inputs of float64 and
+            else float32; or float16, bfloat16 or int8 where that is float32.
 
         Returns
         -------
