@@ -28,6 +28,17 @@ def test_cross_attention(queries: int) -> None:
         close(ours, theirs)
 
 
+@pytest.mark.parametrize("lengths", [[0, 0], [0, 3]])
+def test_no_keys(lengths: list[int]) -> None:
+    query, key, value = arrays()
+    cache, sinks = make(), np.array([0.5, -1.0, 2.0, 0.0])
+    cache.append(key[:, :, :3], value[:, :, :3], lengths=lengths)
+    output, weights, lse = cache.attend(query, is_causal=False, sinks=sinks, need_weights=True, return_lse=True)
+    assert not output[0].any() and not weights[0].any() and weights.shape[3] == max(lengths)
+    np.testing.assert_allclose(lse[0], np.broadcast_to(sinks[:, np.newaxis], lse[0].shape), rtol=1e-6)
+    assert not cache.attend(query, is_causal=False)[0].any()
+
+
 def test_without_causality_sequences_of_different_lengths() -> None:
     query, key, value = arrays()
     cache, lengths, counts = make(), [LENGTH, 20], [9, 30]

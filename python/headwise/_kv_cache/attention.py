@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import cast_layout, promote
-from headwise._base.attention_spec import PackedSequences
+from headwise._base.attention_spec import PackedSequences, fill_without_keys
 from headwise._base.outputs import check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import INT64
 from headwise._kv_cache.by_entry import attend_by_entry, has_gap
 from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
-from headwise._kv_cache.spans import Spans
-from headwise._ops.attention.dense import scaled_dot_product_attention
+from headwise._kv_cache.rows import Spans
 from headwise._ops.attention.keywords import refuse
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
@@ -31,18 +30,47 @@ if TYPE_CHECKING:
     from headwise._kv_cache.rows import CacheRows
 
 _KEYWORDS = frozenset(CacheOptions.__annotations__)
-_CAUSAL = SpecOptions(is_causal=True)
+_DEFAULTS = SpecOptions(is_causal=True, causal_alignment="lower_right")
 
 
 def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Sequence[int], options: CacheOptions) -> Any:
     """The results of :meth:`headwise.KVCache.attend` for sequences of these ``lengths``.
 
-    The first ``counts[i]`` queries of each sequence have its latest positions; the queries behind them are padding.
+    ``query`` is (batch, heads, new, head_dim), in a dtype that the cache takes. The first ``counts[i]`` queries of each
+    sequence have its latest positions; the queries behind them are padding, which gets output 0 and an lse of -inf.
+    Weights have as many columns as the sequence that sees most.
     """
     unknown = options.keys() - _KEYWORDS
     if unknown:
         refuse(sorted(unknown), _KEYWORDS | {"lengths"})
-    is_causal = options["is_causal"] = check_flag(options.get("is_causal", True), "is_causal")
+    spans = _check_spans(rows, lengths, counts, options)
+    keys, values, longest = rows.keys, rows.values, max(spans.seen)
+    compute, dtype = promote(("query", query))
+    shape = check_shapes(
+        query.shape, (*keys.shape[:2], longest, keys.shape[3]), (*values.shape[:2], longest, values.shape[3])
+    )
+    spec_options = _spec_options(options)
+    spec = attention_spec(shape, (compute, dtype), spec_options)
+    need_weights = check_flag(options.get("need_weights", False), "need_weights")
+    return_lse = check_flag(options.get("return_lse", False), "return_lse")
+    out = options.get("out")
+    if out is not None:
+        inputs = ("query", query), ("the cache's keys", keys), ("its values", values)
+        check_out(out, shape.output, dtype, *inputs, *array_options(spec_options))
+
+    result = resolve_out(out, shape.output, dtype)
+    weights = np.zeros(shape.scores, dtype) if need_weights else None
+    lse = np.full(shape.scores[:3], -np.inf, compute) if return_lse else None
+    _attend(cast_layout(query, dtype, last=True), rows, result, weights, lse, spans, spec, options)
+    output = finalize(result, out, dtype)
+    if lse is not None:
+        return output, weights, lse
+    return (output, weights) if need_weights else output
+
+
+def _check_spans(rows: CacheRows, lengths: list[int], counts: Sequence[int], options: CacheOptions) -> Spans:
+    """The rows that queries see, if the cache has them. A ring limits the window in ``options``."""
+    is_causal = check_flag(options.get("is_causal", True), "is_causal")
     starts, seen = rows.spans(lengths, counts)
     for entry, (start, length, count) in enumerate(zip(starts, lengths, counts, strict=True)):
         if is_causal and count > length:
@@ -57,64 +85,58 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
         if not rows.first:
             left = rows.reach if left < 0 else min(left, rows.reach)
         options["window_size"] = (left, -1 if is_causal else right)
-    need_weights = options["need_weights"] = check_flag(options.get("need_weights", False), "need_weights")
-    spans = Spans(starts, seen, counts, lengths)
-    own = query.dtype == rows.keys.dtype or query.dtype.newbyteorder("=") == rows.keys.dtype
-    if own and counts[0] == query.shape[2] and spans.equal() and not has_gap(rows, max(lengths)):
-        part = slice(starts[0], starts[0] + seen[0])
-        answer = scaled_dot_product_attention(
-            query, rows.keys[:, :, part], rows.values[:, :, part], causal_alignment="lower_right", **options
-        )
-    else:
-        answer = _attend_spans(query, rows, spans, options)
-    return answer if need_weights or len(answer) == 3 else answer[0]
+    return Spans(starts, seen, counts, lengths)
 
 
-def _attend_spans(
-    query: Array, rows: CacheRows, spans: Spans, options: CacheOptions
-) -> tuple[Array, Array | None] | tuple[Array, Array | None, Array]:
-    """Attention with the results of :func:`headwise.scaled_dot_product_attention`.
-
-    ``query`` is (batch, heads, new, head_dim), in a dtype that the cache takes. Weights have ``max(seen)`` columns.
-    Padding gets output 0 and an lse of -inf.
-    """
-    keys, values = rows.keys, rows.values
-    compute, dtype = promote(("query", query))
-    longest = max(spans.seen)
-    shape = check_shapes(
-        query.shape, (*keys.shape[:2], longest, keys.shape[3]), (*values.shape[:2], longest, values.shape[3])
-    )
-    spec_options = _spec_options(options)
-    spec = attention_spec(shape, (compute, dtype), spec_options)
+def _attend(
+    query: Array,
+    rows: CacheRows,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    spans: Spans,
+    spec: AttentionSpec,
+    options: CacheOptions,
+) -> None:
     gap = has_gap(rows, max(spans.lengths))
+    if not gap and spans.counts[0] == query.shape[2] and spans.equal():
+        _together(query, rows, output, weights, lse, spans, spec)
+        return
     if gap:
         # attention_spec takes a window of more positions than there are columns for an open one.
         spec = spec._replace(left=check_window(options.get("window_size"), sys.maxsize)[0])
-    need_weights = check_flag(options.get("need_weights", False), "need_weights")
-    return_lse = check_flag(options.get("return_lse", False), "return_lse")
-    out = options.get("out")
-    if out is not None:
-        inputs = ("query", query), ("the cache's keys", keys), ("its values", values)
-        check_out(out, shape.output, dtype, *inputs, *array_options(spec_options))
-
-    q = cast_layout(query, dtype, last=True)
-    result = resolve_out(out, shape.output, dtype)
-    weights = np.zeros(shape.scores, dtype) if need_weights else None
-    lse = np.full(shape.scores[:3], -np.inf, compute) if return_lse else None
-    if weights is None and not spec.keep and not spec.bias and not gap and not spans.equal():
-        _packed(q, rows, result, lse, spans, spec)
+    if weights is None and not spec.keep and not spec.bias and not gap:
+        _packed(query, rows, output, lse, spans, spec)
     else:
-        attend_by_entry(q, rows, result, weights, lse, spans, spec)
+        attend_by_entry(query, rows, output, weights, lse, spans, spec)
     for entry, count in enumerate(spans.counts):
-        result[entry, :, count:] = 0
-    output = finalize(result, out, dtype)
-    return (output, weights) if lse is None else (output, weights, lse)
+        output[entry, :, count:] = 0
+
+
+def _together(
+    query: Array,
+    rows: CacheRows,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    spans: Spans,
+    spec: AttentionSpec,
+) -> None:
+    """One call for sequences that have the same rows and queries, without padding."""
+    seen = slice(spans.starts[0], spans.starts[0] + spans.seen[0])
+    if seen.start == seen.stop:
+        fill_without_keys(output, lse, spec.sinks)
+    elif query.size:
+        if rows.factors is not None:
+            key_scales, value_scales = (factors[:, :, seen, 0] for factors in rows.factors)
+            spec = spec._replace(key_scales=key_scales, value_scales=value_scales)
+        current().attention(query, rows.keys[:, :, seen], rows.values[:, :, seen], output, weights, lse, spec)
 
 
 def _spec_options(options: CacheOptions) -> SpecOptions:
     """The options of :func:`headwise._ops.attention.spec.attention_spec`, causal by default."""
     get: Any = options.get
-    return tuple.__new__(SpecOptions, map(get, SpecOptions._fields, _CAUSAL))  # 0.5 µs less than by keyword
+    return tuple.__new__(SpecOptions, map(get, SpecOptions._fields, _DEFAULTS))  # 0.5 µs less than by keyword
 
 
 def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spans: Spans, spec: AttentionSpec) -> None:

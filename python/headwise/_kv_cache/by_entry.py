@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headwise._base.arrays import cast_layout
+from headwise._base.attention_spec import fill_without_keys
 from headwise._base.outputs import allocate
 from headwise._base.typing import FLOAT32
 from headwise._kv_cache.rows import equal
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
     from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array
-    from headwise._kv_cache.rows import CacheRows
-    from headwise._kv_cache.spans import Spans
+    from headwise._kv_cache.rows import CacheRows, Spans
 
 # Entries of the mask of a block of queries.
 _MASK_BLOCK = 1 << 20
@@ -46,6 +46,8 @@ def attend_by_entry(
     groups = [slice(0, batch)] if together else [slice(entry, entry + 1) for entry in range(batch)]
     for entries in groups:
         count, seen, length = (numbers[entries.start] for numbers in (spans.counts, spans.seen, spans.lengths))
+        if count == 0:
+            continue
         gap = has_gap(rows, length)
         if gap and weights is None and not spec.keep and not spec.bias:
             columns: slice | Array = slice(0, length - rows.offsets[entries.start])  # a view; the mask drops the gap
@@ -70,9 +72,12 @@ def attend_by_entry(
             if gap:
                 positions = _positions(rows, entries.start, columns)
                 part_spec = _with_gap(part_spec, positions, length - count + block.start, shape[2], rows)
-            attention(
-                query[entries, :, block], keys, values, output[entries, :, block], part_weights, part_lse, part_spec
-            )
+            if key_len == 0:
+                fill_without_keys(output[entries, :, block], part_lse, spec.sinks)
+            else:
+                attention(
+                    query[entries, :, block], keys, values, output[entries, :, block], part_weights, part_lse, part_spec
+                )
             if weights is not None and part_weights is not None:
                 weights[entries, :, block, :seen] = part_weights
             if lse is not None and part_lse is not None:

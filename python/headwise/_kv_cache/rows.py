@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import starmap
 from operator import setitem
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -187,14 +187,15 @@ class CacheRows:
     def _write(self, entries: slice, length: int, end: int, count: int, new: Sequence[Array]) -> list[Step]:
         """The last ``count`` of ``length`` positions: those among the first in their own slots, the others up to slot
         ``end``."""
-        first = min(count, max(0, self.first - (length - count)))
+        first = min(count, max(0, self.first - (length - count))) if self.first else 0
         rows = min(count - first, max(0, end - self.first))
-        steps: list[Step] = []
-        for array, given in zip(self.arrays, new, strict=True):
-            for slot, start, size in ((length - count, 0, first), (end - rows, count - rows, rows)):
-                if size:
-                    where = (entries, slice(None), slice(slot, slot + size))
-                    steps.append((array, where, given[entries, :, start : start + size]))
+        steps = []
+        if first:
+            where, part = (entries, slice(None), slice(length - count, length - count + first)), slice(0, first)
+            steps += [(array, where, given[entries, :, part]) for array, given in zip(self.arrays, new, strict=True)]
+        if rows:
+            where, part = (entries, slice(None), slice(end - rows, end)), slice(count - rows, count)
+            steps += [(array, where, given[entries, :, part]) for array, given in zip(self.arrays, new, strict=True)]
         return steps
 
     def _room(self, counts: Sequence[int]) -> tuple[list[Step], list[int]]:
@@ -227,6 +228,24 @@ class CacheRows:
                 flat = head.reshape(-1).view(np.uint8)  # NumPy copies between overlapping 1-D views without a buffer
                 width = flat.size // self.slots
                 yield flat, slice(first * width, count * width), flat[(end - count + first) * width : end * width]
+
+
+class Spans(NamedTuple):
+    """The rows of the cache that the queries of each sequence see.
+
+    Sequence ``i`` has ``lengths[i]`` positions. Its queries see ``seen[i]`` rows, which end with its latest position
+    and begin in slot ``starts[i]``, apart from the first rows that a ring keeps. Its first ``counts[i]`` queries have
+    the latest positions; its other queries are padding.
+    """
+
+    starts: Sequence[int]
+    seen: Sequence[int]
+    counts: Sequence[int]
+    lengths: list[int]
+
+    def equal(self) -> bool:
+        """Whether all sequences have the same rows and queries."""
+        return equal(self.counts) and equal(self.seen) and equal(self.starts)
 
 
 def _at_once(steps: Iterable[Step]) -> None:

@@ -59,6 +59,8 @@ def encode(rows: Sequence[Array], dtype: np.dtype[Any]) -> list[Array]:
     """New rows of keys and of values as a cache of ``dtype`` stores them, for each of its :func:`parts`."""
     if dtype == INT8:
         return [array for a in rows for array in _quantise(a)]
+    if dtype.itemsize > 2:
+        return list(rows)  # the assignment changes the byte order
     return [a if a.dtype == dtype or a.dtype.newbyteorder("=") == dtype else cast_dtype(a, dtype) for a in rows]
 
 
