@@ -178,6 +178,30 @@ class LayerNorm(Elementwise):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RmsNorm(Elementwise):
+    """``shape`` is (rows, n), normalised along n."""
+
+    operation: ClassVar[str] = "rms_norm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gelu(Elementwise):
+    operation: ClassVar[str] = "gelu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silu(Elementwise):
+    operation: ClassVar[str] = "silu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swiglu(Elementwise):
+    """``shape`` is that of the gate, and of the factor."""
+
+    operation: ClassVar[str] = "swiglu"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Linear(Case):
     """``shape`` is (rows, in_features, out_features)."""
 
@@ -262,6 +286,7 @@ SECTIONS: dict[str, list[Case]] = {
         Rope(shape=(4, 32, 1024, 128), out=True, quick=True),
         LayerNorm(shape=(32768, 1024)),
         LayerNorm(shape=(32768, 1024), out=True),
+        *(kind(shape=(32768, 1024), out=out) for kind in (RmsNorm, Gelu, Silu, Swiglu) for out in (False, True)),
     ],
     "Element by element, 16 bits": [
         kind(shape=shape, dtype=dtype)

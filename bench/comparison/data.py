@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comparison.cases import Attention, Case, Elementwise, LayerNorm, Linear, MultiHead, Rope, Varlen
+from comparison.cases import Attention, Case, Elementwise, LayerNorm, Linear, MultiHead, RmsNorm, Rope, Swiglu, Varlen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,8 +50,10 @@ def make_data(case: Case, seed: int = 0) -> SimpleNamespace:
         _, _, seq_len, dim = case.shape
         angles = np.arange(seq_len)[:, None] * 10000.0 ** (-2.0 * np.arange(dim // 2) / dim)
         data.cos, data.sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
-    if isinstance(case, LayerNorm):
+    if isinstance(case, (LayerNorm, RmsNorm)):
         data.gamma, data.beta = normal(case.shape[-1]), normal(case.shape[-1])
+    if isinstance(case, Swiglu):
+        data.up = normal(*case.shape)
     return data
 
 

@@ -171,6 +171,7 @@ inline std::string Join(std::initializer_list<int64_t> shape) {
 }
 
 // Defined once per file.
+void RegisterActivation(const Setting& setting);
 void RegisterAlibi(const Setting& setting);
 void RegisterAttention(const Setting& setting);
 void RegisterAttentionVarlen(const Setting& setting);

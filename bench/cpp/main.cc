@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
       bench::RegisterRope(setting);
       bench::RegisterAlibi(setting);
       bench::RegisterLayerNorm(setting);
+      bench::RegisterActivation(setting);
       bench::RegisterLinear(setting);
     }
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,55 @@ def test_layer_norm(n: int) -> None:
     tensors = [torch.from_numpy(array).double() for array in (gamma, beta)]
     expected = functional.layer_norm(torch.from_numpy(x).double(), (n,), *tensors, eps=1e-5).numpy()
     assert_close(hw.layer_normalization(x, gamma, beta), expected, factor=2)
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 384])
+def test_rms_norm(n: int) -> None:
+    x, gamma = normal((3, 7, n), 1), normal((n,), 2)
+    tensors = [torch.from_numpy(array).double() for array in (x, gamma)]
+    assert_close(hw.rms_norm(x, gamma), functional.rms_norm(tensors[0], (n,), tensors[1], 1e-6).numpy(), factor=2)
+
+
+ACTIVATIONS: dict[str, tuple[Any, Any, Any]] = {
+    "gelu": (hw.gelu, hw.gelu_backward, functional.gelu),
+    "gelu-tanh": (
+        partial(hw.gelu, approximate="tanh"),
+        partial(hw.gelu_backward, approximate="tanh"),
+        partial(functional.gelu, approximate="tanh"),
+    ),
+    "silu": (hw.silu, hw.silu_backward, functional.silu),
+    "swiglu": (hw.swiglu, hw.swiglu_backward, lambda gate, up: functional.silu(gate) * up),
+    "geglu": (hw.geglu, hw.geglu_backward, lambda gate, up: functional.gelu(gate) * up),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_and_their_gradients(name: str) -> None:
+    forward, backward, of_torch = ACTIVATIONS[name]
+    arrays = [3 * normal((7, 50), seed, np.float64) for seed in range(2 if name.endswith("glu") else 1)]
+    d_out = normal((7, 50), 3, np.float64)
+    tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
+    result = of_torch(*tensors)
+    assert_close(forward(*arrays), result.detach().numpy())
+    expected = torch.autograd.grad(result, tensors, torch.from_numpy(d_out))
+    found = backward(d_out, *arrays)
+    for got, answer in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+        assert_close(got, answer.numpy(), factor=4)
+
+
+@pytest.mark.parametrize("n", [3, 64, 384])
+def test_gradients_of_normalisations(n: int) -> None:
+    x, gamma, beta = normal((5, 7, n), 1, np.float64), normal((n,), 2, np.float64), normal((n,), 3, np.float64)
+    d_out = normal(x.shape, 4, np.float64)
+    tensors = [torch.from_numpy(array).requires_grad_() for array in (x, gamma, beta)]
+    result = functional.layer_norm(tensors[0], (n,), *tensors[1:], eps=1e-5)
+    expected = torch.autograd.grad(result, tensors, torch.from_numpy(d_out))
+    for got, answer in zip(hw.layer_normalization_backward(d_out, x, gamma), expected, strict=True):
+        assert_close(got, answer.numpy(), factor=40)
+    result = functional.rms_norm(tensors[0], (n,), tensors[1], 1e-6)
+    expected = torch.autograd.grad(result, tensors[:2], torch.from_numpy(d_out))
+    for got, answer in zip(hw.rms_norm_backward(d_out, x, gamma), expected, strict=True):
+        assert_close(got, answer.numpy(), factor=40)
 
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])

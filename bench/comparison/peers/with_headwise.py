@@ -11,7 +11,7 @@ from comparison.peers.base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from comparison.cases import Attention, Case, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
+    from comparison.cases import Attention, Case, Elementwise, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
 
 
 class Headwise(Peer):
@@ -66,6 +66,18 @@ class Headwise(Peer):
 
     def layer_norm(self, case: LayerNorm, data: SimpleNamespace) -> Call:
         return partial(hw.layer_normalization, data.x, data.gamma, data.beta, out=data.out)
+
+    def rms_norm(self, case: Elementwise, data: SimpleNamespace) -> Call:
+        return partial(hw.rms_norm, data.x, data.gamma, out=data.out)
+
+    def gelu(self, case: Elementwise, data: SimpleNamespace) -> Call:
+        return partial(hw.gelu, data.x, out=data.out)
+
+    def silu(self, case: Elementwise, data: SimpleNamespace) -> Call:
+        return partial(hw.silu, data.x, out=data.out)
+
+    def swiglu(self, case: Elementwise, data: SimpleNamespace) -> Call:
+        return partial(hw.swiglu, data.x, data.up, out=data.out)
 
     def linear(self, case: Linear, data: SimpleNamespace) -> Call:
         return partial(hw.linear, data.x, data.weight, data.bias)

@@ -96,6 +96,32 @@ class NumPy(Peer):
 
         return call
 
+    def rms_norm(self, case: Elementwise, data: SimpleNamespace) -> Call:
+        def call() -> Array:
+            out = np.divide(data.x, np.sqrt(np.square(data.x).mean(axis=-1, keepdims=True) + 1e-6), out=data.out)
+            out *= data.gamma
+            return out
+
+        return call
+
+    def silu(self, case: Elementwise, data: SimpleNamespace) -> Call:
+        def call() -> Array:
+            out = np.exp(-data.x, out=data.out)
+            out += 1
+            return np.divide(data.x, out, out=out)
+
+        return call
+
+    def swiglu(self, case: Elementwise, data: SimpleNamespace) -> Call:
+        silu = self.silu(case, data)
+
+        def call() -> Array:
+            out: Array = silu()
+            out *= data.up
+            return out
+
+        return call
+
     def linear(self, case: Linear, data: SimpleNamespace) -> Call:
         return lambda: data.x @ data.weight + data.bias
 
@@ -112,7 +138,7 @@ class CopyTo(Peer):
         out = np.zeros_like(data.x)  # not `data.out`, which holds a result to compare
         return lambda: np.copyto(out, data.x)
 
-    log_softmax = rope = layer_norm = softmax
+    log_softmax = rope = layer_norm = rms_norm = gelu = silu = swiglu = softmax
 
 
 def _softmax(x: Array, axis: int, out: Array | None) -> Array:

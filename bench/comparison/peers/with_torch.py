@@ -13,7 +13,7 @@ from comparison.peers.base import Call, Peer
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from comparison.cases import Attention, Case, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
+    from comparison.cases import Attention, Case, Elementwise, LayerNorm, Linear, MultiHead, Rope, Softmax, Varlen
 
 
 class PyTorch(Peer):
@@ -100,6 +100,22 @@ class PyTorch(Peer):
             return None
         x, gamma, beta = (tensor(a) for a in (data.x, data.gamma, data.beta))
         return lambda: F.layer_norm(x, gamma.shape, gamma, beta)
+
+    def rms_norm(self, case: Elementwise, data: SimpleNamespace) -> Call | None:
+        x, gamma = tensor(data.x), tensor(data.gamma)
+        return None if case.out else lambda: F.rms_norm(x, gamma.shape, gamma, 1e-6)
+
+    def gelu(self, case: Elementwise, data: SimpleNamespace) -> Call | None:
+        x = tensor(data.x)
+        return None if case.out else lambda: F.gelu(x)
+
+    def silu(self, case: Elementwise, data: SimpleNamespace) -> Call | None:
+        x = tensor(data.x)
+        return None if case.out else lambda: F.silu(x)
+
+    def swiglu(self, case: Elementwise, data: SimpleNamespace) -> Call | None:
+        x, up = tensor(data.x), tensor(data.up)
+        return None if case.out else lambda: F.silu(x) * up
 
     def linear(self, case: Linear, data: SimpleNamespace) -> Call:
         x, weight, bias = (tensor(a) for a in (data.x, data.weight, data.bias))
