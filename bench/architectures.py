@@ -80,7 +80,7 @@ def times(name: str, threads: int) -> str:
 
     case, sizes = SIZES[name]
     reference = Reference(dataclasses.replace(CASES[case], given=CASES[case].given | sizes, window=""))
-    reference.config._attn_implementation = "sdpa"
+    reference.config._attn_implementation = "sdpa"  # noqa: SLF001 (as transformers names it)
     module = reference.module.float()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -89,7 +89,7 @@ def times(name: str, threads: int) -> str:
     layer.load_state_dict(reference.state)
     x = np.random.default_rng(0).standard_normal((1, TOKENS, sizes["hidden_size"])).astype(np.float32)
     rows = torch.from_numpy(x)
-    angles = reference._rotation(rows, torch.arange(TOKENS)[None])
+    angles = reference.rotation(rows, torch.arange(TOKENS)[None])
 
     def theirs() -> np.ndarray:
         with torch.inference_mode():

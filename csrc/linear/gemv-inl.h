@@ -111,7 +111,7 @@ HWY_INLINE void AddDepthToRows(const Operands<T>& in, std::int64_t begin, std::i
 
 // out = before + chunk; if before is null, out = chunk.
 template <typename Sum>
-HWY_INLINE void FinishChunk(const Sum* before, const Sum* chunk, std::int64_t columns, Sum* out) {
+HWY_NOINLINE void FinishChunk(const Sum* before, const Sum* chunk, std::int64_t columns, Sum* out) {
   const Tag<Sum> d;
   ForEachVector(d, columns, [&](auto lanes, std::int64_t j) HWY_ATTR {
     const auto sum = lanes.Load(d, chunk + j);
@@ -187,8 +187,8 @@ HWY_INLINE void ForEachRowTile(std::int64_t rows, Visit&& visit) {
 // out[row + r, column...] = (k == 0 ? bias : out) + x[row + r, k...] panel, for the columns of a panel of kCount
 // vectors, of which `columns` exist, and `depth` rows of it.
 template <int kRows, int kCount, typename T>
-HWY_INLINE void AddPanel(const Operands<T>& in, const T* panel, std::int64_t k, std::int64_t depth, std::int64_t row,
-                         std::int64_t column, std::int64_t columns) {
+HWY_NOINLINE void AddPanel(const Operands<T>& in, const T* panel, std::int64_t k, std::int64_t depth, std::int64_t row,
+                           std::int64_t column, std::int64_t columns) {
   using Sum = Accumulator<T>;
   const Tag<Sum> d;
   hn::Vec<Tag<Sum>> sum[kRows][kCount];
@@ -199,7 +199,6 @@ HWY_INLINE void AddPanel(const Operands<T>& in, const T* panel, std::int64_t k, 
 #pragma GCC unroll 2
     for (int v = 0; v < kCount; ++v) sum[r][v] = hn::Zero(d);
   }
-#pragma GCC unroll 4
   for (std::int64_t i = 0; i < depth; ++i, panel += kCount * kLanes<Sum>) {
     hn::Vec<Tag<Sum>> w_i[kCount];
 #pragma GCC unroll 2
@@ -211,23 +210,14 @@ HWY_INLINE void AddPanel(const Operands<T>& in, const T* panel, std::int64_t k, 
       for (int v = 0; v < kCount; ++v) sum[r][v] = hn::MulAdd(x_ri, w_i[v], sum[r][v]);
     }
   }
-  const auto finish = [&](auto lanes, int r, int v) HWY_ATTR {
-    const std::int64_t at = column + v * kLanes<Sum>;
-    Sum* const to = in.out.at(row + r, at);
-    const Sum* const before = k > 0 ? to : in.bias ? in.bias + at : nullptr;
-    lanes.Store(before ? hn::Add(lanes.Load(d, before), sum[r][v]) : sum[r][v], d, to);
-  };
+  HWY_ALIGN Sum chunk[kCount * kLanes<Sum>];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kCount; ++v) {
-      const std::int64_t exist = columns - v * kLanes<Sum>;
-      if (exist >= kLanes<Sum>) {
-        finish(AllLanes(), r, v);
-      } else if (exist > 0) {
-        finish(FirstLanes{exist}, r, v);
-      }
-    }
+    for (int v = 0; v < kCount; ++v) hn::Store(sum[r][v], d, chunk + v * kLanes<Sum>);
+    Sum* const out = in.out.at(row + r, column);
+    const Sum* const bias = in.bias ? in.bias + column : nullptr;
+    FinishChunk<Sum>(k == 0 ? bias : out, chunk, std::min(columns, kCount * kLanes<Sum>), out);
   }
 }
 

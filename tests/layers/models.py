@@ -174,7 +174,7 @@ class Reference:
         positions = torch.from_numpy(np.maximum(np.cumsum(kept, axis=1) - 1, 0))
         keywords: dict[str, Any] = {"attention_mask": self._mask(rows, kept, positions)}
         if case.rotary:
-            keywords["position_embeddings"] = self._rotation(rows, positions)
+            keywords["position_embeddings"] = self.rotation(rows, positions)
         if case.package == "ministral3":
             keywords["position_ids"] = positions
         with torch.no_grad():
@@ -193,7 +193,7 @@ class Reference:
                 **{skip: False}, **keywords,
             )  # fmt: skip
 
-    def _rotation(self, rows: Any, positions: Any) -> Any:
+    def rotation(self, rows: Any, positions: Any) -> Any:
         rotary = getattr(self.package, self.case.rotary)(self.config)
         kinds = getattr(self.config, "layer_types", None)
         if self.case.package in ("gemma3", "modernbert"):
