@@ -136,6 +136,9 @@ def test_16bit_arrays_are_not_copied_to_float32(shape: tuple[int, ...], dtype: s
     hw.apply_rope(x, angles, angles, interleaved=True, out=out)
     hw.add_alibi(x, slopes, out=out)
     hw.layer_normalization(x, ones, ones, out=out)
+    hw.rms_norm(x, ones, out=out)
+    hw.gelu(x, out=out)
+    hw.swiglu(x, x, out=out)
     tables = 2 * 4 * angles.size
     assert tracemalloc.get_traced_memory()[1] < 8e6 + tables
     tracemalloc.reset_peak()
@@ -249,6 +252,11 @@ def test_no_reference_is_lost_in_errors_of_the_bindings(implementation: str) -> 
         "linear": [flat, matrix, vector, flat.copy(), "highest"],
         "pack_linear": [matrix, vector, "highest"],
         "layer_normalization": [flat, vector, vector, 1e-5, flat.copy()],
+        "rms_norm": [flat, vector, 1e-5, flat.copy()],
+        "layer_normalization_backward": [flat, flat, vector, 1e-5, flat.copy(), vector.copy(), vector.copy()],
+        "rms_norm_backward": [flat, flat, vector, 1e-5, flat.copy(), vector.copy()],
+        "activation": [flat, flat, flat.copy(), "gelu"],
+        "activation_backward": [flat, flat, flat, flat.copy(), flat.copy(), "silu"],
     }  # fmt: skip
     wrong: list[Any] = [np.ones(3, complex), np.ones((1, 1, 1, 1, 1), np.float32), "no array", object()]
     for name, arguments in good.items():
