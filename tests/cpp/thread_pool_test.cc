@@ -10,18 +10,8 @@
 
 #include "base/interruption.h"
 #include "base/parallel.h"
+#include "fork.h"
 #include "headwise/runtime.h"
-
-#ifndef _WIN32
-#include <sys/wait.h>
-#include <unistd.h>
-#endif
-
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define HEADWISE_TSAN
-#endif
-#endif
 
 namespace headwise::testing {
 namespace {
@@ -128,15 +118,12 @@ TEST(ThreadPoolTest, AfterAnInterruptionNoFurtherTaskStarts) {
 #ifndef _WIN32
 // As a signal handler of Python does that calls os.fork().
 TEST(ThreadPoolTest, AForkWithinATaskLosesNoTask) {
-#ifdef HEADWISE_TSAN
-  GTEST_SKIP() << "ThreadSanitizer ends a child of several threads that starts another";
-#endif
+  HEADWISE_SKIP_FORK();
   for (int round = 0; round < 5; ++round) {
     pid_t child = -1;
     const auto fork_once = [](void* context) {
       pid_t& pid = *static_cast<pid_t*>(context);
-      if (pid < 0) pid = fork();
-      if (pid == 0) alarm(60);
+      if (pid < 0) pid = ForkWithLimit();
       return false;
     };
     Counts counts(2000), next(100);
@@ -152,9 +139,7 @@ TEST(ThreadPoolTest, AForkWithinATaskLosesNoTask) {
     if (child == 0) _exit(right && StartWorkers(kThreads) == kThreads ? 0 : 1);
     EXPECT_TRUE(right);
     ASSERT_GT(child, 0);
-    int status = -1;
-    ASSERT_EQ(waitpid(child, &status, 0), child);
-    EXPECT_EQ(status, 0);
+    EXPECT_EQ(ExitCode(child), 0);
   }
 }
 #endif

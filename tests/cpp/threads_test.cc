@@ -5,20 +5,9 @@
 #include <thread>
 
 #include "base/parallel.h"
+#include "fork.h"
 #include "headwise/softmax.h"
 #include "works.h"
-
-#ifdef _OPENMP
-#include <sys/wait.h>
-
-#include <csignal>
-#endif
-
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define HEADWISE_TSAN
-#endif
-#endif
 
 namespace headwise::testing {
 namespace {
@@ -53,24 +42,17 @@ class Callers {
 };
 
 #ifdef _OPENMP
-// The result of `child` in a forked child with a time limit.
+// The result of `function` in a forked child.
 template <class Function>
-int ExitCodeOfChild(const Function& child) {
-  const pid_t pid = fork();
-  if (pid == 0) {
-    alarm(60);
-    _exit(child());
-  }
-  int status = -1;
-  waitpid(pid, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+int ExitCodeOfChild(const Function& function) {
+  const pid_t child = ForkWithLimit();
+  if (child == 0) _exit(function());
+  return ExitCode(child);
 }
 
 // This thread has an OpenMP team, whose threads do not exist in the child.
 TEST(ForkTest, AfterAParallelRegionOfTheApplication) {
-#ifdef HEADWISE_TSAN
-  GTEST_SKIP() << "ThreadSanitizer ends a child of several threads that starts another";
-#endif
+  HEADWISE_SKIP_FORK();
   SetNumThreads(kThreads);
   std::atomic<int> teams{0};
 #pragma omp parallel num_threads(kThreads)
