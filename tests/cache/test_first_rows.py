@@ -9,6 +9,7 @@ import pytest
 
 import headwise as hw
 from cache.sequences import CHUNKS, KEYWORDS, LENGTH, arrays, close, make, of_step, split, steps, whole
+from headwise._kv_cache import by_entry
 
 pytestmark = pytest.mark.above_operations
 
@@ -82,11 +83,19 @@ def test_keywords(chunks: list[int], keywords: dict[str, Any]) -> None:
             close(ours, theirs)
 
 
-def test_a_long_prompt_needs_no_square_mask() -> None:
-    """Blocks of queries have masks of their own; the results are those of one call."""
-    given, capacity, first = arrays(length=1500), 1200, 4
-    cache = make(capacity=capacity, ring=True, keep_first=first)
-    close(cache.extend(*given), whole(given, mask=visible(1500, capacity, first)))
+def test_a_prompt_in_blocks_with_masks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of queries keep masks small for long prompts; here they have 3 queries."""
+    given, capacity, first = arrays(length=150), 40, 4
+    monkeypatch.setattr(by_entry, "_MASK_BLOCK", 600)
+    for lengths in (None, [150, 90]):
+        cache = make(capacity=capacity, ring=True, keep_first=first)
+        output, weights, lse = cache.extend(*given, lengths=lengths, need_weights=True, return_lse=True)
+        masked = {"mask": visible(150, capacity, first), "is_causal": True, "return_lse": True}
+        expected = hw.scaled_dot_product_attention(*given, **masked)
+        for i, length in enumerate(lengths or [150, 150]):
+            for ours, theirs in zip((output, lse), (expected[0], expected[2]), strict=True):
+                close(ours[i, :, :length], theirs[i, :, :length])
+            close(weights[i, :, :length, :length], expected[1][i, :, :length, :length])
 
 
 @pytest.mark.parametrize("step", [1, 7])

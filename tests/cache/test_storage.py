@@ -99,10 +99,10 @@ def test_every_width_and_group(group: int, head_dim: int, dtype: str) -> None:
     np.testing.assert_allclose(cache.attend(query), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("length", [64, 1000, 4000])
+@pytest.mark.parametrize("length", [64, 1000] if PROFILE == "default" else [64, 1000, 4000])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_error_bounds(dtype: str, length: int) -> None:
-    for seed in range(3 if PROFILE == "default" else 20):
+    for seed in range(2 if PROFILE == "default" else 20):
         key, value = normal((2, 1, 2, length, 64), seed)
         query = normal((1, 8, 3, 64), seed + 100)
         cache = hw.KVCache(1, 2, length, 64, dtype=dtype if dtype == "int8" else dtype_named(dtype))

@@ -1,4 +1,6 @@
 #include <cstdint>
+#include <stdexcept>
+#include <type_traits>
 
 #include "attention_case.h"
 #include "headwise/attention.h"
