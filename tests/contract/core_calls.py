@@ -208,6 +208,8 @@ def spec(call: Call, dtype: np.dtype[Any], scores: tuple[int, ...], *, masks: bo
         (score_arrays(BOOL) or [None])[0],
         call.number(1.25),
         *lengths,
+        None,  # key_scales and value_scales, of caches
+        None,
     )
 
 
@@ -236,7 +238,7 @@ def attention_backward(call: Call) -> tuple[Any, ...]:
     value, output = (batch, kv_heads, key_len, value_dim), (batch, heads, query_len, value_dim)
     scores = (batch, heads, query_len, key_len)
     description = spec(call, dtype, scores)
-    whole = isinstance(description, tuple) and len(description) == 14
+    whole = isinstance(description, tuple) and len(description) == 16
     biases = description[7] if whole and isinstance(description[7], tuple) else ()
     d_slopes, d_sinks = (call.array(accumulator, heads, optional=True) for _ in range(2))
     return (

@@ -113,7 +113,7 @@ class Backward {
       if (!d_bias) continue;
       if (const std::int64_t count = schedule_.Copies(d_bias)) {
         copies_.push_back({d_bias, count, std::vector<A>(Bytes(Size(d_bias), count))});
-      } else {
+      } else if (!entries_.empty() || !StoresBias(args_, d_bias)) {
         ForRows(d_bias, [](A* row, std::int64_t width) { std::fill_n(row, width, A{0}); });
       }
     }

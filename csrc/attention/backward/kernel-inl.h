@@ -61,23 +61,29 @@ struct BackwardScratch {
         head_width(PackedColumns<T>(head_dim)),
         value_width(PackedColumns<T>(value_dim)),
         pass_keys(PassKeys<T>(args.key.shape[2], head_width, value_width)),
-        key_columns(arena.Allocate<T>(pass_keys, head_dim)),
-        key_rows(arena.Allocate<T>(pass_keys, head_width)),
-        value_columns(arena.Allocate<T>(pass_keys, value_dim)),
-        key_finite(arena.Allocate<bool>(pass_keys / kBackwardKeys<T>)),
-        d_key(arena.Allocate<T>(pass_keys + kTileRows, head_width)),
-        d_value(arena.Allocate<T>(pass_keys + kTileRows, value_width)),
-        query_tiles(arena.Allocate<T>(kBackwardQueries, head_dim)),
-        query_rows(arena.Allocate<T>(kBackwardQueries, head_width)),
-        output_tiles(arena.Allocate<T>(kBackwardQueries, value_dim)),
-        output_rows(arena.Allocate<T>(kBackwardQueries, value_width)),
-        minus_lse(arena.Allocate<T>(kBackwardQueries)),
-        delta(arena.Allocate<T>(kBackwardQueries)),
-        p(arena.Allocate<T>(kBackwardQueries * kBackwardStride<T>)),
-        ds(arena.Allocate<T>(kBackwardQueries * kBackwardStride<T>)),
-        derivative(arena.Allocate<T>(args.spec.softcap > 0 ? kBackwardQueries * kBackwardStride<T> : 0)),
-        wide(arena.Allocate<T>(kIs16Bit<S> ? kBackwardQueries : 0, std::max(head_dim, value_dim))),
-        slopes(arena.Allocate<double>(gradients.d_alibi_slopes ? args.query.shape[1] / args.key.shape[1] : 0)) {}
+        key_columns(Allocate<T>(arena, pass_keys, head_dim)),
+        key_rows(Allocate<T>(arena, pass_keys, head_width)),
+        value_columns(Allocate<T>(arena, pass_keys, value_dim)),
+        key_finite(Allocate<bool>(arena, pass_keys / kBackwardKeys<T>)),
+        d_key(Allocate<T>(arena, pass_keys + kTileRows, head_width)),
+        d_value(Allocate<T>(arena, pass_keys + kTileRows, value_width)),
+        query_tiles(Allocate<T>(arena, kBackwardQueries, head_dim)),
+        query_rows(Allocate<T>(arena, kBackwardQueries, head_width)),
+        output_tiles(Allocate<T>(arena, kBackwardQueries, value_dim)),
+        output_rows(Allocate<T>(arena, kBackwardQueries, value_width)),
+        minus_lse(Allocate<T>(arena, kBackwardQueries)),
+        delta(Allocate<T>(arena, kBackwardQueries)),
+        p(Allocate<T>(arena, kBackwardQueries * kBackwardStride<T>)),
+        ds(Allocate<T>(arena, kBackwardQueries * kBackwardStride<T>)),
+        derivative(Allocate<T>(arena, args.spec.softcap > 0 ? kBackwardQueries * kBackwardStride<T> : 0)),
+        wide(Allocate<T>(arena, kIs16Bit<S> ? kBackwardQueries : 0, std::max(head_dim, value_dim))),
+        slopes(Allocate<double>(arena, gradients.d_alibi_slopes ? args.query.shape[1] / args.key.shape[1] : 0)) {}
+
+  // Not inlined into the constructor, which is compiled for each type.
+  template <typename U>
+  static HWY_NOINLINE U* Allocate(Arena& arena, int64_t rows, int64_t width = 1) {
+    return arena.Allocate<U>(rows, width);
+  }
 
   int64_t head_dim, value_dim, head_width, value_width, pass_keys;
   // Of a pass, block by block.
@@ -125,7 +131,9 @@ class BackwardRun {
         group_(args.query.shape[1] / args.key.shape[1]),
         queries_(args.query.shape[2]),
         modifiers_(ModifiersOf(args.spec)),
-        rows_apart_(args.spec.dropout_keep || gradients.d_weights || partials.d_alibi_slopes || WantsBias()) {}
+        stores_bias_(WantsBias([&](const auto& d_bias) { return StoresBias(args, d_bias); })),
+        rows_apart_(args.spec.dropout_keep || gradients.d_weights || partials.d_alibi_slopes ||
+                    WantsBias([](const auto&) { return true; })) {}
 
   void Run() {
     StartQueryGradients();
@@ -137,7 +145,7 @@ class BackwardRun {
       std::fill_n(s_.d_key, (s_.pass_keys + kTileRows) * s_.head_width, T{0});
       std::fill_n(s_.d_value, (s_.pass_keys + kTileRows) * s_.value_width, T{0});
       const int64_t low = std::max(begin, keys.begin / kBackwardKeys<T> * kBackwardKeys<T>);
-      if (!RunPass(begin, low, std::min(end, keys.end))) return;
+      if (!RunPass(begin, end, low, std::min(end, keys.end))) return;
       StoreKeyGradients(begin, end);
     }
     for (int64_t member = 0; member < group_; ++member) {
@@ -149,11 +157,11 @@ class BackwardRun {
  private:
   int64_t Head(int64_t member) const { return chunk_.kv_head * group_ + member; }
 
-  bool WantsBias() const {
-    for (const auto& d_bias : gradients_.d_bias) {
-      if (d_bias) return true;
-    }
-    return false;
+  // Whether the gradient of some bias is wanted and has a property.
+  template <class Property>
+  bool WantsBias(const Property& property) const {
+    const auto& all = gradients_.d_bias;
+    return std::any_of(all.begin(), all.end(), [&](const auto& d_bias) { return d_bias && property(d_bias); });
   }
 
   struct Rows {
@@ -211,20 +219,26 @@ class BackwardRun {
     }
   }
 
-  // Keys [low, high) of the pass that begins at `begin`, and all queries. False if the call has been interrupted.
-  bool RunPass(int64_t begin, int64_t low, int64_t high) {
-    if (low >= high) return true;
+  // Keys [begin, end), of which some query may keep [low, high), and all queries. False if the call has been
+  // interrupted.
+  bool RunPass(int64_t begin, int64_t end, int64_t low, int64_t high) {
+    if (low >= high && !stores_bias_) return true;
     pass_ = begin;
     for (int64_t key = low; key < high; key += kBackwardKeys<T>) {
       PackKeys(key, std::min(args_.key.shape[2], key + kBackwardKeys<T>));
     }
     for (int64_t member = 0; member < group_; ++member) {
       for (int64_t first = 0; first < queries_; first += kBackwardQueries) {
-        const int64_t end = std::min(queries_, first + kBackwardQueries);
-        if (!MeetsChunk(args_, first, end, low, high)) continue;
-        StartQueries(member, first, end);
-        for (int64_t key = low; key < high; key += kBackwardKeys<T>) {
-          if (!BlockPair(key, std::min(high, key + kBackwardKeys<T>))) return false;
+        member_ = member, first_ = first, rows_ = static_cast<int>(std::min(kBackwardQueries, queries_ - first));
+        const bool meets = low < high && MeetsChunk(args_, first, first + rows_, low, high);
+        if (meets) StartQueries();
+        for (int64_t key = begin; key < end && (meets || stores_bias_); key += kBackwardKeys<T>) {
+          const int64_t key_end = std::min(end, key + kBackwardKeys<T>);
+          if (!meets || key_end <= low || key >= high) {
+            ClearBiasGradients(key, key_end);
+          } else if (!BlockPair(key, std::min(high, key_end), key_end)) {
+            return false;
+          }
         }
       }
     }
@@ -243,13 +257,12 @@ class BackwardRun {
 
   // ------------------------------------------------------------------------------------------- a block of queries
 
-  void StartQueries(int64_t member, int64_t first, int64_t end) {
-    member_ = member, first_ = first, rows_ = static_cast<int>(end - first);
+  void StartQueries() {
     for (int r = 0; r < rows_; ++r) {
-      row_[r] = MakeRow(args_, Head(member), first + r);
-      const T lse = Lse(Head(member), first + r);
+      row_[r] = MakeRow(args_, Head(member_), first_ + r);
+      const T lse = Lse(Head(member_), first_ + r);
       s_.minus_lse[r] = lse == kMinusInf<T> ? lse : -lse;  // a row that keeps nothing has P = 0
-      s_.delta[r] = Delta(Head(member), first + r);
+      s_.delta[r] = Delta(Head(member_), first_ + r);
     }
     std::fill(s_.minus_lse + rows_, s_.minus_lse + kBackwardQueries, kMinusInf<T>);
     std::fill(s_.delta + rows_, s_.delta + kBackwardQueries, T{0});
@@ -299,22 +312,20 @@ class BackwardRun {
 
   // ------------------------------------------------------------------------------------------------- a block pair
 
-  // Keys [begin, end) and the block of queries. False if the call has been interrupted.
-  bool BlockPair(int64_t begin, int64_t end) {
+  // Keys [begin, end) of the block [begin, block_end), and the block of queries. False if the call has been
+  // interrupted.
+  bool BlockPair(int64_t begin, int64_t end, int64_t block_end) {
     if (Interrupted(static_cast<double>(rows_ * (end - begin) * (6 * s_.head_dim + 4 * s_.value_dim)))) return false;
     ScoreModifiers modifiers = modifiers_;
     const BlockKeys keys = KeysOfBlock(begin, end, modifiers);
-    if (keys.empty()) return true;
     bool cut = false;  // some tile has fewer keys than the block
     for (int t = 0; t * kTileRows < rows_; ++t) {
       tile_[t] = KeysOfTile(t, begin, keys);
       cut |= tile_[t].from != keys.from || tile_[t].to != keys.to;
     }
-    if (modifiers == 0 && !rows_apart_) {
-      ComputeInEpilogues(begin);
-    } else {
-      ComputeInRows(begin, modifiers);
-    }
+    if (stores_bias_ && (cut || keys.from > 0 || keys.to < block_end - begin)) ClearBiasGradients(begin, block_end);
+    if (keys.empty()) return true;
+    ComputeTiles(begin, modifiers);
     // Tiles of keys are read whole.
     const int64_t padded = keys.from + PaddedRows(keys.to - keys.from);
     if (cut || padded != keys.to) ClearOutside(keys.from, padded);
@@ -362,36 +373,28 @@ class BackwardRun {
 
   int64_t BlockColumns(int64_t begin) const { return std::min(kBackwardKeys<T>, args_.key.shape[2] - begin); }
 
-  void ComputeInEpilogues(int64_t begin) const {
+  // P and dS of the tiles that keep some key.
+  void ComputeTiles(int64_t begin, ScoreModifiers modifiers) const {
     const int64_t at = begin - pass_, columns = BlockColumns(begin);
     ForTiles([&](int r, int rows, const BlockKeys& keys) {
       T* const p = s_.p + r * kBackwardStride<T>;
-      MultiplyProbabilities(rows, s_.head_dim, s_.query_tiles + r * s_.head_dim, s_.key_columns + at * s_.head_dim,
-                            columns, keys.from, keys.to, s_.minus_lse + r, p);
-    });
-    ForTiles([&](int r, int rows, const BlockKeys& keys) {
-      MultiplyScoreGradients(rows, s_.value_dim, s_.output_tiles + r * s_.value_dim,
-                             s_.value_columns + at * s_.value_dim, columns, keys.from, keys.to,
-                             s_.p + r * kBackwardStride<T>, s_.delta + r, s_.ds + r * kBackwardStride<T>);
-    });
-  }
-
-  void ComputeInRows(int64_t begin, ScoreModifiers modifiers) const {
-    const int64_t at = begin - pass_, columns = BlockColumns(begin);
-    ForTiles([&](int r, int rows, const BlockKeys& keys) {
+      T* const ds = s_.ds + r * kBackwardStride<T>;
       MultiplyScores(rows, s_.head_dim, s_.query_tiles + r * s_.head_dim, s_.key_columns + at * s_.head_dim, columns,
-                     keys.from, keys.to, s_.p + r * kBackwardStride<T>);
-      for (int i = r; i < r + rows; ++i) ComputeProbabilities(i, begin, keys, modifiers);
+                     keys.from, keys.to, p);
+      for (int i = r; modifiers && i < r + rows; ++i) Modify(i, begin, keys, modifiers);
+      ComputeProbabilities(rows, keys.from, keys.to, s_.minus_lse + r, p);
       MultiplyScores(rows, s_.value_dim, s_.output_tiles + r * s_.value_dim, s_.value_columns + at * s_.value_dim,
-                     columns, keys.from, keys.to, s_.ds + r * kBackwardStride<T>);
-      for (int i = r; i < r + rows; ++i) ComputeScoreGradients(i, begin, keys);
+                     columns, keys.from, keys.to, ds);
+      if (!rows_apart_) return ComputeScoreGradients(rows, keys.from, keys.to, s_.delta + r, p, ds);
+      for (int i = r; i < r + rows; ++i) ComputeRowGradients(i, begin, keys);
     });
   }
 
-  // Row r's products become probabilities.
-  void ComputeProbabilities(int r, int64_t begin, const BlockKeys& keys, ScoreModifiers modifiers) const {
+  // Applies the score modifiers to row r; the softcap's derivative is kept.
+  void Modify(int r, int64_t begin, const BlockKeys& keys, ScoreModifiers modifiers) const {
     const Tag<T> d;
     T* const scores = s_.p + r * kBackwardStride<T>;
+    const ScoreModifiers others = modifiers & ~ScoreModifiers{kSoftcap};
     if (modifiers & kSoftcap) {
       ModifyRow(args_, chunk_.batch, row_[r], kSoftcap, begin, keys.from, keys.to, scores);
       const SoftcapDerivative<T> derivative(args_.spec.softcap);
@@ -400,17 +403,11 @@ class BackwardRun {
         hn::StoreU(derivative(d, hn::LoadU(d, scores + j)), d, to + j);
       }
     }
-    if (modifiers & ~kSoftcap) {
-      ModifyRow(args_, chunk_.batch, row_[r], modifiers & ~kSoftcap, begin, keys.from, keys.to, scores);
-    }
-    const auto shift = hn::Set(d, s_.minus_lse[r]);
-    for (int64_t j = keys.from; j < keys.to; j += kLanes<T>) {
-      hn::StoreU(Probability(d, hn::LoadU(d, scores + j), shift), d, scores + j);
-    }
+    if (others) ModifyRow(args_, chunk_.batch, row_[r], others, begin, keys.from, keys.to, scores);
   }
 
   // Row r's products of d_output and values become gradients of its scores; dropout is applied to its probabilities.
-  void ComputeScoreGradients(int r, int64_t begin, const BlockKeys& keys) const {
+  void ComputeRowGradients(int r, int64_t begin, const BlockKeys& keys) const {
     const Tag<T> d;
     T* const p = s_.p + r * kBackwardStride<T>;
     T* const ds = s_.ds + r * kBackwardStride<T>;
@@ -434,9 +431,26 @@ class BackwardRun {
       hn::StoreU(WhereKept(d, weight, hn::Sub(gradient, delta)), d, ds + j);
     });
     for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
-      if (const View<T, 4>& d_bias = partials_.d_bias[i]) AddBiasGradient(d_bias, row, begin, keys, ds);
+      const View<T, 4>& d_bias = partials_.d_bias[i];
+      if (!d_bias) continue;
+      if (StoresBias(args_, d_bias)) {
+        ScaleRow(ds + keys.from, keys.to - keys.from, T{1}, d_bias.at(entry_, row.head, row.query, begin + keys.from));
+      } else {
+        AddBiasGradient(d_bias, row, begin, keys, ds);
+      }
     }
     if (partials_.d_alibi_slopes) s_.slopes[member_] += SumOfDistances(row, begin, keys, ds);
+  }
+
+  // Of biases that are stored, for the block of queries and keys [begin, end).
+  void ClearBiasGradients(int64_t begin, int64_t end) const {
+    for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
+      const View<T, 4>& d_bias = partials_.d_bias[i];
+      if (!d_bias || !StoresBias(args_, d_bias)) continue;
+      for (int r = 0; r < rows_; ++r) {
+        std::fill_n(d_bias.at(entry_, Head(member_), first_ + r, begin), end - begin, T{0});
+      }
+    }
   }
 
   // The gradient of a bias whose axes of size 1 are broadcast.
@@ -536,8 +550,9 @@ class BackwardRun {
   const BackwardScratch<T> s_;
   const int64_t group_, queries_;
   const ScoreModifiers modifiers_;
-  const bool rows_apart_;  // the steps after the products need a sweep over rows
-  int64_t pass_ = 0;       // first key of the pass
+  const bool stores_bias_;  // a gradient of a bias is written where nothing is kept, too
+  const bool rows_apart_;   // the steps after the products need a sweep over rows
+  int64_t pass_ = 0;        // first key of the pass
   // The block of queries.
   int64_t member_ = 0, first_ = 0;
   int rows_ = 0;

@@ -1,6 +1,7 @@
 // The interface between the scheduler (backward.cc) and the kernels of each target.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -19,6 +20,14 @@ constexpr std::int64_t kBackwardQueries = 96;
 struct BackwardChunk {
   std::int64_t batch, kv_head, key_begin, key_end;
 };
+
+// Whether a chunk stores its part of a bias gradient, zeros included, and does not add to it: no axis is summed, and
+// there is nothing outside all chunks.
+template <typename T>
+bool StoresBias(const AttentionArgs<T>& args, const View<Accumulator<T>, 4>& d_bias) {
+  const auto& [batch, heads, query_len, head_dim] = args.query.shape;
+  return d_bias.shape == std::array<std::int64_t, 4>{batch, heads, query_len, args.key.shape[2]};
+}
 
 // Where a chunk leaves what several chunks contribute to. Sums of `d_query` over the chunks of a head come from
 // AttentionBackwardKernel::finish_query.

@@ -91,7 +91,6 @@ struct FromNothing {
   HWY_INLINE hn::Vec<Tag<T>> operator()(int, int) const { return hn::Zero(Tag<T>()); }
 };
 
-// Epilogues of a panel of scores or their gradients.
 template <typename T>
 struct StorePanel {
   T* to;
@@ -99,36 +98,6 @@ struct StorePanel {
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
     const Tag<T> d;
     for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[v], d, to + r * kBackwardStride<T> + v * kLanes<T>);
-  }
-};
-
-template <typename T>
-struct StoreProbabilities {
-  T* to;
-  const T* minus_lse;
-  template <int kVectors>
-  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
-    const Tag<T> d;
-    const auto shift = hn::Set(d, minus_lse[r]);
-    for (int v = 0; v < kVectors; ++v) {
-      hn::StoreU(Probability(d, sums[v], shift), d, to + r * kBackwardStride<T> + v * kLanes<T>);
-    }
-  }
-};
-
-template <typename T>
-struct StoreScoreGradients {
-  T* to;
-  const T* p;
-  const T* delta;
-  template <int kVectors>
-  HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
-    const Tag<T> d;
-    const auto minus = hn::Set(d, delta[r]);
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = r * kBackwardStride<T> + v * kLanes<T>;
-      hn::StoreU(WhereKept(d, hn::LoadU(d, p + at), hn::Sub(sums[v], minus)), d, to + at);
-    }
   }
 };
 
@@ -146,45 +115,50 @@ struct AddPanel {
   }
 };
 
-// Rows `a`, packed as a tile [depth][height], times the packed columns [from, to) of `b`, which has `columns` columns.
-// epilogue(column) is the epilogue of the panel that begins at `column`.
-template <typename T, class Epilogue>
-HWY_INLINE void MultiplyTile(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns, int64_t from,
-                             int64_t to, const Epilogue& epilogue) {
+// scores[r][from, to) = A B, for the rows of a tile: A packed as [depth][height], B in panels of the packed columns, of
+// which there are `columns`.
+template <typename T>
+HWY_NOINLINE void MultiplyScores(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns, int64_t from,
+                                 int64_t to, T* scores) {
   WithBackwardHeight(rows, [&](auto height) HWY_ATTR {
     constexpr int kHeight = decltype(height)::value;
     for (int64_t column = from; column < to; column += kPanel<T>) {
       const T* panel = b + column * depth;
       if (PanelWidth<T>(column, columns) == kPanel<T>) {
-        GemmTile<kHeight, 2, 1, kHeight>(depth, a, panel, FromNothing<T>(), epilogue(column));
+        GemmTile<kHeight, 2, 1, kHeight>(depth, a, panel, FromNothing<T>(), StorePanel<T>{scores + column});
       } else {
-        GemmTile<kHeight, 1, 1, kHeight>(depth, a, panel, FromNothing<T>(), epilogue(column));
+        GemmTile<kHeight, 1, 1, kHeight>(depth, a, panel, FromNothing<T>(), StorePanel<T>{scores + column});
       }
     }
   });
 }
 
+// Scores of a tile become probabilities. Not an epilogue of the product, in which a copy of the exponential for each
+// register makes the code four times as large: the tile is in L1, and the sweep takes the same time.
 template <typename T>
-HWY_NOINLINE void MultiplyScores(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns, int64_t from,
-                                 int64_t to, T* scores) {
-  MultiplyTile(rows, depth, a, b, columns, from, to,
-               [&](int64_t column) HWY_ATTR { return StorePanel<T>{scores + column}; });
+HWY_NOINLINE void ComputeProbabilities(int64_t rows, int64_t from, int64_t to, const T* minus_lse, T* scores) {
+  const Tag<T> d;
+  for (int64_t r = 0; r < rows; ++r, scores += kBackwardStride<T>) {
+    const auto shift = hn::Set(d, minus_lse[r]);
+    for (int64_t j = from; j < to; j += kPanel<T>) {
+      const auto p0 = Probability(d, hn::Load(d, scores + j), shift);
+      const auto p1 = Probability(d, hn::Load(d, scores + j + kLanes<T>), shift);
+      hn::Store(p0, d, scores + j);
+      hn::Store(p1, d, scores + j + kLanes<T>);
+    }
+  }
 }
 
+// Products of d_output and values become gradients of the scores.
 template <typename T>
-HWY_NOINLINE void MultiplyProbabilities(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns,
-                                        int64_t from, int64_t to, const T* minus_lse, T* p) {
-  MultiplyTile(rows, depth, a, b, columns, from, to, [&](int64_t column) HWY_ATTR {
-    return StoreProbabilities<T>{p + column, minus_lse};
-  });
-}
-
-template <typename T>
-HWY_NOINLINE void MultiplyScoreGradients(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns,
-                                         int64_t from, int64_t to, const T* p, const T* delta, T* ds) {
-  MultiplyTile(rows, depth, a, b, columns, from, to, [&](int64_t column) HWY_ATTR {
-    return StoreScoreGradients<T>{ds + column, p + column, delta};
-  });
+HWY_NOINLINE void ComputeScoreGradients(int64_t rows, int64_t from, int64_t to, const T* delta, const T* p, T* ds) {
+  const Tag<T> d;
+  for (int64_t r = 0; r < rows; ++r, p += kBackwardStride<T>, ds += kBackwardStride<T>) {
+    const auto minus = hn::Set(d, delta[r]);
+    for (int64_t j = from; j < to; j += kLanes<T>) {
+      hn::Store(WhereKept(d, hn::Load(d, p + j), hn::Sub(hn::Load(d, ds + j), minus)), d, ds + j);
+    }
+  }
 }
 
 // A matrix B of `rows` rows and `columns` columns, packed by rows: panels [rows][panel].
