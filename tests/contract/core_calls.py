@@ -23,7 +23,7 @@ import numpy as np
 
 ALLOWED = (TypeError, ValueError, MemoryError)
 FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
-BOOL, INT64 = np.dtype(bool), np.dtype(np.int64)
+BOOL, INT8, INT64 = np.dtype(bool), np.dtype(np.int8), np.dtype(np.int64)
 OTHERS = [np.dtype(t) for t in (np.uint8, np.int32, np.complex64, ">f4", "V2", object, "M8[s]", "f4,i4")]
 NO_ACCESS = 0
 MAX_BYTES = 1 << 20
@@ -181,7 +181,14 @@ def logsumexp(call: Call) -> tuple[Any, ...]:
     return call.array(dtype, outer, n, inner), call.array(dtype, outer, inner)
 
 
-def spec(call: Call, dtype: np.dtype[Any], scores: tuple[int, ...], *, masks: bool = True) -> Any:
+def spec(
+    call: Call,
+    dtype: np.dtype[Any],
+    scores: tuple[int, ...],
+    *,
+    masks: bool = True,
+    scales: tuple[Any, Any] = (None, None),
+) -> Any:
     accumulator = FLOATS[0] if dtype.itemsize == 2 else dtype
 
     def score_arrays(dtype: np.dtype[Any]) -> list[Any]:
@@ -208,9 +215,18 @@ def spec(call: Call, dtype: np.dtype[Any], scores: tuple[int, ...], *, masks: bo
         (score_arrays(BOOL) or [None])[0],
         call.number(1.25),
         *lengths,
-        None,  # key_scales and value_scales, of caches
-        None,
+        *scales,
     )
+
+
+def stored_keys(call: Call, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[np.dtype[Any], tuple[Any, Any]]:
+    """The dtype of keys and values of ``shape``, and the factors of int8."""
+    if dtype != FLOATS[0] or call.chance(0.6):
+        return dtype, (None, None)
+    stored = call.pick(INT8, *(one for one in FLOATS if one.itemsize == 2))
+    if stored != INT8:
+        return stored, (None, None)
+    return stored, (call.array(FLOATS[0], *shape), call.array(FLOATS[0], *shape))
 
 
 def attention(call: Call) -> tuple[Any, ...]:
@@ -218,14 +234,15 @@ def attention(call: Call) -> tuple[Any, ...]:
     batch, kv_heads = call.pick(0, 1, 2), call.pick(0, 1, 2, 3)
     heads, query_len, key_len = kv_heads * call.pick(1, 2), call.size(), call.size()
     head_dim, value_dim = call.size(), call.size()
+    stored, scales = stored_keys(call, dtype, (batch, kv_heads, key_len))
     return (
         call.array(dtype, batch, heads, query_len, head_dim),
-        call.array(dtype, batch, kv_heads, key_len, head_dim),
-        call.array(dtype, batch, kv_heads, key_len, value_dim),
+        call.array(stored, batch, kv_heads, key_len, head_dim),
+        call.array(stored, batch, kv_heads, key_len, value_dim),
         call.array(dtype, batch, heads, query_len, value_dim),
         call.array(dtype, batch, heads, query_len, key_len, optional=True),
         call.array(accumulator, batch, heads, query_len, optional=True),
-        spec(call, dtype, (batch, heads, query_len, key_len)),
+        spec(call, dtype, (batch, heads, query_len, key_len), scales=scales),
     )
 
 
@@ -270,14 +287,15 @@ def attention_varlen(call: Call) -> tuple[Any, ...]:
         cuts = np.sort(call.rng.integers(0, rows + 1, count + 1))
         return call.integers(cuts[:-1]), call.integers(np.diff(cuts))
 
+    stored, scales = stored_keys(call, dtype, (kv_heads, keys))
     return (
         call.array(dtype, heads, queries, head_dim),
-        call.array(dtype, kv_heads, keys, head_dim),
-        call.array(dtype, kv_heads, keys, value_dim),
+        call.array(stored, kv_heads, keys, head_dim),
+        call.array(stored, kv_heads, keys, value_dim),
         call.array(dtype, heads, queries, value_dim),
         call.array(accumulator, heads, queries, optional=True),
         call.tuple(*ranges(queries), *ranges(keys), call.integers(call.rng.integers(-9, 9, count))),
-        spec(call, dtype, (1, heads, queries, keys), masks=False),
+        spec(call, dtype, (1, heads, queries, keys), masks=False, scales=scales),
     )
 
 
