@@ -59,7 +59,8 @@ struct NormMoments {
 };
 
 template <bool kCentered, typename T>
-HWY_INLINE NormMoments<kCentered, Accumulator<T>> MomentsOfRow(const T* x, double eps, std::int64_t n, const T* next) {
+HWY_NOINLINE NormMoments<kCentered, Accumulator<T>> MomentsOfRow(const T* x, double eps, std::int64_t n,
+                                                                 const T* next) {
   using A = Accumulator<T>;
   using Scale = LayerNormScale<A>;
   const hn::ScalableTag<A> d;
