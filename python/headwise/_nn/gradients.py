@@ -8,10 +8,15 @@ import numpy as np
 
 from headwise._base.arrays import as_array, promote
 from headwise._base.ieee import cast_dtype
+from headwise._base.layer import LayerGradients
 from headwise._base.outputs import allocate, finalize
+from headwise._base.scalars import check_flag
 from headwise._nn.multi_head import (
+    Call,
     Inputs,
     check_call,
+    check_keywords,
+    check_sequences,
     over_heads,
     product_groups,
     project,
@@ -21,8 +26,9 @@ from headwise._nn.multi_head import (
     widths_of,
     with_key_lengths,
 )
+from headwise._nn.parameters import MultiHeadParameters
 from headwise._ops.gradients.linear import linear_gradients
-from headwise._ops.gradients.results import as_gradient
+from headwise._ops.gradients.results import as_gradient, check_pulled, check_wrt, finish, gradients_of
 from headwise._ops.gradients.rules import attention_pullback
 from headwise._ops.linear import linear
 from headwise._positions.rotary import rotate_back
@@ -31,13 +37,129 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import ArrayLike
+    from typing_extensions import Unpack
 
-    from headwise._base.typing import Array
-    from headwise._nn.multi_head import Block, Call
+    from headwise._base.typing import Array, Rng
+    from headwise._nn.multi_head import Block
     from headwise._ops.attention.options import AttentionOptions
 
 #: The arguments of a layer that have gradients.
 NAMES = ("query", "key", "value", "bias", "alibi_slopes", "sinks")
+
+
+class DifferentiableAttention(MultiHeadParameters):
+    """The base class of :class:`headwise.MultiHeadAttention` that has its gradients."""
+
+    dropout: float
+    _rng: np.random.Generator
+    _causal = False
+
+    def vjp(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        *,
+        wrt: tuple[str, ...] | None = None,
+        training: bool | None = None,
+        rng: Rng = None,
+        positions: ArrayLike | None = None,
+        **options: Unpack[AttentionOptions],
+    ) -> tuple[Any, ...]:
+        """The results of :meth:`forward`, and a function that computes gradients.
+
+        Parameters
+        ----------
+        query, key, value, mask
+            As for :meth:`forward`.
+        wrt : tuple of str, optional
+            The arrays whose gradients are asked for besides those of the parameters: some of "query", "key", "value",
+            "bias", "alibi_slopes" and "sinks". By default those of query, key and value that are given.
+        training, rng, positions
+            As for :meth:`forward`.
+        **options
+            The other keywords of :meth:`forward`, without ``cache``, ``lengths`` and ``out``.
+
+        Returns
+        -------
+        output, weights : ndarray
+            As :meth:`forward`, with ``lse`` behind them if ``return_lse`` is set.
+        pullback : callable
+            ``pullback(d_output, d_weights=None, d_lse=None)``, with the gradients of a loss by the results, returns
+            ``inputs``, a named tuple with the fields ``d_query`` and so on, and ``parameters``, a dict of the gradients
+            by the parameters under the names of :meth:`state_dict`. The gradient by ``query`` includes those by ``key``
+            and ``value`` where these are not given. Nothing is stored on the layer. Until the pullback is called, the
+            inputs and the parameters must not change.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`forward`, and if ``wrt`` names an array that has no gradient or is not given.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import headwise as hw
+        >>> layer = hw.MultiHeadAttention(d_model=8, num_heads=2, rng=0)
+        >>> x = np.random.default_rng(0).standard_normal((1, 5, 8))
+        >>> output, weights, pullback = layer.vjp(x)
+        >>> grads = pullback(2 * output)  # of the sum of squares
+        >>> grads.inputs.d_query.shape, sorted(grads.parameters)
+        ((1, 5, 8), ['W_k', 'W_o', 'W_q', 'W_v'])
+        >>> layer.W_o -= 0.1 * grads.parameters["W_o"]
+        >>> bool((layer(x)[0] ** 2).sum() < (output ** 2).sum())
+        True
+        """
+        check_keywords(options, "mask", "wrt", "training", "rng", "positions")
+        if options.get("out") is not None:
+            raise TypeError("out: given to vjp, expected a call without it")
+        inputs = check_sequences(query, key, value)
+        acts = self.training if training is None else check_flag(training, "training")
+        rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng
+        own_sinks = "sinks" not in options and self._has("sinks")
+        block, options = self._prepare(inputs, options)
+        given = {"query": query, "key": key, "value": value, **options}
+        rows = tuple(name for name in Inputs._fields if given[name] is not None)
+        names = rows if wrt is None else check_wrt(wrt, NAMES, given if not own_sinks else {**given, "sinks": None})
+        call = Call(mask, rate, generator, positions)
+        asked = (*names, "sinks") if own_sinks else names
+        results, pull = multi_head_vjp(inputs, rows, block, call, options, asked)
+        slots = {name: vars(self)[name].array for name in self._parameter_names()}
+        dtypes = {name: (array.shape, array.dtype) for name, array in slots.items()}
+        arrays = inputs._asdict() | {name: as_array(given[name], name) for name in names if name not in rows}
+
+        def pullback(*d_results: ArrayLike | None) -> LayerGradients:
+            found = pull(*check_pulled(d_results, len(results)))
+            if own_sinks:
+                found.parameters["sinks"] = found.arguments["sinks"]
+            parameters = {
+                name: cast_dtype(found.parameters[name], dtype) if name in found.parameters else np.zeros(shape, dtype)
+                for name, (shape, dtype) in dtypes.items()
+            }
+            by_input = {
+                name: finish(found.arguments[name].reshape(arrays[name].shape), arrays[name], results[0].dtype)
+                for name in names
+            }
+            return LayerGradients(gradients_of(names, by_input), parameters)
+
+        return *results, pullback
+
+    def _prepare(self, inputs: Inputs, options: AttentionOptions) -> tuple[Block, AttentionOptions]:
+        """The parameters of a call, and its keywords with the layer's own."""
+        options = {**self._defaults, **options}
+        for name in self._required:
+            if options.get(name) is None:
+                raise ValueError(f"{name}: None, expected the bias of the model's relative positions")
+        if self._causal:
+            options["is_causal"] = True
+        norm = None
+        if self.qk_norm is not None or self._has("sinks"):
+            dtype, _ = promote(*zip(Inputs._fields, inputs, strict=True))
+            if self._has("sinks") and "sinks" not in options:
+                options["sinks"] = self._cast("sinks", dtype)
+            norm = self._norm(dtype)
+        return self._block(norm), options
 
 
 class Found(NamedTuple):

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
-import numpy as np
-
-from headwise._base.arrays import as_array, promote
-from headwise._base.ieee import cast_dtype
-from headwise._base.layer import LayerGradients
 from headwise._base.scalars import check_flag, check_rate, check_rng, check_size
 from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_rope
-from headwise._nn.gradients import NAMES, multi_head_vjp
+from headwise._nn.gradients import DifferentiableAttention
 from headwise._nn.models.families import describe
 from headwise._nn.multi_head import Call, Inputs, check_heads, check_keywords, check_sequences, multi_head
-from headwise._nn.parameters import MultiHeadParameters
 from headwise._nn.projections import Packs
 from headwise._nn.qk_norm import check_qk_norm
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import AttentionOptions
-from headwise._ops.gradients.results import check_pulled, check_wrt, finish, gradients_of
 from headwise._positions.rope_config import check_positive
 
 if TYPE_CHECKING:
@@ -33,14 +26,13 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array, Rng
     from headwise._kv_cache.cache import KVCache
     from headwise._nn.cross_cache import CrossCache
-    from headwise._nn.multi_head import Block
     from headwise._nn.options import LayerOptions
     from headwise._positions.rotary import RotaryPositionalEmbedding
 
 __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]
 
 
-class MultiHeadAttention(MultiHeadParameters):
+class MultiHeadAttention(DifferentiableAttention):
     """Attention in ``num_heads`` subspaces of the features, each ``d_k`` wide.
 
     ``Concat(head_1, …, head_h) W_o`` with ``head_i = softmax(q_i k_i^T / sqrt(d_k)) v_i``, where ``q_i``, ``k_i`` and
@@ -157,8 +149,6 @@ class MultiHeadAttention(MultiHeadParameters):
     qk_norm: Literal["head", "full"] | None
     qk_norm_eps: float
     qk_norm_offset: bool
-
-    _causal = False
 
     @hide_unknown
     def __init__(  # noqa: PLR0913 (public)
@@ -360,117 +350,10 @@ class MultiHeadAttention(MultiHeadParameters):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def vjp(
-        self,
-        query: ArrayLike,
-        key: ArrayLike | None = None,
-        value: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        *,
-        wrt: tuple[str, ...] | None = None,
-        training: bool | None = None,
-        rng: Rng = None,
-        positions: ArrayLike | None = None,
-        **options: Unpack[AttentionOptions],
-    ) -> tuple[Any, ...]:
-        """The results of :meth:`forward`, and a function that computes gradients.
-
-        Parameters
-        ----------
-        query, key, value, mask
-            As for :meth:`forward`.
-        wrt : tuple of str, optional
-            The arrays whose gradients are asked for besides those of the parameters: some of "query", "key", "value",
-            "bias", "alibi_slopes" and "sinks". By default those of query, key and value that are given.
-        training, rng, positions
-            As for :meth:`forward`.
-        **options
-            The other keywords of :meth:`forward`, without ``cache``, ``lengths`` and ``out``.
-
-        Returns
-        -------
-        output, weights : ndarray
-            As :meth:`forward`, with ``lse`` behind them if ``return_lse`` is set.
-        pullback : callable
-            ``pullback(d_output, d_weights=None, d_lse=None)``, with the gradients of a loss by the results, returns
-            ``inputs``, a named tuple with the fields ``d_query`` and so on, and ``parameters``, a dict of the gradients
-            by the parameters under the names of :meth:`state_dict`. The gradient by ``query`` includes those by ``key``
-            and ``value`` where these are not given. Nothing is stored on the layer. Until the pullback is called, the
-            inputs and the parameters must not change.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As :meth:`forward`, and if ``wrt`` names an array that has no gradient or is not given.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import headwise as hw
-        >>> layer = hw.MultiHeadAttention(d_model=8, num_heads=2, rng=0)
-        >>> x = np.random.default_rng(0).standard_normal((1, 5, 8))
-        >>> output, weights, pullback = layer.vjp(x)
-        >>> grads = pullback(2 * output)  # of the sum of squares
-        >>> grads.inputs.d_query.shape, sorted(grads.parameters)
-        ((1, 5, 8), ['W_k', 'W_o', 'W_q', 'W_v'])
-        >>> layer.W_o -= 0.1 * grads.parameters["W_o"]
-        >>> bool((layer(x)[0] ** 2).sum() < (output ** 2).sum())
-        True
-        """
-        check_keywords(options, "mask", "wrt", "training", "rng", "positions")
-        if options.get("out") is not None:
-            raise TypeError("out: given to vjp, expected a call without it")
-        inputs = check_sequences(query, key, value)
-        acts = self.training if training is None else check_flag(training, "training")
-        rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng
-        own_sinks = "sinks" not in options and self._has("sinks")
-        block, options = self._prepare(inputs, options)
-        given = {"query": query, "key": key, "value": value, **options}
-        rows = tuple(name for name in Inputs._fields if given[name] is not None)
-        names = rows if wrt is None else check_wrt(wrt, NAMES, given if not own_sinks else {**given, "sinks": None})
-        call = Call(mask, rate, generator, positions)
-        asked = (*names, "sinks") if own_sinks else names
-        results, pull = multi_head_vjp(inputs, rows, block, call, options, asked)
-        slots = {name: vars(self)[name].array for name in self._parameter_names()}
-        dtypes = {name: (array.shape, array.dtype) for name, array in slots.items()}
-        arrays = inputs._asdict() | {name: as_array(given[name], name) for name in names if name not in rows}
-
-        def pullback(*d_results: ArrayLike | None) -> LayerGradients:
-            found = pull(*check_pulled(d_results, len(results)))
-            if own_sinks:
-                found.parameters["sinks"] = found.arguments["sinks"]
-            parameters = {
-                name: cast_dtype(found.parameters[name], dtype) if name in found.parameters else np.zeros(shape, dtype)
-                for name, (shape, dtype) in dtypes.items()
-            }
-            by_input = {
-                name: finish(found.arguments[name].reshape(arrays[name].shape), arrays[name], results[0].dtype)
-                for name in names
-            }
-            return LayerGradients(gradients_of(names, by_input), parameters)
-
-        return *results, pullback
-
     def _attend(self, inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[Any, ...]:
         """See :func:`attend`."""
         block, options = self._prepare(inputs, options)
         return multi_head(inputs, block, call, options)
-
-    def _prepare(self, inputs: Inputs, options: AttentionOptions) -> tuple[Block, AttentionOptions]:
-        """The parameters of a call, and its keywords with the layer's own."""
-        options = {**self._defaults, **options}
-        for name in self._required:
-            if options.get(name) is None:
-                raise ValueError(f"{name}: None, expected the bias of the model's relative positions")
-        if self._causal:
-            options["is_causal"] = True
-        norm = None
-        if self.qk_norm is not None or self._has("sinks"):
-            dtype, _ = promote(*zip(Inputs._fields, inputs, strict=True))
-            if self._has("sinks") and "sinks" not in options:
-                options["sinks"] = self._cast("sinks", dtype)
-            norm = self._norm(dtype)
-        return self._block(norm), options
 
 
 class CausalAttention(MultiHeadAttention):
