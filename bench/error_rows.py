@@ -181,6 +181,55 @@ _ATTENTION = [
     Row("varlen_attention, causal", _packed, _varlen, _varlen_exact, products=True),
 ]
 
+# --- gradients of attention ---
+
+
+def _gradient(name: str) -> Callable[..., Array]:
+    """The gradient by the argument ``name``."""
+
+    def compute(d_output: Array, query: Array, key: Array, value: Array, **options: Any) -> Array:
+        _, pullback = hw.vjp(hw.flash_attention, query, key, value, wrt=(name,), **options)
+        gradient: Array = pullback(d_output)[0]
+        return gradient
+
+    return compute
+
+
+def _gradient_exact(name: str) -> Callable[..., Array]:
+    def exact(d_output: Array, **arguments: Any) -> Array:
+        found = oracle.attention_gradients(**arguments, d_output=d_output)
+        return found[("query", "key", "value").index(name)]
+
+    return exact
+
+
+def _gradient_by_torch(name: str) -> Callable[..., Any]:
+    def by_torch(t: Any, d_output: Any, **arguments: Any) -> Any:
+        with t.inference_mode(False), t.enable_grad():
+            for argument in ("query", "key", "value"):
+                arguments[argument] = arguments[argument].clone().requires_grad_()
+            _sdpa(t, **arguments).backward(d_output.clone())
+        return arguments[name].grad
+
+    return by_torch
+
+
+def _with_gradient(draw: Callable[[Draw], dict[str, Any]]) -> Callable[[Draw], dict[str, Any]]:
+    return lambda d: {"d_output": d.normal(1, 2, 256, 64), **draw(d)}
+
+
+_GRADIENTS = [
+    Row(
+        f"attention, gradient by {name}",
+        _with_gradient(_attention()),
+        _gradient(name),
+        _gradient_exact(name),
+        _gradient_by_torch(name),
+        products=True,
+    )
+    for name in ("query", "key", "value")
+]
+
 # --- positions ---
 
 _FAR = 1_000_000
@@ -369,4 +418,4 @@ _OTHER = [
     Row("MultiHeadAttention, (1, 160, 128), 2 heads", _layer_inputs, _layer, _layer_exact, _torch_layer, products=True),
 ]
 
-ROWS = [*_SOFTMAX, *_ATTENTION, *_POSITIONS, *_OTHER]
+ROWS = [*_SOFTMAX, *_ATTENTION, *_GRADIENTS, *_POSITIONS, *_OTHER]
