@@ -28,8 +28,9 @@ Parameters = dict[str, Array]
 
 
 def text_of_python() -> str:
-    """The topics of ``help()``, in ASCII."""
-    text = "\n".join(topics[name] for name in sorted(topics))
+    """The topics of ``help()`` in ASCII, without the lines of their tables."""
+    lines = "\n".join(topics[name] for name in sorted(topics)).splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith(("|", "+")))
     return "".join(character for character in text if character == "\n" or " " <= character <= "~")
 
 
