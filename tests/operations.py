@@ -560,7 +560,6 @@ OPERATIONS: dict[str, Operation] = {
             },
             computed=False,
             out=False,
-            parallel={"": MANY},
             wrt=("outputs", "lses"),
         ),
         Operation(

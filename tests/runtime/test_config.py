@@ -204,7 +204,7 @@ def test_import_loads_numpy_only() -> None:
         before = set(sys.modules)
         import headwise
         extra = {name.partition('.')[0] for name in set(sys.modules) - before}
-        own = {'headwise', '__future__', 'threading'}  # threading tells which thread runs signal handlers
+        own = {'headwise', '__future__', 'copy', 'threading'}  # threading tells which thread runs signal handlers
         print(extra - own - {'contextvars', '_contextvars'})  # NumPy 2 has these two itself
         """
     )
