@@ -74,7 +74,8 @@ def rope_gradients(
         opposite = -given["sin"].astype(compute)
         found["x"] = finish(apply_rope(d, given["cos"], opposite, interleaved=interleaved), a, dtype)
     if "cos" in wrt or "sin" in wrt:
-        by_tables = dict(zip(("cos", "sin"), _by_tables(d, a, compute, interleaved), strict=True))
+        by_cos, by_sin = _by_tables(d, a, compute, interleaved)
+        by_tables: dict[str, Array] = {"cos": by_cos, "sin": by_sin}
         for name in {"cos", "sin"}.intersection(wrt):
             found[name] = finish(sum_to_shape(by_tables[name], given[name].shape), given[name], dtype)
     return found
