@@ -8,6 +8,7 @@
 #include <new>
 #include <utility>
 
+#include "attention_backward_case.h"
 #include "attention_case.h"
 #include "base/scratch.h"
 #include "headwise/activation.h"
@@ -285,6 +286,23 @@ void CheckAttention() {
   EXPECT_EQ(varlen.Reads(query, key).Writes(output, lse).Check(), 3);  // and the schedules
 }
 
+template <typename T>
+void CheckAttentionBackward() {
+  for (const std::int64_t key_len : {200, 1100}) {
+    AttentionShape shape;
+    shape.kv_heads = 2, shape.group = 2, shape.query_len = 70, shape.key_len = key_len;
+    BackwardCase<T> c(shape, 7);
+    c.AddBias(1, 0.1, {true, false, true, true});
+    c.AddSlopes(0.1), c.AddSinks();
+    c.WantParameters();
+    c.RunForward();
+    Call call([&] { AttentionBackward(c.args, c.gradients); });
+    call.Reads(c.query, c.key, c.value, c.output, c.lse, c.d_output).Writes(c.d_query, c.d_key, c.d_value);
+    // Slopes, sinks, places of biases and scratch; sums of d_query where there are several chunks.
+    EXPECT_GE(call.Check(), key_len > 1000 ? 5 : 4);
+  }
+}
+
 class Memory : public OnTarget {
  protected:
   // On four threads in every type, on one in float.
@@ -310,6 +328,10 @@ TEST_P(Memory, LinearWithFailingAllocations) {
 }
 TEST_P(Memory, AttentionWithFailingAllocations) {
   InEveryType([](auto type) { CheckAttention<decltype(type)>(); });
+}
+
+TEST_P(Memory, AttentionBackwardWithFailingAllocations) {
+  InEveryType([](auto type) { CheckAttentionBackward<decltype(type)>(); });
 }
 
 // Views of sizes that no memory can hold: the error comes before any access.

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "attention_backward_case.h"
 #include "attention_case.h"
 #include "headwise/activation.h"
 #include "headwise/alibi.h"
@@ -187,6 +188,32 @@ void AddAttention(std::vector<Work>& works) {
                          return bytes;
                        }});
     }
+  }
+  // A chunk of keys for each head, and several with sums of d_query of their own.
+  for (const std::int64_t key_len : {300, 1100}) {
+    AttentionShape shape;
+    shape.kv_heads = 2, shape.group = 2, shape.query_len = 150, shape.key_len = key_len;
+    const auto test = std::make_shared<BackwardCase<T>>(shape, 1);
+    test->AddBias(1, 0.1, {true, false, false, true});
+    test->AddSlopes(0.1);
+    test->AddSinks();
+    test->WantParameters();
+    test->RunForward();
+    works.push_back({"attention backward", [test] {
+                       const Tensor<T, 4> d_query(test->d_query.view().shape), d_key(test->d_key.view().shape);
+                       const Tensor<T, 4> d_value(test->d_value.view().shape);
+                       const Tensor<Accumulator<T>, 4> d_bias(test->gradients.d_bias[0].shape);
+                       const Tensor<Accumulator<T>, 1> d_slopes({test->heads}), d_sinks({test->heads});
+                       AttentionGradients<T> gradients = test->gradients;
+                       gradients.d_query = d_query.view(), gradients.d_key = d_key.view();
+                       gradients.d_value = d_value.view(), gradients.d_bias = {d_bias.view()};
+                       gradients.d_alibi_slopes = d_slopes.data(), gradients.d_sinks = d_sinks.data();
+                       AttentionBackward(test->args, gradients);
+                       Bytes bytes;
+                       Append(d_query, bytes), Append(d_key, bytes), Append(d_value, bytes);
+                       Append(d_bias, bytes), Append(d_slopes, bytes), Append(d_sinks, bytes);
+                       return bytes;
+                     }});
   }
   works.push_back({"packed sequences", [cases] {
                      std::vector<Results> results;
