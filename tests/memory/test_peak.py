@@ -68,6 +68,10 @@ MORE = {
     "dropout": x.size / 1e6,  # bool: which entries are kept
     "logsumexp-where": mb(x) + x.size / 1e6,  # -inf where x is masked, and which entries are
     "layer_normalization-axis--2": mb(x),  # with the axis moved to the end
+    "layer_normalization_backward-axis--2": 2 * mb(x),  # and the gradient of the result likewise
+    # The output; natively also a sum of d_query for each of four chunks of keys.
+    "attention_gradients": (5 if backend == "native" else 1) * mb(q),
+    "attention_gradients-all": (5 if backend == "native" else 1) * mb(q),
     # A copy of the weights, and the packed form: as much again, or 1.5 times.
     "packed_linear": 2.5 * mb(weight),
     "packed_linear-bias": 2.5 * mb(weight),

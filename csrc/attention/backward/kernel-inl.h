@@ -261,7 +261,7 @@ class BackwardRun {
     for (int r = 0; r < rows_; ++r) {
       row_[r] = MakeRow(args_, Head(member_), first_ + r);
       const T lse = Lse(Head(member_), first_ + r);
-      s_.minus_lse[r] = lse == kMinusInf<T> ? lse : -lse;  // a row that keeps nothing has P = 0
+      s_.minus_lse[r] = (lse == kMinusInf<T>) ? lse : -lse;  // a row that keeps nothing has P = 0
       s_.delta[r] = Delta(Head(member_), first_ + r);
     }
     std::fill(s_.minus_lse + rows_, s_.minus_lse + kBackwardQueries, kMinusInf<T>);

@@ -14,7 +14,7 @@ import numpy as np
 
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32, FLOAT64
-from headwise._numpy.blocks import tiles
+from headwise._numpy.blocks import BLOCK, tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def activation(x: Array, up: Array | None, out: Array, function: str) -> None:
 def activation_backward(
     d_out: Array, x: Array, up: Array | None, d_x: Array, d_up: Array | None, function: str
 ) -> None:
-    for tile in tiles(*x.shape):
+    for tile in tiles(*x.shape, BLOCK // 2):  # with the slope, a dozen arrays of a tile's size
         value, slope = _FUNCTIONS[function](_wide(x[tile]), True)
         gradient = _wide(d_out[tile])
         if up is not None and d_up is not None:

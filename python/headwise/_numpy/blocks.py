@@ -35,10 +35,10 @@ def row_blocks(x: Array) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def tiles(rows: int, n: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of both axes of an array of ``(rows, n)``, of at most about ``BLOCK`` entries together."""
-    width = min(max(1, n), BLOCK)
-    height = max(1, BLOCK // width)
+def tiles(rows: int, n: int, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
+    """Slices of both axes of an array of ``(rows, n)``, of at most about ``size`` entries together."""
+    width = min(max(1, n), size)
+    height = max(1, size // width)
     for top in range(0, rows, height):
         for left in range(0, n, width):
             yield slice(top, top + height), slice(left, left + width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,12 +11,15 @@ from headwise._base.arrays import as_array, cast_layout, check_dtype, promote
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.outputs import finalize
 from headwise._base.scalars import check_axis
+from headwise._numpy.blocks import BLOCK
 from headwise._ops.softmax import logsumexp
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import ArrayLike
 
-    from headwise._base.typing import Array
+    from headwise._base.typing import Array, Shape
 
 
 class Parts(NamedTuple):
@@ -99,8 +103,22 @@ def part_weights(lses: Array, lse: Array) -> Array:
 
 @ieee
 def _average(parts: Parts, lse: Array) -> Array:
-    """One part after another, so that the outputs are not copied as a whole."""
+    """Block by block, so that no product of a whole part is in memory."""
     total = np.zeros(parts.outputs.shape[1:], lse.dtype)
-    for output, weights in zip(parts.outputs, part_weights(parts.lses, lse)[..., np.newaxis], strict=True):
-        total += np.where(weights == 0, 0, weights * cast_dtype(output, lse.dtype))
+    weights = part_weights(parts.lses, lse)
+    for block in _blocks(total.shape):
+        for output, weight in zip(parts.outputs, weights, strict=True):
+            w = weight[block][..., np.newaxis]
+            total[block] += np.where(w == 0, 0, w * cast_dtype(output[block], lse.dtype))
     return total
+
+
+def _blocks(shape: Shape) -> Iterator[tuple[slice, ...]]:
+    """Slices of the longest axis but the last, of about ``BLOCK`` entries each."""
+    if len(shape) == 1 or not all(shape):
+        yield ()
+        return
+    axis = int(np.argmax(shape[:-1]))
+    step = max(1, BLOCK * shape[axis] // math.prod(shape))
+    for start in range(0, shape[axis], step):
+        yield (*[slice(None)] * axis, slice(start, start + step))
