@@ -58,14 +58,14 @@ TEST(TargetsTest, EachTargetRunsItsOwnCode) {
   std::set<const void*> tables;
   std::set<decltype(AttentionKernel<BFloat16>::block)> attention;
   std::set<decltype(SoftmaxFunctions<float>::rows)> functions;
-  std::set<decltype(LayerNormKernel<double>::row)> more;
+  std::set<decltype(LayerNormKernel<double>::layer_norm)> more;
   const AttentionArgs<BFloat16> args = ArgsOf<BFloat16>(128);
   for (const std::string& target : ListTargets()) {
     SetTarget(target);
     tables.insert({&ChosenSoftmaxKernels(), &ChosenAlibiKernels(), &ChosenLayerNormKernels(), &ChosenRopeKernels()});
     attention.insert(GetAttentionKernel(args).block);
     functions.insert(ChosenSoftmaxKernels().float32.softmax.rows);
-    more.insert(ChosenLayerNormKernels().float64.row);
+    more.insert(ChosenLayerNormKernels().float64.layer_norm);
   }
   const std::vector<std::string> targets = ListTargets();
   const auto has = [&](const char* name) {
