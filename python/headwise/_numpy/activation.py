@@ -69,7 +69,8 @@ def activation(x: Array, up: Array | None, out: Array, function: str) -> None:
 def activation_backward(
     d_out: Array, x: Array, up: Array | None, d_x: Array, d_up: Array | None, function: str
 ) -> None:
-    for tile in tiles(*x.shape, BLOCK // 2):  # with the slope, a dozen arrays of a tile's size
+    rows, n = x.shape
+    for tile in tiles(rows, n, BLOCK // 2):  # with the slope, a dozen arrays of a tile's size
         value, slope = _FUNCTIONS[function](_wide(x[tile]), True)
         gradient = _wide(d_out[tile])
         if up is not None and d_up is not None:
