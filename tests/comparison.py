@@ -57,6 +57,12 @@ def score_rounding(arguments: Mapping[str, Any]) -> float:
     return 4 * float(np.finfo(np.float32).eps) * min(largest, 1e5)
 
 
+def gradient_rounding(arguments: Mapping[str, Any]) -> float:
+    """The bound of the dtype in which gradients are computed: those by float64 slopes beside float32 arrays, too."""
+    arrays = [arguments[name] for name in ("query", "key", "value") if "d_output" in arguments]
+    return min((BOUNDS.get(a.dtype.name, 0.0) for a in arrays if isinstance(a, np.ndarray)), default=0.0)
+
+
 def both(native: str, call: Callable[[], Any], arguments: Mapping[str, Any] | None = None) -> None:
     """``call``, with these arguments, on NumPy and on the implementation ``native`` has the same outcome."""
     arguments = arguments or {}
@@ -65,4 +71,4 @@ def both(native: str, call: Callable[[], Any], arguments: Mapping[str, Any] | No
     choose("numpy")
     expected = outcome(call)
     choose(native)
-    assert_same(outcome(call), expected, bound + score_rounding(arguments))
+    assert_same(outcome(call), expected, bound + score_rounding(arguments) + gradient_rounding(arguments))

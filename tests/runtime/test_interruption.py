@@ -136,10 +136,11 @@ def test_a_handler_that_returns_changes_nothing(
 
     on_signal(compute)
     signal.setitimer(signal.ITIMER_REAL, 0.01)
-    for _ in range(3):
+    calls = 0
+    while calls < 3 or not handled:
         assert np.array_equal(hw.flash_attention(x, x, x), expected)
+        calls += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
-    assert handled
     assert all(np.array_equal(result, inner_expected) for result in handled)
 
 
