@@ -1,6 +1,7 @@
 // AttentionBackward: the tasks of its schedule (schedule.h) on the kernels of the target (kernel.h), and the sums, in a
 // fixed order, of what several tasks contribute to.
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <optional>
 #include <vector>
@@ -106,14 +107,21 @@ class Backward {
     std::vector<A> memory;
   };
 
-  // For each task the arrays that it adds its bias gradients to, all zero.
+  // Whether chunks cover the gradient, each its own part of it.
+  bool IsStored(const View<A, 4>& d_bias) const {
+    const auto& [batch, heads, query_len, head_dim] = args_.query.shape;
+    return d_bias && entries_.empty() &&
+           d_bias.shape == std::array<std::int64_t, 4>{batch, heads, query_len, args_.key.shape[2]};
+  }
+
+  // For each task the arrays of its bias gradients; those that it adds to are zero.
   void PlaceBiasGradients() {
     const std::size_t biases = gradients_.d_bias.size();
     for (const auto& d_bias : gradients_.d_bias) {
       if (!d_bias) continue;
       if (const std::int64_t count = schedule_.Copies(d_bias)) {
         copies_.push_back({d_bias, count, std::vector<A>(Bytes(Size(d_bias), count))});
-      } else if (!entries_.empty() || !StoresBias(args_, d_bias)) {
+      } else if (!IsStored(d_bias)) {
         ForRows(d_bias, [](A* row, std::int64_t width) { std::fill_n(row, width, A{0}); });
       }
     }
@@ -122,9 +130,11 @@ class Backward {
       auto copies = copies_.begin();
       for (std::size_t i = 0; i < biases; ++i) {
         const View<A, 4>& array = gradients_.d_bias[i];
-        View<A, 4>& to = d_bias_[static_cast<std::size_t>(task) * biases + i] = array;
+        BiasPartial<T>& to = d_bias_[static_cast<std::size_t>(task) * biases + i];
+        to = {array, IsStored(array)};
         if (!array || schedule_.Copies(array) == 0) continue;
-        to = Like(array, copies->memory.data() + Size(array) * static_cast<std::size_t>(schedule_.CopyOf(array, task)));
+        to.array =
+            Like(array, copies->memory.data() + Size(array) * static_cast<std::size_t>(schedule_.CopyOf(array, task)));
         ++copies;
       }
     }
@@ -200,7 +210,7 @@ class Backward {
   const std::int64_t batch_, heads_, kv_heads_, chunks_;
   std::vector<AttentionArgs<T>> entries_;  // with key_lengths
   std::vector<double> slopes_, sinks_;     // [chunks][batch][heads] and [batch][heads]
-  std::vector<View<A, 4>> d_bias_;         // [tasks][biases]
+  std::vector<BiasPartial<T>> d_bias_;     // [tasks][biases]
   std::vector<Copies> copies_;             // in the order of the biases that need them
 };
 

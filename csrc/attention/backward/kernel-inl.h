@@ -131,9 +131,9 @@ class BackwardRun {
         group_(args.query.shape[1] / args.key.shape[1]),
         queries_(args.query.shape[2]),
         modifiers_(ModifiersOf(args.spec)),
-        stores_bias_(WantsBias([&](const auto& d_bias) { return StoresBias(args, d_bias); })),
+        stores_bias_(AnyBias([](const auto& bias) { return bias.stored; })),
         rows_apart_(args.spec.dropout_keep || gradients.d_weights || partials.d_alibi_slopes ||
-                    WantsBias([](const auto&) { return true; })) {}
+                    AnyBias([](const auto& bias) { return static_cast<bool>(bias.array); })) {}
 
   void Run() {
     StartQueryGradients();
@@ -157,11 +157,10 @@ class BackwardRun {
  private:
   int64_t Head(int64_t member) const { return chunk_.kv_head * group_ + member; }
 
-  // Whether the gradient of some bias is wanted and has a property.
+  // Whether some gradient of a bias has a property.
   template <class Property>
-  bool WantsBias(const Property& property) const {
-    const auto& all = gradients_.d_bias;
-    return std::any_of(all.begin(), all.end(), [&](const auto& d_bias) { return d_bias && property(d_bias); });
+  bool AnyBias(const Property& property) const {
+    return std::any_of(partials_.d_bias, partials_.d_bias + gradients_.d_bias.size(), property);
   }
 
   struct Rows {
@@ -431,9 +430,9 @@ class BackwardRun {
       hn::StoreU(WhereKept(d, weight, hn::Sub(gradient, delta)), d, ds + j);
     });
     for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
-      const View<T, 4>& d_bias = partials_.d_bias[i];
+      const View<T, 4>& d_bias = partials_.d_bias[i].array;
       if (!d_bias) continue;
-      if (StoresBias(args_, d_bias)) {
+      if (partials_.d_bias[i].stored) {
         ScaleRow(ds + keys.from, keys.to - keys.from, T{1}, d_bias.at(entry_, row.head, row.query, begin + keys.from));
       } else {
         AddBiasGradient(d_bias, row, begin, keys, ds);
@@ -445,10 +444,9 @@ class BackwardRun {
   // Of biases that are stored, for the block of queries and keys [begin, end).
   void ClearBiasGradients(int64_t begin, int64_t end) const {
     for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
-      const View<T, 4>& d_bias = partials_.d_bias[i];
-      if (!d_bias || !StoresBias(args_, d_bias)) continue;
+      if (!partials_.d_bias[i].stored) continue;
       for (int r = 0; r < rows_; ++r) {
-        std::fill_n(d_bias.at(entry_, Head(member_), first_ + r, begin), end - begin, T{0});
+        std::fill_n(partials_.d_bias[i].array.at(entry_, Head(member_), first_ + r, begin), end - begin, T{0});
       }
     }
   }

@@ -1,7 +1,6 @@
 // The interface between the scheduler (backward.cc) and the kernels of each target.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -21,13 +20,14 @@ struct BackwardChunk {
   std::int64_t batch, kv_head, key_begin, key_end;
 };
 
-// Whether a chunk stores its part of a bias gradient, zeros included, and does not add to it: no axis is summed, and
-// there is nothing outside all chunks.
+// Where a chunk leaves its part of a bias gradient: an array of the gradient's shape that it adds to, the gradient
+// itself where no other task adds to it; or, if no axis is summed and every key belongs to a chunk, writes, zeros
+// included.
 template <typename T>
-bool StoresBias(const AttentionArgs<T>& args, const View<Accumulator<T>, 4>& d_bias) {
-  const auto& [batch, heads, query_len, head_dim] = args.query.shape;
-  return d_bias.shape == std::array<std::int64_t, 4>{batch, heads, query_len, args.key.shape[2]};
-}
+struct BiasPartial {
+  View<Accumulator<T>, 4> array;
+  bool stored = false;
+};
 
 // Where a chunk leaves what several chunks contribute to. Sums of `d_query` over the chunks of a head come from
 // AttentionBackwardKernel::finish_query.
@@ -35,10 +35,9 @@ template <typename T>
 struct BackwardPartials {
   // [group][d_query rows][d_query width]; of a row, only if the chunk meets it (KeysOf).
   Accumulator<T>* d_query = nullptr;
-  // Arrays of the gradients' shapes, to be added to; the gradients themselves where no other task adds to them.
-  const View<Accumulator<T>, 4>* d_bias = nullptr;
-  double* d_alibi_slopes = nullptr;  // of the heads of the group: one number each, written
-  double* d_sinks = nullptr;         // likewise; null for all chunks of a head but one
+  const BiasPartial<T>* d_bias = nullptr;  // one for each gradient of a bias
+  double* d_alibi_slopes = nullptr;        // of the heads of the group: one number each, written
+  double* d_sinks = nullptr;               // likewise; null for all chunks of a head but one
 };
 
 template <typename T>

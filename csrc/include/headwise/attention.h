@@ -124,15 +124,24 @@ struct AttentionGradients {
 // them, which are only read; args.weights is ignored. Scores are recomputed, so memory is O(query_len + key_len) per
 // head besides the gradients:
 //
-//   p_ij     = exp(s_ij - lse_i), 0 where not kept        delta_i = d_output_i . output_i - d_lse_i
-//   dp_ij    = d_output_i . value_j  (with dropout: dropout_keep_ij ? dropout_scale * dp_ij : 0)
-//   ds_ij    = p_ij * (dp_ij + d_weights_ij - delta_i)    d_bias_ij = ds_ij, d_alibi_slopes_h = -sum ds_ij |i + offset
-//   - j| dx_ij    = scale * ds_ij, with softcap times 1 - tanh^2 d_query_i = sum_j dx_ij key_j    d_key_j = sum_i dx_ij
-//   query_i    d_value_j = sum_i (p_ij with dropout) d_output_i d_sinks_h = -sum_i exp(sinks_h - lse_i) delta_i
+//   p_ij    = exp(s_ij - lse_i), 0 where not kept
+//   delta_i = d_output_i . output_i - d_lse_i
+//   dp_ij   = d_output_i . value_j  (with dropout: dropout_keep_ij ? dropout_scale * dp_ij : 0)
+//   ds_ij   = p_ij * (dp_ij + d_weights_ij - delta_i)
+//   dx_ij   = scale * ds_ij, with softcap times 1 - tanh^2
+//
+//   d_query_i = sum_j dx_ij key_j
+//   d_key_j   = sum_i dx_ij query_i
+//   d_value_j = sum_i (p_ij with dropout) d_output_i
+//   d_bias_ij = ds_ij
+//   d_alibi_slopes_h = -sum_ij ds_ij |i + offset - j|
+//   d_sinks_h = -sum_i exp(sinks_h - lse_i) delta_i
 //
 // delta has no term for d_weights: the caller subtracts sum_j p_ij d_weights_ij from d_lse_i.
 //
 // - Gradients are computed in the accumulator type and rounded once. They have the same bits for any number of threads.
+// - Scores are products in the accumulator type. Where Attention has computed lse from scores rounded otherwise (on a
+//   bf16 matmul backend), p_ij has a relative error of about 2^-22 |s_ij|.
 // - A pair (i, j) that is not kept contributes nothing, whatever the rows of i and j hold, NaN included.
 template <typename T>
 void AttentionBackward(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients);
