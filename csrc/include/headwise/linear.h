@@ -27,7 +27,7 @@ void Linear(View<const X, 2> x, View<const W, 2> weight, const Accumulator<X>* b
 
 // Linear with constant weights, which are packed once for the current target instead of at every call: 16-bit weights
 // at the first call, others by the constructor. After a change of the target, the next call packs them for the new one.
-// Results have the same bits as those of Linear.
+// Results have the same bits as those of Linear, but for the sign and payload of NaN.
 //
 // weight and bias are not copied: both must stay alive and unchanged for the lifetime of the PackedLinear. Calls may
 // run concurrently. Packed weights take as much memory as the weights; for float and Float16 on avx512_amx 1.5 and 3

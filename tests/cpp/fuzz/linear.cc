@@ -18,6 +18,16 @@ double ProductEpsilon(Precision precision) {
   return std::is_same_v<T, Float16> ? 0x1p-16 : 0x1p-14;  // low * low; for float, also products with the remainder
 }
 
+// The results with every NaN replaced by the same: which operand's NaN an addition returns, compilers decide.
+template <typename T>
+std::vector<T> WithOneNaN(const Tensor<T, 2>& out) {
+  std::vector<T> values = out.Values();
+  for (T& value : values) {
+    if (std::isnan(reference::ToDouble(value))) value = reference::Nearest<T>(kNaN);
+  }
+  return values;
+}
+
 template <typename T>
 void Check(Bytes& bytes) {
   const std::int64_t rows = bytes.Size(40, 500), depth = bytes.Size(70, 700), columns = bytes.Size(70, 1100);
@@ -66,10 +76,10 @@ void Check(Bytes& bytes) {
       if (!(products[i] < 0.5 * kMaxFinite<T>)) return kNaN;
       return relative * products[i] + absolute * (numbers[i] + 1);
     });
-    const std::vector<T> unpacked = out.Values();
+    const std::vector<T> unpacked = WithOneNaN(out);
     Clear(out);
     packed(input, out.view());
-    if (!SameBits(out.Values(), unpacked)) Fail("other bits of packed weights");
+    if (!SameBits(WithOneNaN(out), unpacked)) Fail("other bits of packed weights");
     if (!out.PaddingIntact()) Fail("padding written, packed");
   };
   OnEveryTarget(bytes, any_shape, run, compare, [&] { return BitsOf(out); });
