@@ -47,20 +47,31 @@ def assert_same(got: Any, expected: Any, bound: float = 0.0) -> None:
         assert got == expected or (np.isnan(got) and np.isnan(expected))
 
 
+def largest(array: object) -> float:
+    """The largest finite magnitude of an array, at least 1."""
+    if not isinstance(array, np.ndarray) or array.dtype.name not in BOUNDS or array.size > 10**6:
+        return 1.0
+    return float(np.abs(oracle.double(array[np.isfinite(array)])).max(initial=1.0))
+
+
 def score_rounding(arguments: Mapping[str, Any]) -> float:
     """The error of weights when float32 rounds scores that large finite biases are added to."""
-    largest = 0.0
-    for name in ("bias", "mask", "key_padding_mask"):
-        bias = arguments.get(name)
-        if isinstance(bias, np.ndarray) and bias.dtype.kind == "f" and bias.size < 10**6:
-            largest += float(np.abs(oracle.double(bias[np.isfinite(bias)])).max(initial=0.0))
-    return 4 * float(np.finfo(np.float32).eps) * min(largest, 1e5)
+    biases = (arguments[name] for name in ("bias", "mask", "key_padding_mask") if name in arguments)
+    return 4 * float(np.finfo(np.float32).eps) * min(sum(map(largest, biases)), 1e5)
 
 
 def gradient_rounding(arguments: Mapping[str, Any]) -> float:
-    """The bound of the dtype in which gradients are computed: those by float64 slopes beside float32 arrays, too."""
-    arrays = [arguments[name] for name in ("query", "key", "value") if "d_output" in arguments]
-    return min((BOUNDS.get(a.dtype.name, 0.0) for a in arrays if isinstance(a, np.ndarray)), default=0.0)
+    """The error of gradients of attention: differences of products of output gradients and values, which may cancel, of
+    weights whose scores are rounded. Gradients by float64 slopes beside float32 arrays are computed in float32, too.
+    """
+    if "d_output" not in arguments:
+        return 0.0
+    d_output, query, key, value = (arguments[name] for name in ("d_output", "query", "key", "value"))
+    dtypes = [a.dtype.name for a in (query, key, value) if isinstance(a, np.ndarray)]
+    near = min((BOUNDS.get(name, 0.0) for name in dtypes), default=0.0)
+    scale = arguments.get("scale")
+    score = largest(query) * largest(key) * (max(1.0, abs(scale)) if isinstance(scale, (int, float)) else 1.0)
+    return near * largest(d_output) * largest(value) * score**2
 
 
 def both(native: str, call: Callable[[], Any], arguments: Mapping[str, Any] | None = None) -> None:

@@ -180,6 +180,7 @@ def _differentiate_rows(
     rows = _Rows.read(inputs, spec.scale, where)
     if gradients.sinks is not None and spec.sinks is not None:
         weights = np.exp(spec.sinks[where[1], None] - rows.lse.reshape(rows.shape))
+        weights[:, np.isneginf(spec.sinks[where[1]])] = 0  # no sink, also where lse is NaN
         by_row = np.where(weights == 0, 0, weights * rows.delta.reshape(rows.shape))
         gradients.sinks[where[1]] -= by_row.sum(axis=(0, 2))
     d_query = None if gradients.query is None else np.zeros_like(rows.scaled)
