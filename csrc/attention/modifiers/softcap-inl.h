@@ -43,20 +43,22 @@ class Softcap {
   T inverse_, softcap_;
 };
 
-// The derivative of the softcap, from its result: 1 - tanh^2.
+// The derivative of the softcap, from its result: 1 - tanh^2, and exactly 0 where tanh is 1.
 template <typename T>
 class SoftcapDerivative {
  public:
-  explicit SoftcapDerivative(double softcap) : inverse_(static_cast<T>(1.0 / softcap)) {}
+  explicit SoftcapDerivative(double softcap)
+      : inverse_(static_cast<T>(1.0 / softcap)), softcap_(static_cast<T>(softcap)) {}
 
   template <class D, class V = hn::Vec<D>>
   HWY_INLINE V operator()(D d, V capped) const {
     const V tanh = hn::Mul(capped, hn::Set(d, inverse_));
-    return hn::NegMulAdd(tanh, tanh, hn::Set(d, T{1}));
+    const auto saturated = hn::Ge(hn::Abs(capped), hn::Set(d, softcap_));
+    return hn::IfThenZeroElse(saturated, hn::NegMulAdd(tanh, tanh, hn::Set(d, T{1})));
   }
 
  private:
-  T inverse_;
+  T inverse_, softcap_;
 };
 
 }  // namespace HWY_NAMESPACE
