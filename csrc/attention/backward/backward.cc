@@ -45,9 +45,10 @@ View<A, 4> Like(const View<A, 4>& array, A* data) {
 template <typename A>
 void SumCopies(const View<A, 4>& array, const A* copies, std::int64_t count) {
   const auto size = static_cast<std::int64_t>(Size(array));
-  const auto [batch, heads, rows, width] = array.shape;
+  const std::int64_t heads = array.shape[1], rows = array.shape[2], width = array.shape[3];
   if (size == 0) return;
-  ParallelRanges(batch * heads * rows, static_cast<double>(size * count), [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t all = array.shape[0] * heads * rows;
+  ParallelRanges(all, static_cast<double>(size * count), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
       A* const row = array.at(r / rows / heads, r / rows % heads, r % rows);
       std::copy_n(copies + r * width, width, row);
