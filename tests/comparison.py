@@ -12,6 +12,8 @@ from implementations import choose
 
 #: Bounds for results of size 1 to 10, of sums of a hundred products and more.
 BOUNDS = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3, "bfloat16": 4e-2}
+#: For each unit of the largest product that a gradient may cancel: 8 units in the last place, of 16-bit types 4.
+PRODUCT_BOUNDS = {"float64": 2e-15, "float32": 1e-6, "float16": 4e-3, "bfloat16": 4e-2}
 #: Additional bounds for the bf16 splits of the precision levels.
 BF16_SPLIT_BOUNDS = {"native-avx512_amx": {"high": 1e-3, "medium": 1e-1}, "native-avx512_bf16": {"medium": 1e-1}}
 
@@ -68,7 +70,7 @@ def gradient_rounding(arguments: Mapping[str, Any]) -> float:
         return 0.0
     d_output, query, key, value = (arguments[name] for name in ("d_output", "query", "key", "value"))
     dtypes = [a.dtype.name for a in (query, key, value) if isinstance(a, np.ndarray)]
-    near = min((BOUNDS.get(name, 0.0) for name in dtypes), default=0.0)
+    near = min((PRODUCT_BOUNDS.get(name, 0.0) for name in dtypes), default=0.0)
     scale = arguments.get("scale")
     score = largest(query) * largest(key) * (max(1.0, abs(scale)) if isinstance(scale, (int, float)) else 1.0)
     return near * largest(d_output) * largest(value) * score**2

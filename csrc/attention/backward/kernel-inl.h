@@ -6,8 +6,9 @@
 //   1. scores = scale * query key^T, modifiers (modifiers/), P = exp(scores - lse);
 //   2. dP = d_output value^T, dropout, dS = P * (dP - delta), gradients of biases and slopes from dS;
 //   3. d_value += P^T d_output, d_key += dS^T query, d_query += dS key (products-inl.h).
-// Without modifiers, the steps after the products run in their epilogues. The softcap's derivative multiplies dS
-// between 2 and 3. `scale` multiplies d_key and d_query once, when they are stored.
+// The steps after a product go through its tiles of scores, or through whole rows where an option needs them
+// (rows_apart_). The softcap's derivative multiplies dS between 2 and 3. `scale` multiplies d_key and d_query once,
+// when they are stored.
 //
 // Windows skip block pairs, and tiles of queries in the pairs that they cut. A pair (i, j) that is not kept has P = dS
 // = 0 by selection, and blocks that hold NaN or infinity skip the terms of such pairs (AddKeptTerms).
