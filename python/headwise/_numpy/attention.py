@@ -11,7 +11,7 @@ from headwise._base.arrays import compact
 from headwise._base.attention_spec import fill_without_keys, mask_of_entry
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
-from headwise._numpy.blocks import BLOCK, head_blocks
+from headwise._numpy.blocks import BLOCK, head_blocks, heads_per_key_head
 from headwise._numpy.score_modifiers import ScoreBlock, modify_scores
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def attention(
     spec: AttentionSpec,
 ) -> None:
     """Attention in blocks, of the whole batch or, with ``key_lengths``, of one batch entry after another."""
+    query, key, value = query.view(), key.view(), value.view()  # whose shapes no other thread can change
     if spec.key_lengths is None or spec.offsets is None:
         _attend(query, key, value, output, weights, lse, spec)
         return
@@ -91,7 +92,7 @@ def _attend(
     batch, heads, query_len, head_dim = query.shape
     kv_heads, key_len = key.shape[1:3]
     value_dim = value.shape[3]
-    group = heads // kv_heads
+    group = heads_per_key_head(query, key)
     is_16bit = query.dtype.itemsize == 2
     dtype = FLOAT32 if is_16bit else query.dtype
     width = max(head_dim, value_dim) if key.dtype != dtype else 0  # entries per key that are converted

@@ -23,7 +23,7 @@ from headwise._base.attention_spec import mask_of_entry
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
 from headwise._numpy.attention import masked_product, visible_keys
-from headwise._numpy.blocks import BLOCK, head_blocks
+from headwise._numpy.blocks import BLOCK, head_blocks, heads_per_key_head
 from headwise._numpy.score_modifiers import (
     ScoreBlock,
     ScoreGradients,
@@ -86,7 +86,8 @@ def attention_backward(  # noqa: PLR0913, PLR0917 (the arrays of the interface)
     for result in (d_key, d_value, *d_bias, d_alibi_slopes, d_sinks):
         if result is not None:
             result.fill(0)
-    inputs = _Inputs(d_output, query, key, value, output, lse, d_lse, d_weights)
+    # Views, whose shapes no other thread can change.
+    inputs = _Inputs(d_output, query.view(), key.view(), value.view(), output, lse, d_lse, d_weights)
     scores = ScoreGradients(d_bias, d_alibi_slopes)
     if spec.key_lengths is None or spec.offsets is None:
         _differentiate(inputs, _Gradients(d_query, d_key, d_value, scores, d_sinks), spec)
@@ -116,12 +117,13 @@ def attention_backward(  # noqa: PLR0913, PLR0917 (the arrays of the interface)
 
 def _differentiate(inputs: _Inputs, gradients: _Gradients, spec: AttentionSpec) -> None:
     """Gradients of 16-bit keys and values are summed in float32 for the heads of a block, and rounded once."""
-    batch, heads, query_len, _ = inputs.query.shape
+    batch, _, query_len, _ = inputs.query.shape
     kv_heads, key_len = inputs.key.shape[1:3]
     is_16bit = inputs.query.dtype.itemsize == 2
-    rows = min(query_len, max(1, _ROWS * kv_heads // heads))
+    group = heads_per_key_head(inputs.query, inputs.key)
+    rows = min(query_len, max(1, _ROWS // group))
     # Several heads only together with all of their rows: few rows see few keys under a causal mask or a window.
-    size = heads // kv_heads * rows * key_len if rows == query_len else BLOCK
+    size = group * rows * key_len if rows == query_len else BLOCK
     for b, g in head_blocks(batch, kv_heads, size):
         results = [None if a is None else a[b, g] for a in (gradients.key, gradients.value)]
         sums = [None if a is None else np.zeros(a.shape, FLOAT32) if is_16bit else a for a in results]
@@ -175,7 +177,7 @@ def _differentiate_rows(
     ``gradients.key`` and ``gradients.value`` are those of the block's key heads.
     """
     b, g, r = block
-    group = inputs.query.shape[1] // inputs.key.shape[1]
+    group = heads_per_key_head(inputs.query, inputs.key)
     where = b, slice(g.start * group, g.stop * group), r
     rows = _Rows.read(inputs, spec.scale, where)
     if gradients.sinks is not None and spec.sinks is not None:

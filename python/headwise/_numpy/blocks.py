@@ -28,6 +28,17 @@ def in_float32(function: Callable[[Array, Array], None], x: Array, out: Array) -
     assign(out, result)
 
 
+def heads_per_key_head(query: Array, key: Array) -> int:
+    """The number of query heads that share a key head; axis 1 of both arrays is that of the heads.
+
+    ValueError where the caller's check no longer holds, because another thread has changed a shape meanwhile.
+    """
+    heads, kv_heads = query.shape[1], key.shape[1]
+    if kv_heads == 0 or heads < kv_heads or heads % kv_heads:
+        raise ValueError(f"query: {heads} heads, expected a multiple of the {kv_heads} of key, as at the call's begin")
+    return heads // kv_heads
+
+
 def row_blocks(x: Array) -> Iterator[slice]:
     """Slices of the first axis of ``x``, of about ``BLOCK`` entries each."""
     step = max(1, BLOCK * len(x) // max(1, x.size))
