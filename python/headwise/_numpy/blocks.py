@@ -36,7 +36,8 @@ def heads_per_key_head(query: Array, key: Array) -> int:
     heads, kv_heads = query.shape[1], key.shape[1]
     if kv_heads == 0 or heads < kv_heads or heads % kv_heads:
         raise ValueError(f"query: {heads} heads, expected a multiple of the {kv_heads} of key, as at the call's begin")
-    return heads // kv_heads
+    count: int = heads // kv_heads
+    return count
 
 
 def row_blocks(x: Array) -> Iterator[slice]:
