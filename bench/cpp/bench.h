@@ -174,6 +174,7 @@ inline std::string Join(std::initializer_list<int64_t> shape) {
 void RegisterActivation(const Setting& setting);
 void RegisterAlibi(const Setting& setting);
 void RegisterAttention(const Setting& setting);
+void RegisterAttentionBackward(const Setting& setting);
 void RegisterAttentionVarlen(const Setting& setting);
 void RegisterLayerNorm(const Setting& setting);
 void RegisterLinear(const Setting& setting);

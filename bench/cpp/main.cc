@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
     for (const int threads : std::set<int>{1, GetNumThreads()}) {
       const bench::Setting setting{target, threads};
       bench::RegisterAttention(setting);
+      bench::RegisterAttentionBackward(setting);
       bench::RegisterAttentionVarlen(setting);
       bench::RegisterSoftmax(setting);
       bench::RegisterRope(setting);
