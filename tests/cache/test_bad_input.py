@@ -73,6 +73,54 @@ def test_bad_new_rows(changes: dict[str, Any], error: type[Exception], names: st
     bad(changes, error, names, call, ring)
 
 
+POSITIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"positions": [1, 2]}, ValueError, "positions (2,) (3,) (2, 3)"),
+    ({"positions": 1}, ValueError, "positions () (3,)"),
+    ({"positions": [1.0, 2.0, 3.0]}, TypeError, "positions float64 integers"),
+    ({"positions": "next"}, TypeError, "positions"),
+    ({"positions": [0, -1, 1]}, ValueError, "positions -1"),
+    ({"positions": [[0, 1, 2], [1, 2, 1]]}, ValueError, "positions 1 once sequence"),
+    ({"positions": [0, 1, 3]}, ValueError, "positions 3 2 gap length"),
+    ({"positions": [4, 3, 5]}, ValueError, "positions"),
+    ({"positions": np.array([2, 3, 2**64 - 1], np.uint64)}, ValueError, f"positions {2**64 - 1}"),
+    ({"positions": [0, 1, 2], "lengths": [3, 4]}, ValueError, "lengths 4 3"),
+    ({"positions": [0, 1, 2], "key": X[:, :1]}, ValueError, "key 1 2"),
+]
+
+
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize(("changes", "error", "names"), POSITIONS, ids=[str(row[2]) for row in POSITIONS])
+def test_bad_positions_of_new_rows(changes: dict[str, Any], error: type[Exception], names: str, ring: bool) -> None:
+    bad(changes, error, names, "append", ring)
+
+
+def test_positions_that_the_cache_cannot_hold() -> None:
+    bad({"positions": [2, 3, 5], "lengths": [3, 3]}, ValueError, "positions 5 capacity", "append")
+    ring = hw.KVCache(2, 2, capacity=5, head_dim=4, ring=True, keep_first=1)
+    ring.append(*[normal((2, 2, 100, 4))] * 2)
+    kept = ring.keys.copy()
+    with pytest.raises(ValueError, match=r"^positions: 40 of sequence 0, but the ring has dropped"):
+        ring.append(X, X, positions=[0, 40, 99])
+    np.testing.assert_array_equal(ring.keys, kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"positions": [0, 1]}, ValueError, r"positions: shape \(2,\)"),
+        ({"positions": [0, 1, 2]}, ValueError, "positions: 2 of sequence 0, expected less than the length 2"),
+        ({"positions": [0, 1, 1], "lengths": [2, 3]}, ValueError, "positions: not consecutive of sequence 1"),
+        ({"positions": [-1, 0, 1]}, ValueError, "positions: -1"),
+        ({"positions": [0, 1, 2], "is_causal": False}, ValueError, "positions: .* is_causal=False"),
+        ({"positions": [0, 1, 2], "is_causal": None}, TypeError, "is_causal"),
+        ({"positions": [0.0, 1.0, 2.0]}, TypeError, "positions: dtype float64"),
+    ],
+)
+def test_bad_positions_of_queries(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        full().attend(GOOD["query"], **options)
+
+
 QUERIES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"query": normal((2, 3, 3, 4))}, ValueError, "query 3 divisible 2"),
     ({"query": normal((2, 0, 3, 4))}, ValueError, "query 0 2"),

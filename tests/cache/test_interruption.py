@@ -84,6 +84,14 @@ CHANGES: dict[str, tuple[Callable[[], hw.KVCache], Change]] = {
     "ring: append to lengths": (lambda: ring(20, 7), lambda cache: cache.append(*part(20, 25)[1:], lengths=[5, 3])),
     "ring: append that drops": (lambda: ring(20, 20), lambda cache: cache.append(*part(20, 45)[1:])),
     "ring: append of all slots": (lambda: ring(20, 20), lambda cache: cache.append(*part(0, 53)[1:])),
+    "append at positions": (
+        lambda: plain(20, 7),
+        lambda cache: cache.append(*part(20, 25)[1:], lengths=[5, 3], positions=[[4, 20, 3, 9, 21], [7, 6, 8, 0, 0]]),
+    ),
+    "ring: append at positions": (
+        lambda: ring(20, 20),
+        lambda cache: cache.append(*part(20, 25)[1:], positions=[45, 48, 49, 47, 50]),
+    ),
     "ring: extend": (lambda: ring(20, 20), lambda cache: cache.extend(*part(20, 25))),
     "ring: extend that drops": (lambda: ring(20, 12), lambda cache: cache.extend(*part(20, 45))),
     "ring: truncate": (lambda: ring(20, 20), lambda cache: cache.truncate([45, 44])),

@@ -32,7 +32,7 @@ OPTIONS: dict[Callable[..., Any], Any] = {
     headwise.cross_attention: _options.FunctionOptions,
     headwise.MultiHeadAttention.forward: _layer_options.LayerOptions,
     headwise.KVCache.attend: _cache_options.AttendOptions,
-    headwise.KVCache.extend: _cache_options.AttendOptions,
+    headwise.KVCache.extend: _cache_options.ExtendOptions,
 }
 
 

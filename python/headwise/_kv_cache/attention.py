@@ -42,7 +42,7 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
     """
     unknown = options.keys() - _KEYWORDS
     if unknown:
-        refuse(sorted(unknown), _KEYWORDS | {"lengths"})
+        refuse(sorted(unknown), _KEYWORDS | {"lengths", "positions"})
     spans = _check_spans(rows, lengths, counts, options)
     keys, values, longest = rows.keys, rows.values, max(spans.seen)
     compute, dtype = promote(("query", query))

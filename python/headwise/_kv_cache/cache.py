@@ -12,6 +12,7 @@ import numpy as np
 from headwise._kv_cache.attention import attend_rows
 from headwise._kv_cache.checks import CacheShape, check_counts, check_free, check_new, check_query, check_shape
 from headwise._kv_cache.extension import Extension
+from headwise._kv_cache.placement import check_placement, check_query_positions
 from headwise._kv_cache.sequences import CachedSequences
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from headwise._base.typing import Array
-    from headwise._kv_cache.options import AttendOptions, CacheOptions
+    from headwise._kv_cache.options import AttendOptions, CacheOptions, ExtendOptions
 
 __all__ = ["KVCache", "extension"]
 
@@ -138,8 +139,16 @@ class KVCache(CachedSequences):
         given = {name: value for name, value in locals().items() if name in CacheShape._fields}
         super().__init__(check_shape(given))
 
-    def append(self, key: ArrayLike, value: ArrayLike | None = None, *, lengths: ArrayLike | None = None) -> None:
-        """Store the keys and values of new positions behind the stored ones. A ring takes any number of them.
+    def append(
+        self,
+        key: ArrayLike,
+        value: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+    ) -> None:
+        """Store the keys and values of new positions behind the stored ones, or at explicit positions. A ring takes any
+        number of them.
 
         Parameters
         ----------
@@ -150,13 +159,19 @@ class KVCache(CachedSequences):
         lengths : array_like of int, (batch,), optional
             Number of the new rows that count for each sequence, 0 to ``new``; the rows behind them are padding. All
             count by default.
+        positions : array_like of int, (new,) or (batch, new), optional
+            The position of each new row, in any order. A row at a stored position replaces the stored row, such as that
+            of a token that was changed; the others follow the stored rows without a gap. Keys with rotary positions
+            are already rotated by these. The entries of padding are ignored. By default, new rows follow the stored
+            rows; see :meth:`positions`.
 
         Raises
         ------
         ValueError
-            If a shape does not fit, or there is not enough room. The cache is unchanged then.
+            If a shape does not fit, there is not enough room, or a position is negative, given twice, dropped by the
+            ring, or would leave a gap. The cache is unchanged then.
         TypeError
-            If a dtype is not one that the cache takes, or ``lengths`` are not integers.
+            If a dtype is not one that the cache takes, or ``lengths`` or ``positions`` are not integers.
 
         Examples
         --------
@@ -167,9 +182,18 @@ class KVCache(CachedSequences):
         >>> cache.append(x, x, lengths=[3, 1])
         >>> cache.lengths
         array([3, 1])
+        >>> cache.append(2 * x[:, :, :2], x[:, :, :2], positions=[[1, 2], [1, 0]])
+        >>> cache.lengths
+        array([3, 2])
+        >>> cache.entry(0)[0][0, :, 0]
+        array([1., 2., 2.], dtype=float32)
         """
         with self._exclusive:
-            self._rows.append(*self._check_new(key, value, lengths))
+            if positions is None:
+                self._rows.append(*self._check_new(key, value, lengths))
+            else:
+                new = check_new(key, value, self._shape)
+                self._rows.place(new, check_placement(positions, new[0].shape[2], lengths, self._rows, self.capacity))
 
     @overload
     def attend(
@@ -191,16 +215,27 @@ class KVCache(CachedSequences):
         self, query: ArrayLike, *,
         need_weights: bool = False, return_lse: bool = False, **options: Unpack[AttendOptions],
     ) -> Any: ...  # fmt: skip
-    def attend(self, query: ArrayLike, *, lengths: ArrayLike | None = None, **options: Unpack[CacheOptions]) -> Any:
-        """Attention of the latest positions to the stored keys. A query sees the keys up to its position.
+    def attend(
+        self,
+        query: ArrayLike,
+        *,
+        lengths: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        **options: Unpack[CacheOptions],
+    ) -> Any:
+        """Attention of the latest positions, or of explicit ones, to the stored keys. A query sees the keys up to its
+        position.
 
         Parameters
         ----------
         query : array_like, (batch, heads, new, head_dim)
-            Queries of the last ``new`` positions, of a dtype that the cache takes.
+            Queries of the last ``new`` positions, unless ``positions`` are given, of a dtype that the cache takes.
         lengths : array_like of int, (batch,), optional
             Number of the rows that count for each sequence, 0 to ``new``: these are its last positions, and the rows
             behind them are padding. All count by default.
+        positions : array_like of int, (new,) or (batch, new), optional
+            Stored positions of the queries, consecutive in each sequence, such as those of rows that :meth:`append`
+            has replaced; not with ``is_causal=False``. The entries of padding are ignored.
         **options
             Keywords of :func:`headwise.scaled_dot_product_attention`: ``scale``, ``window_size``, ``softcap``,
             ``alibi_slopes`` (heads,), ``sinks`` (heads,), ``need_weights`` (False by default), ``return_lse``,
@@ -220,10 +255,12 @@ class KVCache(CachedSequences):
         Raises
         ------
         ValueError
-            If a shape does not fit, if there are more causal queries than positions, or if a ring has dropped keys that
-            the queries see: :meth:`extend` processes any number of new rows at once.
+            If a shape does not fit, if there are more causal queries than positions, if ``positions`` are not stored or
+            not consecutive, or if a ring has dropped keys that the queries see: :meth:`extend` processes any number of
+            new rows at once.
         TypeError
-            If the dtype is not one that the cache takes, or an option is unknown or of a wrong type.
+            If the dtype is not one that the cache takes, ``positions`` are not integers, or an option is unknown or
+            of a wrong type.
 
         Notes
         -----
@@ -247,27 +284,30 @@ class KVCache(CachedSequences):
         self._exclusive.check()
         q = check_query(query, self._shape)
         counts = check_counts(lengths, q.shape[2], self.batch_size)
-        return attend_rows(self._rows, self._rows.lengths, q, counts, options)
+        ends = self._rows.lengths
+        if positions is not None:
+            ends = check_query_positions(positions, q.shape[2], counts, ends, options.get("is_causal", True))
+        return attend_rows(self._rows, ends, q, counts, options)
 
     @overload
     def extend(
         self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *,
-        need_weights: Literal[False] = False, return_lse: Literal[False] = False, **options: Unpack[AttendOptions],
+        need_weights: Literal[False] = False, return_lse: Literal[False] = False, **options: Unpack[ExtendOptions],
     ) -> Array: ...  # fmt: skip
     @overload
     def extend(
         self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *,
-        need_weights: Literal[True], return_lse: Literal[False] = False, **options: Unpack[AttendOptions],
+        need_weights: Literal[True], return_lse: Literal[False] = False, **options: Unpack[ExtendOptions],
     ) -> tuple[Array, Array]: ...  # fmt: skip
     @overload
     def extend(
         self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *,
-        need_weights: bool = False, return_lse: Literal[True], **options: Unpack[AttendOptions],
+        need_weights: bool = False, return_lse: Literal[True], **options: Unpack[ExtendOptions],
     ) -> tuple[Array, Any, Array]: ...  # fmt: skip
     @overload
     def extend(
         self, query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *,
-        need_weights: bool = False, return_lse: bool = False, **options: Unpack[AttendOptions],
+        need_weights: bool = False, return_lse: bool = False, **options: Unpack[ExtendOptions],
     ) -> Any: ...  # fmt: skip
     def extend(
         self,

@@ -12,12 +12,12 @@ from headwise._ops.attention.options import ScoreOptions
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["AttendOptions", "CacheOptions", "RowOptions"]
+__all__ = ["AttendOptions", "CacheOptions", "ExtendOptions", "RowOptions"]
 
 
 class RowOptions(ScoreOptions, total=False):
     """The keywords of :meth:`headwise.KVCache.attend` and :meth:`headwise.KVCache.extend` except ``lengths``,
-    ``need_weights`` and ``return_lse``."""
+    ``positions``, ``need_weights`` and ``return_lse``."""
 
     mask: ArrayLike | None
     bias: ArrayLike | None
@@ -31,7 +31,13 @@ class CacheOptions(RowOptions, total=False):
     return_lse: bool
 
 
-class AttendOptions(RowOptions, total=False):
+class ExtendOptions(RowOptions, total=False):
     """:class:`RowOptions` with ``lengths``."""
 
     lengths: ArrayLike | None
+
+
+class AttendOptions(ExtendOptions, total=False):
+    """:class:`ExtendOptions` with ``positions``."""
+
+    positions: ArrayLike | None

@@ -13,11 +13,12 @@ from headwise._base.outputs import allocate
 from headwise._kv_cache.storage import INT8, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import TypeAlias
 
     from headwise._base.typing import Array
     from headwise._kv_cache.checks import CacheShape
+    from headwise._kv_cache.placement import Placement
 
     Step: TypeAlias = tuple[Any, Any, Any]  # target, index, value: target[index] = value
 
@@ -71,6 +72,17 @@ class CacheRows:
         moves, offsets = self._room(counts)
         writes = self._writes(new, counts, lengths, offsets)
         _at_once([*moves, *writes, (vars(self), "lengths", lengths), (vars(self), "offsets", offsets)])
+
+    def place(self, new: Sequence[Array], placement: Placement) -> None:
+        """Store new rows at explicit positions: behind the stored rows, or in place of some of them."""
+        order = placement.order[:, np.newaxis, :, np.newaxis]
+        new = [self._unbuffered(np.take_along_axis(rows, order, axis=2)) for rows in new]
+        lengths = self._longer(placement.counts)
+        moves, offsets = self._room(placement.counts)
+        steps = [*moves, *self._writes(new, placement.counts, lengths, offsets)]
+        for entry, (count, positions) in enumerate(zip(placement.counts, placement.replaced, strict=True)):
+            steps += self._replacements(entry, [rows[entry, :, count:] for rows in new], positions, offsets[entry])
+        _at_once([*steps, (vars(self), "lengths", lengths), (vars(self), "offsets", offsets)])
 
     def write(self, new: Sequence[Array], counts: Sequence[int]) -> list[int]:
         """Write the first ``counts[i]`` new rows of each sequence behind its stored rows, for :meth:`can_undo`.
@@ -197,6 +209,17 @@ class CacheRows:
             where, part = (entries, slice(None), slice(end - rows, end)), slice(count - rows, count)
             steps += [(array, where, given[entries, :, part]) for array, given in zip(self.arrays, new, strict=True)]
         return steps
+
+    def _replacements(self, entry: int, new: Sequence[Array], positions: Array, offset: int) -> Iterator[Step]:
+        """The assignments of new rows, (kv_heads, rows, dim), to increasing positions of a sequence, unless the new
+        ``offset`` drops them. Consecutive positions are one assignment."""
+        slots = np.where(positions < self.first, positions, positions - offset)
+        stored = np.flatnonzero((positions < self.first) | (slots >= self.first))
+        for run in np.split(stored, np.flatnonzero(np.diff(slots[stored]) != 1) + 1):
+            if run.size:
+                where, part = slice(slots[run[0]], slots[run[-1]] + 1), slice(run[0], run[-1] + 1)
+                for array, rows in zip(self.arrays, new, strict=True):
+                    yield array, (entry, slice(None), where), rows[:, part]
 
     def _room(self, counts: Sequence[int]) -> tuple[list[Step], list[int]]:
         """The moves of rows of a ring to the first slots where ``counts[i]`` more would not fit, and the offsets after

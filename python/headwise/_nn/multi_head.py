@@ -302,9 +302,10 @@ def over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[A
 
 def with_key_lengths(inputs: Inputs, call: Call, options: AttentionOptions) -> AttentionOptions:
     """The options with ``key_lengths``, if given, checked: (batch,), also for inputs without an axis of sequences."""
-    if options.get("key_lengths") is None:
+    given = options.get("key_lengths")
+    if given is None:
         return options
-    lengths = check_key_lengths(options["key_lengths"], inputs.query.shape[:-2], _key_len(inputs, call))
+    lengths = check_key_lengths(given, inputs.query.shape[:-2], _key_len(inputs, call))
     return {**options, "key_lengths": lengths}
 
 

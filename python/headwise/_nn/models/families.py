@@ -225,7 +225,7 @@ def _mpt(config: Config, _index: int, _decoder: bool) -> Model:
     sizes = _sizes(config) | {"dropout": inner.real("attn_pdrop", default=0.0)}
     more: Arguments = {"scale": inner.get("softmax_scale")}
     if inner.flag("alibi", True):
-        more["alibi"] = _mpt_slopes(sizes["num_heads"], inner.real("alibi_bias_max", default=8.0))
+        more["alibi"] = _mpt_slopes(int(sizes["num_heads"]), inner.real("alibi_bias_max", default=8.0))
     return _causal(sizes, **more)
 
 
