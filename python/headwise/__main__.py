@@ -1,4 +1,5 @@
-"""``python -m headwise``: the configuration, a quick start, and times compared with plain NumPy."""
+"""``python -m headwise``: the configuration, the integrations that this environment can use, a quick start, and times
+compared with plain NumPy."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import headwise as hw
+from headwise.integrations import usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,10 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"headwise {hw.__version__}")
     parser.parse_args(arguments)
     hw.show_config()
+    show_integrations()
     print()
     quick_start()
     print()
     compare()
+
+
+def show_integrations() -> None:
+    """Print the modules of :mod:`headwise.integrations` whose library is installed here."""
+    for entry in usable():
+        print(f"headwise.integrations.{entry.name}: {entry.does}")
 
 
 def quick_start() -> None:

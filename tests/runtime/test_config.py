@@ -10,6 +10,7 @@ import pytest
 
 import headwise as hw
 from headwise._runtime import backend as _backend
+from headwise.integrations import usable
 from implementations import native_present
 from runtime.interpreter import PRINT_CONFIG, config_with, copy_package, error_with, needs_native, once, run
 
@@ -159,6 +160,7 @@ def test_the_command_prints_configuration_and_timings() -> None:
     assert "False" not in printed
     for case in ("attention (1, 8, 1024, 64)", "softmax", "layer norm", "RoPE"):
         assert case in printed
+    assert printed.count("headwise.integrations.") == len(usable())
 
 
 @once
