@@ -24,10 +24,15 @@
 #endif
 
 #include <algorithm>
-#include <cmath>
+#include <cstddef>
+#include <cstdint>
 
+#include "attention/backward/delta-inl.h"
 #include "attention/backward/kernel.h"
 #include "attention/backward/products-inl.h"
+#include "attention/backward/query_gradients-inl.h"
+#include "attention/backward/score_gradients-inl.h"
+#include "attention/backward/scratch-inl.h"
 #include "attention/modifiers/score_modifiers-inl.h"
 #include "attention/softmax-inl.h"
 #include "base/interruption.h"
@@ -40,79 +45,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
-
-// Keys of a pass: their packed rows and the sums of their gradients take about this many bytes, half of a usual L2.
-template <typename T>
-int64_t PassKeys(int64_t key_len, int64_t head_width, int64_t value_width) {
-  constexpr int64_t kBytes = 512 * 1024, kKeys = kBackwardKeys<T>;
-  const int64_t row = static_cast<int64_t>(sizeof(T)) * (3 * head_width + 2 * value_width);
-  const int64_t keys = std::min(kBytes / std::max<int64_t>(1, row), key_len + kKeys - 1);
-  return std::max<int64_t>(1, keys / kKeys) * kKeys;
-}
-
-constexpr int64_t kBackwardTiles = kBackwardQueries / kTileRows;
-
-// Scratch of a task; T is the accumulator type.
-template <typename T>
-struct BackwardScratch {
-  template <typename S>
-  BackwardScratch(Arena& arena, const AttentionArgs<S>& args, const AttentionGradients<S>& gradients)
-      : head_dim(args.query.shape[3]),
-        value_dim(args.value.shape[3]),
-        head_width(PackedColumns<T>(head_dim)),
-        value_width(PackedColumns<T>(value_dim)),
-        pass_keys(PassKeys<T>(args.key.shape[2], head_width, value_width)),
-        key_columns(Allocate<T>(arena, pass_keys, head_dim)),
-        key_rows(Allocate<T>(arena, pass_keys, head_width)),
-        value_columns(Allocate<T>(arena, pass_keys, value_dim)),
-        key_finite(Allocate<bool>(arena, pass_keys / kBackwardKeys<T>)),
-        d_key(Allocate<T>(arena, pass_keys + kTileRows, head_width)),
-        d_value(Allocate<T>(arena, pass_keys + kTileRows, value_width)),
-        query_tiles(Allocate<T>(arena, kBackwardQueries, head_dim)),
-        query_rows(Allocate<T>(arena, kBackwardQueries, head_width)),
-        output_tiles(Allocate<T>(arena, kBackwardQueries, value_dim)),
-        output_rows(Allocate<T>(arena, kBackwardQueries, value_width)),
-        minus_lse(Allocate<T>(arena, kBackwardQueries)),
-        delta(Allocate<T>(arena, kBackwardQueries)),
-        p(Allocate<T>(arena, kBackwardQueries * kBackwardStride<T>)),
-        ds(Allocate<T>(arena, kBackwardQueries * kBackwardStride<T>)),
-        derivative(Allocate<T>(arena, args.spec.softcap > 0 ? kBackwardQueries * kBackwardStride<T> : 0)),
-        wide(Allocate<T>(arena, kIs16Bit<S> ? kBackwardQueries : 0, std::max(head_dim, value_dim))),
-        slopes(Allocate<double>(arena, gradients.d_alibi_slopes ? args.query.shape[1] / args.key.shape[1] : 0)) {}
-
-  // Not inlined into the constructor, which is compiled for each type.
-  template <typename U>
-  static HWY_NOINLINE U* Allocate(Arena& arena, int64_t rows, int64_t width = 1) {
-    return arena.Allocate<U>(rows, width);
-  }
-
-  int64_t head_dim, value_dim, head_width, value_width, pass_keys;
-  // Of a pass, block by block.
-  T* key_columns;    // panels [head_dim][panel]
-  T* key_rows;       // panels [keys][panel]
-  T* value_columns;  // panels [value_dim][panel]
-  bool* key_finite;  // of each block
-  T* d_key;          // [pass_keys][head_width], not yet multiplied by the scale
-  T* d_value;        // [pass_keys][value_width]
-  // Of a block of queries.
-  T* query_tiles;                 // tiles [head_dim][height], multiplied by the scale
-  T* query_rows;                  // panels [queries][panel]
-  T *output_tiles, *output_rows;  // of d_output likewise
-  T* minus_lse;
-  T* delta;
-  // Of a block pair, [queries][kBackwardStride].
-  T* p;
-  T* ds;
-  T* derivative;   // of the softcap
-  T* wide;         // [96][max width] staging buffer of widened rows
-  double* slopes;  // [group] sums of dS * distance
-};
-
-// Columns of P and dS, counted from the first key of the block; `from` is a multiple of a panel.
-struct BlockKeys {
-  int64_t from = 0, to = 0;
-  bool empty() const { return from >= to; }
-};
 
 // One chunk at work. S is the element type of the arrays.
 template <typename S>
@@ -132,9 +64,9 @@ class BackwardRun {
         group_(args.query.shape[1] / args.key.shape[1]),
         queries_(args.query.shape[2]),
         modifiers_(ModifiersOf(args.spec)),
-        stores_bias_(AnyBias([](const auto& bias) { return bias.stored; })),
-        rows_apart_(args.spec.dropout_keep || gradients.d_weights || partials.d_alibi_slopes ||
-                    AnyBias([](const auto& bias) { return static_cast<bool>(bias.array); })) {}
+        score_gradients_(args, gradients, partials, chunk.batch, entry),
+        stores_bias_(score_gradients_.StoresBias()),
+        rows_apart_(score_gradients_.NeedsRows()) {}
 
   void Run() {
     StartQueryGradients();
@@ -151,18 +83,14 @@ class BackwardRun {
     }
     for (int64_t member = 0; member < group_; ++member) {
       if (partials_.d_alibi_slopes) partials_.d_alibi_slopes[member] = -s_.slopes[member];
-      if (partials_.d_sinks) partials_.d_sinks[member] = SinkGradient(Head(member));
+      if (partials_.d_sinks) {
+        partials_.d_sinks[member] = SinkGradient(args_, gradients_, chunk_.batch, entry_, Head(member));
+      }
     }
   }
 
  private:
   int64_t Head(int64_t member) const { return chunk_.kv_head * group_ + member; }
-
-  // Whether some gradient of a bias has a property.
-  template <class Property>
-  bool AnyBias(const Property& property) const {
-    return std::any_of(partials_.d_bias, partials_.d_bias + gradients_.d_bias.size(), property);
-  }
 
   struct Rows {
     const T* data;
@@ -196,14 +124,6 @@ class BackwardRun {
     }
   }
 
- public:
-  // Whether windows let any of the queries keep a key of the chunk.
-  static bool MeetsChunk(const AttentionArgs<S>& args, int64_t first, int64_t end, int64_t key_begin, int64_t key_end) {
-    const int64_t keys_end = std::min(key_end, args.key.shape[2]);
-    return MakeRow(args, 0, first).low < keys_end && MakeRow(args, 0, end - 1).high > key_begin;
-  }
-
- private:
   // ---------------------------------------------------------------------------------------------- d_key, d_value
 
   void StoreKeyGradients(int64_t begin, int64_t end) const {
@@ -235,7 +155,7 @@ class BackwardRun {
         for (int64_t key = begin; key < end && (meets || stores_bias_); key += kBackwardKeys<T>) {
           const int64_t key_end = std::min(end, key + kBackwardKeys<T>);
           if (!meets || key_end <= low || key >= high) {
-            ClearBiasGradients(key, key_end);
+            ClearBiases(key, key_end);
           } else if (!BlockPair(key, std::min(high, key_end), key_end)) {
             return false;
           }
@@ -262,7 +182,7 @@ class BackwardRun {
       row_[r] = MakeRow(args_, Head(member_), first_ + r);
       const T lse = Lse(Head(member_), first_ + r);
       s_.minus_lse[r] = (lse == kMinusInf<T>) ? lse : -lse;  // a row that keeps nothing has P = 0
-      s_.delta[r] = Delta(Head(member_), first_ + r);
+      s_.delta[r] = Delta(args_, gradients_, chunk_.batch, entry_, Head(member_), first_ + r);
     }
     std::fill(s_.minus_lse + rows_, s_.minus_lse + kBackwardQueries, kMinusInf<T>);
     std::fill(s_.delta + rows_, s_.delta + kBackwardQueries, T{0});
@@ -286,30 +206,6 @@ class BackwardRun {
 
   T Lse(int64_t head, int64_t query) const { return *args_.lse.at(chunk_.batch, head, query); }
 
-  // An output of 0 contributes 0, as that of a query that keeps nothing, whatever its gradient is.
-  T Delta(int64_t head, int64_t query) const {
-    const Tag<T> d;
-    const S* const gradient = gradients_.d_output.at(entry_, head, query);
-    const S* const output = args_.output.at(chunk_.batch, head, query);
-    auto sum = hn::Zero(d);
-    ForEachVector(d, s_.value_dim, [&](auto lanes, int64_t i) HWY_ATTR {
-      sum = hn::Add(sum, WhereKept(d, lanes.Load(d, output + i), lanes.Load(d, gradient + i)));
-    });
-    const T delta = hn::GetLane(hn::SumOfLanes(d, sum));
-    return gradients_.d_lse ? delta - *gradients_.d_lse.at(entry_, head, query) : delta;
-  }
-
-  double SinkGradient(int64_t head) const {
-    const T sink = args_.spec.sinks[head];
-    double sum = 0;
-    if (sink == kMinusInf<T>) return sum;
-    for (int64_t query = 0; query < queries_; ++query) {
-      const double weight = std::exp(static_cast<double>(sink) - static_cast<double>(Lse(head, query)));
-      if (weight != 0) sum -= weight * static_cast<double>(Delta(head, query));
-    }
-    return sum;
-  }
-
   // ------------------------------------------------------------------------------------------------- a block pair
 
   // Keys [begin, end) of the block [begin, block_end), and the block of queries. False if the call has been
@@ -323,7 +219,7 @@ class BackwardRun {
       tile_[t] = KeysOfTile(t, begin, keys);
       cut |= tile_[t].from != keys.from || tile_[t].to != keys.to;
     }
-    if (stores_bias_ && (cut || keys.from > 0 || keys.to < block_end - begin)) ClearBiasGradients(begin, block_end);
+    if (stores_bias_ && (cut || keys.from > 0 || keys.to < block_end - begin)) ClearBiases(begin, block_end);
     if (keys.empty()) return true;
     ComputeTiles(begin, modifiers);
     // Tiles of keys are read whole.
@@ -386,7 +282,7 @@ class BackwardRun {
       MultiplyScores(rows, s_.value_dim, s_.output_tiles + r * s_.value_dim, s_.value_columns + at * s_.value_dim,
                      columns, keys.from, keys.to, ds);
       if (!rows_apart_) return ComputeScoreGradients(rows, keys.from, keys.to, s_.delta + r, p, ds);
-      for (int i = r; i < r + rows; ++i) ComputeRowGradients(i, begin, keys);
+      for (int i = r; i < r + rows; ++i) ComputeRow(i, begin, keys);
     });
   }
 
@@ -406,83 +302,16 @@ class BackwardRun {
     if (others) ModifyRow(args_, chunk_.batch, row_[r], others, begin, keys.from, keys.to, scores);
   }
 
-  // Row r's products of d_output and values become gradients of its scores; dropout is applied to its probabilities.
-  void ComputeRowGradients(int r, int64_t begin, const BlockKeys& keys) const {
-    const Tag<T> d;
-    T* const p = s_.p + r * kBackwardStride<T>;
+  void ComputeRow(int r, int64_t begin, const BlockKeys& keys) const {
     T* const ds = s_.ds + r * kBackwardStride<T>;
-    const Row& row = row_[r];
-    const auto& dropout = args_.spec.dropout_keep;
-    const std::uint8_t* const keep = dropout ? dropout.at(chunk_.batch, row.head, row.query, begin) : nullptr;
-    const S* const d_weights =
-        gradients_.d_weights ? gradients_.d_weights.at(entry_, row.head, row.query, begin) : nullptr;
-    const auto scale = hn::Set(d, static_cast<T>(args_.spec.dropout_scale)), delta = hn::Set(d, s_.delta[r]);
-    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
-      const int64_t j = keys.from + i;
-      const auto weight = hn::LoadU(d, p + j);
-      auto gradient = hn::LoadU(d, ds + j);
-      if (keep) {
-        const auto kept = dropout.stride[3] != 0 ? LoadKeep(d, keep + j, keys.to - j)
-                                                 : hn::Ne(hn::Set(d, static_cast<T>(*keep)), hn::Zero(d));
-        gradient = hn::IfThenElseZero(kept, hn::Mul(gradient, scale));
-        hn::StoreU(hn::IfThenElseZero(kept, hn::Mul(weight, scale)), d, p + j);
-      }
-      if (d_weights) gradient = hn::Add(gradient, lanes.Load(d, d_weights + j));
-      hn::StoreU(WhereKept(d, weight, hn::Sub(gradient, delta)), d, ds + j);
-    });
-    for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
-      const View<T, 4>& d_bias = partials_.d_bias[i].array;
-      if (!d_bias) continue;
-      if (partials_.d_bias[i].stored) {
-        ScaleRow(ds + keys.from, keys.to - keys.from, T{1}, d_bias.at(entry_, row.head, row.query, begin + keys.from));
-      } else {
-        AddBiasGradient(d_bias, row, begin, keys, ds);
-      }
-    }
-    if (partials_.d_alibi_slopes) s_.slopes[member_] += SumOfDistances(row, begin, keys, ds);
+    score_gradients_.Compute(row_[r], begin, keys, s_.delta[r], s_.p + r * kBackwardStride<T>, ds);
+    score_gradients_.AddToBiases(row_[r], begin, keys, ds);
+    if (partials_.d_alibi_slopes) s_.slopes[member_] += score_gradients_.SumOfDistances(row_[r], begin, keys, ds);
   }
 
   // Of biases that are stored, for the block of queries and keys [begin, end).
-  void ClearBiasGradients(int64_t begin, int64_t end) const {
-    for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
-      if (!partials_.d_bias[i].stored) continue;
-      for (int r = 0; r < rows_; ++r) {
-        std::fill_n(partials_.d_bias[i].array.at(entry_, Head(member_), first_ + r, begin), end - begin, T{0});
-      }
-    }
-  }
-
-  // The gradient of a bias whose axes of size 1 are broadcast.
-  void AddBiasGradient(const View<T, 4>& d_bias, const Row& row, int64_t begin, const BlockKeys& keys,
-                       const T* ds) const {
-    const Tag<T> d;
-    const auto index = [&](int axis, int64_t i) { return d_bias.shape[axis] == 1 ? 0 : i; };
-    T* const to = d_bias.at(index(0, entry_), index(1, row.head), index(2, row.query));
-    if (d_bias.shape[3] > 1) {
-      ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
-        const int64_t j = keys.from + i;
-        lanes.Store(hn::Add(lanes.Load(d, to + begin + j), hn::LoadU(d, ds + j)), d, to + begin + j);
-      });
-      return;
-    }
-    auto sum = hn::Zero(d);
-    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
-      sum = hn::Add(sum, lanes.Or(d, hn::LoadU(d, ds + keys.from + i), hn::Zero(d)));
-    });
-    *to += hn::GetLane(hn::SumOfLanes(d, sum));
-  }
-
-  // The sum of dS_j * |i + offset - j|.
-  double SumOfDistances(const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
-    const Tag<T> d;
-    auto sum = hn::Zero(d);
-    const int64_t first = begin - row.query - args_.spec.offset;
-    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
-      const int64_t j = keys.from + i;
-      const auto term = hn::Mul(hn::Abs(hn::Iota(d, static_cast<T>(first + j))), hn::LoadU(d, ds + j));
-      sum = hn::Add(sum, lanes.Or(d, term, hn::Zero(d)));
-    });
-    return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
+  void ClearBiases(int64_t begin, int64_t end) const {
+    score_gradients_.ClearBiases(Head(member_), first_, rows_, begin, end);
   }
 
   void MultiplyByDerivative() const {
@@ -549,6 +378,7 @@ class BackwardRun {
   const BackwardScratch<T> s_;
   const int64_t group_, queries_;
   const ScoreModifiers modifiers_;
+  const ScoreGradients<S> score_gradients_;
   const bool stores_bias_;  // a gradient of a bias is written where nothing is kept, too
   const bool rows_apart_;   // the steps after the products need a sweep over rows
   int64_t pass_ = 0;        // first key of the pass
@@ -568,43 +398,9 @@ std::size_t BackwardScratchBytes(const AttentionArgs<S>& args, const AttentionGr
 }
 
 template <typename S>
-int64_t QueryGradientSize(const AttentionArgs<S>& args) {
-  const int64_t group = args.query.shape[1] / args.key.shape[1];
-  return static_cast<int64_t>(
-      Bytes(1, group, PaddedRows(args.query.shape[2]), PackedColumns<Accumulator<S>>(args.query.shape[3])));
-}
-
-template <typename S>
 void RunBackward(const AttentionArgs<S>& args, const AttentionGradients<S>& gradients, const BackwardChunk& chunk,
                  int64_t entry, const BackwardPartials<S>& partials, std::byte* scratch) {
   BackwardRun<S>(args, gradients, chunk, entry, partials, scratch).Run();
-}
-
-template <typename S>
-void FinishQueryGradients(const AttentionArgs<S>& args, const View<S, 4>& d_query, int64_t entry, int64_t kv_head,
-                          int64_t begin, int64_t end, int64_t chunks, int64_t chunk_keys, Accumulator<S>* partials) {
-  using T = Accumulator<S>;
-  const int64_t group = args.query.shape[1] / args.key.shape[1], queries = args.query.shape[2];
-  const int64_t width = args.query.shape[3], padded = PackedColumns<T>(width), size = QueryGradientSize(args);
-  for (int64_t first = begin; first < end; first += kBackwardQueries) {
-    // The chunks whose sums hold this block of queries.
-    const int64_t last = std::min(queries, first + kBackwardQueries);
-    const auto meets = [&](int64_t c) {
-      return BackwardRun<S>::MeetsChunk(args, first, last, c * chunk_keys, (c + 1) * chunk_keys);
-    };
-    int64_t low = 0, high = chunks;
-    while (low < high && !meets(low)) ++low;
-    while (low < high && !meets(high - 1)) --high;
-    for (int64_t member = 0; member < group; ++member) {
-      for (int64_t i = first; i < last; ++i) {
-        T* const row = partials + (member * PaddedRows(queries) + i) * padded;
-        if (low == high) std::fill_n(row, padded, T{0});
-        for (int64_t c = low + 1; c < high; ++c) AddRow(row + c * size, padded, row + low * size);
-        ScaleRow(low < high ? row + low * size : row, width, static_cast<T>(args.spec.scale),
-                 d_query.at(entry, kv_head * group + member, i));
-      }
-    }
-  }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,0 +1,151 @@
+// The gradients of a row's scores, where an option needs whole rows, and of what is added to scores: biases and slopes.
+//
+// A score modifier with a gradient of its own computes it here, from dS.
+
+#if defined(HEADWISE_ATTENTION_BACKWARD_SCORE_GRADIENTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADWISE_ATTENTION_BACKWARD_SCORE_GRADIENTS_INL_H_
+#undef HEADWISE_ATTENTION_BACKWARD_SCORE_GRADIENTS_INL_H_
+#else
+#define HEADWISE_ATTENTION_BACKWARD_SCORE_GRADIENTS_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "attention/backward/kernel.h"
+#include "attention/backward/products-inl.h"
+#include "attention/modifiers/keep-inl.h"
+#include "attention/modifiers/window-inl.h"
+#include "attention/softmax-inl.h"
+#include "hwy/highway.h"
+#include "matmul/fma-inl.h"
+#include "simd/rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace headwise {
+namespace HWY_NAMESPACE {
+
+// Columns of P and dS, counted from the first key of the block; `from` is a multiple of a panel.
+struct BlockKeys {
+  int64_t from = 0, to = 0;
+  bool empty() const { return from >= to; }
+};
+
+// For a chunk of keys; `entry` is its batch entry in the gradients, `batch` that in the arguments.
+template <typename S>
+class ScoreGradients {
+  using T = Accumulator<S>;
+
+ public:
+  ScoreGradients(const AttentionArgs<S>& args, const AttentionGradients<S>& gradients,
+                 const BackwardPartials<S>& partials, int64_t batch, int64_t entry)
+      : args_(args), gradients_(gradients), partials_(partials), batch_(batch), entry_(entry) {}
+
+  // Whether a gradient of a bias is written where nothing is kept, too.
+  bool StoresBias() const {
+    return AnyBias([](const auto& bias) { return bias.stored; });
+  }
+  // Whether the steps after the products go through whole rows.
+  bool NeedsRows() const {
+    return args_.spec.dropout_keep || gradients_.d_weights || partials_.d_alibi_slopes ||
+           AnyBias([](const auto& bias) { return static_cast<bool>(bias.array); });
+  }
+
+  // ds: a row's products of d_output and values, which become gradients of its scores. Dropout is applied to the
+  // probabilities p.
+  void Compute(const Row& row, int64_t begin, const BlockKeys& keys, T row_delta, T* p, T* ds) const {
+    const Tag<T> d;
+    const auto& dropout = args_.spec.dropout_keep;
+    const std::uint8_t* const keep = dropout ? dropout.at(batch_, row.head, row.query, begin) : nullptr;
+    const S* const d_weights =
+        gradients_.d_weights ? gradients_.d_weights.at(entry_, row.head, row.query, begin) : nullptr;
+    const auto scale = hn::Set(d, static_cast<T>(args_.spec.dropout_scale)), delta = hn::Set(d, row_delta);
+    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
+      const int64_t j = keys.from + i;
+      const auto weight = hn::LoadU(d, p + j);
+      auto gradient = hn::LoadU(d, ds + j);
+      if (keep) {
+        const auto kept = dropout.stride[3] != 0 ? LoadKeep(d, keep + j, keys.to - j)
+                                                 : hn::Ne(hn::Set(d, static_cast<T>(*keep)), hn::Zero(d));
+        gradient = hn::IfThenElseZero(kept, hn::Mul(gradient, scale));
+        hn::StoreU(hn::IfThenElseZero(kept, hn::Mul(weight, scale)), d, p + j);
+      }
+      if (d_weights) gradient = hn::Add(gradient, lanes.Load(d, d_weights + j));
+      hn::StoreU(WhereKept(d, weight, hn::Sub(gradient, delta)), d, ds + j);
+    });
+  }
+
+  // Adds a row's dS to the gradients of the biases, or stores it.
+  void AddToBiases(const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
+    for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
+      const View<T, 4>& d_bias = partials_.d_bias[i].array;
+      if (!d_bias) continue;
+      if (partials_.d_bias[i].stored) {
+        ScaleRow(ds + keys.from, keys.to - keys.from, T{1}, d_bias.at(entry_, row.head, row.query, begin + keys.from));
+      } else {
+        AddToBias(d_bias, row, begin, keys, ds);
+      }
+    }
+  }
+
+  // Of biases that are stored, for `rows` queries from `query` on and keys [begin, end).
+  void ClearBiases(int64_t head, int64_t query, int rows, int64_t begin, int64_t end) const {
+    for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
+      if (!partials_.d_bias[i].stored) continue;
+      for (int r = 0; r < rows; ++r) {
+        std::fill_n(partials_.d_bias[i].array.at(entry_, head, query + r, begin), end - begin, T{0});
+      }
+    }
+  }
+
+  // The sum of dS_j * |i + offset - j| of a row.
+  double SumOfDistances(const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
+    const Tag<T> d;
+    auto sum = hn::Zero(d);
+    const int64_t first = begin - row.query - args_.spec.offset;
+    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
+      const int64_t j = keys.from + i;
+      const auto term = hn::Mul(hn::Abs(hn::Iota(d, static_cast<T>(first + j))), hn::LoadU(d, ds + j));
+      sum = hn::Add(sum, lanes.Or(d, term, hn::Zero(d)));
+    });
+    return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
+  }
+
+ private:
+  // Whether some gradient of a bias has a property.
+  template <class Property>
+  bool AnyBias(const Property& property) const {
+    return std::any_of(partials_.d_bias, partials_.d_bias + gradients_.d_bias.size(), property);
+  }
+
+  // The gradient of a bias whose axes of size 1 are broadcast.
+  void AddToBias(const View<T, 4>& d_bias, const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
+    const Tag<T> d;
+    const auto index = [&](int axis, int64_t i) { return d_bias.shape[axis] == 1 ? 0 : i; };
+    T* const to = d_bias.at(index(0, entry_), index(1, row.head), index(2, row.query));
+    if (d_bias.shape[3] > 1) {
+      ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
+        const int64_t j = keys.from + i;
+        lanes.Store(hn::Add(lanes.Load(d, to + begin + j), hn::LoadU(d, ds + j)), d, to + begin + j);
+      });
+      return;
+    }
+    auto sum = hn::Zero(d);
+    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
+      sum = hn::Add(sum, lanes.Or(d, hn::LoadU(d, ds + keys.from + i), hn::Zero(d)));
+    });
+    *to += hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+
+  const AttentionArgs<S>& args_;
+  const AttentionGradients<S>& gradients_;
+  const BackwardPartials<S>& partials_;
+  const int64_t batch_, entry_;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace headwise
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
