@@ -23,19 +23,35 @@ def traced_by_jax(use: Callable[[Any], Any]) -> None:
     importlib.import_module("jax").jit(use)(X)
 
 
+def differentiated_by_jax(use: Callable[[Any], Any]) -> None:
+    importlib.import_module("jax").grad(lambda x: use(x).sum())(X)
+
+
+def mapped_by_jax(use: Callable[[Any], Any]) -> None:
+    importlib.import_module("jax").vmap(use)(X[None])
+
+
+BY_TORCH = r"gradients.*headwise\.integrations\.torch.*x\.detach\(\)"
+
 #: The package that is needed, a call of `use` with an array of it, and the words of the error.
 REFUSED: dict[str, tuple[str, Callable[[Callable[[Any], Any]], Any], str]] = {
-    "torch": ("torch", lambda use: use(module("torch").tensor(X, requires_grad=True)), r"gradients.*x\.detach\(\)"),
+    "torch": ("torch", lambda use: use(module("torch").tensor(X, requires_grad=True)), BY_TORCH),
     "torch-parameter": (
-        "torch", lambda use: use(module("torch").nn.Parameter(module("torch").tensor(X))), r"gradients.*x\.detach\(\)",
+        "torch", lambda use: use(module("torch").nn.Parameter(module("torch").tensor(X))), BY_TORCH,
     ),
     "torch-list": (
-        "torch", lambda use: use([[module("torch").tensor(1.0, requires_grad=True)]]), r"gradients.*x\.detach\(\)",
+        "torch", lambda use: use([[module("torch").tensor(1.0, requires_grad=True)]]), BY_TORCH,
     ),
-    "mygrad": ("mygrad", lambda use: use(module("mygrad").tensor(X)), r"gradients.*x\.data"),
-    "autograd": ("autograd", traced_by_autograd, r"gradient.*getval"),
-    "jax": ("jax", traced_by_jax, r"traces.*pure_callback"),
-    "dask": ("dask.array", lambda use: use(module("dask.array").ones((3, 3))), r"x\.compute\(\)"),
+    "torch-later": (
+        "torch", lambda use: use([X[0], X[1], module("torch").tensor(X[2], requires_grad=True)]), r"gradients.*detach",
+    ),
+    "mygrad-later": ("mygrad", lambda use: use([X[0], X[1], module("mygrad").tensor(X[2])]), r"gradients.*x\.data"),
+    "mygrad": ("mygrad", lambda use: use(module("mygrad").tensor(X)), r"gradients.*integrations\.mygrad.*x\.data"),
+    "autograd": ("autograd", traced_by_autograd, r"gradient.*integrations\.autograd.*getval"),
+    "jax-grad": ("jax", differentiated_by_jax, r"traces.*integrations\.jax"),
+    "jax-vmap": ("jax", mapped_by_jax, r"traces.*integrations\.jax"),
+    "jax": ("jax", traced_by_jax, r"traces.*integrations\.jax"),
+    "dask": ("dask.array", lambda use: use(module("dask.array").ones((3, 3))), r"integrations\.dask.*x\.compute\(\)"),
     "astropy": ("astropy.units", lambda use: use(X * module("astropy.units").m), r"unit.*x\.value"),
     "pint": ("pint", lambda use: use(module("pint").UnitRegistry().Quantity(X, "m")), r"unit.*x\.magnitude"),
     "unyt": ("unyt", lambda use: use(X * module("unyt").m), r"unit.*x\.value"),

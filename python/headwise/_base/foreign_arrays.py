@@ -9,6 +9,8 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,19 +29,19 @@ _LOSSES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "autograd": (
         lambda x: hasattr(x, "_value"),
-        "an array that autograd traces, whose gradient would be lost; expected autograd.tracer.getval(x)",
+        "an array traced for its gradient, which would be lost; expected headwise.integrations.autograd, or getval(x)",
     ),
     "dask": (
         lambda x: hasattr(x, "compute"),
-        "a Dask collection, all of which would be computed here; expected x.compute()",
+        "a Dask collection, all of which would be computed here; expected headwise.integrations.dask, or x.compute()",
     ),
     "jax": (
         _is_tracer,
-        "a value that JAX traces, which has no numbers yet; expected a call outside of jit, or jax.pure_callback",
+        "a value that JAX traces, which has no numbers yet; expected headwise.integrations.jax",
     ),
     "mygrad": (
         lambda x: not getattr(x, "constant", True),
-        "a tensor that requires gradients, which would be lost; expected x.data",
+        "a tensor that requires gradients, which would be lost; expected headwise.integrations.mygrad, or x.data",
     ),
     "pint": (
         lambda x: hasattr(x, "magnitude"),
@@ -47,7 +49,7 @@ _LOSSES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "torch": (
         lambda x: getattr(x, "requires_grad", False) is True,
-        "a tensor that requires gradients, which would be lost; expected x.detach()",
+        "a tensor that requires gradients, which would be lost; expected headwise.integrations.torch, or x.detach()",
     ),
     "unyt": (
         lambda x: hasattr(x, "units"),
@@ -56,10 +58,17 @@ _LOSSES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+#: Types of entries of sequences that lose nothing.
+_PLAIN = frozenset((bool, int, float, np.ndarray))
+
+
 def check_nothing_lost(x: object, name: str) -> None:
-    """TypeError if ``x``, or the first entry of nested sequences, would lose gradients, units or laziness."""
-    while isinstance(x, (list, tuple)) and x:
-        x = x[0]
+    """TypeError if ``x``, or an entry of nested sequences, would lose gradients, units or laziness."""
+    if isinstance(x, (list, tuple)):
+        for entry in x:
+            if type(entry) not in _PLAIN:
+                check_nothing_lost(entry, name)
+        return
     for cls in type(x).__mro__:
         found = _LOSSES.get(cls.__module__.partition(".")[0])
         if found is not None and found[0](x):

@@ -92,18 +92,9 @@ def vjp(function: Callable[..., Any], /, *args: Any, wrt: tuple[str, ...] | None
     >>> pullback(d_output).d_bias.shape
     (2, 1, 5)
     """
-    rule = _rule_of(function)
-    try:
-        bound = _signature(function).bind(*args, **keywords)
-    except TypeError:
-        function(*args, **keywords)  # its own error is clearer
-        raise
-    positional = list(bound.arguments)[: len(args)]
-    bound.apply_defaults()
-    given = bound.arguments
-    for parameter in bound.signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            given.update(given.pop(parameter.name))
+    rule = rule_of(function)
+    given = arguments_of(function, args, keywords)
+    positional = list(given)[: len(args)]
     if given.pop("out", None) is not None:
         raise TypeError("out: given to vjp, expected a call without it, whose output nobody else changes")
     if wrt is None:
@@ -121,12 +112,32 @@ def vjp(function: Callable[..., Any], /, *args: Any, wrt: tuple[str, ...] | None
     return output, pullback
 
 
+def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, defaults included, in the order of the signature."""
+    try:
+        bound = _signature(function).bind(*args, **keywords)
+    except TypeError:
+        function(*args, **keywords)  # its own error is clearer
+        raise
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given.update(given.pop(parameter.name))
+    return given
+
+
+def differentiable() -> dict[str, Callable[..., Any]]:
+    """Every function that has a rule, by name."""
+    return {function.__name__: function for function in _rules}
+
+
 @functools.cache
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function)
 
 
-def _rule_of(function: Any) -> Rule:
+def rule_of(function: Any) -> Rule:
     rule = _rules.get(function) if callable(function) and getattr(function, "__hash__", None) else None
     if rule is not None:
         return rule
