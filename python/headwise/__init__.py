@@ -28,6 +28,8 @@ from headwise._ops.gradients.softmax import log_softmax_backward, logsumexp_back
 from headwise._ops.gradients.varlen import varlen_attention_backward
 from headwise._ops.layer_norm import layer_normalization, rms_norm
 from headwise._ops.linear import linear
+from headwise._ops.linear_attention.function import linear_attention
+from headwise._ops.linear_attention.performer import performer_features
 from headwise._ops.packed_linear import PackedLinear
 from headwise._ops.rope import apply_rope
 from headwise._ops.softmax import log_softmax, logsumexp, softmax
@@ -100,6 +102,7 @@ __all__ = [
     "layers",
     "learned_positional_encoding",
     "linear",
+    "linear_attention",
     "linear_backward",
     "list_targets",
     "log_softmax",
@@ -111,6 +114,7 @@ __all__ = [
     "multi_head_attention",
     "multi_head_self_attention",
     "normalization",
+    "performer_features",
     "permute_rope_weights",
     "plot",
     "positional_encoding",

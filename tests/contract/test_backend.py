@@ -14,7 +14,9 @@ import pytest
 
 import headwise as hw
 from calls import Case, Sizes, changed
+from headwise import _numpy
 from headwise._base.attention_spec import AttentionSpec, PackedSequences
+from headwise._base.linear_attention_spec import LinearAttentionSpec
 from headwise._runtime import backend as _backend
 from operations import cases
 from support import LAYOUTS, dtype_named, laid_out, normal
@@ -50,7 +52,7 @@ def flat(fields: Any) -> Iterator[Any]:
 # Operations that read and write 16-bit dtypes.
 OF_16BIT = (
     "softmax", "log_softmax", "logsumexp", "attention", "attention_backward", "attention_varlen", "apply_rope",
-    "add_alibi", "linear",
+    "add_alibi", "linear", "linear_attention",
     "pack_linear", "layer_normalization", "rms_norm", "activation", "activation_backward",
     "layer_normalization_backward", "rms_norm_backward",
 )  # fmt: skip
@@ -80,6 +82,7 @@ class Contract:
                 every = list(range(len(arrays)))
                 some = {"linear": [0, 1, -1], "pack_linear": [0], "layer_normalization": every, "rms_norm": every}
                 some |= {"activation": every, "activation_backward": every}
+                some |= {"linear_attention": [0, 1, 2, -2]}
                 some |= dict.fromkeys(
                     ("layer_normalization_backward", "rms_norm_backward"), every[: len(arguments) - 4]
                 )
@@ -92,7 +95,7 @@ class Contract:
                 assert not narrow or dtype == np.float32
                 check([x for x in arrays if x.dtype.itemsize > 2 or not narrow], dtype)
             getattr(type(self), f"check_{name}")(self, *arguments)
-            return getattr(self.backend, name)(*arguments)
+            return getattr(self.backend, name, getattr(_numpy, name, None))(*arguments)
 
         return passed_on
 
@@ -190,6 +193,23 @@ class Contract:
         assert x.ndim == weight.ndim == out.ndim == 2 and out.flags.c_contiguous and contiguous_last(x)
         assert weight.itemsize in weight.strides and precision in ("highest", "high", "medium")
         assert bias is None or (bias.shape == weight.shape[1:] and bias.flags.c_contiguous)
+
+    def check_linear_attention(  # noqa: PLR0913, PLR0917
+        self, query: Any, key: Any, value: Any, decay: Any, beta: Any, state: Any, output: Any, new_state: Any,
+        spec: LinearAttentionSpec,
+    ) -> None:  # fmt: skip
+        assert type(spec) is LinearAttentionSpec and type(spec.scale) is float and type(spec.chunk) is int
+        batch, heads, query_len, features = query.shape
+        assert key.shape[::3] == (batch, features) and heads % key.shape[1] == 0
+        assert value.shape[:3] == key.shape[:3] and output.shape == (batch, heads, query_len, value.shape[3])
+        assert spec.is_causal or (decay is None and beta is None)
+        assert not spec.is_causal or query_len == key.shape[2]
+        assert all(map(contiguous_last, (query, key, value, output)))
+        assert decay is None or one_or_full(decay, key.shape)
+        assert beta is None or one_or_full(beta, key.shape[:3])
+        assert new_state.shape == (*key.shape[:2], features, value.shape[3] + spec.normalize)
+        assert output.flags.c_contiguous and new_state.flags.c_contiguous
+        assert state is None or (state.shape == new_state.shape and contiguous_last(state))
 
     def check_pack_linear(self, weight: np.ndarray, bias: Any, precision: str) -> None:
         assert weight.ndim == 2 and weight.itemsize in weight.strides and precision in ("highest", "high", "medium")
@@ -292,7 +312,7 @@ def test_backend_gets_one_floating_dtype(contract: Contract, name: str, dtype: s
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "apply_rope-rank-5"])
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "apply_rope-rank-5" and "delta" not in name])
 def test_backend_gets_16bit_arrays_as_they_are(contract: Contract, name: str, dtype: str) -> None:
     CALLS[name](lambda x: x if x.dtype == bool else x.astype(dtype_named(dtype)))
     assert contract.dtypes == {dtype}

@@ -16,6 +16,7 @@ from headwise._numpy.layer_norm import (
     rms_norm_backward,
 )
 from headwise._numpy.linear import linear, pack_linear
+from headwise._numpy.linear_attention import linear_attention
 from headwise._numpy.rope import apply_rope
 from headwise._numpy.runtime import get_num_threads, get_target, list_targets, set_num_threads, set_target
 from headwise._numpy.softmax import log_softmax, logsumexp, softmax
@@ -33,6 +34,7 @@ __all__ = [
     "layer_normalization",
     "layer_normalization_backward",
     "linear",
+    "linear_attention",
     "list_targets",
     "log_softmax",
     "logsumexp",

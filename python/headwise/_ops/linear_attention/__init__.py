@@ -1,0 +1,1 @@
+"""Linear attention: the public function, its arguments, and feature maps."""
