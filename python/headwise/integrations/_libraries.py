@@ -23,6 +23,7 @@ INTEGRATIONS: tuple[Integration, ...] = (
     Integration("autograd", "autograd", "1.6", "autograd", "the differentiable functions as primitives of autograd"),
     Integration("mygrad", "mygrad", "2.2", "mygrad", "the differentiable functions as operations of mygrad"),
     Integration("torch", "torch", "2.6", "torch", "scaled_dot_product_attention of PyTorch on CPU, and its gradients"),
+    Integration("transformers", "transformers", "5.0", "transformers", 'models with attn_implementation="headwise"'),
 )
 
 

@@ -1,0 +1,102 @@
+"""Calls of headwise on tensors in the layout of transformers: masks to keywords, NumPy views, gradients."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import headwise as hw
+from headwise._base.foreign_arrays import torch_bfloat16
+from headwise.integrations._transformers_masks import ImplicitMask, torch
+
+
+def options_of_mask(mask: Any, batch: int, query_len: int, key_len: int) -> tuple[dict[str, Any], slice]:
+    """The keywords of :func:`headwise.flash_attention` that do what a mask does, and the keys that they are for."""
+    options = None
+    if isinstance(mask, ImplicitMask):
+        if not mask.written and mask.shape == (batch, 1, query_len, key_len):
+            options = _options_of_pattern(mask, query_len, key_len)
+        if options is None:
+            mask = mask.dense()
+    if options is None:
+        options = {"mask": mask} if mask.dtype == torch.bool else {"bias": mask}, slice(None)
+    return options
+
+
+def _options_of_pattern(mask: ImplicitMask, query_len: int, key_len: int) -> tuple[dict[str, Any], slice] | None:
+    """As :func:`options_of_mask`, None if no keywords do it."""
+    causal, left, right = mask.pattern
+    offset = mask.query_offset
+    start, stop = 0, min(key_len, offset + query_len) if causal else key_len
+    options: dict[str, Any] = {}
+    if causal and query_len == 1 and right is None and 0 <= offset < key_len:
+        # A query that sees the last keys: no keyword is needed.
+        start = 0 if left is None else max(0, offset - left)
+    elif causal or left is not None or right is not None:
+        if offset:
+            if offset < 0 or offset + query_len != stop:
+                return None
+            options["causal_alignment"] = "lower_right"
+        if causal:
+            options["is_causal"] = True
+        if left is not None or right is not None:
+            options["window_size"] = (-1 if left is None else left, -1 if right is None else right)
+    if mask.padding is not None:
+        if mask.key_lengths is not None and "causal_alignment" not in options:
+            options["key_lengths"] = mask.key_lengths.clamp(start, stop) - start
+        else:
+            options["key_padding_mask"] = mask.padding[:, start:stop]
+    return options, slice(start, stop)
+
+
+def flash_attention(query: Any, key: Any, value: Any, **options: Any) -> Any:
+    """The output (batch, query_len, heads, value_dim) of :func:`headwise.flash_attention`."""
+    if needs_gradient(query, key, value, *options.values()):
+        return differentiable()(query, key, value, **options).transpose(1, 2).contiguous()
+    output = _empty_output(query, value)
+    hw.flash_attention(
+        _array(query), _array(key), _array(value), **_arrays(options), out=_array(output.transpose(1, 2))
+    )
+    return output
+
+
+def with_weights(query: Any, key: Any, value: Any, **options: Any) -> tuple[Any, Any]:
+    """The output and the weights (batch, heads, query_len, key_len), without gradients."""
+    output = _empty_output(query, value)
+    _, weights = hw.scaled_dot_product_attention(
+        _array(query), _array(key), _array(value), **_arrays(options), out=_array(output.transpose(1, 2))
+    )
+    return output, _tensor(weights)
+
+
+def needs_gradient(*tensors: Any) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors)
+
+
+@cache
+def differentiable() -> Any:
+    """Attention as a function of PyTorch's autograd, None in an installation without it."""
+    return getattr(importlib.import_module("headwise.integrations.torch"), "attention", None)
+
+
+def _empty_output(query: Any, value: Any) -> Any:
+    batch, heads, query_len, _ = query.shape
+    return torch.empty(batch, query_len, heads, value.shape[3], dtype=query.dtype)
+
+
+def _array(tensor: Any) -> Any:
+    """A NumPy view of a tensor."""
+    tensor = tensor.detach()
+    return torch_bfloat16(tensor, "attention") if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _arrays(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: _array(x) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+
+
+def _tensor(array: Any) -> Any:
+    """A tensor on the memory of a NumPy array."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("i2")).view(torch.bfloat16)
+    return torch.from_numpy(array)
