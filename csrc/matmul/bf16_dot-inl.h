@@ -3,7 +3,8 @@
 // for c of float32 and pairs of bfloat16 in 32-bit words (Intel 64 and IA-32 Architectures Software Developer's Manual,
 // VDPBF16PS): twice the multiply-adds of float32 FMA, each rounded to nearest; subnormal numbers count as 0.
 //
-// Blocking: 8 rows by 32 columns of sums in registers. Used by attention/backends and linear/kernel_dot.cc.
+// Blocking: 8 rows by 32 columns of sums in registers. Used by attention/backends and linear/kernel_dot.cc; the
+// backward pass of attention takes DotMultiplier for the register tile of fma-inl.h.
 
 #if defined(HEADWISE_MATMUL_BF16_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_MATMUL_BF16_DOT_INL_H_
@@ -24,6 +25,16 @@
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
+
+// The step of GemmTile (fma-inl.h) on vectors of float32 whose bits are pairs of bf16. Products are exact, and a sum is
+// rounded after each.
+struct DotMultiplier {
+  template <class V>
+  static HWY_INLINE V MultiplyAdd(V a, V b, V sum) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+    return sum;
+  }
+};
 
 struct DotBackend {
   static constexpr MatmulBackend kBackend = MatmulBackend::kBf16Dot;

@@ -67,6 +67,13 @@ bool LinearBf16Pays(int terms, std::int64_t rows, std::int64_t depth, std::int64
 // `rows`: queries of all heads that share one key and value head.
 bool AttentionBf16Pays(int terms, std::int64_t rows, std::int64_t keys, std::int64_t head_dim, std::int64_t value_dim);
 
+// Whether the backward pass of attention multiplies queries with keys, and gradients with values, as pairs of bf16
+// (DotMultiplier): for bfloat16, whose products are exact then. Processors with AMX have the instruction, too.
+template <typename T>
+bool BackwardUsesPairs(MatmulBackend backend) {
+  return std::is_same_v<T, BFloat16> && backend != MatmulBackend::kFma && IsSupported(MatmulBackend::kBf16Dot);
+}
+
 // Rows of x up to which GEMV on weights read in place (linear/gemv-inl.h) is faster than the bf16 kernel of a bfloat16,
 // which needs no splitting; for other types and backends see kMaxGemvRows.
 constexpr std::int64_t kMaxBf16GemvRows = 8;

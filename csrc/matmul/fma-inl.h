@@ -42,10 +42,18 @@ constexpr int kTileRows = 12;
 constexpr int kTileRows = 6;
 #endif
 
+struct FusedMultiplyAdd {
+  template <class V>
+  static HWY_INLINE V MultiplyAdd(V a, V b, V sum) {
+    return hn::MulAdd(a, b, sum);
+  }
+};
+
 // A[r, k] is a[r * kRowStride + k * kDepthStride]: strides known to the compiler spare a register per row. Rows of B
 // are b_stride apart. `start(r, v)` returns the initial value of a sum; `finish(r, sums)` is called with the final sums
-// of a row.
-template <int kRows, int kVectors, int kRowStride, int kDepthStride, typename T, class Start, class Finish>
+// of a row. Multiplier::MultiplyAdd is the step; DotMultiplier (bf16_dot-inl.h) takes elements for pairs of bf16.
+template <int kRows, int kVectors, int kRowStride, int kDepthStride, class Multiplier = FusedMultiplyAdd, typename T,
+          class Start, class Finish>
 HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t b_stride,
                          const Start& start, const Finish& finish) {
   const Tag<T> d;
@@ -64,7 +72,7 @@ HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RE
     for (int r = 0; r < kRows; ++r) {
       const auto a_rk = hn::Set(d, a[r * kRowStride]);
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(a_rk, b_k[v], sum[r][v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Multiplier::MultiplyAdd(a_rk, b_k[v], sum[r][v]);
     }
     a += kDepthStride;
     b += b_stride;
@@ -74,10 +82,11 @@ HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RE
 }
 
 // The same for a packed panel B.
-template <int kRows, int kVectors, int kRowStride, int kDepthStride, typename T, class Start, class Finish>
+template <int kRows, int kVectors, int kRowStride, int kDepthStride, class Multiplier = FusedMultiplyAdd, typename T,
+          class Start, class Finish>
 HWY_INLINE void GemmTile(int64_t depth, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, const Start& start,
                          const Finish& finish) {
-  GemmTile<kRows, kVectors, kRowStride, kDepthStride>(depth, a, b, kVectors * kLanes<T>, start, finish);
+  GemmTile<kRows, kVectors, kRowStride, kDepthStride, Multiplier>(depth, a, b, kVectors * kLanes<T>, start, finish);
 }
 
 template <int kValue>

@@ -26,6 +26,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "attention/backward/delta-inl.h"
 #include "attention/backward/kernel.h"
@@ -64,6 +66,9 @@ class BackwardRun {
         group_(args.query.shape[1] / args.key.shape[1]),
         queries_(args.query.shape[2]),
         modifiers_(ModifiersOf(args.spec)),
+        pairs_(MultipliesPairs<S>()),
+        score_depth_(Depth(s_.head_dim)),
+        value_depth_(Depth(s_.value_dim)),
         score_gradients_(args, gradients, partials, chunk.batch, entry),
         stores_bias_(score_gradients_.StoresBias()),
         rows_apart_(score_gradients_.NeedsRows()) {}
@@ -91,6 +96,7 @@ class BackwardRun {
 
  private:
   int64_t Head(int64_t member) const { return chunk_.kv_head * group_ + member; }
+  T Scale() const { return static_cast<T>(args_.spec.scale); }
 
   struct Rows {
     const T* data;
@@ -105,6 +111,35 @@ class BackwardRun {
     } else {
       return {array.at(batch, head, first), array.stride[2]};
     }
+  }
+
+  // The rows as pairs of bf16 in words, with a 0 behind an odd width.
+  Rows Pairs(const View<const S, 4>& array, int64_t batch, int64_t head, int64_t first, int64_t count) const {
+    const auto width = static_cast<std::size_t>(array.shape[3]);
+    const int64_t words = (array.shape[3] + 1) / 2;
+    for (int64_t i = 0; i < count; ++i) {
+      if (width % 2 != 0) s_.wide[(i + 1) * words - 1] = T{0};
+      std::memcpy(s_.wide + i * words, array.at(batch, head, first + i), width * sizeof(S));
+    }
+    return {s_.wide, words};
+  }
+
+  Rows ForProduct(const View<const S, 4>& array, int64_t batch, int64_t head, int64_t first, int64_t count) const {
+    return pairs_ ? Pairs(array, batch, head, first, count) : Wide(array, batch, head, first, count);
+  }
+
+  // Elements, or pairs of them, that products of inputs sum over.
+  int64_t Depth(int64_t width) const { return pairs_ ? (width + 1) / 2 : width; }
+
+  // Products of a tile of queries, times `scale` if they are of pairs: packed queries hold it otherwise.
+  void Multiply(int rows, int64_t depth, const T* a, const T* b, int64_t columns, const BlockKeys& keys,
+                [[maybe_unused]] T scale, T* scores) const {
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
+    if constexpr (std::is_same_v<S, BFloat16>) {
+      if (pairs_) return MultiplyPairs(rows, depth, a, b, columns, keys.from, keys.to, scale, scores);
+    }
+#endif
+    MultiplyScores(rows, depth, a, b, columns, keys.from, keys.to, scores);
   }
 
   // ------------------------------------------------------------------------------------------------------ d_query
@@ -127,7 +162,7 @@ class BackwardRun {
   // ---------------------------------------------------------------------------------------------- d_key, d_value
 
   void StoreKeyGradients(int64_t begin, int64_t end) const {
-    const auto scale = static_cast<T>(args_.spec.scale);
+    const T scale = Scale();
     const auto &d_key = gradients_.d_key, &d_value = gradients_.d_value;
     for (int64_t j = 0; j < end - begin; ++j) {
       if (d_key) {
@@ -167,12 +202,13 @@ class BackwardRun {
 
   void PackKeys(int64_t begin, int64_t end) const {
     const int64_t keys = end - begin, at = begin - pass_;
-    const Rows key = Wide(args_.key, chunk_.batch, chunk_.kv_head, begin, keys);
-    PackTransposed(key.data, keys, key.stride, s_.head_dim, s_.key_columns + at * s_.head_dim);
+    const Rows wide = Wide(args_.key, chunk_.batch, chunk_.kv_head, begin, keys);
     s_.key_finite[at / kBackwardKeys<T>] =
-        PackByRows(key.data, keys, key.stride, s_.head_dim, s_.key_rows + at * s_.head_width);
-    const Rows value = Wide(args_.value, chunk_.batch, chunk_.kv_head, begin, keys);
-    PackTransposed(value.data, keys, value.stride, s_.value_dim, s_.value_columns + at * s_.value_dim);
+        PackByRows(wide.data, keys, wide.stride, s_.head_dim, s_.key_rows + at * s_.head_width);
+    const Rows key = ForProduct(args_.key, chunk_.batch, chunk_.kv_head, begin, keys);
+    PackTransposed(key.data, keys, key.stride, score_depth_, s_.key_columns + at * score_depth_);
+    const Rows value = ForProduct(args_.value, chunk_.batch, chunk_.kv_head, begin, keys);
+    PackTransposed(value.data, keys, value.stride, value_depth_, s_.value_columns + at * value_depth_);
   }
 
   // ------------------------------------------------------------------------------------------- a block of queries
@@ -187,7 +223,7 @@ class BackwardRun {
     std::fill(s_.minus_lse + rows_, s_.minus_lse + kBackwardQueries, kMinusInf<T>);
     std::fill(s_.delta + rows_, s_.delta + kBackwardQueries, T{0});
     query_finite_ = PackQueries(args_.query, chunk_.batch, s_.query_tiles, s_.query_rows);
-    ScaleRow(s_.query_tiles, PackedTiles() * s_.head_dim, static_cast<T>(args_.spec.scale), s_.query_tiles);
+    if (!pairs_) ScaleRow(s_.query_tiles, PackedTiles() * s_.head_dim, Scale(), s_.query_tiles);
     output_finite_ = PackQueries(gradients_.d_output, entry_, s_.output_tiles, s_.output_rows);
   }
 
@@ -199,9 +235,11 @@ class BackwardRun {
   // Packs the block's rows of an array as tiles and by rows. Returns whether they are finite.
   bool PackQueries(const View<const S, 4>& array, int64_t batch, T* tiles, T* rows) const {
     const int64_t width = array.shape[3];
-    const Rows from = Wide(array, batch, Head(member_), first_, rows_);
-    PackTiles(from.data, rows_, from.stride, width, tiles);
-    return PackByRows(from.data, rows_, from.stride, width, rows);
+    const Rows wide = Wide(array, batch, Head(member_), first_, rows_);
+    const bool finite = PackByRows(wide.data, rows_, wide.stride, width, rows);
+    const Rows from = ForProduct(array, batch, Head(member_), first_, rows_);
+    PackTiles(from.data, rows_, from.stride, Depth(width), tiles);
+    return finite;
   }
 
   T Lse(int64_t head, int64_t query) const { return *args_.lse.at(chunk_.batch, head, query); }
@@ -275,12 +313,12 @@ class BackwardRun {
     ForTiles([&](int r, int rows, const BlockKeys& keys) {
       T* const p = s_.p + r * kBackwardStride<T>;
       T* const ds = s_.ds + r * kBackwardStride<T>;
-      MultiplyScores(rows, s_.head_dim, s_.query_tiles + r * s_.head_dim, s_.key_columns + at * s_.head_dim, columns,
-                     keys.from, keys.to, p);
+      Multiply(rows, score_depth_, s_.query_tiles + r * score_depth_, s_.key_columns + at * score_depth_, columns, keys,
+               Scale(), p);
       for (int i = r; modifiers && i < r + rows; ++i) Modify(i, begin, keys, modifiers);
       ComputeProbabilities(rows, keys.from, keys.to, s_.minus_lse + r, p);
-      MultiplyScores(rows, s_.value_dim, s_.output_tiles + r * s_.value_dim, s_.value_columns + at * s_.value_dim,
-                     columns, keys.from, keys.to, ds);
+      Multiply(rows, value_depth_, s_.output_tiles + r * value_depth_, s_.value_columns + at * value_depth_, columns,
+               keys, T{1}, ds);
       if (!rows_apart_) return ComputeScoreGradients(rows, keys.from, keys.to, s_.delta + r, p, ds);
       for (int i = r; i < r + rows; ++i) ComputeRow(i, begin, keys);
     });
@@ -378,6 +416,8 @@ class BackwardRun {
   const BackwardScratch<T> s_;
   const int64_t group_, queries_;
   const ScoreModifiers modifiers_;
+  const bool pairs_;  // products of inputs take pairs of bf16
+  const int64_t score_depth_, value_depth_;
   const ScoreGradients<S> score_gradients_;
   const bool stores_bias_;  // a gradient of a bias is written where nothing is kept, too
   const bool rows_apart_;   // the steps after the products need a sweep over rows

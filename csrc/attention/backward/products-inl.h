@@ -5,6 +5,10 @@
 // [keys]. Products read them in both roles, so that nothing computed is ever transposed: d_value += P^T d_output and
 // d_key += dS^T query with row stride 1, d_query += dS key with depth stride 1. Only inputs are packed: key, query and
 // d_output twice (transposed, and by rows), value once.
+//
+// For bfloat16 on AVX512_BF16 the two products of inputs, query key^T and d_output value^T, take pairs of bf16 numbers
+// in place of numbers: exact products at twice the rate. P and dS stay in float32, because rounding them would add an
+// error as large as that of the result; so do the three products that read them.
 
 #if defined(HEADWISE_ATTENTION_BACKWARD_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_BACKWARD_PRODUCTS_INL_H_
@@ -18,7 +22,10 @@
 #include "attention/backward/kernel.h"
 #include "attention/exp-inl.h"
 #include "attention/softmax-inl.h"
+#include "base/targets.h"
 #include "hwy/highway.h"
+#include "matmul/bf16_dot-inl.h"
+#include "matmul/bf16_policy.h"
 #include "matmul/fma-inl.h"
 #include "matmul/pack-inl.h"
 
@@ -91,13 +98,18 @@ struct FromNothing {
   HWY_INLINE hn::Vec<Tag<T>> operator()(int, int) const { return hn::Zero(Tag<T>()); }
 };
 
-template <typename T>
+// Stores sums, multiplied by `scale` if kScaled.
+template <typename T, bool kScaled>
 struct StorePanel {
   T* to;
+  T scale;
   template <int kVectors>
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<T>> (&sums)[kVectors]) const {
     const Tag<T> d;
-    for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[v], d, to + r * kBackwardStride<T> + v * kLanes<T>);
+    for (int v = 0; v < kVectors; ++v) {
+      T* const score = to + r * kBackwardStride<T> + v * kLanes<T>;
+      hn::StoreU(kScaled ? hn::Mul(sums[v], hn::Set(d, scale)) : sums[v], d, score);
+    }
   }
 };
 
@@ -115,23 +127,47 @@ struct AddPanel {
   }
 };
 
-// scores[r][from, to) = A B, for the rows of a tile: A packed as [depth][height], B in panels of the packed columns, of
-// which there are `columns`.
-template <typename T>
-HWY_NOINLINE void MultiplyScores(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns, int64_t from,
-                                 int64_t to, T* scores) {
+// scores[r][from, to) = scale A B, for the rows of a tile: A packed as [depth][height], B in panels of the packed
+// columns, of which there are `columns`.
+template <class Multiplier, bool kScaled, typename T>
+HWY_INLINE void MultiplyTile(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns, int64_t from,
+                             int64_t to, T scale, T* scores) {
   WithBackwardHeight(rows, [&](auto height) HWY_ATTR {
     constexpr int kHeight = decltype(height)::value;
     for (int64_t column = from; column < to; column += kPanel<T>) {
       const T* panel = b + column * depth;
+      const StorePanel<T, kScaled> store{scores + column, scale};
       if (PanelWidth<T>(column, columns) == kPanel<T>) {
-        GemmTile<kHeight, 2, 1, kHeight>(depth, a, panel, FromNothing<T>(), StorePanel<T>{scores + column});
+        GemmTile<kHeight, 2, 1, kHeight, Multiplier>(depth, a, panel, FromNothing<T>(), store);
       } else {
-        GemmTile<kHeight, 1, 1, kHeight>(depth, a, panel, FromNothing<T>(), StorePanel<T>{scores + column});
+        GemmTile<kHeight, 1, 1, kHeight, Multiplier>(depth, a, panel, FromNothing<T>(), store);
       }
     }
   });
 }
+
+template <typename T>
+HWY_NOINLINE void MultiplyScores(int64_t rows, int64_t depth, const T* a, const T* b, int64_t columns, int64_t from,
+                                 int64_t to, T* scores) {
+  MultiplyTile<FusedMultiplyAdd, false>(rows, depth, a, b, columns, from, to, T{1}, scores);
+}
+
+// The element type S, and whether products of inputs take pairs of its numbers: `depth` counts 32-bit words then.
+template <typename S>
+bool MultipliesPairs() {
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
+  return BackwardUsesPairs<S>(ChosenMatmulBackend());
+#else
+  return false;
+#endif
+}
+
+#if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
+inline HWY_NOINLINE void MultiplyPairs(int64_t rows, int64_t depth, const float* a, const float* b, int64_t columns,
+                                       int64_t from, int64_t to, float scale, float* scores) {
+  MultiplyTile<DotMultiplier, true>(rows, depth, a, b, columns, from, to, scale, scores);
+}
+#endif
 
 // Scores of a tile become probabilities. Not an epilogue of the product, in which a copy of the exponential for each
 // register makes the code four times as large: the tile is in L1, and the sweep takes the same time.

@@ -142,6 +142,7 @@ struct AttentionGradients {
 // - Gradients are computed in the accumulator type and rounded once. They have the same bits for any number of threads.
 // - Scores are products in the accumulator type. Where Attention has computed lse from scores rounded otherwise (on a
 //   bf16 matmul backend), p_ij has a relative error of about 2^-22 |s_ij|.
+// - For BFloat16 on processors with AVX512_BF16, inputs below 2^-126 count as 0.
 // - A pair (i, j) that is not kept contributes nothing, whatever the rows of i and j hold, NaN included.
 template <typename T>
 void AttentionBackward(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients);
