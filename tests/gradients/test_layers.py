@@ -154,6 +154,55 @@ def test_attention_without_projections(options: dict[str, Any]) -> None:
     check(lambda y: hw.cross_attention(X, y, 12, is_causal=True), Y, by_context, d)
 
 
+@pytest.mark.parametrize(
+    "options", [{"is_causal": True}, {"bias": normal((5, 5), 1, np.float64)}, {"dropout_rate": 0.3}]
+)
+def test_functions_of_heads(options: dict[str, Any]) -> None:
+    """Multi-head attention by given projections, whose gradients are a dict, and of one sequence to itself."""
+    params = {f"W_{c}": normal((12, 12), 10 + n, np.float64) for n, c in enumerate("qkvo")}
+    keywords: dict[str, Any] = {"num_heads": 3, "d_model": 12, "params": params, "rng": 1, **options}
+    names = ("query", "key", "value", "params", *(("bias",) if "bias" in options else ()))
+    inputs: dict[str, Any] = dict(zip(names, (X, Y[:, :5], 2 * X), strict=False))
+    results, pullback = hw.vjp(hw.multi_head_attention, **inputs, **keywords, wrt=names)
+    d = [normal(y.shape, 8, np.float64) for y in results]
+    gradients = pullback(*d)
+    for name, x in inputs.items():
+
+        def moved(x: np.ndarray, name: str = name) -> Any:
+            return hw.multi_head_attention(**{**inputs, name: x}, **keywords)
+
+        check(moved, x, getattr(gradients, f"d_{name}"), d)
+    assert list(gradients.d_params) == list(params)
+    for name, weight in params.items():
+
+        def changed(w: np.ndarray, name: str = name) -> Any:
+            return hw.multi_head_attention(**inputs, **{**keywords, "params": {**params, name: w}})
+
+        check(changed, weight, gradients.d_params[name], d)
+    if "bias" in options:
+        bias, others = options["bias"], {name: x for name, x in keywords.items() if name != "bias"}
+        check(lambda b: hw.multi_head_attention(**inputs, **others, bias=b), bias, gradients.d_bias, d)
+    results, pullback = hw.vjp(hw.multi_head_self_attention, X, wrt=("params", "x"), **keywords)
+    d_params, d_x = pullback(*d)
+    check(lambda x: hw.multi_head_self_attention(x, **keywords), X, d_x, d)
+    check(
+        lambda w: hw.multi_head_self_attention(X, **{**keywords, "params": {**params, "W_k": w}}),
+        params["W_k"], d_params["W_k"], d,
+    )  # fmt: skip
+
+
+def test_functions_of_heads_by_a_layer() -> None:
+    layer = hw.CausalAttention(12, 3, rng=0)
+    *results, by_layer = layer.vjp(X)
+    output, pullback = hw.vjp(hw.multi_head_self_attention, X, 3, 12, params=layer)
+    assert np.array_equal(output[0], results[0])
+    assert np.array_equal(pullback(output[0]).d_x, by_layer(output[0]).inputs.d_query)
+    with pytest.raises(TypeError, match="wrt: 'params', which is a layer"):
+        hw.vjp(hw.multi_head_attention, X, X, X, 3, 12, params=layer, wrt=("params",))
+    with pytest.raises(ValueError, match="wrt: 'params', which is not given"):
+        hw.vjp(hw.multi_head_attention, X, X, X, 3, 12, wrt=("params",))
+
+
 def test_dtypes_of_inputs_and_parameters() -> None:
     """Gradients have the dtypes of their arrays, whatever the computation's."""
     layer = hw.CausalAttention(12, 3, rng=0)

@@ -5,11 +5,12 @@ Vaswani et al., "Attention Is All You Need" (2017), https://arxiv.org/abs/1706.0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from headwise._base.arrays import as_array
 from headwise._base.scalars import check_rate, check_rng, check_size
-from headwise._nn.layers import MultiHeadAttention, attend
+from headwise._nn.gradients import NAMES, multi_head_vjp
+from headwise._nn.layers import MultiHeadAttention, prepare
 from headwise._nn.multi_head import (
     Block,
     Call,
@@ -22,16 +23,21 @@ from headwise._nn.multi_head import (
 )
 from headwise._nn.projections import GivenProjections
 from headwise._ops.attention.options import FunctionOptions
+from headwise._ops.gradients.attention import ROWS
+from headwise._ops.gradients.results import finish
+from headwise._ops.gradients.vjp import set_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
     from headwise._base.typing import Array, Rng
+    from headwise._nn.multi_head import Inputs
     from headwise._ops.attention.options import AttentionOptions
+    from headwise._ops.gradients.vjp import Pullback
 
     Parameters: TypeAlias = MultiHeadAttention | Mapping[str, ArrayLike]
 
@@ -142,27 +148,33 @@ def multi_head_attention(  # noqa: PLR0913 (public)
     >>> output.shape, weights.shape
     ((2, 5, 64), (2, 8, 5, 5))
     """
+    inputs = check_sequences(query, key, value)
+    call = Call(mask, check_rate(dropout_rate, "dropout_rate"), check_rng(rng))
+    return multi_head(inputs, *_prepare(inputs, num_heads, d_model, params, call, options))
+
+
+def _prepare(
+    inputs: Inputs, num_heads: object, d_model: object, params: Any, call: Call, options: AttentionOptions
+) -> tuple[Block, Call, AttentionOptions]:
+    """The parameters of a call, and its keywords with those of a layer that is given as ``params``."""
     check_keywords(options, "mask", "dropout_rate", "params", "rng")
     if isinstance(params, MultiHeadAttention):  # whose heads need not divide its width
         width, heads = check_size(d_model, "d_model"), check_size(num_heads, "num_heads")
-    else:
-        width, heads = check_heads(d_model, num_heads)
-    inputs = check_sequences(query, key, value)
-    rate, generator = check_rate(dropout_rate, "dropout_rate"), check_rng(rng)
-    call = Call(mask, rate, generator)
-    if isinstance(params, MultiHeadAttention):
         if (params.num_heads, params.d_model) != (heads, width):
             raise ValueError(
                 f"params: a layer with num_heads = {params.num_heads} and d_model = {params.d_model}, "
                 f"expected {heads} and {width}"
             )
-        return attend(params, inputs, call, options)
+        block, options = prepare(params, inputs, options)
+        return block, call, options
+    width, heads = check_heads(d_model, num_heads)
     if params is None:
+        generator = check_rng(call.rng)
         rows = zip(("W_q", "W_k", "W_v", "W_o"), (*(x.shape[-1] for x in inputs), width), strict=True)
         given = GivenProjections({name: glorot_uniform(generator, n, width) for name, n in rows})
     else:
         given = GivenProjections.of(params, width)
-    return multi_head(inputs, Block(Heads(given.widths, width, heads, heads, width // heads), given), call, options)
+    return Block(Heads(given.widths, width, heads, heads, width // heads), given), call, options
 
 
 @overload
@@ -241,9 +253,69 @@ def multi_head_self_attention(
     >>> output.shape, weights.shape
     ((2, 5, 64), (2, 8, 5, 5))
     """
-    rows = as_array(x, "x")
-    if rows.ndim not in (2, 3):
-        raise ValueError(f"x: shape {rows.shape}, expected (batch, seq, width) or (seq, width)")
+    rows = _check_x(x)
     return multi_head_attention(
         rows, rows, rows, num_heads, d_model, mask, dropout_rate, params=params, rng=rng, **options
     )
+
+
+def _check_x(x: ArrayLike) -> Array:
+    rows = as_array(x, "x")
+    if rows.ndim not in (2, 3):
+        raise ValueError(f"x: shape {rows.shape}, expected (batch, seq, width) or (seq, width)")
+    return rows
+
+
+def _differentiate(
+    arguments: dict[str, Any], rows: tuple[str, ...], wrt: tuple[str, ...]
+) -> tuple[Any, Callable[[tuple[Any, ...]], dict[str, Any]]]:
+    """The rule of :func:`multi_head_attention`, and of self-attention, where ``rows`` is ("query",) alone.
+
+    The gradient by ``params`` is a dict of those by the projections.
+    """
+    query, key, value, num_heads, d_model, mask, rate, params, rng = (
+        arguments.pop(name)
+        for name in ("query", "key", "value", "num_heads", "d_model", "mask", "dropout_rate", "params", "rng")
+    )
+    if "params" in wrt and isinstance(params, MultiHeadAttention):
+        raise TypeError("wrt: 'params', which is a layer, expected a mapping; a layer has layer.vjp(x, ...)")
+    inputs, options = check_sequences(query, key, value), cast("AttentionOptions", arguments)
+    call = Call(mask, check_rate(rate, "dropout_rate"), check_rng(rng))
+    asked = tuple(name for name in wrt if name != "params")
+    given = inputs._asdict() | {name: as_array(arguments[name], name) for name in asked if name not in ROWS}
+    block, call, options = _prepare(inputs, num_heads, d_model, params, call, options)
+    results, pull = multi_head_vjp(inputs, rows, block, call, options, asked)
+    weights = {name: as_array(w, name) for name, w in params.items()} if "params" in wrt else {}
+
+    def pullback(d: tuple[Any, ...]) -> dict[str, Any]:
+        found = pull(*d)
+        gradients: dict[str, Any] = {
+            name: finish(found.arguments[name].reshape(given[name].shape), given[name], results[0].dtype)
+            for name in asked
+        }
+        if weights:
+            gradients["params"] = {
+                name: finish(found.parameters[name], w, results[0].dtype) for name, w in weights.items()
+            }
+        return gradients
+
+    return results, pullback
+
+
+def _multi_head_rule(arguments: dict[str, Any], wrt: tuple[str, ...]) -> tuple[Any, Pullback]:
+    return _differentiate(arguments, ROWS, wrt)
+
+
+def _multi_head_self_rule(arguments: dict[str, Any], wrt: tuple[str, ...]) -> tuple[Any, Pullback]:
+    x = _check_x(arguments.pop("x"))
+    names = tuple("query" if name == "x" else name for name in wrt)
+    results, pull = _differentiate({**arguments, "query": x, "key": x, "value": x}, ROWS[:1], names)
+
+    def pullback(d: tuple[Any, ...]) -> dict[str, Any]:
+        return {"x" if name == "query" else name: gradient for name, gradient in pull(d).items()}
+
+    return results, pullback
+
+
+set_rule(multi_head_attention, (*NAMES, "params"), _multi_head_rule)
+set_rule(multi_head_self_attention, ("x", *NAMES[3:], "params"), _multi_head_self_rule)

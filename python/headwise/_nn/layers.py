@@ -12,7 +12,7 @@ from headwise._base.scalars import check_flag, check_rate, check_rng, check_size
 from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_rope
 from headwise._nn.gradients import DifferentiableAttention
 from headwise._nn.models.families import describe
-from headwise._nn.multi_head import Call, Inputs, check_heads, check_keywords, check_sequences, multi_head
+from headwise._nn.multi_head import Call, check_heads, check_keywords, check_sequences, multi_head
 from headwise._nn.projections import Packs
 from headwise._nn.qk_norm import check_qk_norm
 from headwise._ops.attention.keywords import hide_unknown, refuse
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array, Rng
     from headwise._kv_cache.cache import KVCache
     from headwise._nn.cross_cache import CrossCache
+    from headwise._nn.multi_head import Block, Inputs
     from headwise._nn.options import LayerOptions
     from headwise._positions.rotary import RotaryPositionalEmbedding
 
@@ -345,15 +346,11 @@ class MultiHeadAttention(DifferentiableAttention):
         inputs = check_sequences(query, key, value)
         acts = self.training if training is None else check_flag(training, "training")
         rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng
-        return self._attend(inputs, Call(mask, rate, generator, positions, cache, lengths), options)
+        block, options = self._prepare(inputs, options)
+        return multi_head(inputs, block, Call(mask, rate, generator, positions, cache, lengths), options)
 
     if TYPE_CHECKING:
         __call__ = forward
-
-    def _attend(self, inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[Any, ...]:
-        """See :func:`attend`."""
-        block, options = self._prepare(inputs, options)
-        return multi_head(inputs, block, call, options)
 
 
 class CausalAttention(MultiHeadAttention):
@@ -376,6 +373,6 @@ class CausalAttention(MultiHeadAttention):
     _causal = True
 
 
-def attend(layer: MultiHeadAttention, inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[Any, ...]:
-    """:meth:`MultiHeadAttention.forward` for checked inputs and any dropout rate."""
-    return layer._attend(inputs, call, options)  # noqa: SLF001 (of a class of this module)
+def prepare(layer: MultiHeadAttention, inputs: Inputs, options: AttentionOptions) -> tuple[Block, AttentionOptions]:
+    """The parameters of a call of ``layer``, and its keywords with the layer's own."""
+    return layer._prepare(inputs, options)  # noqa: SLF001 (of a class of this module)
