@@ -6,9 +6,10 @@ from headwise._nn.layers import CausalAttention, MultiHeadAttention
 from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.masks import create_causal_mask, create_look_ahead_mask, create_padding_mask
 from headwise._ops.softmax import softmax
-from headwise._positions.absolute import LearnedPositionalEmbedding, SinusoidalPositionalEncoding
+from headwise._positions.learned import LearnedPositionalEmbedding
 from headwise._positions.relative import ALiBiPositionalBias, RelativePositionalEncoding
 from headwise._positions.rotary import RotaryPositionalEmbedding
+from headwise._positions.sinusoidal import SinusoidalPositionalEncoding
 
 __all__ = [
     "ALiBiPositionalBias",

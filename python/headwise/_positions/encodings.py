@@ -11,8 +11,9 @@ import numpy as np
 
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_size
-from headwise._positions.absolute import fresh_embeddings, sinusoid
+from headwise._positions.learned import fresh_embeddings
 from headwise._positions.rope_config import check_positive
+from headwise._positions.sinusoidal import sinusoid
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array, Rng

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import as_array, compact, snapshot
+from headwise._base.arrays import as_array, compact, fits, promote, snapshot
 from headwise._base.ieee import cast_dtype
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_int
@@ -98,3 +98,24 @@ class PositionTable:
         if cast.dtype != dtype or len(cast) < len(table):
             cast = self._cast = cast_dtype(table, dtype)
         return cast
+
+
+def row_positions(positions: ArrayLike | None, offset: int, shape: tuple[int, ...]) -> Array | None:
+    """The positions of the rows of an ``x`` of this shape, (seq,) or (…, seq); None: 0, 1, 2, …."""
+    start, rows = check_offset(offset, positions), shape[:-1]
+    if positions is None:
+        return np.arange(start, start + rows[-1]) if start else None
+    where = as_positions(positions)
+    if where.ndim == 0 or where.shape[-1] != rows[-1] or not fits(where.shape, rows):
+        expected = f"({rows[-1]},)" if len(rows) == 1 else f"({rows[-1]},) or {rows}"
+        raise ValueError(f"positions: shape {where.shape}, expected {expected} for x of shape {shape}")
+    return where
+
+
+def embedded_rows(x: ArrayLike, d_model: int) -> tuple[Array, np.dtype[Any], np.dtype[Any]]:
+    """``x`` in the dtype of the computation, that dtype, and the dtype of the result."""
+    rows = as_array(x, "x")
+    dtype, result_dtype = promote(("x", rows))
+    if rows.ndim < 2 or rows.shape[-1] != d_model:
+        raise ValueError(f"x: shape {rows.shape}, expected (…, seq, d_model = {d_model})")
+    return cast_dtype(rows, dtype), dtype, result_dtype

@@ -15,7 +15,7 @@ from headwise._base.scalars import check_size
 from headwise._base.typing import FLOAT32
 from headwise._ops.alibi import add_alibi, alibi_slopes
 from headwise._ops.gradients.results import as_gradient, finish, gradients_of
-from headwise._positions.absolute import fresh_embeddings
+from headwise._positions.learned import fresh_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
