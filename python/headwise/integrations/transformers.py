@@ -26,7 +26,7 @@ from headwise.integrations._transformers_calls import (
     options_of_mask,
     with_weights,
 )
-from headwise.integrations._transformers_masks import ImplicitMask, implicit_mask, masking_utils
+from headwise.integrations._transformers_masks import ImplicitMask, Pattern, implicit_mask, masking_utils
 
 if TYPE_CHECKING:
     from headwise.integrations._transformers_masks import Tensor
@@ -36,7 +36,7 @@ torch: Any = importlib.import_module("torch")
 modeling_utils: Any = importlib.import_module("transformers.modeling_utils")
 sdpa_attention: Any = importlib.import_module("transformers.integrations.sdpa_attention")
 
-__all__ = ["ImplicitMask", "attention", "implicit_mask", "register"]
+__all__ = ["ImplicitMask", "Pattern", "attention", "implicit_mask", "register"]
 
 #: Keywords that models pass to every implementation and that do not change the result of attention: those of windows
 #: and packed sequences repeat what the mask says.
@@ -141,7 +141,8 @@ def _attention(
     options |= {"scale": keywords.get("scaling"), "softcap": keywords.get("softcap"), "sinks": _sinks(keywords)}
     if keywords.get("dropout"):
         options |= {"dropout_rate": keywords["dropout"], "rng": int(torch.randint(2**31, ()))}
-    key, value = key[:, :, keys], value[:, :, keys]
+    if keys.indices(key_len) != (0, key_len, 1):
+        key, value = key[:, :, keys], value[:, :, keys]
     options = {name: option for name, option in options.items() if option is not None}
     weights = None
     if keywords.get("output_attentions"):
