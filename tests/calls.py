@@ -149,6 +149,11 @@ class Case:
         result = self.operation.function(**arguments, **more)
         return result if isinstance(result, tuple) else (result,)
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether headwise.vjp has a rule for it: for a ``score_mod`` there is none."""
+        return bool(self.operation.wrt) and self.variant != "score_mod"
+
     def wrt(self, arguments: Arguments) -> tuple[str, ...]:
         """The names of the arrays that have gradients."""
         return tuple(name for name in self.operation.wrt if name in arrays_in(arguments))

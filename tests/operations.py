@@ -31,6 +31,11 @@ def key_lengths(s: Sizes, length: Callable[[int], int]) -> Any:
     return np.array([length(n) for n in range(int(np.prod(batch)))]).reshape(batch).tolist()
 
 
+def modified_scores(score: Any, batch: Any, head: Any, q: Any, k: Any) -> Any:
+    """A ``score_mod`` that depends on all of its arguments."""
+    return score * (1 + 0.1 * batch) - 0.02 * (head + 1) * np.abs(q - k)
+
+
 OPTIONS: dict[str, Option] = {
     "mask": Option(
         lambda s, make: kept(make("mask", s.scores)),
@@ -116,6 +121,12 @@ OPTIONS: dict[str, Option] = {
         ),
         varlen=False,
     ),
+    "score_mod": Option(
+        lambda s, make: modified_scores,
+        lambda st, array, s: st.sampled_from([None, modified_scores]),
+        refused=((TypeError, "alibi"), (TypeError, 1.0)),
+        varlen=False,
+    ),
     "precision": Option(
         lambda s, make: "highest",
         lambda st, array, s: st.sampled_from([None, "highest", "high", "medium"]),
@@ -163,14 +174,23 @@ def option_variant(name: str) -> Variant:
 
 
 def all_options(varlen: bool) -> Variant:
-    """All at once, but dropout: it hides errors, and the oracle has none."""
-    names = [name for name in OPTIONS if name not in ("dropout_rate", "rng") and (OPTIONS[name].varlen or not varlen)]
+    """All at once, but dropout: it hides errors, and the oracle has none; and ``score_mod``, which has no kernel."""
+    left_out = {"dropout_rate", "rng", "score_mod"}
+    names = [name for name, option in OPTIONS.items() if name not in left_out and (option.varlen or not varlen)]
     return lambda s, make: {name: OPTIONS[name].value(s, make) for name in names}
+
+
+def block_mask(s: Sizes, make: Make) -> Arguments:
+    """Blocks of all three kinds, for all batch entries and heads."""
+    lengths = s.queries, s.keys
+    mask = hw.BlockMask.window((s.keys // 3, 2), *lengths, block_size=8)
+    return {"mask": mask | hw.BlockMask.global_tokens([1], *lengths, block_size=8)}
 
 
 def attention_variants(varlen: bool = False) -> dict[str, Variant]:
     single = {name: option_variant(name) for name, option in OPTIONS.items() if option.varlen or not varlen}
-    return PLAIN | single | {"all": all_options(varlen)}
+    blocks = {} if varlen else {"block_mask": block_mask}
+    return PLAIN | single | blocks | {"all": all_options(varlen)}
 
 
 def x_only(s: Sizes, make: Make) -> Arguments:
@@ -314,6 +334,15 @@ def attention_gradients(query: Any, key: Any, value: Any, d_output: Any, **optio
     return tuple(pullback(d_output))
 
 
+def with_dense_mask(options: dict[str, Any]) -> dict[str, Any]:
+    mask = options.get("mask")
+    return {**options, "mask": mask.to_dense()} if isinstance(mask, hw.BlockMask) else options
+
+
+def expected_attention_gradients(*arrays: Any, **options: Any) -> tuple[Array, ...]:
+    return oracle.attention_gradients(*arrays, **with_dense_mask(options))
+
+
 def expected_linear(x: Any, weight: Any, bias: Any = None, precision: Any = None) -> Array:
     return oracle.linear(x, weight, bias)
 
@@ -322,7 +351,7 @@ def expected_attention(*names: str) -> Callable[..., Any]:
     """The results ``names`` of the oracle, and the log-sum-exp where it is asked for."""
 
     def expected(*arrays: Any, return_lse: bool = False, precision: Any = None, rng: Any = None, **options: Any) -> Any:
-        answer = oracle.attention(*arrays, **options)
+        answer = oracle.attention(*arrays, **with_dense_mask(options))
         return tuple(getattr(answer, name) for name in (*names, *(["lse"] if return_lse else [])))
 
     return expected
@@ -541,7 +570,7 @@ OPERATIONS: dict[str, Operation] = {
             attention_arguments,
             expected_attention("output"),
             attention_variants(),
-            short=("", "all"),
+            short=("", "block_mask", "all"),
             draws={name: option.draw for name, option in OPTIONS.items()},
             in_place=False,
             small=ATTENTION_SMALL,
@@ -552,10 +581,10 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             attention_gradients,
             gradient_arguments,
-            oracle.attention_gradients,
-            {name: variant for name, variant in attention_variants().items() if name in ("", "bias", "all")},
-            short=("", "all"),
-            draws={name: option.draw for name, option in OPTIONS.items()},
+            expected_attention_gradients,
+            {name: attention_variants()[name] for name in ("", "bias", "block_mask", "all")},
+            short=("", "block_mask", "all"),
+            draws={name: option.draw for name, option in OPTIONS.items() if name != "score_mod"},
             out=False,
             more_16bit=4e-3,
             small=ATTENTION_SMALL,

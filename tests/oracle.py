@@ -446,6 +446,7 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     sinks: ArrayLike | None = None,
     key_padding_mask: ArrayLike | None = None,
     key_lengths: ArrayLike | None = None,
+    score_mod: Any = None,
 ) -> Attention:
     """One query row at a time: scale, softcap, bias and ALiBi, softmax over the keys that are kept, sum of values."""
     query, key, value = double(query), double(key), double(value)
@@ -481,6 +482,8 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
             if softcap is not None:
                 score = softcap * np.tanh(score / softcap)
             score = score + added[n, h, i, kept] - slopes[h] * np.abs(position - np.array(kept, int))
+            if score_mod is not None:
+                score = score_mod(score, n, h, i, np.array(kept, int))
             logits = np.append(score, () if sinks is None else sinks[h]).astype(np.longdouble)
             largest = logits.max(initial=-np.inf)
             if not kept and largest == -np.inf:

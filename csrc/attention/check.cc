@@ -77,6 +77,38 @@ void CheckScoreView(const View<T, 4>& view, const std::array<std::int64_t, 4>& s
   }
 }
 
+// Every query and key of the call has a block, and every block of the index a pattern.
+void CheckBlocks(const CallBlocks& blocks, const std::array<std::int64_t, 4>& scores) {
+  const BlockMask& mask = *blocks.mask;
+  const auto& shape = mask.shape;
+  if (mask.query_size < 1 || mask.key_size < 1 || mask.query_size > kMaxPosition || mask.key_size > kMaxPosition) {
+    Fail("blocks",
+         "blocks of " + std::to_string(mask.query_size) + " queries and " + std::to_string(mask.key_size) + " keys");
+  }
+  std::size_t size = 1;
+  for (const std::int64_t n : shape) {
+    if (n < 0 || (n > 0 && size > mask.index.size() / static_cast<std::size_t>(n)))
+      Fail("blocks", "an index of another shape");
+    size *= static_cast<std::size_t>(n);
+  }
+  if (size != mask.index.size()) Fail("blocks", "an index of another shape");
+  const auto covers = [](std::int64_t count, std::int64_t block, std::int64_t first, std::int64_t length) {
+    return first >= 0 && first <= kMaxPosition && (first + length + block - 1) / block <= count;
+  };
+  const bool entries =
+      shape[0] == 1 || (blocks.batch >= 0 && blocks.batch <= shape[0] && scores[0] <= shape[0] - blocks.batch);
+  if (!entries || (shape[1] != 1 && shape[1] != scores[1]) ||
+      !covers(shape[2], mask.query_size, blocks.query, scores[2]) || !covers(shape[3], mask.key_size, 0, scores[3])) {
+    Fail("blocks", "shape " + Text(shape) + " of blocks, which do not cover the scores " + Text(scores));
+  }
+  for (const std::int32_t entry : mask.index) {
+    if (entry < 0 || entry - BlockMask::kFirstBits >= mask.patterns) {
+      Fail("blocks", "entry " + std::to_string(entry) + ", of " + std::to_string(mask.patterns) + " patterns");
+    }
+  }
+  if (mask.patterns > 0 && mask.bits == nullptr) Fail("blocks", "no patterns");
+}
+
 }  // namespace
 
 template <typename T>
@@ -124,6 +156,7 @@ void CheckAttention(const AttentionArgs<T>& args) {
   for (const Bias<T>& bias : spec.bias) {
     std::visit([&](const auto& view) { CheckScoreView(view, scores, "bias"); }, bias);
   }
+  if (spec.blocks) CheckBlocks(spec.blocks, scores);
   if (spec.dropout_keep) CheckScoreView(spec.dropout_keep, scores, "dropout_keep");
   if (spec.key_lengths.empty() && spec.offsets.empty()) return;
   for (const auto& [vector, name] :

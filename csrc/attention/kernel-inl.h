@@ -230,6 +230,12 @@ TileKeys KeysOfTile(const AttentionRun<Products>& run, const Tile<Products::kRow
     }
     if (all) keys.modifiers &= ~kKeep;
   }
+  if ((run.modifiers & kBlocks) && !keys.empty()) {
+    const KeptKeys kept =
+        KeptByBlocks<T>(run.args.spec.blocks, run.block.batch, tile.row, tile.rows, begin, keys.from, keys.to);
+    keys.from = kept.from, keys.to = kept.to;
+    if (kept.all) keys.modifiers &= ~kBlocks;
+  }
   if (keys.empty()) return keys;
   if (tile.all_low > begin + keys.from || tile.all_high < begin + keys.to) keys.modifiers |= kWindow;
   keys.fused = TakeFused(keys.modifiers);
@@ -393,12 +399,23 @@ void FinishRows(const AttentionRun<Products>& run) {
   }
 }
 
+// Whether the block mask drops the keys [begin, end) for all rows. Requested weights are stored nevertheless.
+template <class Products>
+bool SkipsKeys(const AttentionRun<Products>& run, int64_t begin, int64_t end) {
+  const auto& args = run.args;
+  if (!args.spec.blocks || args.weights) return false;
+  const int64_t group = args.query.shape[1] / args.key.shape[1];
+  return !AnyKept(args.spec.blocks, run.block.batch, run.block.kv_head * group, group, run.block.query_begin,
+                  run.block.query_end, begin, end);
+}
+
 // The driver. key_block(begin, end) takes all tiles through steps 1 to 4 for the packed keys [begin, end).
 template <class Products, class KeyBlock>
 void RunAttention(AttentionRun<Products>& run, const KeyBlock& key_block) {
   StartRows(run);
   ForKeyBlocks(Products::kKeys, run.keys, [&](int64_t begin, int64_t end) HWY_ATTR {
     if (Interrupted(RowWork(run.args, end - begin))) return;
+    if (SkipsKeys(run, begin, end)) return;
     run.products.PackKeys(begin, end);
     run.products.PackValues(begin, end);
     key_block(begin, end);

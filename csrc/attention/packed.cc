@@ -110,8 +110,9 @@ void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& 
   packed.lse = WithBatch(args.lse);
   packed.spec = args.spec;
   packed.stored = args.stored;
-  if (!args.spec.keep.empty() || !args.spec.bias.empty() || args.spec.dropout_keep || !args.spec.key_lengths.empty()) {
-    throw std::invalid_argument("spec: packed sequences have no keep-masks, biases, dropout or key_lengths");
+  if (!args.spec.keep.empty() || !args.spec.bias.empty() || args.spec.dropout_keep || !args.spec.key_lengths.empty() ||
+      args.spec.blocks) {
+    throw std::invalid_argument("spec: packed sequences have no keep-masks, blocks, biases, dropout or key_lengths");
   }
   CheckAttention(packed);
   const std::size_t count = sequences.query_starts.size();
@@ -167,6 +168,7 @@ std::vector<AttentionArgs<T>> BatchEntries(const AttentionArgs<T>& args) {
     call.lse.shape[0] = 1;
     if (args.weights) ClearPadding(args.weights, b, length);
     for (auto& keep : call.spec.keep) keep = Entry(keep, b, 3, length);
+    call.spec.blocks.batch += b;
     for (Bias<T>& bias : call.spec.bias) {
       std::visit([&](auto& view) { view = Entry(view, b, 3, length); }, bias);
     }

@@ -5,8 +5,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "headwise/attention.h"
@@ -32,12 +34,18 @@ struct SpecField {  // AttentionSpec, in its order
     kOffsets,
     kKeyScales,
     kValueScales,
+    kBlocks,
+    kScoreMod,
     kCount
   };
 };
 
 struct SequencesField {  // PackedSequences, in its order
   enum : std::size_t { kQueryStarts, kQueryLengths, kKeyStarts, kKeyLengths, kOffsets, kCount };
+};
+
+struct BlocksField {  // Blocks, in its order
+  enum : std::size_t { kIndex, kBits, kQuerySize, kKeySize, kFirstQuery, kCount };
 };
 
 inline void CheckFields(const py::tuple& fields, std::size_t count, const char* name) {
@@ -67,6 +75,28 @@ using ScoresShape = std::array<std::int64_t, 4>;  // (batch, heads, query_len, k
 template <typename T>
 View<const T, 4> ToScoreView(const py::array& array, const char* name, const ScoresShape& scores) {
   return Broadcast(ToView<const T, 4>(array, name), scores, name);
+}
+
+// The index, which decides addresses, is copied. The bits refer to an array that `fields` owns.
+inline CallBlocks ReadBlocks(const py::tuple& fields) {
+  CheckFields(fields, BlocksField::kCount, "blocks");
+  BlockMask mask;
+  const py::array array = ToArray(fields[BlocksField::kIndex], "blocks");
+  if (!(array.flags() & py::array::c_style)) throw py::value_error("blocks: an index that is not contiguous");
+  const auto index = ToView<const std::int32_t, 4>(array, "blocks");
+  mask.shape = index.shape;
+  mask.index.assign(index.data, index.data + array.size());
+  mask.query_size = Field<std::int64_t>(fields, BlocksField::kQuerySize, "query_size");
+  mask.key_size = Field<std::int64_t>(fields, BlocksField::kKeySize, "key_size");
+  const py::array bits_array = ToArray(fields[BlocksField::kBits], "blocks");
+  if (!(bits_array.flags() & py::array::c_style)) throw py::value_error("blocks: bits that are not contiguous");
+  const auto bits = ToView<const std::uint64_t, 3>(bits_array, "blocks");
+  mask.patterns = bits.shape[0], mask.bits = bits.data;
+  if (mask.patterns > 0 && (bits.shape[1] != mask.query_size || bits.shape[2] != mask.Words())) {
+    throw py::value_error("blocks: bits of another shape than the blocks");
+  }
+  return {std::make_shared<const BlockMask>(std::move(mask)), 0,
+          Field<std::int64_t>(fields, BlocksField::kFirstQuery, "first_query")};
 }
 
 // The views of the spec refer to arrays that `fields` owns.
@@ -107,6 +137,10 @@ AttentionSpec<T> ReadSpec(const py::tuple& fields, const ScoresShape& scores) {
   if (const OptionalArray lengths = ToOptionalArray(fields[SpecField::kKeyLengths], "key_lengths")) {
     spec.key_lengths = CopyVector(*lengths, scores[0], "key_lengths");
     spec.offsets = CopyVector(ToArray(fields[SpecField::kOffsets], "offsets"), scores[0], "offsets");
+  }
+  if (!fields[SpecField::kScoreMod].is_none()) throw py::type_error("score_mod: expected None");
+  if (const py::handle blocks = fields[SpecField::kBlocks]; !blocks.is_none()) {
+    spec.blocks = ReadBlocks(ToTuple(blocks, "blocks"));
   }
   return spec;
 }

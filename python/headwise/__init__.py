@@ -47,6 +47,7 @@ from headwise.attention import (
 from headwise.cache import KVCache
 from headwise.layers import CausalAttention, MultiHeadAttention
 from headwise.masks import (
+    BlockMask,
     CausalMask,
     PaddingMask,
     create_causal_mask,
@@ -64,6 +65,7 @@ from headwise.rope import permute_rope_weights, rope_parameters, rope_tables
 
 __all__ = [
     "ALiBiPositionalBias",
+    "BlockMask",
     "CausalAttention",
     "CausalMask",
     "KVCache",

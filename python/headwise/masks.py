@@ -7,6 +7,7 @@ ambiguity: a :class:`PaddingMask` is ``(batch, key_len)``, and a :class:`CausalM
 
 from __future__ import annotations
 
+from headwise._block_mask.mask import BlockMask
 from headwise._ops.attention.masks import (
     CausalMask,
     PaddingMask,
@@ -16,6 +17,7 @@ from headwise._ops.attention.masks import (
 )
 
 __all__ = [
+    "BlockMask",
     "CausalMask",
     "PaddingMask",
     "causal_mask",

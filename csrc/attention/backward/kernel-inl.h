@@ -185,11 +185,11 @@ class BackwardRun {
     for (int64_t member = 0; member < group_; ++member) {
       for (int64_t first = 0; first < queries_; first += kBackwardQueries) {
         member_ = member, first_ = first, rows_ = static_cast<int>(std::min(kBackwardQueries, queries_ - first));
-        const bool meets = low < high && MeetsChunk(args_, first, first + rows_, low, high);
+        const bool meets = low < high && MeetsChunk(args_, first, first + rows_, low, high) && BlocksKeep(low, high);
         if (meets) StartQueries();
         for (int64_t key = begin; key < end && (meets || stores_bias_); key += kBackwardKeys<T>) {
           const int64_t key_end = std::min(end, key + kBackwardKeys<T>);
-          if (!meets || key_end <= low || key >= high) {
+          if (!meets || key_end <= low || key >= high || !BlocksKeep(key, key_end)) {
             ClearBiases(key, key_end);
           } else if (!BlockPair(key, std::min(high, key_end), key_end)) {
             return false;
@@ -198,6 +198,12 @@ class BackwardRun {
       }
     }
     return true;
+  }
+
+  // Whether the block mask, if there is one, keeps some of the keys [begin, end) for some of the block of queries.
+  bool BlocksKeep(int64_t begin, int64_t end) const {
+    const CallBlocks& blocks = args_.spec.blocks;
+    return !blocks || AnyKept(blocks, chunk_.batch, Head(member_), 1, first_, first_ + rows_, begin, end);
   }
 
   void PackKeys(int64_t begin, int64_t end) const {
@@ -254,7 +260,7 @@ class BackwardRun {
     const BlockKeys keys = KeysOfBlock(begin, end, modifiers);
     bool cut = false;  // some tile has fewer keys than the block
     for (int t = 0; t * kTileRows < rows_; ++t) {
-      tile_[t] = KeysOfTile(t, begin, keys);
+      tile_[t] = KeysOfTile(t, begin, keys, modifiers);
       cut |= tile_[t].from != keys.from || tile_[t].to != keys.to;
     }
     if (stores_bias_ && (cut || keys.from > 0 || keys.to < block_end - begin)) ClearBiases(begin, block_end);
@@ -272,8 +278,8 @@ class BackwardRun {
     return true;
   }
 
-  // The keys of [begin, end) that some query of the block may keep, by windows and masks; removes kKeep if all keep all
-  // of them, and adds kWindow if some window excludes one.
+  // The keys of [begin, end) that some query of the block may keep, by windows and masks; removes kKeep and kBlocks if
+  // all keep all of them, and adds kWindow if some window excludes one.
   BlockKeys KeysOfBlock(int64_t begin, int64_t end, ScoreModifiers& modifiers) const {
     const int64_t low = std::max(row_[0].low, begin), high = std::min(row_[rows_ - 1].high, end);
     BlockKeys keys;
@@ -285,14 +291,24 @@ class BackwardRun {
       keys = {kept.from, kept.to}, all &= kept.all;
     }
     if (all) modifiers &= ~kKeep;
+    if (args_.spec.blocks && !keys.empty()) {
+      const KeptKeys kept = KeptByBlocks<T>(args_.spec.blocks, chunk_.batch, row_, rows_, begin, keys.from, keys.to);
+      keys = {kept.from, kept.to};
+      if (kept.all) modifiers &= ~kBlocks;
+    }
     if (row_[rows_ - 1].low > begin + keys.from || row_[0].high < begin + keys.to) modifiers |= kWindow;
     return keys;
   }
 
-  BlockKeys KeysOfTile(int t, int64_t begin, const BlockKeys& keys) const {
+  BlockKeys KeysOfTile(int t, int64_t begin, const BlockKeys& keys, ScoreModifiers modifiers) const {
     const Row &first = row_[t * kTileRows], &last = row_[std::min((t + 1) * kTileRows, rows_) - 1];
     const int64_t from = std::max(keys.from, (first.low - begin) / kPanel<T> * kPanel<T>);
     const int64_t to = std::min(keys.to, last.high - begin);
+    if ((modifiers & kBlocks) && from < to) {
+      const int count = static_cast<int>(&last - &first) + 1;
+      const KeptKeys kept = KeptByBlocks<T>(args_.spec.blocks, chunk_.batch, &first, count, begin, from, to);
+      return kept.from < kept.to ? BlockKeys{kept.from, kept.to} : BlockKeys{keys.from, keys.from};
+    }
     return from < to ? BlockKeys{from, to} : BlockKeys{keys.from, keys.from};
   }
 

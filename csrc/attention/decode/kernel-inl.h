@@ -329,9 +329,16 @@ void DecodeKeys(const DecodeRun<S>& run, const HeadKeys<K>& head) {
   const auto& args = run.args;
   KeyRange keys = KeysOf(args, run.chunk.batch, 0, args.query.shape[2]);
   keys.begin = std::max(keys.begin, run.chunk.key_begin), keys.end = std::min(keys.end, run.chunk.key_end);
+  const auto skips_keys = [&](int64_t begin, int64_t end) {
+    if (!args.spec.blocks || args.weights) return false;
+    const int64_t group = args.query.shape[1] / args.key.shape[1];
+    return !AnyKept(args.spec.blocks, run.chunk.batch, run.chunk.kv_head * group, group, 0, args.query.shape[2], begin,
+                    end);
+  };
   const double key_work =
       2.0 * static_cast<double>(run.partial.rows) * static_cast<double>(args.query.shape[3] + args.value.shape[3]);
   ForKeyBlocks(kKeyBlock<Accumulator<S>>, keys, [&](int64_t begin, int64_t end) HWY_ATTR {
+    if (skips_keys(begin, end)) return;
     if (!Interrupted(key_work * static_cast<double>(end - begin))) DecodeKeyBlock(run, head, begin, end);
   });
 }

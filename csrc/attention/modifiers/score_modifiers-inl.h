@@ -1,5 +1,5 @@
 // Score modifiers: everything between the product with the keys and the softmax, in this order:
-//   softcap, biases, ALiBi, keep-masks, window.
+//   softcap, biases, ALiBi, keep-masks, blocks, window.
 //
 // Each modifier is one class with one SIMD body,
 //   V operator()(D d, V score, int64_t j, int64_t left): scores of keys j to j + lanes of the block, `left` of which
@@ -24,6 +24,7 @@
 
 #include "attention/modifiers/alibi-inl.h"
 #include "attention/modifiers/bias-inl.h"
+#include "attention/modifiers/blocks-inl.h"
 #include "attention/modifiers/keep-inl.h"
 #include "attention/modifiers/softcap-inl.h"
 #include "attention/modifiers/window-inl.h"
@@ -45,6 +46,7 @@ enum : ScoreModifiers {
   kAlibi = 4,
   kKeep = 8,     // some mask drops some key
   kWindow = 16,  // some row's window excludes some key
+  kBlocks = 32,  // the block mask drops some key
 };
 
 // Those that a call needs; whether the window excludes keys differs from tile to tile.
@@ -55,6 +57,7 @@ ScoreModifiers ModifiersOf(const AttentionSpec<T>& spec) {
   if (!spec.bias.empty()) modifiers |= kBias;
   if (spec.alibi_slopes) modifiers |= kAlibi;
   if (!spec.keep.empty()) modifiers |= kKeep;
+  if (spec.blocks) modifiers |= kBlocks;
   return modifiers;
 }
 
@@ -129,6 +132,7 @@ HWY_NOINLINE void ModifyRow(const AttentionArgs<Stored>& args, int64_t batch, co
       ModifyScores(KeepMask<T>(kept, keep.stride[3]), from, to, scores);
     }
   }
+  if (modifiers & kBlocks) DropByBlocks(spec.blocks, batch, row, key_begin, from, to, scores);
   if (modifiers & kWindow) DropOutside(row, key_begin, from, to, scores);
   std::fill(scores + to, scores + PackedColumns<T>(to), kMinusInf<T>);
 }

@@ -2,7 +2,9 @@
 // and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135).
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <memory>
 #include <type_traits>
 #include <variant>
 #include <vector>
@@ -16,10 +18,9 @@ namespace headwise {
 // For every batch entry b, head h (sharing key and value head h / (heads / kv_heads)) and query i:
 //
 //   s_j    = softcap * tanh(scale * query_i . key_j / softcap) + sum of biases_ij - alibi_slopes_h * |i + offset - j|
-//   kept   = every keep_ij is nonzero, no bias_ij is -inf, and i + offset - left <= j <= i + offset + right
-//   p_j    = exp(s_j) / (sum over kept k of exp(s_k) + exp(sinks_h)), 0 where not kept
-//   output = sum over kept j of p_j * value_j  (with dropout: dropout_keep_ij ? dropout_scale * p_j : 0)
-//   lse    = log of the denominator
+//   kept   = every keep_ij is nonzero, `blocks` keep ij, no bias_ij is -inf, and i + offset - left <= j <= i + offset +
+//   right p_j    = exp(s_j) / (sum over kept k of exp(s_k) + exp(sinks_h)), 0 where not kept output = sum over kept j
+//   of p_j * value_j  (with dropout: dropout_keep_ij ? dropout_scale * p_j : 0) lse    = log of the denominator
 //
 // T is float, double, Float16 or BFloat16. 16-bit types are computed in float; output and weights are rounded once.
 //
@@ -42,6 +43,27 @@ template <typename T>
 using Bias = std::conditional_t<kIs16Bit<T>, std::variant<View<const Accumulator<T>, 4>, View<const T, 4>>,
                                 std::variant<View<const Accumulator<T>, 4>>>;
 
+// A keep-mask in blocks of query_size queries and key_size keys, each of which is dropped, kept, or kept in part. The
+// last blocks may be cut by the lengths.
+struct BlockMask {
+  static constexpr std::int32_t kNone = 0, kAll = 1, kFirstBits = 2;
+  std::array<std::int64_t, 4> shape{};  // (batch or 1, heads or 1, query_blocks, key_blocks)
+  std::int64_t query_size = 1, key_size = 1;
+  std::vector<std::int32_t> index;      // of `shape`, contiguous: kNone, kAll, or kFirstBits + the number of a pattern
+  const std::uint64_t* bits = nullptr;  // [patterns][query_size][Words()]: bit j % 64 of word j / 64 keeps key j
+  std::int64_t patterns = 0;
+
+  std::int64_t Words() const { return (key_size + 63) / 64; }  // in a row of a pattern
+};
+
+// The part of a block mask that belongs to a call.
+struct CallBlocks {
+  std::shared_ptr<const BlockMask> mask;  // optional
+  std::int64_t batch = 0, query = 0;      // of the mask, of the call's batch entry 0 and query 0
+
+  explicit operator bool() const { return mask != nullptr; }
+};
+
 // Everything that describes attention except its inputs and outputs. Masks and biases have the shape (batch, heads,
 // query_len, key_len), with stride 0 on axes that are broadcast; the last stride is 0 or 1.
 template <typename T>
@@ -61,6 +83,7 @@ struct AttentionSpec {
   // Right-padded batches: entry b has only its first key_lengths[b] keys, and its query 0 is at position offset +
   // offsets[b]. Both empty, or one number per batch entry. Weights of the other keys are 0, also in rows of NaN.
   std::vector<std::int64_t> key_lengths, offsets;
+  CallBlocks blocks;  // a keep-mask besides `keep`, whose dropped blocks are skipped; optional
 };
 
 // Keys and values of a type S of their own beside float queries, as caches store them: Float16, BFloat16 or
@@ -159,7 +182,7 @@ struct PackedAttentionArgs {
   View<const T, 3> value;       // (kv_heads, keys of all sequences, value_dim)
   View<T, 3> output;            // (heads, queries of all sequences, value_dim)
   View<Accumulator<T>, 2> lse;  // (heads, queries of all sequences); optional
-  // Without keep, bias, dropout_keep and key_lengths; PackedSequences::offsets replaces its offset.
+  // Without keep, blocks, bias, dropout_keep and key_lengths; PackedSequences::offsets replaces its offset.
   AttentionSpec<T> spec;
   AnyStoredKeys stored;  // as in AttentionArgs, with a batch axis of 1
 };

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headwise._base.blocks import Blocks
     from headwise._base.typing import Array
 
 
@@ -17,8 +20,8 @@ class AttentionSpec(NamedTuple):
 
         position = i + offset
         score    = softcap * tanh(scale * dot(query[i], key[j]) / softcap)
-                   + sum(bias)[i, j] - alibi_slope * abs(position - j)
-        kept     = all(keep)[i, j] and position - left <= j <= position + right and j < key_length
+                   + sum(bias)[i, j] - alibi_slope * abs(position - j), then score_mod
+        kept     = all(keep)[i, j] and blocks[i, j] and position - left <= j <= position + right and j < key_length
 
     The softmax runs over the kept scores and the head's sink logit. With dropout, weights are multiplied by
     ``dropout_keep * dropout_scale`` before they multiply the values.
@@ -48,6 +51,24 @@ class AttentionSpec(NamedTuple):
     # packed sequences (kv_heads, key rows).
     key_scales: Array | None = None
     value_scales: Array | None = None
+    # A keep-mask besides `keep`, whose dropped blocks are skipped; not with packed sequences.
+    blocks: Blocks | None = None
+    # Changes the scores before masks apply. The NumPy backend alone has it, which computes such calls.
+    score_mod: ScoreMod | None = None
+
+
+class ScoreMod(NamedTuple):
+    """A function of scores, and the batch entry and query of its caller that are the first of a call."""
+
+    function: Callable[[Array, Array, Array, Array, Array], Any]
+    batch: int = 0
+    query: int = 0
+
+    def of_entry(self, entry: int) -> ScoreMod:
+        return self._replace(batch=self.batch + entry)
+
+    def from_query(self, start: int) -> ScoreMod:
+        return self._replace(query=self.query + start)
 
 
 def mask_of_entry(m: Array, entry: int, rows: int, keys: int) -> Array:

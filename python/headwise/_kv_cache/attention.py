@@ -102,6 +102,10 @@ def _attend(
     if not gap and spans.counts[0] == query.shape[2] and spans.equal():
         _together(query, rows, output, weights, lse, spans, spec)
         return
+    if spec.blocks is not None:  # each sequence has other columns
+        batch, heads, new, _ = query.shape
+        kept = spec.blocks.keep(slice(0, batch), slice(0, heads), slice(0, new), slice(0, max(spans.lengths)))
+        spec = spec._replace(keep=spec.keep if kept is None else (*spec.keep, kept), blocks=None)
     if gap:
         # attention_spec takes a window of more positions than there are columns for an open one.
         spec = spec._replace(left=check_window(options.get("window_size"), sys.maxsize)[0])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from headwise._base.arrays import as_array, promote
+from headwise._base.blocks import KeepBlocks
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
@@ -312,8 +313,8 @@ def with_key_lengths(inputs: Inputs, call: Call, options: AttentionOptions) -> A
 def _with_head_axis(mask: ArrayLike | None, name: str, shape: tuple[int, int, int | None]) -> ArrayLike | None:
     """A mask (batch, query_len, key_len) as (batch, 1, query_len, key_len); masks of other ranks are returned as they
     are. None in ``shape`` stands for any size."""
-    if mask is None:
-        return None
+    if mask is None or isinstance(mask, KeepBlocks):
+        return mask
     array = mask if isinstance(mask, np.ndarray) else as_array(mask, name)
     if array.ndim != 3:
         return array

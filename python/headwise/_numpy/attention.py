@@ -63,6 +63,8 @@ def attention(
         part_spec = spec._replace(
             offset=spec.offset + offset, keep=tuple(map(of_entry, spec.keep)), bias=tuple(map(of_entry, spec.bias)),
             dropout_keep=dropout_keep, key_lengths=None, offsets=None,
+            blocks=None if spec.blocks is None else spec.blocks.of_entry(b),
+            score_mod=None if spec.score_mod is None else spec.score_mod.of_entry(b),
         )  # fmt: skip
         if weights is not None:
             weights[part, ..., keys:] = 0
@@ -90,8 +92,7 @@ def _attend(
     per key head.
     """
     batch, heads, query_len, head_dim = query.shape
-    kv_heads, key_len = key.shape[1:3]
-    value_dim = value.shape[3]
+    key_len, value_dim = value.shape[2:]
     group = heads_per_key_head(query, key)
     is_16bit = query.dtype.itemsize == 2
     dtype = FLOAT32 if is_16bit else query.dtype
@@ -99,13 +100,13 @@ def _attend(
     shape = (batch, heads, query_len, key_len)
     keep, bias = ([np.broadcast_to(mask, shape) for mask in masks] for masks in (spec.keep, spec.bias))
 
-    for b, g, r in attention_blocks(batch, kv_heads, group, query_len, max(1, key_len, width), key_len * width):
+    for b, g, r in _parts(query, key, width, spec):
         h = slice(g.start * group, g.stop * group)
         first, rows = spec.offset + r.start, r.stop - r.start
-        k = visible_keys(first, rows, key_len, spec)
-        block = (b.stop - b.start, h.stop - h.start, rows, k.stop - k.start)
+        runs = visible_runs(b, h, r, key_len, spec)
+        block = (b.stop - b.start, h.stop - h.start, rows, sum(k.stop - k.start for k in runs))
         stacked = (block[0], g.stop - g.start, group * rows)
-        pieces = list(key_pieces(k, stacked[0] * stacked[1] * width))
+        pieces = list(key_pieces(runs, stacked[0] * stacked[1] * width))
 
         scaled = np.empty((*block[:3], head_dim), dtype)
         np.multiply(cast_dtype(query[b, h, r], dtype), spec.scale, out=scaled)
@@ -114,23 +115,21 @@ def _attend(
         for columns, keys in pieces:
             transposed = Rows(key, spec.key_scales, (b, g, keys)).cast(dtype).swapaxes(2, 3)
             np.matmul(scaled.reshape((*stacked, head_dim)), transposed, out=grouped[..., columns])
-        block_keep = [compact(mask[b, h, r, k]) for mask in keep]
-        block_bias = [cast_dtype(compact(mask[b, h, r, k]), dtype) for mask in bias]
-        modify_scores(ScoreBlock(scores, block_keep, block_bias, h, first, k.start), spec)
+        for columns, k in columns_of(runs):
+            block_keep = [compact(mask[b, h, r, k]) for mask in keep] + kept_by_blocks(spec, b, h, r, k)
+            block_bias = [cast_dtype(compact(mask[b, h, r, k]), dtype) for mask in bias]
+            modify_scores(ScoreBlock(scores[..., columns], block_keep, block_bias, h, first, k.start, b, r.start), spec)
 
         total, peak = _exponentials(scores, None if spec.sinks is None else spec.sinks[h, None, None])
         if lse is not None:
             lse[b, h, r] = (np.log(total) + peak)[..., 0]
         total[total == 0] = 1  # a row without keys has weights and output 0
         if weights is not None:
-            # 0 * total: NaN in rows that are NaN, for keys outside the block as for those within.
-            weights[b, h, r, : k.start] = weights[b, h, r, k.stop :] = 0 * total
-            if is_16bit:
-                assign(weights[b, h, r, k], scores / total)
-            else:
-                np.divide(scores, total, out=weights[b, h, r, k])
+            _store_weights(weights[b, h, r], runs, scores, total)
         if spec.dropout_keep is not None:
-            scores *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
+            for columns, k in columns_of(runs):
+                part = scores[..., columns]
+                part *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
             total /= spec.dropout_scale
         values = [(columns, Rows(value, spec.value_scales, (b, g, keys))) for columns, keys in pieces]
         total = total.reshape((*stacked, 1))
@@ -140,6 +139,19 @@ def _attend(
             again = _divide_first(grouped, total, values, keep_all=spec.dropout_keep is None)
             np.copyto(average, again, where=~np.isfinite(average))
         assign(output[b, h, r], average.reshape((*block[:3], value_dim)))
+
+
+def _store_weights(weights: Array, runs: list[slice], scores: Array, total: Array) -> None:
+    """Writes ``scores / total``, whose columns are those of ``runs``, to the weights of all keys."""
+    # 0 * total: NaN in rows that are NaN, for keys outside the runs as for those within.
+    ends = [0, *(end for k in runs for end in (k.start, k.stop)), weights.shape[3]]
+    for start, stop in zip(ends[::2], ends[1::2], strict=True):
+        weights[..., start:stop] = 0 * total
+    for columns, k in columns_of(runs):
+        if weights.itemsize == 2:
+            assign(weights[..., k], scores[..., columns] / total)
+        else:
+            np.divide(scores[..., columns], total, out=weights[..., k])
 
 
 def attention_varlen(
@@ -224,6 +236,48 @@ def attention_blocks(
             yield b, g, slice(r, min(r + rows, query_len))
 
 
+def _parts(query: Array, key: Array, width: int, spec: AttentionSpec) -> Iterator[tuple[slice, slice, slice]]:
+    """The blocks of :func:`attention_blocks`; with ``spec.blocks``, rows that lie in one block of queries each, and as
+    many of them as their kept keys allow."""
+    batch, heads, query_len, _ = query.shape
+    kv_heads, key_len = key.shape[1:3]
+    group = heads // kv_heads
+    if spec.blocks is None:
+        row_size, head_size = max(1, key_len, width), key_len * width
+        yield from attention_blocks(batch, kv_heads, group, query_len, row_size, head_size)
+        return
+    for b, g in head_blocks(batch, kv_heads, group * query_len * max(key_len, width)):
+        h, start = slice(g.start * group, g.stop * group), 0
+        while start < query_len:
+            stop = spec.blocks.query_rows(start, query_len, query_len)
+            runs = visible_runs(b, h, slice(start, stop), key_len, spec)
+            keys = max(1, width, sum(k.stop - k.start for k in runs))
+            stop = min(stop, start + max(1, BLOCK // ((b.stop - b.start) * (h.stop - h.start) * keys)))
+            yield b, g, slice(start, stop)
+            start = stop
+
+
+def visible_runs(b: slice, h: slice, r: slice, key_len: int, spec: AttentionSpec) -> list[slice]:
+    """The ranges of keys that some of these batch entries, heads and rows may keep, by windows and blocks."""
+    k = visible_keys(spec.offset + r.start, r.stop - r.start, key_len, spec)
+    return [k] if spec.blocks is None else spec.blocks.runs(b, h, r, k)
+
+
+def kept_by_blocks(spec: AttentionSpec, b: slice, h: slice, r: slice, k: slice) -> list[Array]:
+    """The keep-mask that ``spec.blocks`` has for these pairs; none if it keeps all of them."""
+    kept = None if spec.blocks is None else spec.blocks.keep(b, h, r, k)
+    return [] if kept is None else [kept]
+
+
+def columns_of(runs: list[slice]) -> Iterator[tuple[slice, slice]]:
+    """Pairs (columns of the block, keys) for ranges of keys whose columns are side by side."""
+    start = 0
+    for k in runs:
+        stop = start + k.stop - k.start
+        yield slice(start, stop), k
+        start = stop
+
+
 def visible_keys(first: int, rows: int, key_len: int, spec: AttentionSpec) -> slice:
     """The keys inside the window of any of the ``rows`` queries from position ``first``."""
     start = max(0, first - spec.left) if spec.left >= 0 else 0
@@ -231,15 +285,16 @@ def visible_keys(first: int, rows: int, key_len: int, spec: AttentionSpec) -> sl
     return slice(start, max(start, stop))
 
 
-def key_pieces(keys: slice, size: int) -> Iterator[tuple[slice, slice]]:
+def key_pieces(runs: list[slice], size: int) -> Iterator[tuple[slice, slice]]:
     """Pairs (columns of the block, keys) of about ``BLOCK`` entries, with ``size`` entries for each key.
 
-    A ``size`` of 0 gives one pair. An empty range gives one empty pair.
+    A ``size`` of 0 gives one pair for each range. Without keys there is one empty pair.
     """
-    step = max(1, BLOCK // size if size else keys.stop - keys.start)
-    for start in range(keys.start, max(keys.start + 1, keys.stop), step):
-        stop = min(start + step, keys.stop)
-        yield slice(start - keys.start, stop - keys.start), slice(start, stop)
+    for columns, keys in columns_of(runs or [slice(0, 0)]):
+        step = max(1, BLOCK // size if size else keys.stop - keys.start)
+        for start in range(keys.start, max(keys.start + 1, keys.stop), step):
+            stop = min(start + step, keys.stop)
+            yield slice(columns.start + start - keys.start, columns.start + stop - keys.start), slice(start, stop)
 
 
 def _exponentials(scores: Array, sinks: Array | None) -> tuple[Array, Array]:

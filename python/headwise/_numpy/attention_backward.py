@@ -22,7 +22,7 @@ import numpy as np
 from headwise._base.attention_spec import mask_of_entry
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
-from headwise._numpy.attention import masked_product, visible_keys
+from headwise._numpy.attention import kept_by_blocks, masked_product, visible_runs
 from headwise._numpy.blocks import BLOCK, head_blocks, heads_per_key_head
 from headwise._numpy.score_modifiers import (
     ScoreBlock,
@@ -106,7 +106,7 @@ def attention_backward(  # noqa: PLR0913, PLR0917 (the arrays of the interface)
         part_spec = spec._replace(
             offset=spec.offset + offset, keep=tuple(map(of_entry, spec.keep)), bias=tuple(map(of_entry, spec.bias)),
             dropout_keep=None if spec.dropout_keep is None else of_entry(spec.dropout_keep),
-            key_lengths=None, offsets=None,
+            key_lengths=None, offsets=None, blocks=None if spec.blocks is None else spec.blocks.of_entry(b),
         )  # fmt: skip
         part_scores = scores._replace(bias=tuple(None if a is None else of_entry(a) for a in d_bias))
         part_query = None if d_query is None else d_query[part]
@@ -128,8 +128,13 @@ def _differentiate(inputs: _Inputs, gradients: _Gradients, spec: AttentionSpec) 
         results = [None if a is None else a[b, g] for a in (gradients.key, gradients.value)]
         sums = [None if a is None else np.zeros(a.shape, FLOAT32) if is_16bit else a for a in results]
         part = gradients._replace(key=sums[0], value=sums[1])
-        for start in range(0, query_len, rows):
-            _differentiate_rows(inputs, part, spec, (b, g, slice(start, min(start + rows, query_len))))
+        start = 0
+        while start < query_len:
+            stop = min(start + rows, query_len)
+            if spec.blocks is not None:
+                stop = spec.blocks.query_rows(start, query_len, rows)
+            _differentiate_rows(inputs, part, spec, (b, g, slice(start, stop)))
+            start = stop
         if is_16bit:
             for result, total in zip(results, sums, strict=True):
                 if result is not None and total is not None:
@@ -186,10 +191,9 @@ def _differentiate_rows(
         by_row = np.where(weights == 0, 0, weights * rows.delta.reshape(rows.shape))
         gradients.sinks[where[1]] -= by_row.sum(axis=(0, 2))
     d_query = None if gradients.query is None else np.zeros_like(rows.scaled)
-    visible = visible_keys(spec.offset + r.start, r.stop - r.start, inputs.key.shape[2], spec)
+    runs = visible_runs(*where, inputs.key.shape[2], spec)
     step = max(1, BLOCK // math.prod(rows.shape))
-    for start in range(visible.start, visible.stop, step):
-        k = slice(start, min(start + step, visible.stop))
+    for k in (slice(n, min(n + step, run.stop)) for run in runs for n in range(run.start, run.stop, step)):
         key, value = (cast_dtype(a[b, g, k], rows.lse.dtype) for a in (inputs.key, inputs.value))
         d_scores = _differentiate_scores(inputs, gradients, spec, rows, k, key, value)
         if d_query is not None:
@@ -212,7 +216,7 @@ def _differentiate_scores(
     where, dtype = (*rows.where, k), rows.lse.dtype
     products = np.matmul(rows.scaled, key.swapaxes(2, 3))
     scores = products.reshape((*rows.shape, products.shape[3]))
-    keep = [part_of(m, where) for m in spec.keep]
+    keep = [part_of(m, where) for m in spec.keep] + kept_by_blocks(spec, *where)
     bias = [cast_dtype(part_of(m, where), dtype) for m in spec.bias]
     block = ScoreBlock(scores, keep, bias, where[1], spec.offset + where[2].start, k.start)
     derivative = score_derivative(scores, spec)

@@ -27,6 +27,8 @@ class ScoreBlock(NamedTuple):
     heads: slice
     query: int  # position of row 0 among all keys
     key: int  # position of column 0
+    batch: slice = slice(0)
+    row: int = 0  # index of row 0 among the queries of the call
 
 
 class ScoreGradients(NamedTuple):
@@ -101,6 +103,25 @@ def _alibi(block: ScoreBlock, spec: AttentionSpec) -> None:
         scores -= slopes * distance(block.query, rows, block.key, keys, scores.dtype)
 
 
+def _score_mod(block: ScoreBlock, spec: AttentionSpec) -> None:
+    if spec.score_mod is None:
+        return
+    scores, mod = block.scores, spec.score_mod
+    first = mod.batch + block.batch.start, block.heads.start, mod.query + block.row, block.key
+    indices = (
+        np.arange(start, start + n).reshape((n,) + (1,) * (3 - axis))
+        for axis, (start, n) in enumerate(zip(first, scores.shape, strict=True))
+    )
+    given = scores.copy()  # the function may keep it, or write to it
+    result = mod.function(given, *indices)
+    if not isinstance(result, (np.ndarray, np.floating)) or result.dtype.kind != "f":
+        kind = f"dtype {result.dtype}" if hasattr(result, "dtype") else type(result).__name__
+        raise TypeError(f"score_mod: returned {kind}, expected an array of {scores.dtype}, as the scores given")
+    if result.shape != scores.shape:
+        raise ValueError(f"score_mod: returned shape {result.shape}, expected {scores.shape} as the scores given")
+    scores[...] = result
+
+
 def _masking_bias(block: ScoreBlock, _: AttentionSpec) -> None:
     """A bias of -inf masks the key whatever its score is; NaN + -inf would be NaN."""
     for bias in block.bias:
@@ -128,5 +149,5 @@ def _window(block: ScoreBlock, spec: AttentionSpec) -> None:
         np.copyto(scores[..., :end], -np.inf, where=np.arange(end) < i - spec.left)
 
 
-SCORE_MODIFIERS = (_softcap, _bias, _alibi)
+SCORE_MODIFIERS = (_softcap, _bias, _alibi, _score_mod)
 MASK_MODIFIERS = (_masking_bias, _keep, _window)

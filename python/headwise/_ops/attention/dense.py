@@ -10,14 +10,15 @@ from headwise._base.attention_spec import fill_without_keys
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import FLOAT32
-from headwise._ops.attention.dropout import attend_with_dropout
+from headwise._ops.attention.dropout import attend_with_dropout, backend_of
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import array_options, attention_spec, check_dropout
-from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
@@ -65,6 +66,7 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     sinks: ArrayLike | None = None,
     key_padding_mask: ArrayLike | None = None,
     key_lengths: ArrayLike | None = None,
+    score_mod: Callable[..., Any] | None = None,
     need_weights: bool = True,
     return_lse: bool = False,
     precision: str | None = None,
@@ -89,7 +91,8 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     mask : array_like, (..., query_len, key_len) or (batch, key_len), optional
         A bool mask keeps a key where it is True, an integer mask of 0 and 1 where it is 1. A floating mask is added to
         the scores, unless it holds only 0.0 and 1.0, with at least one 1.0: then it is a keep-mask. Broadcast against
-        the scores. ``create_padding_mask`` returns masks of (batch, key_len).
+        the scores. ``create_padding_mask`` returns masks of (batch, key_len). A :class:`BlockMask` keeps what it holds,
+        and the blocks that it drops cost no time.
     dropout : float
         Rate in [0, 1) at which weights become 0; the others are multiplied by ``1 / (1 - dropout)``. The weights
         returned are those before dropout.
@@ -116,6 +119,11 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     key_lengths : array_like of integers, (batch,), optional
         The number of keys of each sequence of a right-padded batch. The keys behind them are masked and cost no time.
         With `causal_alignment` "lower_right", the last query of a sequence has the position of the last of these keys.
+    score_mod : callable, optional
+        ``score_mod(score, batch, head, q, k)`` returns other scores before masks apply: for modifiers that no keyword
+        has. `score` is (batch, heads, queries, keys) of some rows, in the dtype of the computation, and the others are
+        indices of int64 that broadcast against it. It is called for blocks of rows, so that memory is bounded. Such a
+        call is computed by NumPy and has no gradient.
     need_weights : bool
         If False, the weights are None and no array of query_len x key_len is allocated.
     return_lse : bool
@@ -183,7 +191,7 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     # Not SpecOptions(...), whose __new__ is a Python function that takes 0.2 µs more.
     options = tuple.__new__(SpecOptions, (
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision, key_lengths,
+        precision, key_lengths, score_mod,
     ))  # fmt: skip
     drops = check_dropout(dropout, dropout_rate, rng)
     output, weights, lse = _attend(query, key, value, options, drops, need_weights, return_lse, out)
@@ -222,6 +230,7 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
     sinks: ArrayLike | None = None,
     key_padding_mask: ArrayLike | None = None,
     key_lengths: ArrayLike | None = None,
+    score_mod: Callable[..., Any] | None = None,
     return_lse: bool = False,
     precision: str | None = None,
     rng: int | np.random.Generator | None = None,
@@ -243,7 +252,7 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
         As many heads as `key`.
     mask : array_like, (..., query_len, key_len) or (batch, key_len), optional
         Bool, or integers 0 and 1: keeps a key where it is 1. Floating: added to the scores, unless it holds only 0.0
-        and 1.0, with at least one 1.0.
+        and 1.0, with at least one 1.0. Or a :class:`BlockMask`, whose dropped blocks cost no time.
     bias : array_like, (..., query_len, key_len), optional
         Added to the scores.
     is_causal : bool
@@ -264,6 +273,8 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
         A mask of the keys of each sequence, by the rules of `mask`.
     key_lengths : array_like of integers, (batch,), optional
         The number of keys of each sequence of a right-padded batch; the keys behind them are masked and cost no time.
+    score_mod : callable, optional
+        ``score_mod(score, batch, head, q, k)`` returns other scores for some rows, before masks apply.
     return_lse : bool
         Whether to return the logarithm of the softmax denominator as well.
     precision : {"highest", "high", "medium"}, optional
@@ -312,7 +323,7 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
         refuse(unknown, ("mask", *(flash_attention.__kwdefaults__ or ())))
     options = tuple.__new__(SpecOptions, (
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision, key_lengths,
+        precision, key_lengths, score_mod,
     ))  # fmt: skip
     drops = None if dropout_rate is None and rng is None else check_dropout(0.0, dropout_rate, rng)
     output, _, lse = _attend(query, key, value, options, drops, False, return_lse, out)
@@ -357,7 +368,7 @@ def _attend(
         fill_without_keys(output, lse, spec.sinks)
     elif output.size or (math.prod(shape.scores) > 0 and (weights is not None or lse is not None)):
         if dropout is None:
-            current().attention(q, k, v, output, weights, lse, spec)
+            backend_of(spec).attention(q, k, v, output, weights, lse, spec)
         else:
             attend_with_dropout(q, k, v, output, weights, lse, spec, dropout)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from headwise import _numpy
 from headwise._base.outputs import allocate
 from headwise._runtime.backend import current
 
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
     from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array, Shape
     from headwise._ops.attention.spec import Dropout
+    from headwise._runtime.backend import Backend
 
 # Random numbers drawn per block: 16 MB of float32. Results depend on this constant: blocks set the order of the draws,
 # so they may depend on shapes only.
 _BLOCK = 1 << 22
+
+
+def backend_of(spec: AttentionSpec) -> Backend:
+    """The backend that computes attention by ``spec``: functions in Python are called by that of NumPy."""
+    return current() if spec.score_mod is None else cast("Backend", _numpy)
 
 
 def attend_with_dropout(
@@ -32,7 +39,7 @@ def attend_with_dropout(
     dropout: Dropout,
 ) -> None:
     """:meth:`headwise._runtime.backend.Backend.attention` with a random ``dropout_keep``."""
-    attention = current().attention
+    attention = backend_of(spec).attention
     for block, block_spec in dropout_blocks((*query.shape[:3], key.shape[2]), spec, dropout):
         shape = (*query.shape[:2], block.stop - block.start)
         block_weights = None if weights is None else allocate((*shape, key.shape[2]), weights.dtype)
@@ -63,6 +70,8 @@ def dropout_blocks(scores: Shape, spec: AttentionSpec, dropout: Dropout) -> Iter
                 bias=tuple(rows_of(m, block) for m in spec.bias),
                 dropout_keep=dropout.rng.random(shape, dtype=np.float32) >= dropout.rate,
                 dropout_scale=1.0 / (1.0 - dropout.rate),
+                blocks=None if spec.blocks is None else spec.blocks.from_query(start),
+                score_mod=None if spec.score_mod is None else spec.score_mod.from_query(start),
             ),
         )
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike
 
     from headwise._base.typing import Array, Rng
@@ -32,6 +34,7 @@ class SpecOptions(NamedTuple):
     key_padding_mask: ArrayLike | None = None
     precision: str | None = None
     key_lengths: ArrayLike | None = None
+    score_mod: Callable[..., Any] | None = None
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -73,6 +76,7 @@ class CoreOptions(FunctionOptions, total=False):
     """The keywords of :func:`headwise.scaled_dot_product_attention` and :func:`headwise.flash_attention`."""
 
     dropout_rate: float | None
+    score_mod: Callable[..., Any] | None
 
 
 class VarlenOptions(ScoreOptions, total=False):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, check_dtype
-from headwise._base.attention_spec import AttentionSpec
+from headwise._base.attention_spec import AttentionSpec, ScoreMod
+from headwise._base.blocks import KeepBlocks
 from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_int, check_rate, check_real, check_rng
 from headwise._base.typing import INT64
@@ -31,7 +32,7 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
     ``dtypes`` are the dtype of the computation and that of query, key and value as the backend reads them.
     """
     _, heads, query_len, key_len = shape.scores
-    mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, padding, precision, counts = options
+    mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, padding, precision, counts, mod = options
     # Defaults are recognised here, without the call of a check: together the calls would add 10 % to a small attention.
     lower_right = alignment is not UPPER_LEFT and is_lower_right(alignment)
     offset = key_len - query_len if lower_right else 0
@@ -40,6 +41,10 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
         right = 0
     keeps: tuple[Array, ...] = ()
     biases: tuple[Array, ...] = ()
+    blocks = None
+    if mask is not None and isinstance(mask, KeepBlocks):
+        blocks, mask = mask.for_scores(shape.scores), None
+        options = options._replace(mask=None)
     if mask is not None or bias is not None or padding is not None:
         keeps, biases = keep_and_bias(options, shape, dtypes)
     key_lengths = offsets = None
@@ -63,8 +68,17 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
         offsets,
         None,
         None,
+        blocks,
+        None if mod is None else check_score_mod(mod),
     )
     return tuple.__new__(AttentionSpec, fields)  # NamedTuple's own __new__ is a Python function: 0.2 µs more
+
+
+def check_score_mod(function: object) -> ScoreMod:
+    """``function`` as the spec has it."""
+    if not callable(function):
+        raise TypeError(f"score_mod: {type(function).__name__}, expected a function of (score, batch, head, q, k)")
+    return ScoreMod(function)
 
 
 def array_options(options: SpecOptions) -> list[Named]:

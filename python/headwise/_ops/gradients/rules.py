@@ -49,6 +49,8 @@ def attention_pullback(
     arguments: Arguments, wrt: Names, *, weights: bool, out: Array | None = None
 ) -> tuple[tuple[Any, ...], Pullback]:
     """(output, weights or None, lse) of attention, and the pullback of gradients by these three."""
+    if arguments.get("score_mod") is not None:
+        raise TypeError("score_mod: its derivative is not known, expected bias= or another keyword that has a gradient")
     rate, second, rng = (arguments.pop(name, default) for name, default in _DROPOUT)
     drops = check_dropout(rate, second, rng)
     replay = copy.deepcopy(drops)  # in the state before the draws
