@@ -39,7 +39,11 @@ def attention(  # noqa: PLR0913 (the inputs and attributes of the operator)
         raise ValueError("nonpad_kv_seqlen: given with past_key, expected one of the two")
     query, key, value = (
         _with_heads(x, heads, name)
-        for x, heads, name in ((Q, q_num_heads, "q_num_heads"), (K, kv_num_heads, "kv_num_heads"), (V, kv_num_heads, "kv_num_heads"))
+        for x, heads, name in (
+            (Q, q_num_heads, "q_num_heads"),
+            (K, kv_num_heads, "kv_num_heads"),
+            (V, kv_num_heads, "kv_num_heads"),
+        )
     )
     past = 0
     if past_key is not None:
@@ -58,14 +62,10 @@ def attention(  # noqa: PLR0913 (the inputs and attributes of the operator)
     if scores and qk_matmul_output_mode == 3:
         output, shown = hw.scaled_dot_product_attention(query, key, value, scale=scale, softcap=cap, **keywords)
     else:
-        output = hw.flash_attention(query, key, value, scale=scale, softcap=cap, **keywords)
-        shown = None
-        if scores:
-            shown = _scores(query, key, scale, cap if qk_matmul_output_mode else None)
-            if qk_matmul_output_mode == 2:
-                if mask is not None:
-                    shown = np.where(mask, shown, -np.inf) if mask.dtype == bool else shown + mask
-                shown = np.where(positions.kept(), shown, -np.inf)
+        output, shown = hw.flash_attention(query, key, value, scale=scale, softcap=cap, **keywords), None
+    if scores and shown is None:
+        shown = _scores(query, key, scale, cap if qk_matmul_output_mode else None)
+        shown = _with_masks(shown, mask, positions.kept()) if qk_matmul_output_mode == 2 else shown
     output = output.astype(Q.dtype, copy=False)
     if Q.ndim == 3:
         output = output.swapaxes(1, 2).reshape((*Q.shape[:2], -1))
@@ -77,7 +77,9 @@ def _with_heads(x: Array, heads: int | None, name: str) -> Array:
     if x.ndim == 4:
         return x
     if not heads or x.ndim != 3 or x.shape[2] % heads:
-        raise ValueError(f"{name}: {heads} for an input of shape {x.shape}, expected a number that divides its last axis")
+        raise ValueError(
+            f"{name}: {heads} for an input of shape {x.shape}, expected a number that divides its last axis"
+        )
     return x.reshape((*x.shape[:2], heads, -1)).swapaxes(1, 2)
 
 
@@ -142,8 +144,17 @@ class _Positions(NamedTuple):
         return kept
 
 
+def _with_masks(scores: Array, mask: Array | None, kept: Array) -> Array:
+    if mask is not None and mask.dtype == bool:
+        kept = kept & mask
+    elif mask is not None:
+        scores = scores + mask
+    return np.where(kept, scores, -np.inf)
+
+
 def _scores(query: Array, key: Array, scale: float, softcap: float | None) -> Array:
     """``query @ key.T * scale`` after softcap, in float32 at least."""
+    found: Array
     compute = np.float64 if query.dtype == np.float64 else np.float32
     groups = query.shape[1] // key.shape[1]
     q = query.astype(compute).reshape((query.shape[0], key.shape[1], groups, *query.shape[2:]))

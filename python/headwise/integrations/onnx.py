@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ class Attention(Operator):
 class RotaryEmbedding(Operator):
     """RotaryEmbedding of opset 23, by :func:`headwise.apply_rope`."""
 
-    def _run(  # noqa: PLR0913 (the inputs and attributes of the operator)
+    def _run(
         self, x: Array, cos: Array, sin: Array, position_ids: Array | None = None, *, interleaved: int = 0,
         num_heads: int | None = None, rotary_embedding_dim: int | None = None,
     ) -> tuple[Array]:  # fmt: skip
@@ -76,7 +77,8 @@ class Softmax(Operator):
     def _run(self, x: Array, *, axis: int | None = None) -> tuple[Array]:
         axes: int | tuple[int, ...] = -1 if axis is None else axis
         if self.run_params["opsets"].get(self.op_domain, 13) < 13:
-            axes = tuple(range((1 if axis is None else axis) % max(1, x.ndim), x.ndim))
+            given = any(attribute.name == "axis" for attribute in self.onnx_node.attribute)  # else that of opset 13
+            axes = tuple(range((axis if given and axis is not None else 1) % max(1, x.ndim), x.ndim))
         return (self._function(x, axis=axes),)
 
 
@@ -100,7 +102,7 @@ def _rows(x: Array, axis: int, *parameters: Array | None) -> tuple[Array, list[A
 class LayerNormalization(Operator):
     """LayerNormalization of opset 17, by :func:`headwise.layer_normalization`."""
 
-    def _run(  # noqa: PLR0913 (the inputs and attributes of the operator)
+    def _run(
         self, x: Array, scale: Array, bias: Array | None = None, *, axis: int = -1, epsilon: float = 1e-5,
         stash_type: int = 1,  # noqa: ARG002 (computed in float32, or float64 for float64)
     ) -> tuple[Array, ...]:  # fmt: skip
@@ -141,8 +143,71 @@ class RMSNormalization(Operator):
 class Gelu(Operator):
     """Gelu of opset 20, by :func:`headwise.gelu`."""
 
-    def _run(self, x: Array, *, approximate: str | None = None) -> tuple[Array]:
+    def _run(self, x: Array, *, approximate: Any = None) -> tuple[Array]:
         return (hw.gelu(x, approximate=approximate or "none"),)
+
+
+class Erf(Operator):
+    """Erf of opset 13, by :func:`headwise.gelu`: exporters of models before opset 20 write Gelu with it."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        if x.dtype.kind != "f":
+            raise ValueError(f"input: dtype {x.dtype}, expected a floating dtype")
+        a = np.abs(x.astype(np.float32 if x.itemsize == 2 else x.dtype, copy=False)).reshape(-1)
+        z = np.maximum(a, 0.5) * np.asarray(np.sqrt(2), a.dtype)
+        y = 1 + 2 * hw.gelu(-z) / z  # gelu(-z) / z is -(1 - erf(a)) / 2
+        small = np.flatnonzero(a < 0.5)
+        t = a[small]
+        total = np.zeros_like(t)
+        for n in range(13, -1, -1):  # Taylor series, whose next term is below the rounding of float64
+            total = total * (t * t) + (-1) ** n / (math.factorial(n) * (2 * n + 1))
+        y[small] = total * t * (2 / math.sqrt(math.pi))
+        return (np.copysign(y, x.reshape(-1)).reshape(x.shape).astype(x.dtype, copy=False),)
+
+
+class MatMul(Operator):
+    """MatMul, by :func:`headwise.linear` in float32 and float64."""
+
+    def _run(self, a: Array, b: Array) -> tuple[Array]:
+        return (_product(a, b).astype(a.dtype, copy=False),)
+
+
+class Gemm(Operator):
+    """Gemm, by :func:`headwise.linear`."""
+
+    def _run(
+        self, a: Array, b: Array, c: Array | None = None, *, alpha: float = 1.0, beta: float = 1.0,
+        transA: int = 0,  # noqa: N803
+        transB: int = 0, broadcast: int = 1,  # noqa: N803, ARG002 (of the opsets before 7)
+    ) -> tuple[Array]:  # fmt: skip
+        y = _product(a.T if transA else a, b.T if transB else b)
+        if alpha != 1:
+            y *= np.asarray(alpha, y.dtype)
+        if c is not None and beta != 0:
+            y = y + (c if beta == 1 else c * np.asarray(beta, y.dtype))
+        return (y.astype(a.dtype, copy=False),)
+
+
+#: Products of stacked matrices with as many multiplications each are computed one by one.
+_LARGE = 2**18
+
+
+def _product(a: Array, b: Array) -> Array:
+    """``np.matmul(a, b)``."""
+    found: Array
+    if a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype or a.dtype not in (np.float32, np.float64):
+        found = np.matmul(a, b)
+    elif b.ndim == 2:
+        found = hw.linear(a, b)
+    elif a.shape[-1] != b.shape[-2] or a.shape[-1] * a.shape[-2] * b.shape[-1] < _LARGE:
+        found = np.matmul(a, b)
+    else:
+        lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        a, b = (np.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (a, b))
+        found = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+        for entry in np.ndindex(lead):
+            hw.linear(a[entry], b[entry], out=found[entry])
+    return found
 
 
 def _swiglu(gate: Array, up: Array | None, alpha: float | None) -> Array:
@@ -159,7 +224,9 @@ class SwiGLU(Operator):
 
     def _run(self, gate: Array, up: Array, *, alpha: float | None = None) -> tuple[Array]:
         if gate.shape != up.shape or gate.dtype != up.dtype:
-            raise ValueError(f"B: {up.dtype} {up.shape}, expected the dtype and the shape of A, {gate.dtype} {gate.shape}")
+            raise ValueError(
+                f"B: {up.dtype} {up.shape}, expected the dtype and the shape of A, {gate.dtype} {gate.shape}"
+            )
         return (_swiglu(gate, up, alpha),)
 
 
@@ -172,7 +239,8 @@ class Swish(Operator):
 
 #: For ``ReferenceEvaluator(model, new_ops=operators)``.
 operators: list[type] = [
-    Attention, Gelu, LayerNormalization, LogSoftmax, RMSNormalization, RotaryEmbedding, Softmax, SwiGLU, Swish,
+    Attention, Erf, Gelu, Gemm, LayerNormalization, LogSoftmax, MatMul, RMSNormalization, RotaryEmbedding, Softmax,
+    SwiGLU, Swish,
 ]  # fmt: skip
 
 
