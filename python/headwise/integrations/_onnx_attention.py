@@ -1,4 +1,4 @@
-"""ONNX's Attention by headwise: arrays of three axes, caches, masks, and the optional output of scores."""
+"""ONNX's Attention (heads, caches, masks, the optional output of scores) and LinearAttention by headwise."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def attention(  # noqa: PLR0913 (the inputs and attributes of the operator)
     if past_key is not None and nonpad_kv_seqlen is not None:
         raise ValueError("nonpad_kv_seqlen: given with past_key, expected one of the two")
     query, key, value = (
-        _with_heads(x, heads, name)
+        with_heads(x, heads, name)
         for x, heads, name in (
             (Q, q_num_heads, "q_num_heads"),
             (K, kv_num_heads, "kv_num_heads"),
@@ -72,7 +72,7 @@ def attention(  # noqa: PLR0913 (the inputs and attributes of the operator)
     return (output, key, value) if shown is None else (output, key, value, shown.astype(Q.dtype, copy=False))
 
 
-def _with_heads(x: Array, heads: int | None, name: str) -> Array:
+def with_heads(x: Array, heads: int | None, name: str) -> Array:
     """``x`` as (batch, heads, seq, dim)."""
     if x.ndim == 4:
         return x
@@ -161,3 +161,33 @@ def _scores(query: Array, key: Array, scale: float, softcap: float | None) -> Ar
     found = np.matmul(q * scale, key.astype(compute).swapaxes(-1, -2)[:, :, np.newaxis])
     found = found.reshape((*query.shape[:3], key.shape[2]))
     return found if softcap is None else softcap * np.tanh(found / softcap)
+
+
+def linear_attention(  # noqa: PLR0913 (the inputs and attributes of the operator)
+    query: Array,
+    key: Array,
+    value: Array,
+    past_state: Array | None = None,
+    decay: Array | None = None,
+    beta: Array | None = None,
+    *,
+    q_num_heads: int | None = None,
+    kv_num_heads: int | None = None,
+    scale: float | None = None,
+    update_rule: str | None = None,
+    chunk_size: int | None = None,  # noqa: ARG001 (a hint, which changes no result)
+) -> tuple[Array, Array]:
+    """(output, present_state) of LinearAttention, whose decays are logarithms."""
+    q = with_heads(query, q_num_heads, "q_num_heads")
+    k, v = (with_heads(x, kv_num_heads, "kv_num_heads") for x in (key, value))
+    if decay is not None:
+        one_per_head = decay.shape[-1] == kv_num_heads
+        decay = np.exp(decay.astype(np.float64 if decay.dtype == np.float64 else np.float32))
+        decay = decay.swapaxes(1, 2) if one_per_head else with_heads(decay, kv_num_heads, "kv_num_heads")
+    output, state = hw.linear_attention(
+        q, k, v, feature_map=None, scale=float(scale) if scale else q.shape[-1] ** -0.5, is_causal=True,
+        decay=decay, beta=None if beta is None else beta.swapaxes(1, 2), rule=update_rule or "gated_delta",
+        state=past_state,
+    )  # fmt: skip
+    output = output.swapaxes(1, 2).reshape((*query.shape[:2], -1)).astype(query.dtype, copy=False)
+    return output, state.astype((query if past_state is None else past_state).dtype, copy=False)

@@ -16,7 +16,7 @@ import numpy as np
 
 import headwise as hw
 from headwise.integrations._libraries import require
-from headwise.integrations._onnx_attention import attention
+from headwise.integrations._onnx_attention import attention, linear_attention, with_heads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +49,13 @@ class Attention(Operator):
         return attention(**given, **attributes, scores=self._asks_for(3))
 
 
+class LinearAttention(Operator):
+    """LinearAttention of opset 27, by :func:`headwise.linear_attention`."""
+
+    def _run(self, *inputs: Any, **attributes: Any) -> tuple[Array, Array]:
+        return linear_attention(*inputs, **attributes)
+
+
 class RotaryEmbedding(Operator):
     """RotaryEmbedding of opset 23, by :func:`headwise.apply_rope`."""
 
@@ -56,9 +63,7 @@ class RotaryEmbedding(Operator):
         self, x: Array, cos: Array, sin: Array, position_ids: Array | None = None, *, interleaved: int = 0,
         num_heads: int | None = None, rotary_embedding_dim: int | None = None,
     ) -> tuple[Array]:  # fmt: skip
-        if x.ndim == 3 and not num_heads:
-            raise ValueError(f"num_heads: {num_heads}, expected the number of heads of an input of three axes")
-        heads = x.reshape((*x.shape[:2], num_heads, -1)).swapaxes(1, 2) if x.ndim == 3 else x
+        heads = with_heads(x, num_heads, "num_heads")
         width = rotary_embedding_dim or heads.shape[-1]
         if position_ids is not None:
             cos, sin = cos[position_ids], sin[position_ids]
@@ -239,8 +244,8 @@ class Swish(Operator):
 
 #: For ``ReferenceEvaluator(model, new_ops=operators)``.
 operators: list[type] = [
-    Attention, Erf, Gelu, Gemm, LayerNormalization, LogSoftmax, MatMul, RMSNormalization, RotaryEmbedding, Softmax,
-    SwiGLU, Swish,
+    Attention, Erf, Gelu, Gemm, LayerNormalization, LinearAttention, LogSoftmax, MatMul, RMSNormalization,
+    RotaryEmbedding, Softmax, SwiGLU, Swish,
 ]  # fmt: skip
 
 
