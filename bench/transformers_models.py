@@ -2,6 +2,7 @@
 
     python bench/transformers_models.py               # medians of interleaved rounds, two threads
     python bench/transformers_models.py --cases mistral,t5 --rounds 9 --threads 1
+    python bench/transformers_models.py --processor-time    # one thread; for a machine that does other work
 
 Models have two layers and random weights. Milliseconds are those of the whole model. An implementation that refuses the
 model is left out ("-"): PyTorch's fused attention has no softcap and no sinks.
@@ -82,19 +83,19 @@ def decode(model: Any) -> Callable[[], Any]:
     return lambda: model.generate(**batch, do_sample=False, max_new_tokens=64, min_new_tokens=64)
 
 
-def measure(model: Any, call: Callable[[], Any], rounds: int) -> dict[str, float | None]:
+def measure(model: Any, call: Callable[[], Any], rounds: int, clock: Callable[[], float]) -> dict[str, float | None]:
     """Median milliseconds of each implementation; None where it refuses the model."""
     samples: dict[str, list[float]] = {name: [] for name in IMPLEMENTATIONS}
     for round_ in range(rounds + 1):
         for name in IMPLEMENTATIONS:
             try:
                 model.set_attn_implementation(name)
-                start = time.perf_counter()
+                start = clock()
                 call()
             except ValueError:
                 continue
             if round_:  # the first call is a warm-up
-                samples[name].append(1e3 * (time.perf_counter() - start))
+                samples[name].append(1e3 * (clock() - start))
     return {name: statistics.median(times) if times else None for name, times in samples.items()}
 
 
@@ -103,9 +104,12 @@ def main() -> None:
     parser.add_argument("--cases", help="cases with one of these words in their names, separated by commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processor-time", action="store_true", help="of the calling thread, which then is the only one")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    hw.set_num_threads(arguments.threads)
+    threads = 1 if arguments.processor_time else arguments.threads
+    clock = time.thread_time if arguments.processor_time else time.perf_counter
+    torch.set_num_threads(threads)
+    hw.set_num_threads(threads)
     warnings.simplefilter("ignore", FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     hwt.register()
@@ -124,7 +128,7 @@ def main() -> None:
             else:
                 model = make(*DECODE[name], "AutoModelForCausalLM")
                 title, call = name, decode(model)
-            times = measure(model, call, arguments.rounds)
+            times = measure(model, call, arguments.rounds, clock)
             ours = times["headwise"]
             assert ours is not None
             cells = [f"{t:,.1f}" if t is not None else "-" for t in times.values()]
