@@ -127,6 +127,65 @@ def test_encoder_decoders(name: str, calls: list[dict[str, Any]]) -> None:
     assert torch.equal(ours, tokens)
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "GptOss", "Mistral", "T5", "Bert"])
+def test_gradients(name: str) -> None:
+    """Of every parameter, softcap, sinks and position bias included."""
+    table = next(table for table in (DECODERS, ENCODERS, ENCODER_DECODERS) if name in table)
+    model = make_model(
+        name, table[name], {"T5": "AutoModelForSeq2SeqLM", "Bert": "AutoModel"}.get(name, "AutoModelForCausalLM")
+    )
+    batch = padded_batch(left=False)
+    if name == "T5":
+        batch["decoder_input_ids"] = batch["input_ids"].clamp_min(3)[:, :7]
+    gradients = []
+    for implementation in ("eager", "headwise"):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        output = model(**batch)[0]
+        output[:, :7].square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    eager, ours = gradients
+    assert ours.keys() == eager.keys()
+    for parameter, expected in eager.items():
+        torch.testing.assert_close(
+            ours[parameter], expected, rtol=1e-4, atol=1e-5 + 1e-5 * expected.abs().max(), msg=parameter
+        )
+
+
+def test_dropout() -> None:
+    """Training draws from PyTorch's generator; evaluation drops nothing."""
+    model = make_model("Llama", DECODERS["Llama"] | {"attention_dropout": 0.5}, "AutoModel", "headwise")
+    ids = padded_batch(left=True)["input_ids"]
+    with torch.no_grad():
+        kept = model(ids)[0]
+        model.train()
+        torch.manual_seed(7)
+        dropped = model(ids)[0]
+        torch.manual_seed(7)
+        assert torch.equal(model(ids)[0], dropped)
+        assert not torch.equal(model(ids)[0], dropped)
+        assert not torch.equal(kept, dropped)
+    torch.manual_seed(7)
+    torch.testing.assert_close(model(ids)[0].detach(), dropped, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_position_bias_is_copied_once_and_again_when_it_changes(inference: bool) -> None:
+    with torch.inference_mode(inference), torch.no_grad():
+        bias = torch.randn(1, 130, 130, 4).permute(0, 3, 1, 2)
+        query = torch.randn(2, 4, 130, 8)
+        outputs = [hwt.attention(None, query, query, query, None, is_causal=False, position_bias=bias)[0] for _ in "ab"]
+        assert torch.equal(*outputs)
+        copy = bias._headwise_copy[0]
+        assert copy.is_contiguous()
+        assert torch.equal(copy, bias)
+        bias[..., 3] = -torch.inf
+        changed = hwt.attention(None, query, query, query, None, is_causal=False, position_bias=bias)[0]
+        expected = hwt.attention(None, query, query, query, None, is_causal=False, position_bias=bias.clone())[0]
+        torch.testing.assert_close(changed, expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(changed, outputs[0])
+
+
 @pytest.mark.slow
 def test_whisper() -> None:
     sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": VOCABULARY, "num_mel_bins": 8}

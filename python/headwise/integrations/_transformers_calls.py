@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from functools import cache
 from typing import Any
+
+import numpy as np
 
 import headwise as hw
 from headwise._base.foreign_arrays import torch_bfloat16
 from headwise.integrations._transformers_masks import ImplicitMask, torch
+
+differentiable: Any = importlib.import_module("headwise.integrations.torch")
 
 
 def options_of_mask(mask: Any, batch: int, query_len: int, key_len: int) -> tuple[dict[str, Any], slice]:
@@ -52,8 +55,10 @@ def _options_of_pattern(mask: ImplicitMask, query_len: int, key_len: int) -> tup
 
 def flash_attention(query: Any, key: Any, value: Any, **options: Any) -> Any:
     """The output (batch, query_len, heads, value_dim) of :func:`headwise.flash_attention`."""
-    if needs_gradient(query, key, value, *options.values()):
-        return differentiable()(query, key, value, **options).transpose(1, 2).contiguous()
+    if torch.compiler.is_compiling() or needs_gradient(query, key, value, *options.values()):
+        return differentiable.attention(query, key, value, **options).transpose(1, 2).contiguous()
+    if "dropout_rate" in options:
+        options["rng"] = int(torch.randint(1 << 62, ()))  # of the generator that torch.manual_seed sets
     output = _empty_output(query, value)
     hw.flash_attention(
         _array(query), _array(key), _array(value), **_arrays(options), out=_array(output.transpose(1, 2))
@@ -61,6 +66,7 @@ def flash_attention(query: Any, key: Any, value: Any, **options: Any) -> Any:
     return output
 
 
+@torch.compiler.disable
 def with_weights(query: Any, key: Any, value: Any, **options: Any) -> tuple[Any, Any]:
     """The output and the weights (batch, heads, query_len, key_len), without gradients."""
     output = _empty_output(query, value)
@@ -74,10 +80,28 @@ def needs_gradient(*tensors: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors)
 
 
-@cache
-def differentiable() -> Any:
-    """Attention as a function of PyTorch's autograd, None in an installation without it."""
-    return getattr(importlib.import_module("headwise.integrations.torch"), "attention", None)
+def in_order(bias: Any) -> Any:
+    """A position bias in C order; the copy is kept with the tensor, because every layer of T5 gets the same one.
+
+    T5 looks the bias up as (query_len, key_len, heads) and transposes it, an order that takes twice as long to read.
+    """
+    if bias.is_contiguous() or bias.requires_grad or bias.numel() < 1 << 16 or torch.compiler.is_compiling():
+        return bias
+    kept = getattr(bias, "_headwise_copy", None)
+    if kept is not None and _is_copy(kept, bias):
+        return kept[0]
+    copy = bias.contiguous() if bias.dtype == torch.bfloat16 else torch.from_numpy(np.ascontiguousarray(bias.numpy()))
+    bias._headwise_copy = copy, None if bias.is_inference() else bias._version  # noqa: SLF001 (a count of writes)
+    return copy
+
+
+def _is_copy(kept: tuple[Any, int | None], bias: Any) -> bool:
+    """Whether nothing wrote to `bias` since it was copied. Tensors of inference_mode do not count that."""
+    copy, version = kept
+    if version is not None:
+        return bool(version == bias._version)  # noqa: SLF001
+    first_and_last = (0, bias.shape[-2] - 1)
+    return all(torch.equal(copy[..., row, :], bias[..., row, :]) for row in first_and_last)
 
 
 def _empty_output(query: Any, value: Any) -> Any:

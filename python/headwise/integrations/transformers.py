@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from headwise.integrations._libraries import require
 from headwise.integrations._transformers_calls import (
-    differentiable,
     flash_attention,
+    in_order,
     needs_gradient,
     options_of_mask,
     with_weights,
@@ -110,13 +110,10 @@ def attention(
         With ``output_attentions=True`` only.
     """
     reason = _reason_against(query, key, value, keywords)
-    result: tuple[Tensor, Tensor | None]
     if reason is not None:
-        result = _fall_back(reason, module, query, key, value, attention_mask, keywords)
+        result: tuple[Tensor, Tensor | None] = _fall_back(reason, module, query, key, value, attention_mask, keywords)
         return result
-    run: Any = _outside_of_the_graph if torch.compiler.is_compiling() else _attention
-    result = run(module, query, key, value, attention_mask, keywords)
-    return result
+    return _attention(module, query, key, value, attention_mask, keywords)
 
 
 def _attention(
@@ -136,11 +133,11 @@ def _attention(
         options, keys = options_of_mask(mask, query.shape[0], query_len, key_len)
     bias = keywords.get("position_bias")
     if bias is not None:
-        bias = bias[..., keys]
+        bias = in_order(bias) if keys.indices(key_len) == (0, key_len, 1) else bias[..., keys]
         options["bias"] = bias + options["bias"] if "bias" in options else bias
     options |= {"scale": keywords.get("scaling"), "softcap": keywords.get("softcap"), "sinks": _sinks(keywords)}
     if keywords.get("dropout"):
-        options |= {"dropout_rate": keywords["dropout"], "rng": int(torch.randint(2**31, ()))}
+        options["dropout_rate"] = keywords["dropout"]
     if keys.indices(key_len) != (0, key_len, 1):
         key, value = key[:, :, keys], value[:, :, keys]
     options = {name: option for name, option in options.items() if option is not None}
@@ -152,9 +149,6 @@ def _attention(
             weights = torch.nn.functional.pad(weights, (start, key_len - stop))
         return output, weights
     return flash_attention(query, key, value, **options), None
-
-
-_outside_of_the_graph = torch.compiler.disable(_attention)
 
 
 def _is_causal(module: Any, query_len: int, keywords: Any) -> bool:
@@ -178,8 +172,8 @@ def _reason_against(query: Tensor, key: Tensor, value: Tensor, keywords: Any) ->
         return f"its tensors are of {query.dtype}, {key.dtype} and {value.dtype}, headwise needs one floating dtype"
     if query.dtype == torch.bfloat16 and not _has_bfloat16():
         return "NumPy has bfloat16 from the package ml_dtypes only: pip install ml_dtypes"
-    if needs_gradient(query, key, value, _sinks(keywords), keywords.get("position_bias")) and not differentiable():
-        return "it computes gradients, which headwise has under PyTorch in headwise.integrations.torch only"
+    if keywords.get("output_attentions") and needs_gradient(query, key, value):
+        return "it returns weights with gradients, headwise returns those of the output only"
     return _reason_against_keywords(query.shape[1], keywords)
 
 
