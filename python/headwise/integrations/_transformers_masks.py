@@ -106,7 +106,7 @@ class ImplicitMask(torch.Tensor):
         return self._dense
 
 
-def _key_lengths(padding: torch.Tensor) -> Tensor | None:
+def _key_lengths(padding: Tensor) -> Tensor | None:
     """The number of keys of each sequence if they precede all padding, else None."""
     return padding.sum(dim=1) if bool((padding[:, :-1] >= padding[:, 1:]).all()) else None
 
@@ -180,7 +180,8 @@ def recognized(function: Any) -> Pattern | None:
     value = function.__closure__[0].cell_contents
     if maker == "and_masks":
         parts = [recognized(part) for part in value]
-        return None if None in parts else reduce(Pattern.__and__, parts, Pattern())  # type: ignore[arg-type]
+        known = [part for part in parts if part is not None]
+        return reduce(Pattern.__and__, known, Pattern()) if len(known) == len(parts) else None
     windows = {
         "sliding_window_overlay": lambda: Pattern(left=int(value) - 1),
         "sliding_window_bidirectional_overlay": lambda: Pattern(left=int(value), right=int(value)),

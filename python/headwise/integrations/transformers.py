@@ -254,7 +254,7 @@ def _check_models() -> None:
                 requested_attention = None
         return original(self, requested_attention, *arguments, **options)
 
-    checked.checks_headwise = True  # type: ignore[attr-defined]
+    vars(checked)["checks_headwise"] = True
     model.get_correct_attn_implementation = checked
 
 
