@@ -1,120 +1,22 @@
 // Arguments of the backward pass of attention, which check their own result.
 #pragma once
 
-#include <algorithm>
-#include <memory>
-#include <string>
-#include <vector>
-
+#include "attention_backward_arguments.h"
 #include "attention_case.h"
 
 namespace headwise::testing {
 
 template <typename T>
-class BackwardCase : public AttentionCase<T> {
-  using Number = Accumulator<T>;
-
+class BackwardCase : public BackwardArguments<T, AttentionCase<T>> {
  public:
-  BackwardCase(const AttentionShape& shape, std::uint64_t seed)
-      : AttentionCase<T>(shape, seed),
-        d_output(Make<T, 4>(this->output.view().shape)),
-        d_weights(Make<T, 4>(this->weights.view().shape)),
-        d_query(Make<T, 4>(this->query.view().shape)),
-        d_key(Make<T, 4>(this->key.view().shape)),
-        d_value(Make<T, 4>(this->value.view().shape)),
-        d_lse(Make<Number, 3>({shape.batch, this->heads, shape.query_len})),
-        d_slopes(Make<Number, 1>({this->heads})),
-        d_sinks(Make<Number, 1>({this->heads})) {
-    this->WantLse();
-    FillNormal(d_output, this->random);
-    gradients.d_output = d_output.read();
-    gradients.d_query = d_query.view();
-    gradients.d_key = d_key.view();
-    gradients.d_value = d_value.view();
-  }
-
-  void AddWeightGradients() { gradients.d_weights = FillNormal(d_weights, this->random).read(); }
-  void AddLseGradients() { gradients.d_lse = FillNormal(d_lse, this->random).read(); }
-
-  // Gradients of all biases, slopes and sinks that the arguments have.
-  void WantParameters() {
-    const auto add = [&](const auto& view) {
-      std::array<std::int64_t, 4> shape{};
-      for (std::size_t axis = 0; axis < 4; ++axis) shape[axis] = view.stride[axis] == 0 ? 1 : view.shape[axis];
-      d_bias_.push_back(Make<Number, 4>(shape));
-      gradients.d_bias.push_back(d_bias_.back().view());
-    };
-    d_bias_.clear(), gradients.d_bias.clear();
-    for (const Bias<T>& bias : this->args.spec.bias) std::visit(add, bias);
-    if (this->args.spec.alibi_slopes) gradients.d_alibi_slopes = d_slopes.data();
-    if (this->args.spec.sinks) gradients.d_sinks = d_sinks.data();
-  }
-
-  // Attention, for output and lse.
-  void RunForward() const { this->Run(); }
-
-  void RunBackward() const {
-    ReadOnly inputs(this->query, this->key, this->value, this->output, this->lse, d_output, d_weights, d_lse);
-    AttentionBackward(this->args, gradients);
-  }
+  using BackwardArguments<T, AttentionCase<T>>::BackwardArguments;
 
   // Runs both passes and compares every gradient with the reference.
   void CheckGradients() const {
-    RunForward();
-    RunBackward();
-    EXPECT_EQ(GradientDifference(reference::AttentionBackward(this->args, gradients)), "");
+    this->RunForward();
+    this->RunBackward();
+    EXPECT_EQ(this->GradientDifference(reference::AttentionBackward(this->args, this->gradients)), "");
   }
-
-  std::string GradientDifference(const reference::AttentionGradientsResult& expected) const {
-    const auto compare = [&](const char* name, const auto& tensor, const reference::Gradient& gradient) -> std::string {
-      double size = 0;
-      for (const double s : gradient.sizes) size = std::max(size, std::isfinite(s) ? s : 0);
-      std::string wrong = Difference(tensor.Values(), gradient.values, 2 * this->Tolerance() * size);
-      if (wrong.empty() && !tensor.PaddingIntact()) wrong = "padding written";
-      return wrong.empty() ? "" : std::string(name) + ": " + wrong;
-    };
-    std::vector<std::string> all;
-    if (gradients.d_query) all.push_back(compare("d_query", d_query, expected.d_query));
-    if (gradients.d_key) all.push_back(compare("d_key", d_key, expected.d_key));
-    if (gradients.d_value) all.push_back(compare("d_value", d_value, expected.d_value));
-    for (std::size_t i = 0; i < d_bias_.size(); ++i) all.push_back(compare("d_bias", d_bias_[i], expected.d_bias[i]));
-    if (gradients.d_alibi_slopes) all.push_back(compare("d_alibi_slopes", d_slopes, expected.d_alibi_slopes));
-    if (gradients.d_sinks) all.push_back(compare("d_sinks", d_sinks, expected.d_sinks));
-    for (const std::string& wrong : all) {
-      if (!wrong.empty()) return wrong;
-    }
-    return "";
-  }
-
-  // The bits of all gradients.
-  std::vector<char> GradientBits() const {
-    std::vector<char> bits;
-    const auto append = [&](const auto& tensor) {
-      const auto values = tensor.Values();
-      const char* const begin = reinterpret_cast<const char*>(values.data());
-      bits.insert(bits.end(), begin, begin + values.size() * sizeof(values[0]));
-    };
-    append(d_query), append(d_key), append(d_value), append(d_slopes), append(d_sinks);
-    for (const auto& d_bias : d_bias_) append(d_bias);
-    return bits;
-  }
-
-  const Tensor<T, 4> d_output, d_weights, d_query, d_key, d_value;
-  const Tensor<Number, 3> d_lse;
-  const Tensor<Number, 1> d_slopes, d_sinks;
-  AttentionGradients<T> gradients;
-
- private:
-  template <typename U, int kRank>
-  Tensor<U, kRank> Make(std::array<std::int64_t, kRank> shape) const {
-    if constexpr (kRank == 4) {
-      return Tensor<U, 4>(shape, this->shape.guard, this->shape.order, this->shape.pad);
-    } else {
-      return Tensor<U, kRank>(shape, this->shape.guard);
-    }
-  }
-
-  std::vector<Tensor<Number, 4>> d_bias_;
 };
 
 }  // namespace headwise::testing

@@ -150,7 +150,7 @@ class AttentionInput : public AttentionArguments<T> {
     }
   }
 
- private:
+ protected:
   // Relative error of a bf16 split.
   double SplitEpsilon() const {
     if (!this->OnBf16()) return 0;
@@ -184,6 +184,7 @@ class AttentionInput : public AttentionArguments<T> {
            scale * product * (2 * kEpsilon<T> + SplitEpsilon()) + lost;
   }
 
+ private:
   double OutputMargin(double tolerance) const {
     const double factor = this->args.spec.dropout_keep ? std::max(1.0, std::abs(this->args.spec.dropout_scale)) : 1;
     const double values = MaxAbs(this->value) * factor, keys = static_cast<double>(this->shape.key_len);
