@@ -56,7 +56,7 @@ def _call(call: TracedCall, boxes: tuple[Any, ...]) -> Any:
 _adapted = adapt("autograd", _is_box, _numpy.array, _call)
 globals().update(_adapted)
 
-__all__ = sorted(_adapted)  # noqa: PLE0605 (one name for each rule of headwise.vjp)
+__all__ = sorted(_adapted)  # noqa: PLE0605 (one name for each rule of headwise.vjp)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:  # for type checkers, which do not see the names above

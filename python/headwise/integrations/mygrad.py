@@ -66,7 +66,7 @@ def _constant(result: Any) -> Any:
 _adapted = adapt("mygrad", _is_variable, _stack, _call, _constant)
 globals().update(_adapted)
 
-__all__ = sorted(_adapted)  # noqa: PLE0605 (one name for each rule of headwise.vjp)
+__all__ = sorted(_adapted)  # noqa: PLE0605 (one name for each rule of headwise.vjp)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:  # for type checkers, which do not see the names above
