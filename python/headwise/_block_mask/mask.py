@@ -172,8 +172,9 @@ class BlockMask(KeepBlocks):
         kept = a if a.dtype == bool else a != 0
         if a.dtype != bool and not np.array_equal(kept, a):
             raise ValueError("mask: numbers other than 0 and 1, expected a mask that keeps a key where it is 1")
-        kept = kept.reshape((1,) * (4 - a.ndim) + a.shape)
-        grid = make_grid(kept.shape[:2], kept.shape[2], kept.shape[3], block_size)
+        shape: tuple[int, ...] = (1,) * (4 - a.ndim) + a.shape
+        kept = kept.reshape(shape)
+        grid = make_grid(shape[:2], shape[2], shape[3], block_size)
         return cls._of(evaluate.from_dense(kept, grid), grid, a.ndim == 4)
 
     @classmethod

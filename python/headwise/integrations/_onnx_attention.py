@@ -46,9 +46,9 @@ def attention(  # noqa: PLR0913 (the inputs and attributes of the operator)
         )
     )
     past = 0
-    if past_key is not None:
+    if past_key is not None and past_value is not None:
         past = past_key.shape[2]
-        key, value = np.concatenate((past_key, key), axis=2), np.concatenate((past_value, value), axis=2)  # type: ignore[arg-type]
+        key, value = np.concatenate((past_key, key), axis=2), np.concatenate((past_value, value), axis=2)
     window = (_side(left_window_size, "left_window_size"), _side(right_window_size, "right_window_size"))
     positions = _Positions(query.shape[2], key.shape[2], past, nonpad_kv_seqlen, bool(is_causal), window)
     keywords = positions.keywords()
@@ -57,14 +57,14 @@ def attention(  # noqa: PLR0913 (the inputs and attributes of the operator)
         keywords["mask"] = mask & keywords.get("mask", True)
     elif mask is not None:
         keywords["bias"] = mask
-    scale = float(scale) if scale is not None else query.shape[-1] ** -0.5
+    factor = float(scale) if scale is not None else query.shape[-1] ** -0.5
     cap = softcap or None
     if scores and qk_matmul_output_mode == 3:
-        output, shown = hw.scaled_dot_product_attention(query, key, value, scale=scale, softcap=cap, **keywords)
+        output, shown = hw.scaled_dot_product_attention(query, key, value, scale=factor, softcap=cap, **keywords)
     else:
-        output, shown = hw.flash_attention(query, key, value, scale=scale, softcap=cap, **keywords), None
+        output, shown = hw.flash_attention(query, key, value, scale=factor, softcap=cap, **keywords), None
     if scores and shown is None:
-        shown = _scores(query, key, scale, cap if qk_matmul_output_mode else None)
+        shown = _scores(query, key, factor, cap if qk_matmul_output_mode else None)
         shown = _with_masks(shown, mask, positions.kept()) if qk_matmul_output_mode == 2 else shown
     output = output.astype(Q.dtype, copy=False)
     if Q.ndim == 3:
