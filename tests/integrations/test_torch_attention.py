@@ -13,7 +13,7 @@ import pytest
 import headwise as hw
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
-from headwise.integrations.torch import attention  # isort: skip
+from headwise.integrations.torch import _operator, attention, block_mask  # isort: skip
 from integrations.torch_calls import ERRORS, assert_near, attend, tensor, torch, with_gradients  # isort: skip
 
 pytestmark = pytest.mark.above_operations
@@ -135,16 +135,28 @@ def test_generators_of_dropout(rng: Any) -> None:
     assert not torch.equal(call(), attention(x, x, x))
 
 
-def test_block_masks() -> None:
+@pytest.mark.parametrize("kind", ["near", "documents", "heads", "batch", "all"])
+def test_block_masks(kind: str) -> None:
     flex = pytest.importorskip("torch.nn.attention.flex_attention", reason="PyTorch without flex_attention")
-
-    def near(batch: Any, head: Any, q: Any, k: Any) -> Any:
-        return (q >= k) & (q - k < 40)
-
-    query, key, value = (tensor(2, 4, 256, 8, seed=seed, dtype=F64) for seed in range(3))
-    mask = flex.create_block_mask(near, 2, None, 256, 256, device="cpu")
-    expected = attention(query, key, value, is_causal=True, window_size=(39, 0))
-    torch.testing.assert_close(attention(query, key, value, mask), expected)
+    documents = torch.arange(200) // 70
+    lengths = torch.tensor([120, 200])
+    mods: dict[str, Any] = {
+        "near": lambda b, h, q, k: (q >= k) & (q - k < 40),
+        "documents": lambda b, h, q, k: documents[q] == documents[k],
+        "heads": lambda b, h, q, k: (q - k).abs() <= 10 * h,
+        "batch": lambda b, h, q, k: k < lengths[b],
+        "all": lambda b, h, q, k: q.new_ones((), dtype=torch.bool),
+    }
+    batch, heads = 2 if kind == "batch" else None, 4 if kind == "heads" else None
+    mask = flex.create_block_mask(mods[kind], batch, heads, 200, 200, device="cpu")
+    dense = flex.create_mask(mods[kind], batch or 1, heads or 1, 200, 200, device="cpu")
+    tensors = [tensor(2, 4, 200, 8, seed=seed, dtype=F64) for seed in range(3)]
+    expected, gradients = with_gradients(attend, tensors, attn_mask=dense)
+    for given in (mask, block_mask(mask)):
+        output, found = with_gradients(attention, tensors, given)
+        for got, answer in zip((output, *found), (expected, *gradients), strict=True):
+            torch.testing.assert_close(got, answer)
+    assert block_mask(mask).kept == pytest.approx(dense.double().mean().item())
 
 
 def test_keywords_are_those_of_flash_attention() -> None:
@@ -162,6 +174,7 @@ def test_bad_input() -> None:
         (lambda: attention(x, x, x, out=x), TypeError, "out: not a keyword here"),
         (lambda: attention(x, x, x, sinks=x), ValueError, "sinks: shape"),
         (lambda: attention(x, x, x, attn_mask=x), TypeError, "attn_mask: not a keyword here, expected mask="),
+        (lambda: block_mask(x), TypeError, "mask: Tensor, expected a BlockMask"),
         (lambda: attention(x, x, x, dropout_rate=1.0), ValueError, "dropout_rate"),
         (lambda: attention(x, x, x, dropout_rate=0.1, rng="a"), TypeError, "rng: str"),
         (lambda: attention(x, x, x, return_lse="no"), TypeError, "return_lse"),
@@ -191,7 +204,7 @@ def test_compiled_graphs(name: str) -> None:
 
 def test_the_operator_has_its_schema() -> None:
     tensors = [tensor(*shape).requires_grad_() for shape in (QUERY, KEY, VALUE)]
-    others = (None,) * 12
+    others = (None,) * (len(_operator._KINDS) - 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.library.opcheck(torch.ops.headwise.attention.default, (*tensors, *others, 0.0, 0))

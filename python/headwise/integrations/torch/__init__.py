@@ -19,10 +19,11 @@ torch.Size([2, 16, 64])
 from __future__ import annotations
 
 from headwise.integrations.torch._attention import attention
+from headwise.integrations.torch._block_mask import block_mask
 from headwise.integrations.torch._switch import disable, enable, enabled, is_enabled
 
-__all__ = ["attention", "disable", "enable", "enabled", "is_enabled"]
+__all__ = ["attention", "block_mask", "disable", "enable", "enabled", "is_enabled"]
 
-for _function in (attention, disable, enable, enabled, is_enabled):
+for _function in (attention, block_mask, disable, enable, enabled, is_enabled):
     _function.__module__ = __name__
 del _function

@@ -10,7 +10,7 @@ import numpy as np
 from headwise._base.scalars import check_flag, check_rate
 from headwise._ops.attention.dense import flash_attention
 from headwise._ops.gradients.attention import NAMES
-from headwise.integrations.torch._block_mask import dense_mask
+from headwise.integrations.torch._block_mask import as_mask
 from headwise.integrations.torch._function import Dropout, apply, new_seed
 from headwise.integrations.torch._operator import run_compiled
 from headwise.integrations.torch._tensors import Tensor, is_plain, torch
@@ -42,7 +42,9 @@ def attention(
         As many heads as `key`.
     mask : Tensor or BlockMask, (..., query_len, key_len) or (batch, key_len), optional
         As for :func:`headwise.flash_attention`: a bool mask keeps a key where it is True. A BlockMask of
-        ``torch.nn.attention.flex_attention`` becomes a bool mask of all pairs.
+        ``torch.nn.attention.flex_attention`` becomes a :class:`headwise.BlockMask` of its ``mask_mod`` at each call
+        (in functions that torch.compile compiles, a bool mask of all pairs); convert one that serves many calls by
+        :func:`block_mask`.
     return_lse : bool
         Whether to return the logarithm of the softmax denominator as well.
     rng : int, torch.Generator or numpy.random.Generator, optional
@@ -92,15 +94,16 @@ def attention(
             raise TypeError(f"{name}: {type(x).__name__}, expected a torch.Tensor")
     keywords = {name: x for name, x in keywords.items() if x is not None}
     if mask is not None:
-        keywords["mask"] = dense_mask(mask, query, key)
+        keywords["mask"] = as_mask(mask, query, key)
     rate = 0.0 if dropout_rate is None else check_rate(dropout_rate, "dropout_rate")
     dropout = Dropout(rate, _seed(rng)) if rate else Dropout()
-    given |= {name: keywords.pop(name) for name in NAMES if name in keywords}
+    # Dictionaries are not merged by |, which the compiler of PyTorch 2.6 does not trace.
+    given.update({name: keywords.pop(name) for name in NAMES if name in keywords})
     arguments = [given.get(name) for name in NAMES]
     if torch.compiler.is_compiling():
         output, lse = run_compiled(arguments, keywords, dropout)
     else:
-        for name, x in (given | keywords).items():
+        for name, x in (*given.items(), *keywords.items()):
             if isinstance(x, Tensor) and not is_plain(x):
                 raise TypeError(f"{name}: {_kind(x)}, expected a dense torch.Tensor in main memory (device cpu)")
         output, lse = apply(arguments, keywords, dropout)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headwise._ops.gradients.attention import NAMES
+from headwise._ops.gradients.attention import NAMES, ROWS
 from headwise.integrations.torch._function import Dropout, backward, forward
 from headwise.integrations.torch._tensors import Tensor, torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks"
 _KEYWORDS = {  # with their types in the schema of the operator
     "mask": "Tensor?",
     "key_padding_mask": "Tensor?",
@@ -23,7 +22,8 @@ _KEYWORDS = {  # with their types in the schema of the operator
     "softcap": "float?",
     "precision": "str?",
 }
-_SCHEMA = ", ".join([_ARGUMENTS, *(f"{kind} {name}" for name, kind in _KEYWORDS.items()), "float rate, int seed"])
+_KINDS = {name: "Tensor" if name in ROWS else "Tensor?" for name in NAMES} | _KEYWORDS
+_SCHEMA = ", ".join([*(f"{kind} {name}" for name, kind in _KINDS.items()), "float rate, int seed"])
 _COUNT = len(NAMES)
 
 _library = torch.library.Library("headwise", "DEF")

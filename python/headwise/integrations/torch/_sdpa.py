@@ -15,6 +15,7 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from headwise._ops.gradients.attention import NAMES
 from headwise.integrations.torch._function import Dropout, apply, new_seed
 from headwise.integrations.torch._fused import attend
 from headwise.integrations.torch._tensors import BFLOAT16, DTYPES, is_plain, torch
@@ -147,14 +148,13 @@ def _without_gradients(
 
 def _general(query: Any, key: Any, value: Any, mask: Any, dropout: float, is_causal: bool, scale: float | None) -> Any:
     keywords: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
-    bias = None
+    given = {"query": query, "key": key, "value": value}
     if mask is not None:
         # Without an axis of one size, a mask of two axes may be (batch, key_len), and headwise has none of one axis.
         mask = mask.reshape((1,) * (query.ndim - mask.ndim) + tuple(mask.shape))
         if mask.dtype is torch.bool:
             keywords["mask"] = mask
         else:
-            bias = mask
-    return apply(
-        (query, key, value, bias, None, None), keywords, Dropout(dropout, new_seed()) if dropout else Dropout()
-    )[0]
+            given["bias"] = mask
+    draws = Dropout(dropout, new_seed()) if dropout > 0.0 else Dropout()
+    return apply([given.get(name) for name in NAMES], keywords, draws)[0]
