@@ -104,46 +104,6 @@ def test_masked_nan_reaches_nothing() -> None:
     np.testing.assert_allclose(found.compute(), hw.flash_attention(q, k, v, keep), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
-def test_schedulers(scheduler: str) -> None:
-    given = arrays()
-    found = adapter.flash_attention(*chunked(given, CHUNKS["all axes"]), is_causal=True)
-    np.testing.assert_allclose(
-        found.compute(scheduler=scheduler, num_workers=2), hw.flash_attention(*given, is_causal=True), rtol=1e-12
-    )
-
-
-@pytest.mark.slow
-def test_a_worker_of_a_cluster_is_killed() -> None:
-    """Its parts are computed again by the others, and the result is that of one call."""
-    distributed: Any = pytest.importorskip("distributed", reason="the package distributed is not installed")
-    given = arrays()
-    expected = hw.flash_attention(*given, is_causal=True)
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        slow = [a.map_blocks(_slowly, dtype=a.dtype) for a in chunked(given, CHUNKS["all axes"])]
-        future = client.compute(adapter.flash_attention(*slow, is_causal=True))
-        while not any(client.has_what().values()):
-            pass
-        client.run(_die, workers=[next(iter(client.has_what()))], wait=False, nanny=False, on_error="ignore")
-        np.testing.assert_allclose(future.result(timeout=60), expected, rtol=1e-12, atol=1e-13)
-
-
-def _slowly(block: Any) -> Any:
-    import time
-
-    time.sleep(0.02)
-    return block
-
-
-def _die() -> None:
-    import os
-
-    os._exit(1)
-
-
 def test_memory_mapped_files(tmp_path: Any) -> None:
     given = arrays()
     mapped = []
