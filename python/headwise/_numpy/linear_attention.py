@@ -8,7 +8,7 @@ With the product ``P_t`` of the decays from the chunk's begin to token t, and th
 
 The rules without a correction have U = V. This is the chunked form of Yang et al. 2024 ("Parallelizing Linear
 Transformers with the Delta Rule over Sequence Length", arXiv:2406.06484; with gates arXiv:2412.06464). A quotient of
-decays is never divided: :class:`_Decays` has products of decays between two tokens, so that a decay near 0 neither
+decays is never divided: :class:`Decays` has products of decays between two tokens, so that a decay near 0 neither
 overflows nor cancels. ``T`` comes from halves (the inverse of a block triangular matrix), as products too.
 
 A product of a chunk multiplies 0 by the rows of later tokens. Where a chunk's results are not finite, they are
@@ -152,12 +152,12 @@ def _causal(chunk: _Chunk, state: Array) -> Array:
 def _in_products(chunk: _Chunk, state: Array) -> Array:
     tokens = chunk.k.shape[2]
     width = 1 << (tokens - 1).bit_length()
-    q, k, v = (_padded(a, width) for a in (chunk.q, chunk.k, chunk.v))
+    q, k, v = (padded(a, width) for a in (chunk.q, chunk.k, chunk.v))
     decay = None
     if chunk.decay is not None:
         decay = np.ones((*chunk.decay.shape[:2], width, chunk.decay.shape[3]), k.dtype)
         decay[:, :, :tokens] = chunk.decay
-    decays = _Decays(decay, width)
+    decays = Decays(decay, width)
     if chunk.beta is not None:
         beta = np.zeros((*k.shape[:3], 1), k.dtype)
         beta[:, :, :tokens, 0] = chunk.beta
@@ -175,7 +175,7 @@ def _in_products(chunk: _Chunk, state: Array) -> Array:
     return result[..., :tokens, :]
 
 
-def _padded(a: Array, tokens: int) -> Array:
+def padded(a: Array, tokens: int) -> Array:
     """``a`` with rows of 0 behind its own."""
     if a.shape[-2] == tokens:
         return a
@@ -184,7 +184,7 @@ def _padded(a: Array, tokens: int) -> Array:
     return result
 
 
-class _Decays:
+class Decays:
     """Products of the decays of a chunk of ``width`` tokens, a power of 2.
 
     A product over a range of tokens is that of two halves, which levels of 1, 2, 4, … tokens share: a block of 2 s
@@ -243,6 +243,24 @@ class _Decays:
             second, first = _halves(rows * begin, size)[1], _halves(k * end, size)[0]
             _diagonal_blocks(scores, size)[...] = second @ first.swapaxes(-1, -2)
         return scores
+
+    def add_pairs(self, pairs: Array, rows: Array, to: Array, *, transposed: bool = False) -> None:
+        """``to_t += sum_j pairs_tj (P_t / P_j) * rows_j`` over j <= t or, transposed,
+        ``to_j += sum_t pairs_tj (P_t / P_j) * rows_t``. ``pairs`` is lower triangular."""
+        if self.begin is None or self.pairs is not None:
+            if self.pairs is not None:
+                pairs = pairs * self.pairs
+            to += (pairs.swapaxes(-1, -2) if transposed else pairs) @ rows
+            return
+        to += pairs.diagonal(axis1=-2, axis2=-1)[..., None] * rows
+        for size, begin, end in self.levels:
+            block = _diagonal_blocks(pairs, size)
+            if transposed:
+                _halves(to, size)[0][...] += _halves(end, size)[0] * (
+                    block.swapaxes(-1, -2) @ _halves(rows * begin, size)[1]
+                )
+            else:
+                _halves(to, size)[1][...] += _halves(begin, size)[1] * (block @ _halves(rows * end, size)[0])
 
 
 def _halves(a: Array, size: int) -> tuple[Array, Array]:

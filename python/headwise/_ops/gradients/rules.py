@@ -23,6 +23,7 @@ from headwise._ops.gradients.activation import GATED_NAMES, activation_gradient,
 from headwise._ops.gradients.attention import NAMES, ROWS, Results, differentiate
 from headwise._ops.gradients.layer_norm import LAYER_NORM_NAMES, RMS_NORM_NAMES, norm_gradients
 from headwise._ops.gradients.linear import LINEAR_NAMES, linear_gradients
+from headwise._ops.gradients.linear_attention import LINEAR_ATTENTION_NAMES, linear_attention_rule
 from headwise._ops.gradients.results import as_gradient, finish
 from headwise._ops.gradients.rope import ROPE_NAMES, rope_gradients
 from headwise._ops.gradients.softmax import log_softmax_backward, logsumexp_gradients, softmax_backward
@@ -30,6 +31,7 @@ from headwise._ops.gradients.varlen import VARLEN_NAMES, varlen_attention_backwa
 from headwise._ops.gradients.vjp import set_rule, vjp
 from headwise._ops.layer_norm import layer_normalization, rms_norm
 from headwise._ops.linear import linear
+from headwise._ops.linear_attention.function import linear_attention
 from headwise._ops.rope import apply_rope
 from headwise._ops.softmax import log_softmax, logsumexp, softmax
 
@@ -222,6 +224,7 @@ set_rule(log_softmax, ("x",), _from_result(log_softmax, log_softmax_backward))
 set_rule(logsumexp, ("x", "b"), _logsumexp)
 set_rule(apply_rope, ROPE_NAMES, _apply_rope)
 set_rule(linear, LINEAR_NAMES, _linear)
+set_rule(linear_attention, LINEAR_ATTENTION_NAMES, linear_attention_rule)
 set_rule(layer_normalization, LAYER_NORM_NAMES, _layer_normalization)
 set_rule(rms_norm, RMS_NORM_NAMES, _rms_norm)
 set_rule(gelu, ("x",), _activation(gelu))

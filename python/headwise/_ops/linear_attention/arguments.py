@@ -170,6 +170,18 @@ def _spread(given: ArrayLike, name: str, key: Shape, compute: np.dtype[Any]) -> 
     last; or all of them.
     """
     a = as_array(given, name)
+    own, rank = rate_axes(a, name, key), len(key)
+    a = cast_layout(a, compute).reshape(own)
+    if rank < 4:
+        return with_heads(a)
+    lead = own[:-3]
+    if math.prod(lead) > 1 and lead != key[:-3]:
+        a = np.broadcast_to(a, (*key[:-3], *own[-3:]))
+    return a.reshape((math.prod(a.shape[:-3]), *own[-3:]))
+
+
+def rate_axes(a: Array, name: str, key: Shape) -> Shape:
+    """The shape of an array of rates with all axes of the key, of which those that it has not are 1."""
     check_dtype(a.dtype, name)
     rank, last = len(key), key[-1] if name == "decay" else 1
     full = (*key[:-1], last)
@@ -186,13 +198,7 @@ def _spread(given: ArrayLike, name: str, key: Shape, compute: np.dtype[Any]) -> 
         heads = f"({key[-3]},), " if rank > 3 else ""
         every = f" or {(*key[:-1], last)}" if name == "decay" else ""
         raise ValueError(f"{name}: shape {a.shape}, expected (), {heads}{key[:-1]}{every} for key {key}; axes may be 1")
-    a = cast_layout(a, compute).reshape(own)
-    if rank < 4:
-        return with_heads(a)
-    lead = own[:-3]
-    if math.prod(lead) > 1 and lead != key[:-3]:
-        a = np.broadcast_to(a, (*key[:-3], *own[-3:]))
-    return a.reshape((math.prod(a.shape[:-3]), *own[-3:]))
+    return own
 
 
 def _check_state(given: ArrayLike, shape: Shape, compute: np.dtype[Any]) -> Array:

@@ -1,0 +1,103 @@
+"""Gradients of linear attention against central differences of the oracle, in every dtype, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headwise as hw
+import oracle
+from support import dtype_named
+
+Array = np.ndarray[Any, Any]
+
+CASES: dict[str, dict[str, Any]] = {
+    "square": {"is_causal": False},
+    "plain": {"is_causal": True, "feature_map": None, "scale": 0.5},
+    "elu": {"is_causal": True, "chunk": 3},
+    "gated": {"rule": "gated", "feature_map": None, "scale": 0.5, "decay": (2, 2, 9), "chunk": 4},
+    "gated-features": {"rule": "gated", "feature_map": None, "decay": (2, 2, 9, 6)},
+    "gated-elu": {"rule": "gated", "decay": (2, 1, 9, 6), "chunk": 5},
+    "retention": {"rule": "gated", "feature_map": None, "decay": (2,)},
+    "number": {"rule": "gated", "decay": ()},
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+def call(name: str, state: bool = True) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    options = dict(CASES[name])
+    arguments = {
+        "query": rng.standard_normal((2, 4, 9, 6)),
+        "key": rng.standard_normal((2, 2, 9, 6)),
+        "value": rng.standard_normal((2, 2, 9, 5)),
+    }
+    if "decay" in options:
+        options["decay"] = 0.3 + 0.7 * rng.random(options["decay"])
+    if state:
+        arguments["state"] = rng.random((2, 2, 6, 5 + ("feature_map" not in options)))
+    return arguments | options
+
+
+@every
+@pytest.mark.parametrize("state", [False, True])
+def test_central_differences(name: str, state: bool) -> None:
+    arguments = call(name, state)
+    wrt = tuple(n for n in ("query", "key", "value", "decay", "state") if n in arguments)
+    results, pullback = hw.vjp(hw.linear_attention, **arguments, wrt=wrt)
+    rng = np.random.default_rng(1)
+    d = [rng.standard_normal(y.shape) for y in results]
+    for n, gradient in zip(wrt, pullback(*d), strict=True):
+        assert gradient.shape == np.shape(arguments[n]) and gradient.dtype == np.float64
+        for _ in range(2):
+            direction = rng.standard_normal(gradient.shape)
+
+            def loss(step: float, n: str = n, direction: Array = direction) -> Any:
+                moved = {**arguments, n: oracle.wide(arguments[n]) + np.longdouble(step) * direction}
+                return sum((y * b).sum() for y, b in zip(oracle.linear_attention(**moved), d, strict=True))
+
+            near, far = loss(1e-4) - loss(-1e-4), loss(2e-4) - loss(-2e-4)
+            expected = float((8 * near - far) / 12e-4)
+            assert abs(expected - (gradient * direction).sum()) < 1e-9 * max(1, abs(expected))
+
+
+@every
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_dtypes(name: str, dtype: str) -> None:
+    """Gradients equal those in float64 of the same rounded numbers; one result has no gradient."""
+    kind = dtype_named(dtype)
+    arguments = {n: x.astype(kind) if isinstance(x, np.ndarray) and x.ndim else x for n, x in call(name).items()}
+    precise = {n: oracle.double(x) if isinstance(x, np.ndarray) else x for n, x in arguments.items()}
+    wrt = tuple(n for n in ("query", "key", "value", "decay", "state") if n in arguments and np.ndim(arguments[n]))
+    (output, _), pullback = hw.vjp(hw.linear_attention, **arguments, wrt=wrt)
+    _, exact = hw.vjp(hw.linear_attention, **precise, wrt=wrt)
+    d = np.random.default_rng(2).standard_normal(output.shape).astype(kind)
+    tolerance = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 4e-2}[dtype]
+    for n, got, expected in zip(wrt, pullback(d), exact(oracle.double(d)), strict=True):
+        assert got.dtype == arguments[n].dtype
+        scale = max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(oracle.double(got), expected, atol=tolerance * scale, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["plain", "gated-features"])
+def test_nan_of_later_tokens_reaches_no_gradient_by_earlier_queries(name: str) -> None:
+    arguments = call(name)
+    expected = hw.vjp(hw.linear_attention, **arguments, wrt=("query",))[1](np.ones((2, 4, 9, 5))).d_query
+    for n in ("key", "value"):
+        arguments[n][:, :, 7] = np.nan
+    got = hw.vjp(hw.linear_attention, **arguments, wrt=("query",))[1](np.ones((2, 4, 9, 5))).d_query
+    np.testing.assert_allclose(got[:, :, :7], expected[:, :, :7], rtol=1e-12)
+    assert np.isnan(got[:, :, 7:]).all()
+
+
+def test_what_has_no_gradient_is_refused() -> None:
+    q = np.ones((1, 1, 3, 2))
+    with pytest.raises(ValueError, match=r"^rule: 'delta', expected 'linear' or 'gated'"):
+        hw.vjp(hw.linear_attention, q, q, q, rule="delta", beta=0.5)
+    with pytest.raises(TypeError, match=r"^feature_map: .*vjp does not differentiate functions"):
+        hw.vjp(hw.linear_attention, q, q, q, feature_map=np.exp)
+    _, pullback = hw.vjp(hw.linear_attention, q, q, q)
+    with pytest.raises(ValueError, match=r"^d_state: shape"):
+        pullback(None, np.ones((1, 1, 2, 2)))
