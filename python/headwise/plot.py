@@ -9,11 +9,12 @@ imported by the first call.
 
 from __future__ import annotations
 
-from headwise._plot.pictures import attention, bias, encoding, grid, lines
+from headwise._plot.pictures import attention, bias, block_mask, encoding, grid, lines
 
 __all__ = [
     "attention",
     "bias",
+    "block_mask",
     "encoding",
     "grid",
     "lines",

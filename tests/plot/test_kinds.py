@@ -37,6 +37,15 @@ def test_grid_of_one_array(shape: tuple[int, ...]) -> None:
     assert len(panels(figure)) == 2 * (shape[-3] if len(shape) > 3 else 1)
 
 
+def test_block_mask() -> None:
+    mask = hw.BlockMask.from_mod(lambda b, h, q, k: (k <= q) & (h == 0), 6, 6, heads=2, block_size=2)
+    figure = plot.block_mask(mask, title="causal")
+    np.testing.assert_array_equal([x.data for x in drawn(figure)], mask.block_shares()[0])
+    assert figure.get_suptitle() == "causal"
+    with pytest.raises(TypeError, match="mask: ndarray"):
+        plot.block_mask(mask.to_dense())  # type: ignore[arg-type]
+
+
 def test_lines() -> None:
     given = np.array([[0.5, 0.0, 0.5], [0.0, 0.2, 0.8]])
     figure = plot.lines(given, query_tokens=["x", "y"], key_tokens=["a", "b", "c"])

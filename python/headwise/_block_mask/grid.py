@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import numpy as np
+
 from headwise._base.outputs import check_room
 from headwise._base.scalars import check_int, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from headwise._base.typing import Array
 
 BlockSize: TypeAlias = int | tuple[int, int] | None
 
@@ -37,6 +41,11 @@ class Grid(NamedTuple):
     @property
     def blocks(self) -> tuple[int, int, int, int]:
         return (self.batch, self.heads, self.query_blocks, self.key_blocks)
+
+    def block_lengths(self) -> tuple[Array, Array]:
+        """The queries of each block of queries, and the keys of each block of keys."""
+        rows = np.minimum(self.query_size, self.query_len - np.arange(self.query_blocks) * self.query_size)
+        return rows, np.minimum(self.key_size, self.key_len - np.arange(self.key_blocks) * self.key_size)
 
     @property
     def row_bytes(self) -> int:

@@ -374,13 +374,37 @@ class BlockMask(KeepBlocks):
 
     @property
     def kept(self) -> float:
-        g, index = self._grid, self._blocks.entries
-        rows = np.minimum(g.query_size, g.query_len - np.arange(g.query_blocks) * g.query_size)
-        keys = np.minimum(g.key_size, g.key_len - np.arange(g.key_blocks) * g.key_size)
-        whole = ((index == ALL) * rows[:, np.newaxis] * keys).sum()
-        counts = _ONES[self._blocks.bits.view(np.uint8)].sum(axis=(1, 2), dtype=np.int64)
-        some = counts[index[index >= FIRST_BITS] - FIRST_BITS].sum()
-        return float((int(whole) + int(some)) / (g.batch * g.heads * g.query_len * g.key_len))
+        g = self._grid
+        return float(self._counts().sum() / (g.batch * g.heads * g.query_len * g.key_len))
+
+    def _counts(self) -> Array:
+        """The pairs that each block keeps, int64."""
+        entries = self._blocks.entries
+        rows, keys = self._grid.block_lengths()
+        counts = (entries == ALL) * (rows[:, np.newaxis] * keys)
+        some = entries >= FIRST_BITS
+        patterns = _ONES[self._blocks.bits.view(np.uint8)].sum(axis=(1, 2))
+        counts[some] = patterns[entries[some] - FIRST_BITS]
+        return counts
+
+    def block_shares(self) -> Array:
+        """The share of the pairs that each block keeps.
+
+        Returns
+        -------
+        ndarray
+            float64, (query_blocks, key_blocks), or with axes (batch, heads) before as :attr:`shape` has.
+
+        Examples
+        --------
+        >>> import headwise as hw
+        >>> hw.BlockMask.causal(4, 4, block_size=2).block_shares()
+        array([[0.75, 0.  ],
+               [1.  , 0.75]])
+        """
+        rows, keys = self._grid.block_lengths()
+        shares: Array = self._counts() / (rows[:, np.newaxis] * keys)
+        return shares if self._with_heads else shares.reshape(shares.shape[2:])
 
     @property
     def kept_blocks(self) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwise._base.blocks import KeepBlocks
 from headwise._base.scalars import check_real
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
+    from headwise._block_mask.mask import BlockMask
+
     Weights = ArrayLike | Mapping[str, Any]
     Path = str | os.PathLike[str]
 
-__all__ = ["attention", "bias", "encoding", "grid", "lines"]
+__all__ = ["attention", "bias", "block_mask", "encoding", "grid", "lines"]
 
 _NO_WEIGHT = "0 (masked)"
 
@@ -338,5 +341,64 @@ def bias(  # noqa: PLR0913 (public)
     scale = draw.two_sided(maps.values, arguments.check_limit(vmax))
     colours = draw.colours(cmap, "RdBu_r")
     figure = draw.heat_maps(maps, np.isneginf(maps.values), scale, colours, "bias of the score", "masked", heading)
+    draw.save(figure, file)
+    return figure
+
+
+def block_mask(
+    mask: BlockMask,
+    *,
+    head: int | str | Sequence[int] | None = None,
+    batch: int = 0,
+    cmap: str | Colormap | None = None,
+    title: str | None = None,
+    path: Path | None = None,
+) -> Figure:
+    """The blocks of a mask: the share of its pairs that each one keeps, with dropped blocks grey.
+
+    Parameters
+    ----------
+    mask : BlockMask
+        The mask. Rows are blocks of queries and columns blocks of keys, labelled by their first position.
+    head : int, "mean" or sequence of int, optional
+        The heads to draw, or their mean; all by default.
+    batch : int
+        The batch entry to draw.
+    cmap : str or matplotlib.colors.Colormap, optional
+        "viridis" by default.
+    title : str, optional
+        A title above the figure.
+    path : str or path, optional
+        The file to write, ``.png`` or ``.svg``. The same figure gives the same bytes.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError, TypeError, ImportError
+        As :func:`attention`, or if `mask` is not a BlockMask.
+
+    Examples
+    --------
+    >>> import headwise as hw
+    >>> mask = hw.BlockMask.causal(1024, 1024) & hw.BlockMask.window(200, 1024, 1024)
+    >>> figure = hw.plot.block_mask(mask, title="A causal window of 200 keys")
+    >>> figure.get_suptitle()
+    'A causal window of 200 keys'
+    """
+    from headwise._plot import arguments, draw
+
+    if not isinstance(mask, KeepBlocks):
+        raise TypeError(f"mask: {type(mask).__name__}, expected a BlockMask")
+    shares = mask.block_shares()
+    sizes = zip(mask.block_size, shares.shape[-2:], strict=True)
+    starts = [[str(n * size) for n in range(count)] for size, count in sizes]
+    maps = arguments.weight_maps(shares, None, starts[0], starts[1], head, batch)
+    file, heading = arguments.check_path(path), arguments.check_title(title)
+    scale = draw.one_sided([maps.values], 1.0)
+    colours = draw.colours(cmap, "viridis")
+    figure = draw.heat_maps(maps, maps.values == 0, scale, colours, "share of the pairs kept", "dropped", heading)
     draw.save(figure, file)
     return figure
