@@ -14,7 +14,7 @@ from support import assert_close, check_attention, dtype_named, normal
 QUERIES, KEYS = 70, 101
 Q, K = np.arange(QUERIES)[:, None], np.arange(KEYS)
 IDS = np.sort(np.random.default_rng(0).integers(0, 5, KEYS))
-SIZES: list[Any] = [None, 1, 5, (64, 7), 100, 4096]
+SIZES: list[Any] = [None, 1, 5, (64, 7), (32, 48), 100, 4096]
 RANDOM = np.random.default_rng(1).random((2, 4, QUERIES, KEYS)) < 0.03
 
 

@@ -22,6 +22,15 @@ class KeepBlocks:
         """The blocks, checked to fit scores (batch, heads, query_len, key_len)."""
         raise NotImplementedError
 
+    @property
+    def block_size(self) -> tuple[int, int]:
+        """The queries and the keys of a block."""
+        raise NotImplementedError
+
+    def block_shares(self) -> Array:
+        """The share of the pairs that each block keeps, ([batch, heads,] query_blocks, key_blocks)."""
+        raise NotImplementedError
+
 
 class Blocks(NamedTuple):
     """Whether each block of ``query_size`` queries and ``key_size`` keys is dropped, kept, or kept in part.

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.blocks import ALL, FIRST_BITS, NONE, Blocks
-from headwise._block_mask.intervals import Interval, Ternary
+from headwise._block_mask.intervals import Interval, Ternary, UndecidedError
+from headwise._block_mask.refine import can_refine, refined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from headwise._base.typing import Array
     from headwise._block_mask.grid import Grid
@@ -95,14 +96,44 @@ def from_mod(mask_mod: MaskMod, grid: Grid) -> Blocks:
             unknown = decided < 0
             if reach < _INT32:  # no number that the function computes needs more: twice as fast
                 batch, heads = batch.astype(np.int32), heads.astype(np.int32)
-    width = max(1, _PAIRS // (grid.query_size * grid.key_size))
-    for row in range(grid.query_blocks):
+            if can_refine(grid):
+                unknown &= ~_refine(mask_mod, (batch, heads), table, index)
+    for row, start, stop in _runs(unknown, max(1, _PAIRS // (grid.query_size * grid.key_size))):
+        evaluate(row, start, stop)
+    return table.blocks(index)
+
+
+def _runs(unknown: Array, width: int) -> Iterator[tuple[int, int, int]]:
+    """(row, first column, last column + 1) of neighbouring blocks of a row that are not known, at most ``width``."""
+    for row in np.flatnonzero(unknown.any(axis=(0, 1, 3))).tolist():
         columns = unknown[:, :, row].any(axis=(0, 1))
         edges = np.flatnonzero(np.diff(columns, prepend=False, append=False)).reshape(-1, 2)
         for start, stop in edges.tolist():
             for column in range(start, stop, width):
-                evaluate(row, column, min(stop, column + width))
-    return table.blocks(index)
+                yield row, column, min(stop, column + width)
+
+
+def _refine(mask_mod: MaskMod, heads: tuple[Array, Array], table: BitTable, index: Array) -> Array:
+    """Fills the undecided entries of ``index``; returns where it did."""
+    grid, done = table.grid, np.zeros(index.shape, bool)
+    try:
+        for blocks, kept in refined(mask_mod, grid, heads, np.argwhere(index < 0)):
+            _clear_outside(kept, blocks, grid)
+            bits = np.zeros((len(blocks), grid.query_size, grid.row_bytes), np.uint8)
+            bits[..., : grid.key_size // 8] = np.packbits(kept, axis=2, bitorder="little")
+            for one, (b, h, row, column) in zip(bits, blocks.tolist(), strict=True):
+                index[b, h, row, column] = table.entry(one.tobytes(), row, column)
+                done[b, h, row, column] = True
+    except (UndecidedError, IndexError):  # a look-up; some of it may be done
+        pass
+    return done
+
+
+def _clear_outside(kept: Array, blocks: Array, grid: Grid) -> None:
+    """Clears the pairs outside the mask, in the last blocks."""
+    rows, keys = grid.block_lengths()
+    kept[blocks[:, 2] == grid.query_blocks - 1, rows[-1] :] = False
+    kept[blocks[:, 3] == grid.key_blocks - 1, :, keys[-1] :] = False
 
 
 def _agree(decided: Array, evaluated: Array) -> bool:
@@ -148,8 +179,8 @@ def _by_ranges(mask_mod: MaskMod, grid: Grid, batch: Array, heads: Array) -> tup
     that it computed."""
     low_q = np.arange(0, grid.query_len, grid.query_size).reshape(1, 1, -1, 1)
     low_k = np.arange(0, grid.key_len, grid.key_size).reshape(1, 1, 1, -1)
-    q = Interval(low_q, np.minimum(low_q + grid.query_size, grid.query_len) - 1)
-    k = Interval(low_k, np.minimum(low_k + grid.key_size, grid.key_len) - 1)
+    q = Interval(low_q, np.minimum(low_q + grid.query_size, grid.query_len) - 1, every=True)
+    k = Interval(low_k, np.minimum(low_k + grid.key_size, grid.key_len) - 1, every=True)
     try:
         answer = mask_mod(batch, heads, q, k)
     except Exception:  # noqa: BLE001 (the function may do anything with arguments of another type than arrays)

@@ -55,8 +55,9 @@ class _Ranges(NDArrayOperatorsMixin):
 class Interval(_Ranges):
     """Numbers from ``low`` to ``high``, arrays of one number per block."""
 
-    def __init__(self, low: Any, high: Any) -> None:
+    def __init__(self, low: Any, high: Any, *, every: bool = False) -> None:
         self.low, self.high = low, high
+        self.every = every  # the ranges of all blocks of queries, or of keys, in order
         self.reach = max(_reach(low), _reach(high))
         if not self.reach <= _LIMIT:
             raise UndecidedError
@@ -198,6 +199,8 @@ def look_up(table: Array, at: Any) -> Any:
     """``table[at]`` for indices, or its range in each block: then ``at`` is the range of all indices of a block."""
     if not isinstance(at, Interval):
         return table[at]
+    if not at.every:
+        raise UndecidedError
     starts = at.low.ravel()
     low = np.minimum.reduceat(table, starts, axis=-1)
     high = np.maximum.reduceat(table, starts, axis=-1)

@@ -381,7 +381,7 @@ class BlockMask(KeepBlocks):
         """The pairs that each block keeps, int64."""
         entries = self._blocks.entries
         rows, keys = self._grid.block_lengths()
-        counts = (entries == ALL) * (rows[:, np.newaxis] * keys)
+        counts: Array = (entries == ALL) * (rows[:, np.newaxis] * keys)
         some = entries >= FIRST_BITS
         patterns = _ONES[self._blocks.bits.view(np.uint8)].sum(axis=(1, 2))
         counts[some] = patterns[entries[some] - FIRST_BITS]

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-    from headwise._block_mask.mask import BlockMask
-
     Weights = ArrayLike | Mapping[str, Any]
     Path = str | os.PathLike[str]
 
@@ -346,7 +344,7 @@ def bias(  # noqa: PLR0913 (public)
 
 
 def block_mask(
-    mask: BlockMask,
+    mask: KeepBlocks,
     *,
     head: int | str | Sequence[int] | None = None,
     batch: int = 0,
