@@ -66,7 +66,7 @@ class BackwardRun {
         group_(args.query.shape[1] / args.key.shape[1]),
         queries_(args.query.shape[2]),
         modifiers_(ModifiersOf(args.spec)),
-        pairs_(MultipliesPairs<S>()),
+        pairs_(MultipliesPairs(args)),
         score_depth_(Depth(s_.head_dim)),
         value_depth_(Depth(s_.value_dim)),
         score_gradients_(args, gradients, partials, chunk.batch, entry),

@@ -152,11 +152,15 @@ HWY_NOINLINE void MultiplyScores(int64_t rows, int64_t depth, const T* a, const 
   MultiplyTile<FusedMultiplyAdd, false>(rows, depth, a, b, columns, from, to, T{1}, scores);
 }
 
-// The element type S, and whether products of inputs take pairs of its numbers: `depth` counts 32-bit words then.
+// Whether products of inputs take pairs of numbers of S, for the shapes whose forward pass does: `depth` counts 32-bit
+// words then.
 template <typename S>
-bool MultipliesPairs() {
+bool MultipliesPairs([[maybe_unused]] const AttentionArgs<S>& args) {
 #if HEADWISE_BF16_KERNELS && HWY_TARGET == HWY_AVX3
-  return BackwardUsesPairs<S>(ChosenMatmulBackend());
+  const auto [batch, heads, queries, head_dim] = args.query.shape;
+  const int64_t rows = heads / args.key.shape[1] * queries;
+  return BackwardUsesPairs<S>(ChosenMatmulBackend()) &&
+         AttentionBf16Pays(1, rows, args.key.shape[2], head_dim, args.value.shape[3]);
 #else
   return false;
 #endif
