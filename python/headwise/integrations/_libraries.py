@@ -22,6 +22,7 @@ class Integration(NamedTuple):
 INTEGRATIONS: tuple[Integration, ...] = (
     Integration("autograd", "autograd", "1.6", "autograd", "the differentiable functions as primitives of autograd"),
     Integration("dask", "dask", "2024.8", "dask", "flash_attention over Dask arrays, on one machine or many"),
+    Integration("jax", "jax", "0.5", "jax", "the differentiable functions under jit, grad and vmap, on CPU"),
     Integration("mygrad", "mygrad", "2.2", "mygrad", "the differentiable functions as operations of mygrad"),
     Integration("onnx", "onnx", "1.18", "onnx", "operators for ONNX's reference evaluator, and run_model"),
     Integration("torch", "torch", "2.6", "torch", "scaled_dot_product_attention of PyTorch on CPU, and its gradients"),
