@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from headwise._base.typing import Array, Shape
 
-_HEAD = [("struct_size", c_size_t), ("extension", c_void_p)]
+_HEAD: Any = (("struct_size", c_size_t), ("extension", c_void_p))
 _METADATA = 1  # the type of the extension by which XLA asks for the version of a handler
 _INTERNAL = 13  # the code of an error
 
@@ -85,7 +85,7 @@ class _Registered(NamedTuple):
 
 
 #: Silence after which no computation is expected to call at the exit of the process, in seconds.
-_SILENCE = 0.05
+_SILENCE = 0.2
 
 
 class _Calls:
@@ -107,10 +107,10 @@ class _Calls:
             self._last = time.monotonic()
 
     def close(self) -> None:
-        """Refuse further calls, and wait until no computation makes any."""
-        self._closed = True
+        """Refuse further calls, and wait until no computation makes any, also none that is about to begin."""
+        self._closed, self._last = True, time.monotonic()
         while self._running or time.monotonic() - self._last < _SILENCE:
-            time.sleep(_SILENCE / 10)
+            time.sleep(_SILENCE / 50)
 
 
 _calls = _Calls()
@@ -152,7 +152,8 @@ _DTYPES = {1: "?", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 6: "u1", 7: "u2", 8: "u4"
 def _dtype(code: int) -> np.dtype[Any]:
     """The dtype of ``XLA_FFI_DataType``."""
     if code == 16:
-        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        return bfloat16
     return np.dtype(_DTYPES[code])
 
 
