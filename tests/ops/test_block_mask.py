@@ -9,6 +9,8 @@ import pytest
 
 import headwise as hw
 import oracle
+from headwise._base.attention_spec import AttentionSpec
+from headwise._base.blocks import Blocks
 from support import assert_close, check_attention, dtype_named, normal
 
 QUERIES, KEYS = 70, 101
@@ -314,3 +316,30 @@ def test_score_mod_refusals(error: type[Exception], words: str, function: Any) -
 def test_score_mod_has_no_gradient() -> None:
     with pytest.raises(TypeError, match=r"score_mod: .*bias="):
         hw.vjp(hw.flash_attention, X, X, X, score_mod=lambda score, *_: score)
+
+
+ENTRIES = np.full((1, 1, 2, 2), 2, np.int32)
+BITS = np.ones((1, 4, 1), np.uint64)
+WRONG: dict[str, Blocks] = {
+    "entry": Blocks(ENTRIES + 1, BITS, 4, 4),
+    "negative": Blocks(ENTRIES - 3, BITS, 4, 4),
+    "no-bits": Blocks(ENTRIES, BITS[:0], 4, 4),
+    "few-queries": Blocks(ENTRIES[:, :, :1], BITS, 4, 4),
+    "few-keys": Blocks(ENTRIES[..., :1].copy(), BITS, 4, 4),
+    "behind": Blocks(ENTRIES, BITS, 4, 4, 1),
+    "before": Blocks(ENTRIES, BITS, 4, 4, -1),
+    "batch": Blocks(ENTRIES.repeat(3, axis=0), BITS, 4, 4)._replace(entries=ENTRIES[:0]),
+    "heads": Blocks(ENTRIES.repeat(3, axis=1), BITS, 4, 4),
+    "size": Blocks(ENTRIES, BITS, 0, 4),
+    "row-of-bits": Blocks(ENTRIES, BITS.repeat(2, axis=2), 4, 4),
+    "strided": Blocks(ENTRIES.repeat(2, axis=3)[..., ::2], BITS, 4, 4),
+}
+
+
+@pytest.mark.single_implementation
+@pytest.mark.parametrize("name", WRONG)
+def test_the_core_checks_what_decides_addresses(name: str) -> None:
+    core = pytest.importorskip("headwise._core", reason="there is no native core")
+    x = np.ones((2, 4, 8, 4), np.float32)
+    with pytest.raises(ValueError, match="blocks"):
+        core.attention(x, x, x, x.copy(), None, None, AttentionSpec(1.0, blocks=WRONG[name]))
