@@ -140,6 +140,20 @@ def test_compiled_models() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gradients", [True, False])
+def test_attention_is_part_of_a_compiled_graph(gradients: bool) -> None:
+    query, key, value = attention_inputs()
+    mask = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5)
+    sinks = torch.zeros(4, requires_grad=gradients)
+
+    def call(query: Any, key: Any, value: Any) -> Any:
+        return hwt.attention(None, query, key, value, mask, scaling=0.3, softcap=2.0, s_aux=sinks)[0]
+
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(query, key, value), call(query, key, value), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_exported_models() -> None:
     model = llama("headwise")
     model.config.use_cache = False
