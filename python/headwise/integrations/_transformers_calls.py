@@ -23,6 +23,8 @@ def options_of_mask(mask: Any, batch: int, query_len: int, key_len: int) -> tupl
         if options is None:
             mask = mask.dense()
     if options is None:
+        if mask.shape[-1] > key_len:  # models of transformers 5.0 leave it to attention to cut the mask
+            mask = mask[..., :key_len]
         options = {"mask": mask} if mask.dtype == torch.bool else {"bias": mask}, slice(None)
     return options
 

@@ -129,7 +129,7 @@ def implicit_mask(
     positions = options.get("cache_position")  # of transformers before 5.4, instead of q_length and q_offset
     first = options.get("q_offset", 0) if positions is None else positions[0]
     pattern = None if options.get("use_vmap") else recognized(mask_function)
-    if pattern is None or _tracing(attention_mask, first) or not patterns_hold():
+    if pattern is None or not _readable(attention_mask, first) or not patterns_hold():
         options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         return masking_utils.sdpa_mask(
             batch_size=batch_size,
@@ -150,11 +150,13 @@ def implicit_mask(
     return ImplicitMask((batch_size, 1, query_len, kv_length), pattern, offset, padding, device)
 
 
-def _tracing(attention_mask: Tensor | None, q_offset: Any) -> bool:
-    tensor = q_offset if isinstance(q_offset, torch.Tensor) else attention_mask
-    if hasattr(import_utils, "is_tracing"):
-        return bool(import_utils.is_tracing(tensor))
-    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())
+def _readable(*arguments: Any) -> bool:
+    """Whether the numbers in tensors are known here: on CPU, and PyTorch does not trace."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+    is_tracing = getattr(import_utils, "is_tracing", None)
+    return all(x.is_cpu and not (is_tracing is not None and is_tracing(x)) for x in tensors)
 
 
 def _padding(attention_mask: Tensor, start: int, key_len: int, reach: int) -> Tensor | None:
