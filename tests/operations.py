@@ -95,6 +95,26 @@ OPTIONS: dict[str, Option] = {
         lambda s, make: make("alibi_slopes", (s.heads,)),
         lambda st, array, s: array((s.heads,)),
     ),
+    "relative_bias": Option(
+        lambda s, make: make("relative_bias", (s.heads, s.queries, 2 * (s.keys // 2) + 1)),
+        lambda st, array, s: st.tuples(
+            st.tuples(
+                *(st.sampled_from(sorted({1, size})) for size in (*(s.lead[:-1] or s.lead), s.heads, s.queries)),
+                st.sampled_from([1, 5, 11, 141]),
+            ),
+            st.booleans(),
+            st.booleans(),
+        ).flatmap(
+            lambda drawn: array(drawn[0][-3:] if drawn[1] else drawn[0]).map(
+                lambda bias: np.where(bias > 1.5, -np.inf, bias) if drawn[2] else bias
+            )
+        ),
+        refused=(
+            (ValueError, np.ones((4, 5, 4))), (ValueError, np.ones((4, 5, 0))), (ValueError, np.ones((3, 5, 7))),
+            (ValueError, np.ones((4, 3, 7))), (ValueError, np.ones(7)), (ValueError, np.ones((1, 1, 1, 1, 7))),
+            (TypeError, np.ones((4, 5, 7), bool)), (TypeError, "t5"),
+        ),
+    ),
     "sinks": Option(
         lambda s, make: make("sinks", (s.heads,)),
         lambda st, array, s: array((s.heads,)).map(
@@ -233,7 +253,7 @@ ATTENTION_PARALLEL = {
     "one-head": Sizes((), 1, 130, 600, 16, 24),
     "one-row": Sizes((1, 4), 2, 1, 7000, 16, 24),
 }
-ATTENTION_WRT = ("query", "key", "value", "bias", "alibi_slopes", "sinks")
+ATTENTION_WRT = ("query", "key", "value", "bias", "alibi_slopes", "sinks", "relative_bias")
 ATTENTION_SMALL = Sizes((2, 4), 2, 5, 7, 8, 6)
 
 
@@ -361,12 +381,14 @@ def expected_varlen(
     query: Array, key: Array, value: Array, cu_seqlens_q: Any, cu_seqlens_k: Any, **options: Any
 ) -> Any:
     """One sequence at a time."""
-    return_lse = options.pop("return_lse", False)
+    return_lse, relative = options.pop("return_lse", False), options.pop("relative_bias", None)
     options.pop("precision", None)
     outputs, sums = [], []
     for i in range(len(cu_seqlens_q) - 1):
         ours, theirs = slice(*cu_seqlens_q[i : i + 2]), slice(*cu_seqlens_k[i : i + 2])
         heads = query[ours].swapaxes(0, 1), key[theirs].swapaxes(0, 1), value[theirs].swapaxes(0, 1)
+        if relative is not None:
+            options["relative_bias"] = relative if relative.shape[-2] == 1 else relative[..., ours, :]
         answer = oracle.attention(*(x[None] for x in heads), **options)
         outputs.append(answer.output[0].swapaxes(0, 1))
         sums.append(answer.lse[0])

@@ -447,6 +447,7 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     key_padding_mask: ArrayLike | None = None,
     key_lengths: ArrayLike | None = None,
     score_mod: Any = None,
+    relative_bias: ArrayLike | None = None,
 ) -> Attention:
     """One query row at a time: scale, softcap, bias and ALiBi, softmax over the keys that are kept, sum of values."""
     query, key, value = double(query), double(key), double(value)
@@ -466,6 +467,11 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     scale = 1 / np.sqrt(query.dtype.type(query.shape[-1])) if scale is None else scale
     slopes = np.zeros(heads) if alibi_slopes is None else double(alibi_slopes)
     sinks = None if sinks is None else double(sinks)
+    relative = np.zeros((batch, heads, query_len, 1), query.dtype)
+    if relative_bias is not None:
+        table = double(relative_bias)
+        full = (*(lead[:-1] or lead), heads, query_len, table.shape[-1])
+        relative = np.broadcast_to(table, full).reshape(relative.shape[:3] + full[-1:])
 
     output = np.zeros((batch, heads, query_len, value_dim), query.dtype)
     weights = np.zeros(keep.shape, query.dtype)
@@ -477,11 +483,14 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
                 j
                 for j in np.flatnonzero(keep[n, h, i, : lengths[n]])
                 if (left < 0 or position - left <= j) and (right < 0 or j <= position + right)
+                if relative[n, h, i, entry(j - position, relative)] != -np.inf
             ]
             score = scale * (key[n, h * kv_heads // heads, kept] @ query[n, h, i])
             if softcap is not None:
                 score = softcap * np.tanh(score / softcap)
-            score = score + added[n, h, i, kept] - slopes[h] * np.abs(position - np.array(kept, int))
+            distance = np.array(kept, int) - position
+            score = score + added[n, h, i, kept] + relative[n, h, i, entry(distance, relative)]
+            score = score - slopes[h] * np.abs(distance)
             if score_mod is not None:
                 score = score_mod(score, n, h, i, np.array(kept, int))
             logits = np.append(score, () if sinks is None else sinks[h]).astype(np.longdouble)
@@ -495,6 +504,12 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     return Attention(
         output.reshape(*lead, query_len, value_dim), weights.reshape(scores), lse.reshape(*lead, query_len)
     )
+
+
+def entry(distance: Any, table: Array) -> Any:
+    """The index of a distance in a table of the distances -M to M (Shaw et al., 2018, section 3.2)."""
+    middle = table.shape[-1] // 2
+    return np.clip(distance, -middle, middle) + middle
 
 
 def merge_attention(outputs: ArrayLike, lses: ArrayLike, axis: int = 0) -> tuple[Array, Array]:
@@ -539,16 +554,36 @@ def attention_gradients(
             axes = tuple(n for n in range(d_bias.ndim) if full[n] != d_bias.shape[n])
             results.append(d_bias.sum(axis=axes, keepdims=True).reshape(shape))
         if options.get("alibi_slopes") is not None:
-            lengths = (
-                np.full(len(p), p.shape[3]) if options.get("key_lengths") is None else np.ravel(options["key_lengths"])
-            )
-            first = lengths - p.shape[2] if options.get("causal_alignment") == "lower_right" else 0 * lengths
-            position = first[:, None, None] + np.arange(p.shape[2])[:, None]
-            results.append(-(d_scores * np.abs(position - np.arange(p.shape[3]))[:, None]).sum(axis=(0, 2, 3)))
+            results.append(-(d_scores * np.abs(distances(p, options))).sum(axis=(0, 2, 3)))
         if options.get("sinks") is not None:
             weights = np.exp(double(options["sinks"])[:, None] - np.where(np.isneginf(lse), 0, lse))
             results.append(-np.where(weights == 0, 0, weights * delta).sum(axis=(0, 2)))
+        if options.get("relative_bias") is not None:
+            results.append(relative_gradient(d_scores, query, options))
     return tuple(results)
+
+
+def distances(scores: Array, options: dict[str, Any]) -> Array:
+    """(batch, 1, query_len, key_len): of each key from the position of each query."""
+    lengths = np.full(len(scores), scores.shape[3])
+    if options.get("key_lengths") is not None:
+        lengths = np.ravel(options["key_lengths"])
+    first = lengths - scores.shape[2] if options.get("causal_alignment") == "lower_right" else 0 * lengths
+    return np.arange(scores.shape[3]) - (first[:, None, None, None] + np.arange(scores.shape[2])[:, None])
+
+
+def relative_gradient(d_scores: Array, query: ArrayLike, options: dict[str, Any]) -> Array:
+    """The sums of ``d_scores`` over the pairs that have an entry of the relative bias."""
+    table = np.asarray(options["relative_bias"])
+    entries = np.broadcast_to(entry(distances(d_scores, options), table), d_scores.shape)
+    total = np.zeros((*d_scores.shape[:3], table.shape[-1]), d_scores.dtype)
+    n, h, i = (index[..., None] for index in np.indices(d_scores.shape[:3]))
+    np.add.at(total, (n, h, i, entries), d_scores)
+    lead = np.shape(query)[:-2]
+    full = (*(lead[:-1] or lead), *total.shape[1:])
+    own = (1,) * (len(full) - table.ndim) + table.shape
+    axes = tuple(axis for axis in range(len(full)) if own[axis] != full[axis])
+    return total.reshape(full).sum(axis=axes, keepdims=True).reshape(table.shape)
 
 
 def linear_attention(  # noqa: PLR0913 (the keywords, one by one)

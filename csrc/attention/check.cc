@@ -158,6 +158,11 @@ void CheckAttention(const AttentionArgs<T>& args) {
   }
   if (spec.blocks) CheckBlocks(spec.blocks, scores);
   if (spec.dropout_keep) CheckScoreView(spec.dropout_keep, scores, "dropout_keep");
+  if (spec.relative_bias) {
+    const std::int64_t entries = spec.relative_bias.shape[3];
+    if (entries % 2 != 1) Fail("relative_bias", std::to_string(entries) + " entries, expected an odd number");
+    CheckArray(spec.relative_bias, {batch, heads, query_len, entries}, "relative_bias");
+  }
   if (spec.key_lengths.empty() && spec.offsets.empty()) return;
   for (const auto& [vector, name] :
        {std::pair(&spec.key_lengths, "key_lengths"), std::pair(&spec.offsets, "offsets")}) {
@@ -208,6 +213,13 @@ void CheckAttentionBackward(const AttentionArgs<T>& args, const AttentionGradien
   };
   check_vector(gradients.d_alibi_slopes, args.spec.alibi_slopes, "d_alibi_slopes");
   check_vector(gradients.d_sinks, args.spec.sinks, "d_sinks");
+  if (!gradients.d_relative_bias) return;
+  check_vector(true, static_cast<bool>(args.spec.relative_bias), "d_relative_bias");
+  std::array<std::int64_t, 4> shape = args.spec.relative_bias.shape;
+  for (std::size_t axis = 0; axis < 3; ++axis) {
+    if (gradients.d_relative_bias.shape[axis] == 1) shape[axis] = 1;
+  }
+  CheckArray(gradients.d_relative_bias, shape, "d_relative_bias");
 }
 template void CheckAttentionBackward(const AttentionArgs<Float16>&, const AttentionGradients<Float16>&);
 template void CheckAttentionBackward(const AttentionArgs<BFloat16>&, const AttentionGradients<BFloat16>&);

@@ -138,6 +138,7 @@ void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& 
     ForStoredViews(call.stored, [&](auto& view) { view = Rows(view, key, keys); });
     call.output = Rows(packed.output, query, queries);
     call.lse = Rows(packed.lse, query, queries);
+    call.spec.relative_bias = Rows(packed.spec.relative_bias, query, queries);
     call.spec.offset = sequences.offsets[s];
   }
   AttentionVarlen(calls);
@@ -173,6 +174,7 @@ std::vector<AttentionArgs<T>> BatchEntries(const AttentionArgs<T>& args) {
       std::visit([&](auto& view) { view = Entry(view, b, 3, length); }, bias);
     }
     call.spec.dropout_keep = Entry(args.spec.dropout_keep, b, 3, length);
+    if (args.spec.relative_bias) call.spec.relative_bias = Entry(args.spec.relative_bias, b, 0, 1);
     call.spec.offset += offsets[s];
   }
   return calls;

@@ -56,7 +56,7 @@ void RegisterAttentionBackward(py::module_& module) {
          const py::array& output, const py::array& lse, const OptionalArray& d_lse, const OptionalArray& d_weights,
          const OptionalArray& d_query, const OptionalArray& d_key, const OptionalArray& d_value,
          const py::tuple& d_bias, const OptionalArray& d_alibi_slopes, const OptionalArray& d_sinks,
-         const py::tuple& spec) {
+         const OptionalArray& d_relative_bias, const py::tuple& spec) {
         WithStoredType(query, [&](auto type) {
           using T = decltype(type);
           using A = Accumulator<T>;
@@ -78,13 +78,14 @@ void RegisterAttentionBackward(py::module_& module) {
           gradients.d_bias = ReadBiasGradients<T>(d_bias, spec);
           gradients.d_alibi_slopes = ToHeads<A>(d_alibi_slopes, heads, "d_alibi_slopes");
           gradients.d_sinks = ToHeads<A>(d_sinks, heads, "d_sinks");
+          gradients.d_relative_bias = ToView<A, 4>(d_relative_bias, "d_relative_bias");
           const ReleasedGil release;
           AttentionBackward(args, gradients);
         });
       },
       py::arg("d_output"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"), py::arg("lse"),
       py::arg("d_lse"), py::arg("d_weights"), py::arg("d_query"), py::arg("d_key"), py::arg("d_value"),
-      py::arg("d_bias"), py::arg("d_alibi_slopes"), py::arg("d_sinks"), py::arg("spec"));
+      py::arg("d_bias"), py::arg("d_alibi_slopes"), py::arg("d_sinks"), py::arg("d_relative_bias"), py::arg("spec"));
 }
 
 }  // namespace headwise::bindings

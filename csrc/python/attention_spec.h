@@ -36,6 +36,7 @@ struct SpecField {  // AttentionSpec, in its order
     kValueScales,
     kBlocks,
     kScoreMod,
+    kRelativeBias,
     kCount
   };
 };
@@ -141,6 +142,14 @@ AttentionSpec<T> ReadSpec(const py::tuple& fields, const ScoresShape& scores) {
   if (!fields[SpecField::kScoreMod].is_none()) throw py::type_error("score_mod: expected None");
   if (const py::handle blocks = fields[SpecField::kBlocks]; !blocks.is_none()) {
     spec.blocks = ReadBlocks(ToTuple(blocks, "blocks"));
+  }
+  if (const OptionalArray bias = ToOptionalArray(fields[SpecField::kRelativeBias], "relative_bias")) {
+    const auto view = ToView<const A, 4>(*bias, "relative_bias");
+    ScoresShape shape = scores;
+    shape[3] = view.shape[3];
+    const std::int64_t stride = view.stride[3];
+    spec.relative_bias = Broadcast(view, shape, "relative_bias");
+    spec.relative_bias.stride[3] = stride;
   }
   return spec;
 }

@@ -101,6 +101,12 @@ std::pair<double, double> ValueAndSlope(Activation f, double x) {
   return {static_cast<double>(t * share), static_cast<double>(share + (density == 0 ? 0 : t * density))};
 }
 
+// Of a relative bias, for a distance.
+std::int64_t RelativeEntry(std::int64_t distance, std::int64_t entries) {
+  const std::int64_t middle = entries / 2;
+  return std::clamp(distance, -middle, middle) + middle;
+}
+
 // The score of every key for query i of (batch n, head h), -inf for a key that is not kept; and which are kept. On
 // demand, the derivatives of the scores kept with respect to scale * query . key.
 template <typename T>
@@ -119,6 +125,8 @@ void Scores(const AttentionArgs<T>& args, std::int64_t n, std::int64_t h, std::i
       for (const Bias<T>& bias : args.spec.bias) {
         visit(std::visit([&](const auto& view) { return ToDouble(*view.at(n, h, i, j)); }, bias));
       }
+      const auto& relative = args.spec.relative_bias;
+      if (relative) visit(static_cast<double>(*relative.at(n, h, i, RelativeEntry(j - position, relative.shape[3]))));
     };
     for_each_bias([&](double bias) { kept[j] = kept[j] && bias != -kInf; });
     scores[j] = -kInf;
@@ -340,7 +348,11 @@ AttentionGradientsResult AttentionBackward(const AttentionArgs<T>& args, const A
                                   zeros(batch, kv_heads, key_len, value_dim),
                                   {},
                                   zeros(heads),
-                                  zeros(heads)};
+                                  zeros(heads),
+                                  {}};
+  const auto& d_relative = gradients.d_relative_bias;
+  if (d_relative)
+    result.d_relative_bias = zeros(d_relative.shape[0], d_relative.shape[1], d_relative.shape[2], d_relative.shape[3]);
   for (const auto& d : gradients.d_bias) {
     result.d_bias.push_back(d ? zeros(d.shape[0], d.shape[1], d.shape[2], d.shape[3]) : Gradient());
   }
@@ -385,10 +397,16 @@ AttentionGradientsResult AttentionBackward(const AttentionArgs<T>& args, const A
             add(result.d_value, key * value_dim + d, dropout * p * d_output, dropout * p * d_output);
           }
           const double ds = p * (dp - delta), size = p * (dp_size + delta_size);
+          const auto index = [](std::int64_t axis, std::int64_t at) { return axis == 1 ? 0 : at; };
+          if (d_relative) {
+            const auto [s0, s1, s2, s3] = d_relative.shape;
+            add(result.d_relative_bias,
+                ((index(s0, n) * s1 + index(s1, h)) * s2 + index(s2, i)) * s3 + RelativeEntry(j - first - i, s3), ds,
+                size);
+          }
           for (std::size_t b = 0; b < gradients.d_bias.size(); ++b) {
             if (!gradients.d_bias[b]) continue;
             const auto [s0, s1, s2, s3] = gradients.d_bias[b].shape;
-            const auto index = [](std::int64_t axis, std::int64_t at) { return axis == 1 ? 0 : at; };
             add(result.d_bias[b], ((index(s0, n) * s1 + index(s1, h)) * s2 + index(s2, i)) * s3 + index(s3, j), ds,
                 size);
           }

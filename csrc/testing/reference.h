@@ -72,7 +72,7 @@ struct Gradient {
 struct AttentionGradientsResult {
   Gradient d_query, d_key, d_value;
   std::vector<Gradient> d_bias;  // of the shapes in `gradients`; empty if not requested
-  Gradient d_alibi_slopes, d_sinks;
+  Gradient d_alibi_slopes, d_sinks, d_relative_bias;
 };
 
 // From args.output and args.lse, as AttentionBackward. The outputs in `gradients` are neither read nor written.

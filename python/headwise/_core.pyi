@@ -37,6 +37,7 @@ def attention_backward(
     d_bias: tuple[Any, ...],
     d_alibi_slopes: NDArray[Any] | None,
     d_sinks: NDArray[Any] | None,
+    d_relative_bias: NDArray[Any] | None,
     spec: tuple[Any, ...],
 ) -> None: ...
 def attention_varlen(

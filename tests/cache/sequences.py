@@ -79,8 +79,9 @@ def steps(chunks: Sequence[int]) -> Iterator[slice]:
 
 
 def of_step(keywords: dict[str, Any], rows: slice, columns: slice) -> dict[str, Any]:
-    """The part of a mask or bias over the whole sequence that belongs to the scores of one step."""
-    return {name: value[..., rows, columns] if name in ("mask", "bias") else value for name, value in keywords.items()}
+    """The part of masks and biases over the whole sequence that belongs to the scores of one step."""
+    parts = {"mask": (..., rows, columns), "bias": (..., rows, columns), "relative_bias": (..., rows, slice(None))}
+    return {name: value[parts[name]] if name in parts else value for name, value in keywords.items()}
 
 
 def split(cache: hw.KVCache, given: Arrays, chunks: Sequence[int], **keywords: Any) -> np.ndarray:

@@ -102,9 +102,9 @@ def one_by_one(cache: hw.KVCache, given: Arrays, counts: Sequence[int], **keywor
     for i, n in enumerate(counts):
         one = slice(i, i + 1)
         masks = {
-            name: (m[one] if m.ndim == 4 else m)[..., :n, :n]
+            name: (m[one] if m.ndim == 4 else m)[..., :n, : n if name in ("mask", "bias") else None]
             for name, m in keywords.items()
-            if name in ("mask", "bias")
+            if name in ("mask", "bias", "relative_bias")
         }
         wanted = hw.scaled_dot_product_attention(
             *(a[one, :, :n] for a in given), is_causal=True, return_lse=True, **keywords | masks

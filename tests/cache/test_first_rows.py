@@ -72,9 +72,9 @@ def test_keywords(chunks: list[int], keywords: dict[str, Any]) -> None:
     for rows in steps(chunks):
         seen = columns(rows, capacity, first)
         passed = {
-            name: value[..., rows, :][..., seen] if name in ("mask", "bias") else value
-            for name, value in keywords.items()
+            name: value[..., rows, :] if "bias" in name or name == "mask" else value for name, value in keywords.items()
         }
+        passed |= {name: passed[name][..., seen] for name in ("mask", "bias") if name in passed}
         parts = [a[:, :, rows] for a in given]
         close(plain.extend(*parts, **passed), output[:, :, rows])
         result = cache.extend(*parts, need_weights=True, return_lse=True, **passed)

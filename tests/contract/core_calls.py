@@ -216,7 +216,13 @@ def spec(
         call.number(1.25),
         *lengths,
         *scales,
+        relative_bias(call, accumulator, scores),
     )
+
+
+def relative_bias(call: Call, dtype: np.dtype[Any], scores: tuple[int, ...]) -> Any:
+    width = call.pick(1, 3, 7) + (1 if call.spoilt() else 0)
+    return call.array(dtype, *(call.pick(1, size) for size in scores[:3]), width, optional=True)
 
 
 def stored_keys(call: Call, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[np.dtype[Any], tuple[Any, Any]]:
@@ -255,7 +261,7 @@ def attention_backward(call: Call) -> tuple[Any, ...]:
     value, output = (batch, kv_heads, key_len, value_dim), (batch, heads, query_len, value_dim)
     scores = (batch, heads, query_len, key_len)
     description = spec(call, dtype, scores)
-    whole = isinstance(description, tuple) and len(description) == 16
+    whole = isinstance(description, tuple) and len(description) == 17
     biases = description[7] if whole and isinstance(description[7], tuple) else ()
     d_slopes, d_sinks = (call.array(accumulator, heads, optional=True) for _ in range(2))
     return (
@@ -273,8 +279,16 @@ def attention_backward(call: Call) -> tuple[Any, ...]:
         call.tuple(*(call.array(accumulator, *(call.pick(1, n) for n in scores), optional=True) for _ in biases)),
         None if whole and description[8] is None and not call.spoilt() else d_slopes,
         None if whole and description[9] is None and not call.spoilt() else d_sinks,
+        d_relative(call, accumulator, description[16] if whole else None),
         description,
     )
+
+
+def d_relative(call: Call, dtype: np.dtype[Any], bias: Any) -> Any:
+    """The gradient of a relative bias, or another array."""
+    if not isinstance(bias, np.ndarray):
+        return call.array(dtype, 1, 1, 1, 3) if call.spoilt() else None
+    return call.array(dtype, *(call.pick(1, n) for n in bias.shape[:-1]), *bias.shape[-1:], optional=True)
 
 
 def attention_varlen(call: Call) -> tuple[Any, ...]:
@@ -397,7 +411,7 @@ FUNCTIONS: dict[str, Callable[[Call], tuple[Any, ...]]] = {
 #: Their outputs, if that is not the last argument.
 OUTPUTS = {
     "attention": (3, 4, 5),
-    "attention_backward": (8, 9, 10, 11, 12, 13),
+    "attention_backward": (8, 9, 10, 11, 12, 13, 14),
     "attention_varlen": (3, 4),
     "apply_rope": (3,),
     "linear": (3,),

@@ -129,10 +129,17 @@ class Contract:
         self.biases.update(one.dtype.name for one in spec.bias)
         assert lse is None or lse.dtype == wide
         self.check_spec(spec, heads, wide)
+        self.check_relative_bias(spec.relative_bias, scores[:3], wide)
+
+    def check_relative_bias(self, bias: Any, rows: tuple[int, ...], wide: Any) -> None:
+        if bias is not None:
+            assert one_or_full(bias, (*rows, bias.shape[3])) and bias.shape[3] % 2 == 1
+            assert contiguous_last(bias) and bias.dtype == wide
 
     def check_attention_backward(  # noqa: PLR0913, PLR0917
         self, d_output: Any, query: Any, key: Any, value: Any, output: Any, lse: Any, d_lse: Any, d_weights: Any,
-        d_query: Any, d_key: Any, d_value: Any, d_bias: Any, d_alibi_slopes: Any, d_sinks: Any, spec: AttentionSpec,
+        d_query: Any, d_key: Any, d_value: Any, d_bias: Any, d_alibi_slopes: Any, d_sinks: Any, d_relative_bias: Any,
+        spec: AttentionSpec,
     ) -> None:  # fmt: skip
         self.check_attention(query, key, value, output, d_weights, lse, spec)
         scores, wide = (*query.shape[:3], key.shape[2]), np.float32 if query.itemsize == 2 else query.dtype
@@ -145,6 +152,9 @@ class Contract:
             if gradient is not None:
                 assert gradient.shape == bias.shape and gradient.dtype == wide and gradient.flags.c_contiguous
                 assert one_or_full(gradient, scores)
+        if d_relative_bias is not None:
+            assert d_relative_bias.shape == spec.relative_bias.shape and d_relative_bias.flags.c_contiguous
+            assert d_relative_bias.dtype == wide
         for gradient in (d_alibi_slopes, d_sinks):
             assert gradient is None or (gradient.shape == scores[1:2] and gradient.dtype == wide)
 
@@ -168,6 +178,7 @@ class Contract:
             assert (starts >= 0).all() and (lengths >= 0).all() and (starts + lengths <= size).all()
         assert spec.keep == spec.bias == () and spec.dropout_keep is None
         self.check_spec(spec, heads, wide)
+        self.check_relative_bias(spec.relative_bias, (1, heads, rows), wide)
 
     def check_spec(self, spec: AttentionSpec, heads: int, wide: Any) -> None:
         assert type(spec) is AttentionSpec and type(spec.keep) is type(spec.bias) is tuple

@@ -77,6 +77,22 @@ class AttentionArguments {
     if (!kIs16Bit<T>) return AddBias(deviation, dropped, full);
     args.spec.bias.push_back(Broadcast(AddBiasTo(stored_biases_, deviation, dropped, full)));
   }
+  // Of `reach` distances to each side; full[axis]: batch, heads and queries.
+  void AddRelativeBias(double deviation, double dropped, std::int64_t reach,
+                       std::array<bool, 3> full = {false, true, false}) {
+    const Axes sizes = ShapeOf({full[0], full[1], full[2], true});
+    relative_.emplace(Axes{sizes[0], sizes[1], sizes[2], 2 * reach + 1}, shape.guard, shape.order, shape.pad);
+    FillNormal(*relative_, random, deviation);
+    relative_->ForEach([&](Number& element) {
+      if (Chance(random, dropped)) element = static_cast<Number>(-kInf);
+    });
+    View<const Number, 4>& view = args.spec.relative_bias = relative_->read();
+    const Axes rows{shape.batch, heads, shape.query_len, 2 * reach + 1};
+    for (std::size_t axis = 0; axis < 3; ++axis) {
+      if (view.shape[axis] == 1) view.stride[axis] = 0;
+    }
+    view.shape = rows;
+  }
   void AddSlopes(double deviation) {
     slopes_.emplace(std::array<std::int64_t, 1>{heads}, shape.guard);
     args.spec.alibi_slopes = FillNormal(*slopes_, random, deviation).data();
@@ -108,6 +124,10 @@ class AttentionArguments {
     const auto drops = [&](const Bias<T>& bias) {
       return std::visit([&](const auto& view) { return reference::ToDouble(*view.at(n, h, i, j)); }, bias) == -kInf;
     };
+    if (const auto& relative = args.spec.relative_bias) {
+      const std::int64_t reach = relative.shape[3] / 2;
+      if (*relative.at(n, h, i, std::clamp(j - position, -reach, reach) + reach) == -kInf) return false;
+    }
     return std::none_of(args.spec.bias.begin(), args.spec.bias.end(), drops);
   }
 
@@ -134,6 +154,7 @@ class AttentionArguments {
     for (const Tensor<std::uint8_t, 4>& bytes : bytes_) inputs.Add(bytes);
     for (const Tensor<Number, 4>& bias : biases_) inputs.Add(bias);
     for (const Tensor<T, 4>& bias : stored_biases_) inputs.Add(bias);
+    if (relative_) inputs.Add(*relative_);
     if (slopes_) inputs.Add(*slopes_);
     if (sinks_) inputs.Add(*sinks_);
     Attention(args);
@@ -165,6 +186,7 @@ class AttentionArguments {
     double max = 0;
     for (const Tensor<Number, 4>& bias : biases_) max += MaxAbs(bias);
     for (const Tensor<T, 4>& bias : stored_biases_) max += MaxAbs(bias);
+    if (relative_) max += MaxAbs(*relative_);
     return max;
   }
 
@@ -193,6 +215,7 @@ class AttentionArguments {
   std::vector<Tensor<std::uint8_t, 4>> bytes_;
   std::vector<Tensor<Number, 4>> biases_;
   std::vector<Tensor<T, 4>> stored_biases_;
+  std::optional<Tensor<Number, 4>> relative_;
   std::optional<Tensor<Number, 1>> slopes_, sinks_;
 
  private:

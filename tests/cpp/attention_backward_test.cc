@@ -43,6 +43,10 @@ BackwardCase<T> RandomCase(std::uint64_t seed) {
   if (Chance(random, 0.3)) {
     test.AddDropout(0.3, Chance(random, 0.8) ? std::array<bool, 4>{true, true, true, true} : full());
   }
+  if (Chance(random, 0.3)) {
+    const std::array<bool, 3> axes{Chance(random, 0.3), Chance(random, 0.7), Chance(random, 0.4)};
+    test.AddRelativeBias(1, Chance(random, 0.7) ? 0 : 0.3, Integer(random, 0, 60), axes);
+  }
   if (Chance(random, 0.3)) test.AddSlopes(0.2);
   if (Chance(random, 0.3)) test.AddSinks();
   if (Chance(random, 0.3)) test.args.spec.softcap = Chance(random, 0.5) ? 1.5 : 30;
@@ -112,6 +116,7 @@ void CheckLong() {
     test.AddSlopes(0.1);
     test.AddBias(1, 0, {true, true, false, true});
     test.AddBias(1, 0, {true, true, true, false});
+    test.AddRelativeBias(1, 0, window ? 90 : 1400, {false, true, window});
     test.WantParameters();
     if (window) test.args.spec.left = 200, test.args.spec.right = 0, test.args.spec.offset = 900;
     EXPECT_EQ(test.Poison() > 0, window);
@@ -208,6 +213,7 @@ TEST_P(AttentionBackwardTest, SameBitsForAnyNumberOfThreads) {
     BackwardCase<float> test(shape, 9);
     test.AddSlopes(0.1);
     test.AddBias(1, 0, {kind != 2, true, kind != 3, true});
+    test.AddRelativeBias(1, 0, 100, {kind == 1, true, kind == 3});
     test.AddSinks();
     test.WantParameters();
     test.RunForward();

@@ -43,6 +43,10 @@ AttentionCase<T> RandomCase(std::uint64_t seed) {
   if (kIs16Bit<T> && Chance(random, 0.3)) test.AddStoredBias(1, Chance(random, 0.5) ? 0 : 0.3, full());
   if (Chance(random, 0.3))
     test.AddDropout(0.3, Chance(random, 0.8) ? std::array<bool, 4>{true, true, true, true} : full());
+  if (Chance(random, 0.3)) {
+    const std::array<bool, 3> axes{Chance(random, 0.3), Chance(random, 0.7), Chance(random, 0.4)};
+    test.AddRelativeBias(1, Chance(random, 0.7) ? 0 : 0.3, Integer(random, 0, 60), axes);
+  }
   if (Chance(random, 0.3)) test.AddSlopes(0.2);
   if (Chance(random, 0.3)) test.AddSinks();
   if (Chance(random, 0.3)) test.args.spec.softcap = Chance(random, 0.5) ? 1.5 : 30;
@@ -137,6 +141,7 @@ void CheckEveryArgument(std::int64_t queries) {
       test.AddBias(1, 0.1, {true, false, true, true});
       test.AddBias(1, 0.1, {false, true, true, false});
       test.AddDropout(0.3);
+      test.AddRelativeBias(1, 0.1, 20, {true, true, true});
       test.AddSlopes(0.2);
       test.AddSinks();
       test.Poison();

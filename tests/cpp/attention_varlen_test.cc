@@ -46,6 +46,7 @@ std::deque<AttentionCase<T>> Cases(Guard guard) {
   everything.WantWeights();
   everything.AddKeep(0.7);
   everything.AddBias(1, 0.1, {false, true, false, true});
+  everything.AddRelativeBias(1, 0.1, 40, {true, true, true});
   everything.AddSlopes(0.1);
   everything.AddSinks();
   everything.args.spec.softcap = 5, everything.args.spec.left = 150, everything.args.spec.offset = 100;

@@ -293,7 +293,7 @@ void CheckAttentionBackward() {
     shape.kv_heads = 2, shape.group = 2, shape.query_len = 70, shape.key_len = key_len;
     BackwardCase<T> c(shape, 7);
     c.AddBias(1, 0.1, {true, false, true, true});
-    c.AddSlopes(0.1), c.AddSinks();
+    c.AddRelativeBias(1, 0.1, 30), c.AddSlopes(0.1), c.AddSinks();
     c.WantParameters();
     c.RunForward();
     Call call([&] { AttentionBackward(c.args, c.gradients); });

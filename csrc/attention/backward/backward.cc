@@ -97,6 +97,7 @@ class Backward {
     PlaceBiasGradients();
     if (tasks > 0) RunTasks(tasks);
     for (const Copies& c : copies_) SumCopies(c.array, c.memory.data(), c.count);
+    if (relative_.count > 0) SumCopies(relative_.array, relative_.memory.data(), relative_.count);
     if (gradients_.d_alibi_slopes) SumParts(slopes_, batch_, heads_, chunks_, gradients_.d_alibi_slopes);
     if (gradients_.d_sinks) SumParts(sinks_, batch_, heads_, 1, gradients_.d_sinks);
   }
@@ -104,7 +105,7 @@ class Backward {
  private:
   struct Copies {
     View<A, 4> array;
-    std::int64_t count;
+    std::int64_t count = 0;
     std::vector<A> memory;
   };
 
@@ -115,8 +116,15 @@ class Backward {
            d_bias.shape == std::array<std::int64_t, 4>{batch, heads, query_len, args_.key.shape[2]};
   }
 
-  // For each task the arrays of its bias gradients; those that it adds to are zero.
+  // The arrays of the bias gradients; those that tasks add to are zero.
   void PlaceBiasGradients() {
+    if (const auto& d_relative = gradients_.d_relative_bias) {
+      if (const std::int64_t count = schedule_.RelativeCopies()) {
+        relative_ = {d_relative, count, std::vector<A>(Bytes(Size(d_relative), count))};
+      } else {
+        ForRows(d_relative, [](A* row, std::int64_t width) { std::fill_n(row, width, A{0}); });
+      }
+    }
     const std::size_t biases = gradients_.d_bias.size();
     for (const auto& d_bias : gradients_.d_bias) {
       if (!d_bias) continue;
@@ -192,6 +200,11 @@ class Backward {
     partials.d_bias = d_bias_.data() + static_cast<std::size_t>(task) * gradients_.d_bias.size();
     if (gradients_.d_alibi_slopes) partials.d_alibi_slopes = slopes_.data() + chunk * batch_ * heads_ + head;
     if (gradients_.d_sinks && chunk == 0) partials.d_sinks = sinks_.data() + head;
+    partials.d_relative_bias = gradients_.d_relative_bias;
+    if (relative_.count > 0) {
+      const auto copy = static_cast<std::size_t>(schedule_.RelativeCopyOf(task));
+      partials.d_relative_bias = Like(relative_.array, relative_.memory.data() + Size(relative_.array) * copy);
+    }
     const std::int64_t key_end = std::min(args_.key.shape[2], key_begin + schedule_.chunk_keys());
     const AttentionArgs<T>& args = Entry(batch);
     kernel_.chunk(args, gradients_, {batch, kv_head, key_begin, key_end}, entry, partials, memory);
@@ -213,6 +226,7 @@ class Backward {
   std::vector<double> slopes_, sinks_;     // [chunks][batch][heads] and [batch][heads]
   std::vector<BiasPartial<T>> d_bias_;     // [tasks][biases]
   std::vector<Copies> copies_;             // in the order of the biases that need them
+  Copies relative_;                        // of the gradient of the relative bias
 };
 
 }  // namespace

@@ -35,9 +35,10 @@ template <typename T>
 struct BackwardPartials {
   // [group][d_query rows][d_query width]; of a row, only if the chunk meets it (KeysOf).
   Accumulator<T>* d_query = nullptr;
-  const BiasPartial<T>* d_bias = nullptr;  // one for each gradient of a bias
-  double* d_alibi_slopes = nullptr;        // of the heads of the group: one number each, written
-  double* d_sinks = nullptr;               // likewise; null for all chunks of a head but one
+  const BiasPartial<T>* d_bias = nullptr;   // one for each gradient of a bias
+  double* d_alibi_slopes = nullptr;         // of the heads of the group: one number each, written
+  double* d_sinks = nullptr;                // likewise; null for all chunks of a head but one
+  View<Accumulator<T>, 4> d_relative_bias;  // of the gradient's shape; the chunk adds to it
 };
 
 template <typename T>

@@ -22,21 +22,26 @@ template <typename T>
 BackwardSchedule::BackwardSchedule(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients) {
   const auto [batch, heads, query_len, head_dim] = args.query.shape;
   kv_heads_ = args.key.shape[1], key_len_ = args.key.shape[2];
-  std::int64_t bytes = 1;  // of a copy of all bias gradients
-  for (const auto& d_bias : gradients.d_bias) {
-    if (!d_bias) continue;
+  std::int64_t bytes = 1, relative_bytes = 1;  // of a copy of all bias gradients, and of that of the relative bias
+  const auto add = [&, batch = batch, heads = heads](const auto& d_bias, std::int64_t& total) {
+    if (!d_bias) return;
     sums_batch_ |= d_bias.shape[0] < batch;
     sums_heads_ |= d_bias.shape[1] < heads && kv_heads_ > 1;
     std::int64_t size = sizeof(Accumulator<T>);
     for (const std::int64_t n : d_bias.shape) size = std::min(kMaxCopyBytes, size * std::min(n, kMaxCopyBytes));
-    bytes += size;
-  }
+    total += size;
+  };
+  for (const auto& d_bias : gradients.d_bias) add(d_bias, bytes);
+  add(gradients.d_relative_bias, relative_bytes);
+  bytes += relative_bytes;
   fixed_ = (sums_batch_ ? 1 : batch) * (sums_heads_ ? 1 : kv_heads_);
   summed_ = (sums_batch_ ? batch : 1) * (sums_heads_ ? kv_heads_ : 1);
   if (fixed_ == 0) return;
   parts_ = std::clamp<std::int64_t>(std::min(CeilDiv(kTasks, fixed_), kMaxCopyBytes / bytes), 1,
                                     std::max<std::int64_t>(1, summed_));
-  const std::int64_t most = std::min(kMaxChunks, std::max<std::int64_t>(1, key_len_ / kMinChunkKeys));
+  // Each chunk has a copy of the gradient of the relative bias, too.
+  const std::int64_t most = std::min({kMaxChunks, std::max<std::int64_t>(1, key_len_ / kMinChunkKeys),
+                                      std::max<std::int64_t>(1, kMaxCopyBytes / (relative_bytes * parts_))});
   chunks_ = std::min(CeilDiv(kTasks, fixed_ * parts_), most);
   chunk_keys_ = CeilDiv(CeilDiv(key_len_, chunks_), kBackwardKeys<T>) * kBackwardKeys<T>;
   chunks_ = std::max<std::int64_t>(1, chunk_keys_ > 0 ? CeilDiv(key_len_, chunk_keys_) : 1);

@@ -36,6 +36,10 @@ class BackwardSchedule {
     return SumsKeys(d_bias) ? part_of(task) * chunks_ + chunk_of(task) : part_of(task);
   }
 
+  // Copies of the gradient of the relative bias, to whose entries all chunks add; 0: none.
+  std::int64_t RelativeCopies() const { return parts_ * chunks_ > 1 ? parts_ * chunks_ : 0; }
+  std::int64_t RelativeCopyOf(std::int64_t task) const { return part_of(task) * chunks_ + chunk_of(task); }
+
   // visit(batch, kv_head) for the heads of a task, in order.
   template <class Visit>
   void ForHeads(std::int64_t task, const Visit& visit) const {

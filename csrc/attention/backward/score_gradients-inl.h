@@ -48,7 +48,7 @@ class ScoreGradients {
   }
   // Whether the steps after the products go through whole rows.
   bool NeedsRows() const {
-    return args_.spec.dropout_keep || gradients_.d_weights || partials_.d_alibi_slopes ||
+    return args_.spec.dropout_keep || gradients_.d_weights || partials_.d_alibi_slopes || partials_.d_relative_bias ||
            AnyBias([](const auto& bias) { return static_cast<bool>(bias.array); });
   }
 
@@ -87,6 +87,7 @@ class ScoreGradients {
         AddToBias(d_bias, row, begin, keys, ds);
       }
     }
+    if (partials_.d_relative_bias) AddToRelativeBias(row, begin, keys, ds);
   }
 
   // Of biases that are stored, for `rows` queries from `query` on and keys [begin, end).
@@ -121,21 +122,43 @@ class ScoreGradients {
 
   // The gradient of a bias whose axes of size 1 are broadcast.
   void AddToBias(const View<T, 4>& d_bias, const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
+    T* const to = GradientRow(d_bias, row);
+    if (d_bias.shape[3] > 1) return AddToRow(ds + keys.from, keys.to - keys.from, to + begin + keys.from);
+    *to += SumRow(ds + keys.from, keys.to - keys.from);
+  }
+
+  // Entries for adjacent keys are adjacent, and the first and the last one belong to all keys beyond their distances
+  // (modifiers/relative_bias-inl.h).
+  void AddToRelativeBias(const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
+    const View<T, 4>& d_bias = partials_.d_relative_bias;
+    T* const to = GradientRow(d_bias, row);
+    const int64_t last = d_bias.shape[3] - 1, first = begin - row.query - args_.spec.offset + d_bias.shape[3] / 2;
+    const int64_t low = std::clamp(-first, keys.from, keys.to), high = std::clamp(last + 1 - first, low, keys.to);
+    to[0] += SumRow(ds + keys.from, low - keys.from);
+    if (low < high) AddToRow(ds + low, high - low, to + first + low);
+    to[last] += SumRow(ds + high, keys.to - high);
+  }
+
+  // The first entry of a row of a gradient, whose axes of size 1 are summed over.
+  T* GradientRow(const View<T, 4>& gradient, const Row& row) const {
+    const auto index = [&](int axis, int64_t i) { return gradient.shape[axis] == 1 ? 0 : i; };
+    return gradient.at(index(0, entry_), index(1, row.head), index(2, row.query));
+  }
+
+  static void AddToRow(const T* from, int64_t n, T* to) {
     const Tag<T> d;
-    const auto index = [&](int axis, int64_t i) { return d_bias.shape[axis] == 1 ? 0 : i; };
-    T* const to = d_bias.at(index(0, entry_), index(1, row.head), index(2, row.query));
-    if (d_bias.shape[3] > 1) {
-      ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
-        const int64_t j = keys.from + i;
-        lanes.Store(hn::Add(lanes.Load(d, to + begin + j), hn::LoadU(d, ds + j)), d, to + begin + j);
-      });
-      return;
-    }
-    auto sum = hn::Zero(d);
-    ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
-      sum = hn::Add(sum, lanes.Or(d, hn::LoadU(d, ds + keys.from + i), hn::Zero(d)));
+    ForEachVector(d, n, [&](auto lanes, int64_t i) HWY_ATTR {
+      lanes.Store(hn::Add(lanes.Load(d, to + i), lanes.Load(d, from + i)), d, to + i);
     });
-    *to += hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+
+  static T SumRow(const T* row, int64_t n) {
+    const Tag<T> d;
+    auto sum = hn::Zero(d);
+    ForEachVector(d, n, [&](auto lanes, int64_t i) HWY_ATTR {
+      sum = hn::Add(sum, lanes.Or(d, lanes.Load(d, row + i), hn::Zero(d)));
+    });
+    return hn::GetLane(hn::SumOfLanes(d, sum));
   }
 
   const AttentionArgs<S>& args_;

@@ -1,5 +1,5 @@
 // Score modifiers: everything between the product with the keys and the softmax, in this order:
-//   softcap, biases, ALiBi, keep-masks, blocks, window.
+//   softcap, biases (the relative bias is the last of them), ALiBi, keep-masks, blocks, window.
 //
 // Each modifier is one class with one SIMD body,
 //   V operator()(D d, V score, int64_t j, int64_t left): scores of keys j to j + lanes of the block, `left` of which
@@ -54,7 +54,7 @@ template <typename T>
 ScoreModifiers ModifiersOf(const AttentionSpec<T>& spec) {
   ScoreModifiers modifiers = 0;
   if (spec.softcap > 0) modifiers |= kSoftcap;
-  if (!spec.bias.empty()) modifiers |= kBias;
+  if (!spec.bias.empty() || spec.relative_bias) modifiers |= kBias;
   if (spec.alibi_slopes) modifiers |= kAlibi;
   if (!spec.keep.empty()) modifiers |= kKeep;
   if (spec.blocks) modifiers |= kBlocks;
@@ -105,12 +105,12 @@ HWY_NOINLINE void ModifyRow(const AttentionArgs<Stored>& args, int64_t batch, co
   if (modifiers & kSoftcap) ModifyScores(Softcap<T>(spec.softcap), from, to, scores);
   if (modifiers & kBias) {
     bool first = true;
-    ForEachBias(args, batch, row, key_begin, [&](const auto* bias, int64_t stride) HWY_ATTR {
-      using B = std::decay_t<decltype(*bias)>;
+    ForEachBias(args, batch, row, key_begin, [&](const auto& bias) HWY_ATTR {
+      using B = std::decay_t<decltype(bias)>;
       if (first) {
-        ModifyScores(AddBias<T, B, BiasStep::kFirst>(bias, stride), from, to, scores);
+        ModifyScores(AddBias<T, B, BiasStep::kFirst>(bias), from, to, scores);
       } else {
-        ModifyScores(AddBias<T, B, BiasStep::kFurther>(bias, stride), from, to, scores);
+        ModifyScores(AddBias<T, B, BiasStep::kFurther>(bias), from, to, scores);
       }
       first = false;
     });
@@ -118,12 +118,13 @@ HWY_NOINLINE void ModifyRow(const AttentionArgs<Stored>& args, int64_t batch, co
   if (modifiers & kAlibi) ModifyScores(FusedModifiers<T>(spec).ForRow(row, key_begin), from, to, scores);
   // A later addend may have made NaN of a bias of -inf.
   const bool infinite_slope = (modifiers & kAlibi) && !std::isfinite(spec.alibi_slopes[row.head]);
-  const std::size_t followed = infinite_slope ? spec.bias.size() : spec.bias.size() - 1;  // biases before an addend
+  const std::size_t biases = spec.bias.size() + (spec.relative_bias ? 1 : 0);
+  const std::size_t followed = infinite_slope ? biases : biases - 1;  // biases before an addend
   if ((modifiers & kBias) && followed > 0) {
     std::size_t i = 0;
-    ForEachBias(args, batch, row, key_begin, [&](const auto* bias, int64_t stride) HWY_ATTR {
+    ForEachBias(args, batch, row, key_begin, [&](const auto& bias) HWY_ATTR {
       if (i++ >= followed) return;
-      ModifyScores(AddBias<T, std::decay_t<decltype(*bias)>, BiasStep::kDrop>(bias, stride), from, to, scores);
+      ModifyScores(AddBias<T, std::decay_t<decltype(bias)>, BiasStep::kDrop>(bias), from, to, scores);
     });
   }
   if (modifiers & kKeep) {

@@ -18,9 +18,13 @@ namespace headwise {
 // For every batch entry b, head h (sharing key and value head h / (heads / kv_heads)) and query i:
 //
 //   s_j    = softcap * tanh(scale * query_i . key_j / softcap) + sum of biases_ij - alibi_slopes_h * |i + offset - j|
-//   kept   = every keep_ij is nonzero, `blocks` keep ij, no bias_ij is -inf, and i + offset - left <= j <= i + offset +
-//   right p_j    = exp(s_j) / (sum over kept k of exp(s_k) + exp(sinks_h)), 0 where not kept output = sum over kept j
-//   of p_j * value_j  (with dropout: dropout_keep_ij ? dropout_scale * p_j : 0) lse    = log of the denominator
+//   kept   = every keep_ij is nonzero, `blocks` keep ij, no bias_ij is -inf,
+//            and i + offset - left <= j <= i + offset + right
+//   p_j    = exp(s_j) / (sum over kept k of exp(s_k) + exp(sinks_h)), 0 where not kept
+//   output = sum over kept j of p_j * value_j  (with dropout: dropout_keep_ij ? dropout_scale * p_j : 0)
+//   lse    = log of the denominator
+//
+// One of the biases_ij is relative_bias_it, where t = clip(j - i - offset, -M, M) + M.
 //
 // T is float, double, Float16 or BFloat16. 16-bit types are computed in float; output and weights are rounded once.
 //
@@ -84,6 +88,8 @@ struct AttentionSpec {
   // offsets[b]. Both empty, or one number per batch entry. Weights of the other keys are 0, also in rows of NaN.
   std::vector<std::int64_t> key_lengths, offsets;
   CallBlocks blocks;  // a keep-mask besides `keep`, whose dropped blocks are skipped; optional
+  // (batch, heads, query_len, 2 M + 1), with stride 0 on broadcast axes and a contiguous last axis; optional.
+  View<const Accumulator<T>, 4> relative_bias;
 };
 
 // Keys and values of a type S of their own beside float queries, as caches store them: Float16, BFloat16 or
@@ -141,6 +147,8 @@ struct AttentionGradients {
   std::vector<View<Accumulator<T>, 4>> d_bias;
   Accumulator<T>* d_alibi_slopes = nullptr;  // (heads,)
   Accumulator<T>* d_sinks = nullptr;         // (heads,)
+  // Of the shape of relative_bias; an axis of size 1 before the last is summed over.
+  View<Accumulator<T>, 4> d_relative_bias;
 };
 
 // The backward pass (Dao et al. 2022, arXiv:2205.14135, algorithm 4), from `output` and `lse` as Attention has computed
@@ -157,6 +165,7 @@ struct AttentionGradients {
 //   d_key_j   = sum_i dx_ij query_i
 //   d_value_j = sum_i (p_ij with dropout) d_output_i
 //   d_bias_ij = ds_ij
+//   d_relative_bias_it = sum of ds_ij over the j with clip(j - i - offset, -M, M) + M = t
 //   d_alibi_slopes_h = -sum_ij ds_ij |i + offset - j|
 //   d_sinks_h = -sum_i exp(sinks_h - lse_i) delta_i
 //

@@ -20,7 +20,8 @@ class AttentionSpec(NamedTuple):
 
         position = i + offset
         score    = softcap * tanh(scale * dot(query[i], key[j]) / softcap)
-                   + sum(bias)[i, j] - alibi_slope * abs(position - j), then score_mod
+                   + sum(bias)[i, j] + relative_bias[i, clip(j - position, -M, M) + M] - alibi_slope * abs(position - j),
+                   then score_mod
         kept     = all(keep)[i, j] and blocks[i, j] and position - left <= j <= position + right and j < key_length
 
     The softmax runs over the kept scores and the head's sink logit. With dropout, weights are multiplied by
@@ -55,6 +56,9 @@ class AttentionSpec(NamedTuple):
     blocks: Blocks | None = None
     # Changes the scores before masks apply. The NumPy backend alone has it, which computes such calls.
     score_mod: ScoreMod | None = None
+    # (batch, heads, query_len, 2 M + 1), each of the first three axes of full size or 1, in the dtype of the
+    # computation, last axis contiguous; -inf masks the key. For packed sequences (1, heads, query rows, 2 M + 1).
+    relative_bias: Array | None = None
 
 
 class ScoreMod(NamedTuple):
@@ -78,6 +82,45 @@ def mask_of_entry(m: Array, entry: int, rows: int, keys: int) -> Array:
     if m.shape[2] > 1:
         m = m[:, :, :rows]
     return m if m.shape[3] == 1 else m[..., :keys]
+
+
+def spec_of_entry(spec: AttentionSpec, entry: int, rows: int) -> AttentionSpec:
+    """The spec of one batch entry of ``rows`` queries, with the keys and the offset that ``key_lengths`` gives it."""
+    if spec.key_lengths is None or spec.offsets is None:
+        return spec
+    keys, offset = int(spec.key_lengths[entry]), int(spec.offsets[entry])
+
+    def of_entry(m: Array) -> Array:
+        return mask_of_entry(m, entry, rows, keys)
+
+    relative = spec.relative_bias
+    return spec._replace(
+        offset=spec.offset + offset,
+        keep=tuple(map(of_entry, spec.keep)),
+        bias=tuple(map(of_entry, spec.bias)),
+        dropout_keep=None if spec.dropout_keep is None else of_entry(spec.dropout_keep),
+        key_lengths=None,
+        offsets=None,
+        blocks=None if spec.blocks is None else spec.blocks.of_entry(entry),
+        score_mod=None if spec.score_mod is None else spec.score_mod.of_entry(entry),
+        relative_bias=relative if relative is None or relative.shape[0] == 1 else relative[entry : entry + 1],
+    )
+
+
+def query_rows(spec: AttentionSpec, rows: slice) -> AttentionSpec:
+    """The spec of the query rows ``rows``. An axis of size 1 serves all rows."""
+
+    def some(m: Array) -> Array:
+        return m if m.shape[2] == 1 else m[:, :, rows]
+
+    return spec._replace(
+        offset=spec.offset + rows.start,
+        keep=tuple(map(some, spec.keep)),
+        bias=tuple(map(some, spec.bias)),
+        blocks=None if spec.blocks is None else spec.blocks.from_query(rows.start),
+        score_mod=None if spec.score_mod is None else spec.score_mod.from_query(rows.start),
+        relative_bias=None if spec.relative_bias is None else some(spec.relative_bias),
+    )
 
 
 class PackedSequences(NamedTuple):

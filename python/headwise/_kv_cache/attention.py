@@ -109,7 +109,9 @@ def _attend(
     if gap:
         # attention_spec takes a window of more positions than there are columns for an open one.
         spec = spec._replace(left=check_window(options.get("window_size"), sys.maxsize)[0])
-    if weights is None and not spec.keep and not spec.bias and not gap:
+    relative = spec.relative_bias
+    by_sequence = relative is not None and (relative.shape[0] > 1 or relative.shape[2] > 1)
+    if weights is None and not spec.keep and not spec.bias and not by_sequence and not gap:
         _packed(query, rows, output, lse, spans, spec)
     else:
         attend_by_entry(query, rows, output, weights, lse, spans, spec)

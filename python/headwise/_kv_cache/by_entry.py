@@ -49,7 +49,7 @@ def attend_by_entry(
         if count == 0:
             continue
         gap = has_gap(rows, length)
-        if gap and weights is None and not spec.keep and not spec.bias:
+        if gap and weights is None and not spec.keep and not spec.bias and spec.relative_bias is None:
             columns: slice | Array = slice(0, length - rows.offsets[entries.start])  # a view; the mask drops the gap
         else:
             columns = rows.visible(entries.start, count, spans.lengths)
@@ -68,6 +68,7 @@ def attend_by_entry(
                 offset=key_len - count + block.start,
                 keep=tuple(_mask_part(m, entries, block, key_len) for m in spec.keep),
                 bias=tuple(_mask_part(m, entries, block, key_len) for m in spec.bias),
+                relative_bias=None if spec.relative_bias is None else _rows_part(spec.relative_bias, entries, block),
             )
             if gap:
                 positions = _positions(rows, entries.start, columns)
@@ -93,11 +94,14 @@ def _query_blocks(count: int, mask_width: int) -> Iterator[slice]:
 
 def _mask_part(m: Array, entries: slice, queries: slice, key_len: int) -> Array:
     """The part of a mask (batch, heads, query_len, key_len), each or 1, for a call."""
+    m = _rows_part(m, entries, queries)
+    return m if m.shape[3] == 1 else m[..., :key_len]
+
+
+def _rows_part(m: Array, entries: slice, queries: slice) -> Array:
     if m.shape[0] > 1:
         m = m[entries]
-    if m.shape[2] > 1:
-        m = m[:, :, queries]
-    return m if m.shape[3] == 1 else m[..., :key_len]
+    return m if m.shape[2] == 1 else m[:, :, queries]
 
 
 def _positions(rows: CacheRows, entry: int, columns: slice | Array) -> Array:
@@ -118,4 +122,8 @@ def _with_gap(spec: AttentionSpec, positions: Array, first_query: int, count: in
     if spec.alibi_slopes is not None and missing:
         further = np.where(positions < rows.first, missing, 0).astype(spec.alibi_slopes.dtype)
         bias = (*bias, -spec.alibi_slopes[np.newaxis, :, np.newaxis, np.newaxis] * further)
-    return spec._replace(left=-1, keep=(*spec.keep, keep[np.newaxis, np.newaxis]), bias=bias)
+    if spec.relative_bias is not None:
+        middle = spec.relative_bias.shape[3] // 2
+        entries = (positions - query).clip(-middle, middle) + middle
+        bias = (*bias, np.take_along_axis(spec.relative_bias, entries[np.newaxis, np.newaxis], axis=3))
+    return spec._replace(left=-1, keep=(*spec.keep, keep[np.newaxis, np.newaxis]), bias=bias, relative_bias=None)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from headwise._base.arrays import compact
-from headwise._base.attention_spec import fill_without_keys, mask_of_entry
+from headwise._base.attention_spec import fill_without_keys, spec_of_entry
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
 from headwise._numpy.blocks import BLOCK, head_blocks, heads_per_key_head
-from headwise._numpy.score_modifiers import ScoreBlock, modify_scores
+from headwise._numpy.score_modifiers import ScoreBlock, modify_scores, relative_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,23 +49,12 @@ def attention(
 ) -> None:
     """Attention in blocks, of the whole batch or, with ``key_lengths``, of one batch entry after another."""
     query, key, value = query.view(), key.view(), value.view()  # whose shapes no other thread can change
-    if spec.key_lengths is None or spec.offsets is None:
+    if spec.key_lengths is None:
         _attend(query, key, value, output, weights, lse, spec)
         return
     rows = query.shape[2]
-    for b, (keys, offset) in enumerate(zip(spec.key_lengths.tolist(), spec.offsets.tolist(), strict=True)):
-        part = slice(b, b + 1)
-
-        def of_entry(m: Array, b: int = b, keys: int = keys) -> Array:
-            return mask_of_entry(m, b, rows, keys)
-
-        dropout_keep = None if spec.dropout_keep is None else of_entry(spec.dropout_keep)
-        part_spec = spec._replace(
-            offset=spec.offset + offset, keep=tuple(map(of_entry, spec.keep)), bias=tuple(map(of_entry, spec.bias)),
-            dropout_keep=dropout_keep, key_lengths=None, offsets=None,
-            blocks=None if spec.blocks is None else spec.blocks.of_entry(b),
-            score_mod=None if spec.score_mod is None else spec.score_mod.of_entry(b),
-        )  # fmt: skip
+    for b, keys in enumerate(spec.key_lengths.tolist()):
+        part, part_spec = slice(b, b + 1), spec_of_entry(spec, b, rows)
         if weights is not None:
             weights[part, ..., keys:] = 0
         if keys == 0:
@@ -118,6 +107,8 @@ def _attend(
         for columns, k in columns_of(runs):
             block_keep = [compact(mask[b, h, r, k]) for mask in keep] + kept_by_blocks(spec, b, h, r, k)
             block_bias = [cast_dtype(compact(mask[b, h, r, k]), dtype) for mask in bias]
+            if spec.relative_bias is not None:
+                block_bias.append(relative_part(spec, (b, h, r, k)))
             modify_scores(ScoreBlock(scores[..., columns], block_keep, block_bias, h, first, k.start, b, r.start), spec)
 
         total, peak = _exponentials(scores, None if spec.sinks is None else spec.sinks[h, None, None])
@@ -177,6 +168,8 @@ def attention_varlen(
         else:
             q, v = _sequences_of(query, rows), _sequences_of(value, keys)
             part_spec = spec._replace(offset=offset)
+            if spec.relative_bias is not None and spec.relative_bias.shape[2] > 1:
+                part_spec = part_spec._replace(relative_bias=_sequences_of(spec.relative_bias[0], rows))
             if spec.key_scales is not None and spec.value_scales is not None:
                 scales = (_sequences_of(a[..., None], keys)[..., 0] for a in (spec.key_scales, spec.value_scales))
                 part_spec = part_spec._replace(key_scales=next(scales), value_scales=next(scales))

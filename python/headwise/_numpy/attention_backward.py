@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from headwise._base.attention_spec import mask_of_entry
+from headwise._base.attention_spec import mask_of_entry, spec_of_entry
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
 from headwise._numpy.attention import kept_by_blocks, masked_product, visible_runs
@@ -29,6 +29,7 @@ from headwise._numpy.score_modifiers import (
     ScoreGradients,
     modify_scores,
     part_of,
+    relative_part,
     score_derivative,
     sum_gradients,
 )
@@ -80,20 +81,21 @@ def attention_backward(  # noqa: PLR0913, PLR0917 (the arrays of the interface)
     d_bias: tuple[Array | None, ...],
     d_alibi_slopes: Array | None,
     d_sinks: Array | None,
+    d_relative_bias: Array | None,
     spec: AttentionSpec,
 ) -> None:
     """Gradients in blocks, of the whole batch or, with ``key_lengths``, of one batch entry after another."""
-    for result in (d_key, d_value, *d_bias, d_alibi_slopes, d_sinks):
+    for result in (d_key, d_value, *d_bias, d_alibi_slopes, d_sinks, d_relative_bias):
         if result is not None:
             result.fill(0)
     # Views, whose shapes no other thread can change.
     inputs = _Inputs(d_output, query.view(), key.view(), value.view(), output, lse, d_lse, d_weights)
-    scores = ScoreGradients(d_bias, d_alibi_slopes)
-    if spec.key_lengths is None or spec.offsets is None:
+    scores = ScoreGradients(d_bias, d_alibi_slopes, d_relative_bias)
+    if spec.key_lengths is None:
         _differentiate(inputs, _Gradients(d_query, d_key, d_value, scores, d_sinks), spec)
         return
     rows = query.shape[2]
-    for b, (keys, offset) in enumerate(zip(spec.key_lengths.tolist(), spec.offsets.tolist(), strict=True)):
+    for b, keys in enumerate(spec.key_lengths.tolist()):
         part, some = slice(b, b + 1), (slice(b, b + 1), slice(None), slice(keys))
 
         def of_entry(m: Array, b: int = b, keys: int = keys) -> Array:
@@ -103,12 +105,10 @@ def attention_backward(  # noqa: PLR0913, PLR0917 (the arrays of the interface)
             d_output[part], query[part], key[some], value[some], output[part], lse[part],
             None if d_lse is None else d_lse[part], None if d_weights is None else d_weights[part, ..., :keys],
         )  # fmt: skip
-        part_spec = spec._replace(
-            offset=spec.offset + offset, keep=tuple(map(of_entry, spec.keep)), bias=tuple(map(of_entry, spec.bias)),
-            dropout_keep=None if spec.dropout_keep is None else of_entry(spec.dropout_keep),
-            key_lengths=None, offsets=None, blocks=None if spec.blocks is None else spec.blocks.of_entry(b),
-        )  # fmt: skip
+        part_spec = spec_of_entry(spec, b, rows)
         part_scores = scores._replace(bias=tuple(None if a is None else of_entry(a) for a in d_bias))
+        if d_relative_bias is not None and len(d_relative_bias) > 1:
+            part_scores = part_scores._replace(relative_bias=d_relative_bias[part])
         part_query = None if d_query is None else d_query[part]
         part_key, part_value = (None if a is None else a[some] for a in (d_key, d_value))
         part_gradients = _Gradients(part_query, part_key, part_value, part_scores, d_sinks)
@@ -218,6 +218,8 @@ def _differentiate_scores(
     scores = products.reshape((*rows.shape, products.shape[3]))
     keep = [part_of(m, where) for m in spec.keep] + kept_by_blocks(spec, *where)
     bias = [cast_dtype(part_of(m, where), dtype) for m in spec.bias]
+    if spec.relative_bias is not None:
+        bias.append(relative_part(spec, where))
     block = ScoreBlock(scores, keep, bias, where[1], spec.offset + where[2].start, k.start)
     derivative = score_derivative(scores, spec)
     modify_scores(block, spec)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from headwise._numpy.alibi import distance
+from headwise._numpy.relative_bias import add_by_distance, by_distance
 
 if TYPE_CHECKING:
     from headwise._base.attention_spec import AttentionSpec
@@ -23,7 +24,7 @@ class ScoreBlock(NamedTuple):
 
     scores: Array  # (batch, heads, rows, keys)
     keep: list[Array]  # the same part of each keep-mask, which broadcasts to the scores
-    bias: list[Array]  # the same part of each bias, in the dtype of the scores
+    bias: list[Array]  # the same part of each bias, the relative bias included, in the dtype of the scores
     heads: slice
     query: int  # position of row 0 among all keys
     key: int  # position of column 0
@@ -36,11 +37,20 @@ class ScoreGradients(NamedTuple):
 
     bias: tuple[Array | None, ...]  # of the shapes of the biases of the spec
     alibi_slopes: Array | None  # (heads,)
+    relative_bias: Array | None  # of the shape of that of the spec
 
 
 def part_of(m: Array, where: tuple[slice, ...]) -> Array:
     """The part ``where`` of the scores of a mask, a bias or the gradient of a bias, each axis of full size or 1."""
     return m[tuple(slice(None) if size == 1 else part for size, part in zip(m.shape, where, strict=True))]
+
+
+def relative_part(spec: AttentionSpec, where: tuple[slice, slice, slice, slice]) -> Array:
+    """The part ``where`` of the scores of the spec's relative bias, which broadcasts to the scores."""
+    assert spec.relative_bias is not None  # noqa: S101 (the caller has looked)
+    rows, keys = where[2:]
+    table = part_of(spec.relative_bias, (*where[:3], slice(None)))
+    return by_distance(table, keys.start - spec.offset - rows.start, rows.stop - rows.start, keys.stop - keys.start)
 
 
 def modify_scores(block: ScoreBlock, spec: AttentionSpec) -> None:
@@ -72,6 +82,9 @@ def sum_gradients(block: ScoreBlock, d_scores: Array, gradients: ScoreGradients,
             total = part_of(bias, where)
             axes = tuple(axis for axis in range(4) if total.shape[axis] != d_scores.shape[axis])
             total += d_scores.sum(axis=axes, keepdims=True) if axes else d_scores
+    if gradients.relative_bias is not None:
+        table = part_of(gradients.relative_bias, (*where[:3], slice(None)))
+        add_by_distance(table, block.key - block.query, d_scores)
     if gradients.alibi_slopes is not None:
         steps = distance(block.query, d_scores.shape[2], block.key, d_scores.shape[3], d_scores.dtype)
         gradients.alibi_slopes[block.heads] -= np.einsum("bhij,ij->h", d_scores, steps)

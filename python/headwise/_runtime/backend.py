@@ -92,6 +92,7 @@ class Backend(Protocol):
         d_bias: tuple[Array | None, ...],  # for each bias of the spec, of its shape, C-contiguous, filled if given
         d_alibi_slopes: Array | None,  # (heads,), filled if given
         d_sinks: Array | None,  # (heads,), filled if given
+        d_relative_bias: Array | None,  # of the shape of spec.relative_bias, C-contiguous, filled if given
         spec: AttentionSpec,
     ) -> None:
         """Gradients of :meth:`attention` by its inputs, from its ``output`` and ``lse``, without an array of scores.
@@ -107,6 +108,7 @@ class Backend(Protocol):
             d_bias        = d_score,  d_alibi_slope = -sum(d_score * abs(position - j))
             d_query       = scale * (d_score * softcap') @ key,  d_key = scale * (d_score * softcap').T @ query
             d_sink        = -sum(exp(sink - lse) * delta)
+            d_relative_bias[M + t] = sum of d_score over the pairs of the distance t
 
         where ``dropout(x) = x * dropout_keep * dropout_scale``. Masked pairs, and weights of 0, contribute 0 to every
         sum, whatever stands in d_output, d_weights, query, key and value there, NaN included; so does an output of 0 to

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from headwise import _numpy
+from headwise._base.attention_spec import query_rows
 from headwise._base.outputs import allocate
 from headwise._runtime.backend import current
 
@@ -62,16 +63,11 @@ def dropout_blocks(scores: Shape, spec: AttentionSpec, dropout: Dropout) -> Iter
     for start in range(0, query_len, rows):
         block = slice(start, min(start + rows, query_len))
         shape = (batch, heads, block.stop - start, key_len)
+        draws = dropout.rng.random(shape, dtype=np.float32)
         yield (
             block,
-            spec._replace(
-                offset=spec.offset + start,
-                keep=tuple(rows_of(m, block) for m in spec.keep),
-                bias=tuple(rows_of(m, block) for m in spec.bias),
-                dropout_keep=dropout.rng.random(shape, dtype=np.float32) >= dropout.rate,
-                dropout_scale=1.0 / (1.0 - dropout.rate),
-                blocks=None if spec.blocks is None else spec.blocks.from_query(start),
-                score_mod=None if spec.score_mod is None else spec.score_mod.from_query(start),
+            query_rows(spec, block)._replace(
+                dropout_keep=draws >= dropout.rate, dropout_scale=1.0 / (1.0 - dropout.rate)
             ),
         )
 

@@ -35,6 +35,7 @@ class SpecOptions(NamedTuple):
     precision: str | None = None
     key_lengths: ArrayLike | None = None
     score_mod: Callable[..., Any] | None = None
+    relative_bias: ArrayLike | None = None
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -45,6 +46,7 @@ class ScoreOptions(TypedDict, total=False):
     softcap: float | None
     alibi_slopes: ArrayLike | None
     sinks: ArrayLike | None
+    relative_bias: ArrayLike | None
     precision: str | None
     out: Array | None
 

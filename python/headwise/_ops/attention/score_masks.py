@@ -147,14 +147,18 @@ def _equals(m: Array, number: int) -> Array:
 
 
 def _bias(m: Array, shape: AttentionShape, dtypes: Dtypes) -> Array:
-    """The aligned ``m`` as a bias: unchanged in the dtype of the arrays, else cast to that of the computation.
+    """The aligned ``m`` as a bias: unchanged in the dtype of the arrays, else cast to that of the computation."""
+    compute, stored = dtypes
+    unchanged = m.dtype == stored and m.flags.aligned
+    return _four_axes(m if unchanged else cast_bias(m, compute), shape)
+
+
+def cast_bias(m: Array, compute: np.dtype[Any]) -> Array:
+    """``m`` in the dtype of the computation.
 
     A finite entry beyond the range of that dtype, such as the lowest float64, becomes its lowest or highest finite
     number. As -inf it would mask the key, and a row with no other key would give 0 in place of uniform weights.
     """
-    compute, stored = dtypes
-    if m.dtype == stored and m.flags.aligned:
-        return _four_axes(m, shape)
     if is_bfloat16(m.dtype):
         m = m.astype(np.float32)
     cast = cast_layout(m, compute)
@@ -162,7 +166,7 @@ def _bias(m: Array, shape: AttentionShape, dtypes: Dtypes) -> Array:
         overflown = np.isinf(cast) & np.isfinite(m)
         if overflown.any():
             cast = np.where(overflown, np.copysign(np.finfo(compute).max, cast), cast)
-    return _four_axes(cast, shape)
+    return cast
 
 
 def _four_axes(m: Array, shape: AttentionShape) -> Array:

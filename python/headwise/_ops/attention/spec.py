@@ -13,6 +13,7 @@ from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_int, check_rate, check_real, check_rng
 from headwise._base.typing import INT64
 from headwise._ops.attention.options import UPPER_LEFT
+from headwise._ops.attention.relative_bias import check_relative_bias
 from headwise._ops.attention.score_masks import keep_and_bias
 from headwise._runtime.precision import check_precision
 
@@ -32,7 +33,8 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
     ``dtypes`` are the dtype of the computation and that of query, key and value as the backend reads them.
     """
     _, heads, query_len, key_len = shape.scores
-    mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, padding, precision, counts, mod = options
+    mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, padding, precision, *others = options
+    counts, mod, relative = others
     # Defaults are recognised here, without the call of a check: together the calls would add 10 % to a small attention.
     lower_right = alignment is not UPPER_LEFT and is_lower_right(alignment)
     offset = key_len - query_len if lower_right else 0
@@ -70,6 +72,7 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
         None,
         blocks,
         None if mod is None else check_score_mod(mod),
+        None if relative is None else check_relative_bias(relative, shape, dtypes[0]),
     )
     return tuple.__new__(AttentionSpec, fields)  # NamedTuple's own __new__ is a Python function: 0.2 µs more
 
@@ -84,7 +87,7 @@ def check_score_mod(function: object) -> ScoreMod:
 def array_options(options: SpecOptions) -> list[Named]:
     """The options that are arrays, which ``out=`` must not overlap."""
     given: list[Named] = []
-    for name in ("mask", "bias", "key_padding_mask", "alibi_slopes", "sinks"):
+    for name in ("mask", "bias", "key_padding_mask", "alibi_slopes", "sinks", "relative_bias"):
         value: Any = getattr(options, name)
         if isinstance(value, np.ndarray):
             given.append((name, value))

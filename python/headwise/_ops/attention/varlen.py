@@ -56,6 +56,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     return_lse: bool = False,
     precision: str | None = None,
     out: Array | None = None,
@@ -95,6 +96,9 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
         ``-slope * abs(i - j)`` is added to the scores.
     sinks : array_like, (heads,), optional
         One logit per head that is added to the softmax denominator.
+    relative_bias : array_like, (heads or 1, total_query_len or 1, 2 M + 1), optional
+        ``relative_bias[h, row, clip(j - i, -M, M) + M]`` is added to the scores of query ``i`` of a sequence, which is
+        row ``row`` of `query`; see :func:`scaled_dot_product_attention`.
     return_lse : bool
         Whether to return the logarithm of the softmax denominator as well.
     precision : {"highest", "high", "medium"}, optional
@@ -154,7 +158,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     # Positions, as in dense.py: keywords take 0.4 µs.
     options = tuple.__new__(SpecOptions, (
         None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision, None,
-        None,
+        None, relative_bias,
     ))  # fmt: skip
     spec = attention_spec(shape, (compute, stored), options)
     return_lse = check_flag(return_lse, "return_lse")

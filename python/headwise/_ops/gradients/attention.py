@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from headwise._ops.attention.spec import Dropout
 
 #: The arguments of attention that have gradients.
-NAMES = ("query", "key", "value", "bias", "alibi_slopes", "sinks")
+NAMES = ("query", "key", "value", "bias", "alibi_slopes", "sinks", "relative_bias")
 ROWS = NAMES[:3]
 
 
@@ -68,6 +68,7 @@ class Arrays(NamedTuple):
     d_bias: tuple[Array | None, ...]
     d_alibi_slopes: Array | None
     d_sinks: Array | None
+    d_relative_bias: Array | None
 
 
 @hide_unknown
@@ -92,6 +93,7 @@ def flash_attention_backward(  # noqa: PLR0913 (the public signature)
     sinks: ArrayLike | None = None,
     key_padding_mask: ArrayLike | None = None,
     key_lengths: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     precision: str | None = None,
     rng: int | np.random.Generator | None = None,
     dropout_rate: float | None = None,
@@ -117,11 +119,12 @@ def flash_attention_backward(  # noqa: PLR0913 (the public signature)
     lse : array_like, (..., query_len)
         The logarithm of the softmax denominator.
     wrt : tuple of str
-        The arguments whose gradients are returned: some of "query", "key", "value", "bias", "alibi_slopes", "sinks".
+        The arguments whose gradients are returned: some of "query", "key", "value", "bias", "alibi_slopes", "sinks",
+        "relative_bias".
     d_lse : array_like, (..., query_len), optional
         The gradient of the loss by `lse`; 0 if None.
     mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask, \
-key_lengths, precision : optional
+key_lengths, relative_bias, precision : optional
         The keywords of the forward pass; see :func:`scaled_dot_product_attention`.
     rng : int or numpy.random.Generator, optional
         With dropout: the seed of the forward pass, or a generator in the state that it had before the forward pass. The
@@ -133,7 +136,8 @@ key_lengths, precision : optional
     -------
     named tuple of ndarray
         ``d_query``, ``d_key`` and so on, in the order of `wrt`, each in the shape of its argument and in its dtype, or
-        in that of the output if it holds integers. The gradient of a bias is summed over its broadcast axes.
+        in that of the output if it holds integers. The gradient of a bias is summed over its broadcast axes, that of a
+        relative bias over the pairs of each distance.
 
     Raises
     ------
@@ -176,7 +180,7 @@ key_lengths, precision : optional
         refuse(unknown, flash_attention_backward.__kwdefaults__ or ())
     options = SpecOptions(
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision, key_lengths,
+        precision, key_lengths, relative_bias,
     )  # fmt: skip
     names = check_wrt(wrt, NAMES, {"query": query, "key": key, "value": value, **options._asdict()})
     drops = check_dropout(0.0, dropout_rate, rng)
@@ -200,11 +204,12 @@ def differentiate(
         compute, dtype = promote(*given.items())
     stored = dtype if dtype.itemsize == 2 else compute
     shape = check_shapes(*(a.shape for a in given.values()))
-    for name in ("bias", "alibi_slopes", "sinks"):
+    for name in NAMES[3:]:
         if name in wrt:
             given[name] = as_array(getattr(options, name), name)
-    if "bias" in wrt and 0 in given["bias"].strides:  # a gradient for each entry, also of a broadcast view
-        options = options._replace(bias=np.ascontiguousarray(given["bias"]))
+            if "bias" in name and 0 in given[name].strides:  # a gradient for each entry, also of a broadcast view
+                full: Any = {name: np.ascontiguousarray(given[name])}
+                options = options._replace(**full)
     spec = attention_spec(shape, (compute, stored), options)
     arrays = _arrays(given, shape, spec, results, (compute, stored), wrt)
     if math.prod(shape.scores) == 0:
@@ -217,7 +222,7 @@ def differentiate(
     for name in wrt:
         d = arrays.d_bias[-1] if name == "bias" else getattr(arrays, f"d_{name}")
         assert d is not None  # noqa: S101 (allocated for each name of wrt)
-        d = _bias_as_given(d, given[name].shape, shape) if name == "bias" else d.reshape(given[name].shape)
+        d = _bias_as_given(d, given[name].shape, shape) if "bias" in name else d.reshape(given[name].shape)
         found[name] = finish(d, given[name], dtype)
     return found
 
@@ -261,10 +266,11 @@ def _arrays(
         d_bias[-1] = allocate(spec.bias[-1].shape, compute)
     d_query, d_key, d_value = (gradient(name, a.shape, stored) for name, a in rows.items())
     d_alibi_slopes, d_sinks = (gradient(name, shape.scores[1:2]) for name in ("alibi_slopes", "sinks"))
+    d_relative_bias = None if spec.relative_bias is None else gradient("relative_bias", spec.relative_bias.shape)
     assert lse is not None  # noqa: S101 (given)
     return Arrays(
         with_heads(d_output), rows["query"], rows["key"], rows["value"], with_heads(output), lse, d_lse, d_weights,
-        d_query, d_key, d_value, tuple(d_bias), d_alibi_slopes, d_sinks,
+        d_query, d_key, d_value, tuple(d_bias), d_alibi_slopes, d_sinks, d_relative_bias,
     )  # fmt: skip
 
 
@@ -286,7 +292,7 @@ def _sum_over_keys(weights: Array, d_weights: Array, dtype: np.dtype[Any]) -> Ar
 
 def without_scores(arrays: Arrays, spec: AttentionSpec) -> None:
     """The gradients of a call without queries or keys: 0, but that lse is the sink of each row without keys."""
-    for d in (arrays.d_query, arrays.d_key, arrays.d_value, *arrays.d_bias, arrays.d_alibi_slopes, arrays.d_sinks):
+    for d in (arrays.d_query, arrays.d_key, arrays.d_value, *arrays.d_bias, *arrays[-3:]):
         if d is not None:
             d.fill(0)
     if arrays.d_sinks is not None and spec.sinks is not None and arrays.d_lse is not None:
@@ -300,7 +306,8 @@ def _with_dropout(arrays: Arrays, spec: AttentionSpec, dropout: Dropout) -> None
     """
     given = arrays._asdict()
     sums = {name: np.zeros(given[name].shape, arrays.lse.dtype) for name in _SUMMED if given[name] is not None}
-    for d in arrays.d_bias:
+    biases = (*arrays.d_bias, arrays.d_relative_bias)
+    for d in biases:
         if d is not None:
             d.fill(0)
     for block, block_spec in dropout_blocks((*arrays.query.shape[:3], arrays.key.shape[2]), spec, dropout):
@@ -309,11 +316,12 @@ def _with_dropout(arrays: Arrays, spec: AttentionSpec, dropout: Dropout) -> None
             if given[name] is not None:
                 rows[name] = np.ascontiguousarray(given[name][:, :, block])
         parts = {name: np.empty_like(given[name]) for name in sums}
-        d_bias = tuple(None if d is None else np.empty_like(rows_of(d, block)) for d in arrays.d_bias)
-        backward(arrays._replace(**rows, **parts, d_bias=d_bias), block_spec)
+        bias_parts = tuple(None if d is None else np.empty_like(rows_of(d, block)) for d in biases)
+        more: Any = {"d_bias": bias_parts[:-1], "d_relative_bias": bias_parts[-1]}
+        backward(arrays._replace(**rows, **parts, **more), block_spec)
         for name, part in parts.items():
             sums[name] += part
-        for d, part in zip(arrays.d_bias, d_bias, strict=True):
+        for d, part in zip(biases, bias_parts, strict=True):
             if d is not None and part is not None:
                 total = rows_of(d, block)
                 total += part

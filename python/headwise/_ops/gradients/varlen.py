@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, promote
+from headwise._base.attention_spec import query_rows
 from headwise._base.outputs import allocate
+from headwise._ops.attention.dropout import rows_of
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import UPPER_LEFT, SpecOptions
 from headwise._ops.attention.shapes import check_packed_shapes
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 #: The arguments of attention over packed sequences that have gradients.
-VARLEN_NAMES = ("query", "key", "value", "alibi_slopes", "sinks")
+VARLEN_NAMES = ("query", "key", "value", "alibi_slopes", "sinks", "relative_bias")
 
 
 @hide_unknown
@@ -45,6 +47,7 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    relative_bias: ArrayLike | None = None,
     precision: str | None = None,
     **unknown: Any,
 ) -> Any:
@@ -64,10 +67,11 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
     cu_seqlens_q, cu_seqlens_k : array_like of integers, (sequences + 1,)
         Cumulative lengths, as in the forward pass.
     wrt : tuple of str
-        The arguments whose gradients are returned: some of "query", "key", "value", "alibi_slopes", "sinks".
+        The arguments whose gradients are returned: some of "query", "key", "value", "alibi_slopes", "sinks",
+        "relative_bias".
     d_lse : array_like, (heads, total_query_len), optional
         The gradient of the loss by `lse`; 0 if None.
-    is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, precision : optional
+    is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, relative_bias, precision : optional
         The keywords of the forward pass.
 
     Returns
@@ -97,7 +101,19 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
     if unknown:
         refuse(unknown, varlen_attention_backward.__kwdefaults__ or ())
     options = SpecOptions(
-        None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision
+        None,
+        None,
+        is_causal,
+        UPPER_LEFT,
+        scale,
+        window_size,
+        softcap,
+        alibi_slopes,
+        sinks,
+        None,
+        precision,
+        None,
+        relative_bias,
     )
     names = check_wrt(wrt, VARLEN_NAMES, {"query": query, "key": key, "value": value, **options._asdict()})
     given = {"query": as_array(query, "query"), "key": as_array(key, "key"), "value": as_array(value, "value")}
@@ -105,8 +121,10 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
     stored = dtype if dtype.itemsize == 2 else compute
     shape = check_packed_shapes(*(a.shape for a in given.values()))
     sequences = packed_sequences(cu_seqlens_q, cu_seqlens_k, shape, lower_right=is_lower_right(causal_alignment))
-    spec = attention_spec(shape, (compute, stored), options)
     given.update({name: as_array(getattr(options, name), name) for name in names if name not in ROWS})
+    if "relative_bias" in given and 0 in given["relative_bias"].strides:
+        options = options._replace(relative_bias=np.ascontiguousarray(given["relative_bias"]))
+    spec = attention_spec(shape, (compute, stored), options)
 
     # (1, heads, rows, width), of which a sequence has some rows.
     q, k, v = (cast_layout(given[name], stored, last=True).swapaxes(0, 1)[None] for name in ROWS)
@@ -122,25 +140,32 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
         for name in names
     }
     d_q, d_k, d_v = (results[name].swapaxes(0, 1)[None] if name in results else None for name in ROWS)
+    d_relative = None
+    if "relative_bias" in results and spec.relative_bias is not None:
+        d_relative = results["relative_bias"].reshape(spec.relative_bias.shape)
     for start, length, first, keys, offset in zip(*(a.tolist() for a in sequences), strict=True):
         rows, cols, by_row = (
             (..., slice(start, start + length), slice(None)),
             (..., slice(first, first + keys), slice(None)),
             (..., slice(start, start + length)),
         )
-        of_heads = {name: np.empty_like(results[name]) for name in results if name not in ROWS}
+        part_spec = query_rows(spec, by_row[1])._replace(offset=offset)
+        of_heads = {name: np.empty_like(results[name]) for name in ("alibi_slopes", "sinks") if name in results}
+        part_d_relative = None if d_relative is None else np.empty_like(rows_of(d_relative, by_row[1]))
         part_d_q, part_d_k, part_d_v = (
             None if d is None else d[part] for d, part in ((d_q, rows), (d_k, cols), (d_v, cols))
         )
         arrays = Arrays(
             d_out[rows], q[rows], k[cols], v[cols], out[rows], np.ascontiguousarray(sums[by_row]),
             None if d_sums is None else np.ascontiguousarray(d_sums[by_row]), None, part_d_q, part_d_k, part_d_v, (),
-            of_heads.get("alibi_slopes"), of_heads.get("sinks"),
+            of_heads.get("alibi_slopes"), of_heads.get("sinks"), part_d_relative,
         )  # fmt: skip
         if length and keys and shape.scores[1]:
-            backward(arrays, spec._replace(offset=offset))
+            backward(arrays, part_spec)
         else:
-            without_scores(arrays, spec)
+            without_scores(arrays, part_spec)
+        if d_relative is not None and part_d_relative is not None:
+            accumulate(rows_of(d_relative, by_row[1]), part_d_relative)
         for name, part in of_heads.items():
             accumulate(results[name], part)
     return gradients_of(names, {name: finish(d, given[name], dtype) for name, d in results.items()})
