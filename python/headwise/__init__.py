@@ -61,6 +61,14 @@ from headwise.positional_encoding import (
     RotaryPositionalEmbedding,
     SinusoidalPositionalEncoding,
 )
+from headwise.relative import (
+    deberta_relative_bias,
+    fire_relative_bias,
+    kerple_relative_bias,
+    shaw_relative_bias,
+    t5_relative_bias,
+    transformer_xl_relative_bias,
+)
 from headwise.rope import permute_rope_weights, rope_parameters, rope_tables
 
 __all__ = [
@@ -90,7 +98,9 @@ __all__ = [
     "create_look_ahead_mask",
     "create_padding_mask",
     "cross_attention",
+    "deberta_relative_bias",
     "dropout",
+    "fire_relative_bias",
     "flash_attention",
     "flash_attention_backward",
     "geglu",
@@ -99,6 +109,7 @@ __all__ = [
     "gelu_backward",
     "get_num_threads",
     "get_precision",
+    "kerple_relative_bias",
     "layer_normalization",
     "layer_normalization_backward",
     "layers",
@@ -131,6 +142,7 @@ __all__ = [
     "set_num_threads",
     "set_precision",
     "set_target",
+    "shaw_relative_bias",
     "show_config",
     "silu",
     "silu_backward",
@@ -138,6 +150,8 @@ __all__ = [
     "softmax_backward",
     "swiglu",
     "swiglu_backward",
+    "t5_relative_bias",
+    "transformer_xl_relative_bias",
     "varlen_attention",
     "varlen_attention_backward",
     "vjp",
