@@ -216,6 +216,8 @@ def spec(
         call.number(1.25),
         *lengths,
         *scales,
+        None,  # blocks
+        None,  # score_mod
         relative_bias(call, accumulator, scores),
     )
 
@@ -261,7 +263,7 @@ def attention_backward(call: Call) -> tuple[Any, ...]:
     value, output = (batch, kv_heads, key_len, value_dim), (batch, heads, query_len, value_dim)
     scores = (batch, heads, query_len, key_len)
     description = spec(call, dtype, scores)
-    whole = isinstance(description, tuple) and len(description) == 17
+    whole = isinstance(description, tuple) and len(description) == 19
     biases = description[7] if whole and isinstance(description[7], tuple) else ()
     d_slopes, d_sinks = (call.array(accumulator, heads, optional=True) for _ in range(2))
     return (
@@ -279,7 +281,7 @@ def attention_backward(call: Call) -> tuple[Any, ...]:
         call.tuple(*(call.array(accumulator, *(call.pick(1, n) for n in scores), optional=True) for _ in biases)),
         None if whole and description[8] is None and not call.spoilt() else d_slopes,
         None if whole and description[9] is None and not call.spoilt() else d_sinks,
-        d_relative(call, accumulator, description[16] if whole else None),
+        d_relative(call, accumulator, description[18] if whole else None),
         description,
     )
 

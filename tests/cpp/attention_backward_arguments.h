@@ -51,6 +51,12 @@ class BackwardArguments : public Arguments {
     for (const Bias<T>& bias : this->args.spec.bias) std::visit(add, bias);
     if (this->args.spec.alibi_slopes) gradients.d_alibi_slopes = d_slopes.data();
     if (this->args.spec.sinks) gradients.d_sinks = d_sinks.data();
+    if (const auto& relative = this->args.spec.relative_bias) {
+      std::array<std::int64_t, 4> shape = relative.shape;
+      for (std::size_t axis = 0; axis < 3; ++axis) shape[axis] = relative.stride[axis] == 0 ? 1 : shape[axis];
+      d_relative_.emplace(Make<Number, 4>(shape));
+      gradients.d_relative_bias = d_relative_->view();
+    }
   }
 
   // Attention, for output and lse.
@@ -85,6 +91,7 @@ class BackwardArguments : public Arguments {
     for (std::size_t i = 0; i < d_bias_.size(); ++i) visit("d_bias", d_bias_[i], expected.d_bias[i]);
     if (gradients.d_alibi_slopes) visit("d_alibi_slopes", d_slopes, expected.d_alibi_slopes);
     if (gradients.d_sinks) visit("d_sinks", d_sinks, expected.d_sinks);
+    if (d_relative_) visit("d_relative_bias", *d_relative_, expected.d_relative_bias);
   }
 
   // The bits of all gradients.
@@ -97,6 +104,7 @@ class BackwardArguments : public Arguments {
     };
     append(d_query), append(d_key), append(d_value), append(d_slopes), append(d_sinks);
     for (const auto& d_bias : d_bias_) append(d_bias);
+    if (d_relative_) append(*d_relative_);
     return bits;
   }
 
@@ -116,6 +124,7 @@ class BackwardArguments : public Arguments {
   }
 
   std::vector<Tensor<Number, 4>> d_bias_;
+  std::optional<Tensor<Number, 4>> d_relative_;
 };
 
 }  // namespace headwise::testing

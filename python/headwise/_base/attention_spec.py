@@ -20,8 +20,8 @@ class AttentionSpec(NamedTuple):
 
         position = i + offset
         score    = softcap * tanh(scale * dot(query[i], key[j]) / softcap)
-                   + sum(bias)[i, j] + relative_bias[i, clip(j - position, -M, M) + M] - alibi_slope * abs(position - j),
-                   then score_mod
+                   + sum(bias)[i, j] + relative_bias[i, clip(j - position, -M, M) + M]
+                   - alibi_slope * abs(position - j), then score_mod
         kept     = all(keep)[i, j] and blocks[i, j] and position - left <= j <= position + right and j < key_length
 
     The softmax runs over the kept scores and the head's sink logit. With dropout, weights are multiplied by

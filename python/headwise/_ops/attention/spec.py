@@ -33,8 +33,10 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
     ``dtypes`` are the dtype of the computation and that of query, key and value as the backend reads them.
     """
     _, heads, query_len, key_len = shape.scores
-    mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, padding, precision, *others = options
-    counts, mod, relative = others
+    (
+        mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, padding, precision, counts, mod,
+        relative,
+    ) = options  # fmt: skip
     # Defaults are recognised here, without the call of a check: together the calls would add 10 % to a small attention.
     lower_right = alignment is not UPPER_LEFT and is_lower_right(alignment)
     offset = key_len - query_len if lower_right else 0

@@ -180,7 +180,7 @@ key_lengths, relative_bias, precision : optional
         refuse(unknown, flash_attention_backward.__kwdefaults__ or ())
     options = SpecOptions(
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision, key_lengths, relative_bias,
+        precision, key_lengths, relative_bias=relative_bias,
     )  # fmt: skip
     names = check_wrt(wrt, NAMES, {"query": query, "key": key, "value": value, **options._asdict()})
     drops = check_dropout(0.0, dropout_rate, rng)

@@ -101,20 +101,9 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
     if unknown:
         refuse(unknown, varlen_attention_backward.__kwdefaults__ or ())
     options = SpecOptions(
-        None,
-        None,
-        is_causal,
-        UPPER_LEFT,
-        scale,
-        window_size,
-        softcap,
-        alibi_slopes,
-        sinks,
-        None,
-        precision,
-        None,
-        relative_bias,
-    )
+        None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision,
+        relative_bias=relative_bias,
+    )  # fmt: skip
     names = check_wrt(wrt, VARLEN_NAMES, {"query": query, "key": key, "value": value, **options._asdict()})
     given = {"query": as_array(query, "query"), "key": as_array(key, "key"), "value": as_array(value, "value")}
     compute, dtype = promote(*given.items())

@@ -94,7 +94,7 @@ def backward(  # noqa: PLR0913 (PyTorch's signature)
         current().attention_backward(
             to_rows(grad_out), to_rows(query), to_rows(key), to_rows(value), to_rows(out),
             np.ascontiguousarray(to_array(logsumexp)), None, None, d_query, d_key, d_value,
-            (None,) * len(spec.bias), None, None, spec,
+            (None,) * len(spec.bias), None, None, None, spec,
         )  # fmt: skip
     else:
         for tensor in gradients:
