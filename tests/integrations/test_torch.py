@@ -393,6 +393,29 @@ def test_compiled_graphs(gradient: bool) -> None:
         assert_near(output, expected)
 
 
+@pytest.mark.single_implementation
+def test_eager_calls_between_graphs_are_not_traced() -> None:
+    def function(x: Any) -> Any:
+        total = x
+        for _ in range(2):  # a function with a loop around a break runs eagerly as a whole
+            try:
+                torch._dynamo.graph_break()
+                total = total + attend(x[0], x[0], x[0])
+            finally:
+                str(total)
+        return total
+
+    x = tensor(1, 2, 5, 8)
+    with enabled(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        torch.testing.assert_close(torch.compile(function, backend="aot_eager")(x), function(x))
+        breaks = " ".join(torch._dynamo.utils.counters["graph_break"])
+    if hasattr(torch._C._dynamo.eval_frame, "_FrameExecStrategy"):
+        assert "decompose" not in breaks and "ndarray" not in breaks
+
+
 @pytest.mark.slow
 @pytest.mark.single_implementation
 def test_graphs_of_inductor() -> None:
@@ -417,6 +440,7 @@ print("done")
     assert done.stdout.endswith("done\n"), done.stderr[-3000:]
 
 
+@pytest.mark.single_implementation
 def test_no_warning_while_enabling() -> None:
     code = "from headwise.integrations.torch import enable; enable()"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

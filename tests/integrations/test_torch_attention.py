@@ -183,6 +183,7 @@ def test_bad_input() -> None:
             call()
 
 
+@pytest.mark.single_implementation
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_compiled_graphs(name: str) -> None:
     fixed, differentiable = KEYWORDS[name]
@@ -202,6 +203,7 @@ def test_compiled_graphs(name: str) -> None:
         torch.testing.assert_close(got, answer)
 
 
+@pytest.mark.single_implementation
 def test_the_operator_has_its_schema() -> None:
     tensors = [tensor(*shape).requires_grad_() for shape in (QUERY, KEY, VALUE)]
     others = (None,) * (len(_operator._KINDS) - 3)

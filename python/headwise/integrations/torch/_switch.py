@@ -52,12 +52,24 @@ class _Switch:
                 _fast_path.set_fastpath_enabled(True)
 
 
+def _leave_untraced(function: Any) -> None:
+    """Keep torch.compile from tracing a kernel that eager code calls between two of its graphs.
+
+    Without this, and in PyTorch 2.6, which has no such setting for all functions below, it tries, gives up and warns.
+    """
+    frames = torch._C._dynamo.eval_frame  # noqa: SLF001 (torch.compiler.disable takes seconds to import)
+    if hasattr(frames, "set_code_exec_strategy") and hasattr(frames, "_FrameExecStrategy"):
+        skip = frames._FrameAction.SKIP  # noqa: SLF001
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))  # noqa: SLF001
+
+
 def _register() -> Any:
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*[Oo]verrid", category=UserWarning)
         for name, function, key in _KERNELS:
             library.impl(name, function, key)
+            _leave_untraced(function)
     _forget_dispatch()
     return library
 
