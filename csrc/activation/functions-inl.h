@@ -70,11 +70,7 @@ struct ActivationTraits<double> {
                                   0x1.1aae08369d806p-21};
 };
 
-// Not Max and Min: NaN stays.
-template <class D, class V>
-HWY_INLINE V AtLeast(D d, V x, hn::TFromD<D> limit) {
-  return hn::IfThenElse(hn::Lt(x, hn::Set(d, limit)), hn::Set(d, limit), x);
-}
+// Not Min: NaN stays.
 template <class D, class V>
 HWY_INLINE V AtMost(D d, V x, hn::TFromD<D> limit) {
   return hn::IfThenElse(hn::Gt(x, hn::Set(d, limit)), hn::Set(d, limit), x);
@@ -108,13 +104,13 @@ struct Gelu {
     using A = hn::TFromD<D>;
     using Traits = ActivationTraits<A>;
     const V unscale = hn::Set(d, ExpTraits<A>::kUnscale), one = hn::Set(d, A{1}), minus_half = hn::Set(d, A(-0.5));
-    x = AtLeast(d, x, -Traits::kGelu);
     const V t = AtMost(d, hn::Abs(x), Traits::kGelu);
     const V square = hn::Mul(t, t);
     const V power = ScaledExpOfSum(d, hn::Mul(square, minus_half), hn::Mul(ErrorOfSquare(d, t, square), minus_half));
     const V q = hn::Mul(power, hn::Div(Horner(d, t, Traits::kP), Horner(d, t, Traits::kQ)));  // Phi(-t)
     const auto negative = hn::Lt(x, hn::Zero(d));
-    value = hn::IfThenElse(negative, hn::Mul(hn::Mul(x, q), unscale), hn::Mul(x, hn::NegMulAdd(q, unscale, one)));
+    const V minus_unscale = hn::Set(d, -ExpTraits<A>::kUnscale);
+    value = hn::IfThenElse(negative, hn::Mul(hn::Mul(t, q), minus_unscale), hn::Mul(x, hn::NegMulAdd(q, unscale, one)));
     if constexpr (kSlope) {
       // f'(-t) = Phi(-t) - t exp(-t^2 / 2) / sqrt(2 pi)
       const V density = hn::Mul(power, hn::Set(d, A(0.398942280401432677939946)));
@@ -124,20 +120,20 @@ struct Gelu {
   }
 };
 
-// x sigmoid(y) for |x| <= limit, from t = |y| and y'.
+// x sigmoid(y), from a = |x|, t = |y|, each up to a limit, and y'. t is at most -kMinExponent.
 template <bool kSlope, class D, class V>
-HWY_INLINE void WeightedSigmoid(D d, V x, V t, V y_slope, hn::TFromD<D> limit, V& value, V& slope) {
+HWY_INLINE void WeightedSigmoid(D d, V x, V a, V t, V y_slope, V& value, V& slope) {
   using A = hn::TFromD<D>;
   const V unscale = hn::Set(d, ExpTraits<A>::kUnscale), one = hn::Set(d, A{1});
+  const V minus_unscale = hn::Set(d, -ExpTraits<A>::kUnscale);
   const auto negative = hn::Lt(x, hn::Zero(d));
-  const V power = ScaledExpOfSum(d, hn::Neg(AtMost(d, t, -ExpTraits<A>::kMinExponent)), hn::Zero(d));
+  const V power = ScaledExpOfSum(d, hn::Neg(t), hn::Zero(d));
   const V denominator = hn::MulAdd(power, unscale, one);  // sigmoid(t) = 1 / denominator
-  const V ratio = hn::Div(hn::IfThenElse(negative, hn::Mul(x, power), x), denominator);
-  value = hn::IfThenElse(negative, hn::Mul(ratio, unscale), ratio);
+  const V ratio = hn::Div(hn::IfThenElse(negative, hn::Mul(a, power), x), denominator);
+  value = hn::IfThenElse(negative, hn::Mul(ratio, minus_unscale), ratio);
   if constexpr (kSlope) {
     // f'(-a) = sigmoid(-t) (1 - a sigmoid(t) y')
     const V upper = hn::Div(one, denominator);
-    const V a = AtMost(d, hn::Abs(x), limit);
     const V rest = hn::NegMulAdd(hn::Mul(a, upper), y_slope, one);
     const V left = hn::Mul(hn::Mul(hn::Mul(power, upper), rest), unscale);
     slope = hn::IfThenElse(negative, left, hn::Sub(one, left));
@@ -148,9 +144,8 @@ struct Silu {
   template <bool kSlope, class D, class V>
   static HWY_INLINE void Apply(D d, V x, V& value, V& slope) {
     using A = hn::TFromD<D>;
-    constexpr A kLimit = ActivationTraits<A>::kSilu;
-    x = AtLeast(d, x, -kLimit);
-    WeightedSigmoid<kSlope>(d, x, hn::Abs(x), hn::Set(d, A{1}), kLimit, value, slope);
+    const V a = AtMost(d, hn::Abs(x), ActivationTraits<A>::kSilu);
+    WeightedSigmoid<kSlope>(d, x, a, a, hn::Set(d, A{1}), value, slope);
   }
 };
 
@@ -158,15 +153,13 @@ struct GeluTanh {
   template <bool kSlope, class D, class V>
   static HWY_INLINE void Apply(D d, V x, V& value, V& slope) {
     using A = hn::TFromD<D>;
-    constexpr A kLimit = ActivationTraits<A>::kGeluTanh;
     constexpr double kLinear = 1.59576912160573071176, kCubic = kLinear * 0.044715;  // kLinear: 2 sqrt(2 / pi)
-    x = AtLeast(d, x, -kLimit);
-    const V a = AtMost(d, hn::Abs(x), kLimit);
+    const V a = AtMost(d, hn::Abs(x), ActivationTraits<A>::kGeluTanh);
     const V square = hn::Mul(a, a);
     const V linear = hn::Set(d, static_cast<A>(kLinear));
     const V t = hn::Mul(a, hn::MulAdd(square, hn::Set(d, static_cast<A>(kCubic)), linear));
     const V y_slope = hn::MulAdd(square, hn::Set(d, static_cast<A>(3 * kCubic)), linear);
-    WeightedSigmoid<kSlope>(d, x, t, y_slope, kLimit, value, slope);
+    WeightedSigmoid<kSlope>(d, x, a, AtMost(d, t, -ExpTraits<A>::kMinExponent), y_slope, value, slope);
   }
 };
 

@@ -33,7 +33,9 @@ struct Call {
     }
   }
 
-  // Partial results of a decode call in memory: for each head, a DoneCount, then the partial result of each chunk.
+  // Partial results of a decode call in memory: for each head, a DoneCount, then the partial result of each chunk. A
+  // head of a single chunk has none: its partial result is in the scratch memory of its thread, before the chunk's own.
+  bool HasPartials() const { return decode && schedule.parts() > 1; }
   std::size_t HeadBytes() const { return kCacheLine + Bytes(partial_bytes, schedule.parts()); }
   std::byte* Head(std::byte* partials, std::int64_t head) const {
     return partials + first_partial + HeadBytes() * static_cast<std::size_t>(head);
@@ -67,8 +69,10 @@ std::size_t Place(Call<T>& call, std::int64_t& tasks, Arena& partials) {
   if (schedule.tasks() == 0) return 0;
   if (!schedule.decode()) return call.kernel->scratch_bytes(*call.args, schedule.size() * schedule.group());
   call.partial_bytes = call.decode->partial_bytes(*call.args, schedule.size());
+  const std::size_t chunk_bytes = call.decode->scratch_bytes(*call.args);
+  if (!call.HasPartials()) return call.partial_bytes + chunk_bytes;
   partials.Allocate<std::byte>(call.HeadBytes(), schedule.heads());
-  return call.decode->scratch_bytes(*call.args);
+  return chunk_bytes;
 }
 
 template <typename T>
@@ -87,6 +91,12 @@ void RunChunk(const Call<T>& call, std::int64_t task, std::byte* partials, std::
   const Schedule& schedule = call.schedule;
   const std::int64_t kv_heads = call.args->key.shape[1], key_len = call.args->key.shape[2];
   const std::int64_t head = task / schedule.parts(), part = task % schedule.parts(), begin = part * schedule.size();
+  if (!call.HasPartials()) {
+    const DecodeChunk chunk{head / kv_heads, head % kv_heads, 0, key_len};
+    call.decode->chunk(*call.args, chunk, scratch, scratch + call.partial_bytes);
+    if (!Interrupted(0)) call.decode->combine(*call.args, chunk.batch, chunk.kv_head, schedule.size(), scratch);
+    return;
+  }
   std::byte* const done = call.Head(partials, head);
   std::byte* const partial = done + kCacheLine;
   const DecodeChunk chunk{head / kv_heads, head % kv_heads, begin, std::min(key_len, begin + schedule.size())};
@@ -120,7 +130,7 @@ void RunCalls(Call<T>* begin, Call<T>* end) {
   if (measure.used() > 0) partials_memory.emplace(1, measure.used());
   std::byte* const partials = partials_memory ? partials_memory->thread(0) : nullptr;
   for (const Call<T>* call = begin; call < end; ++call) {
-    for (std::int64_t head = 0; call->decode && head < call->schedule.heads(); ++head) {
+    for (std::int64_t head = 0; call->HasPartials() && head < call->schedule.heads(); ++head) {
       new (call->Head(partials, head)) DoneCount(0);
     }
   }

@@ -351,19 +351,19 @@ void CheckSizes() {
     EXPECT_THROW(Linear(x, deep, nullptr, View<T, 2>{&one, {8, 8}, {0, 1}}), std::bad_alloc);
   }
   for (const std::int64_t rows : {1, 100}) {
-    const auto attend = [&](std::int64_t batch, std::int64_t head_dim, std::int64_t value_dim) {
+    const auto attend = [&](std::int64_t batch, std::int64_t keys, std::int64_t head_dim, std::int64_t value_dim) {
       AttentionArgs<T> args;
       args.query = {&one, {batch, 1, rows, head_dim}, {0, 0, 0, 1}};
-      args.key = {&one, {batch, 1, 50, head_dim}, {0, 0, 0, 1}};
-      args.value = {&one, {batch, 1, 50, value_dim}, {0, 0, 0, 1}};
+      args.key = {&one, {batch, 1, keys, head_dim}, {0, 0, 0, 1}};
+      args.value = {&one, {batch, 1, keys, value_dim}, {0, 0, 0, 1}};
       args.output = {&one, {batch, 1, rows, value_dim}, {0, 0, 0, 1}};
       EXPECT_THROW(Attention(args), std::bad_alloc);
       EXPECT_THROW(AttentionVarlen(std::vector<AttentionArgs<T>>{args, args}), std::bad_alloc);
     };
-    attend(1, kHuge, 8);
-    attend(1, 8, kHuge);
-    attend(1, 4 * kHuge, 4 * kHuge - 1);
-    if (rows == 1) attend(kHuge, 8, 8);
+    attend(1, 50, kHuge, 8);
+    attend(1, 50, 8, kHuge);
+    attend(1, 50, 4 * kHuge, 4 * kHuge - 1);
+    if (rows == 1) attend(kHuge, 5000, 8, 8);  // partial results of several chunks of each sequence
   }
 }
 
