@@ -67,6 +67,10 @@ def test_models_with_attention_of_their_own() -> None:
 
 
 def test_other_devices() -> None:
+    try:
+        output_and_warnings(lambda: llama("eager").to("meta")(IDS.to("meta")))
+    except RuntimeError:
+        pytest.skip(f"transformers {transformers.__version__} runs no model on the meta device")
     output, messages = output_and_warnings(lambda: llama("headwise").to("meta")(IDS.to("meta"))[0])
     assert output.shape == (2, 9, 32)
     assert len(messages) == 1, "one for all layers"
