@@ -87,10 +87,15 @@ def check(
         np.testing.assert_allclose(y, wanted, rtol=2e-5, atol=2e-6)
 
 
+#: Before, onnx's reference has other results for some of these calls than the specification of onnx 1.23.
+NEW_REFERENCE = pytest.mark.skipif(
+    tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 23), reason="the reference of onnx before 1.23 differs"
+)
 QKV = dict(zip("QKV", normal((3, 2, 4, 9, 8)), strict=True))
 SCORES = ("Y", "", "", "scores")
 
 
+@NEW_REFERENCE
 @pytest.mark.parametrize("mode", range(4))
 @pytest.mark.parametrize("kind", ["bool", "added", "short"])
 def test_attention_scores_and_masks(kind: str, mode: int) -> None:
@@ -101,6 +106,7 @@ def test_attention_scores_and_masks(kind: str, mode: int) -> None:
     check("Attention", {**QKV, "mask": mask}, SCORES, qk_matmul_output_mode=mode, is_causal=1, **more)
 
 
+@NEW_REFERENCE
 @pytest.mark.parametrize("new", [3, 9])
 def test_attention_with_past(new: int) -> None:
     """With as many new keys as queries, and with fewer."""
@@ -110,6 +116,7 @@ def test_attention_with_past(new: int) -> None:
     check("Attention", {**rows, **past}, SCORES, is_causal=1, qk_matmul_output_mode=2)
 
 
+@NEW_REFERENCE
 @pytest.mark.skipif(onnx.defs.onnx_opset_version() < 25, reason="Attention has windows from opset 25 on")
 @pytest.mark.parametrize("lengths", [[9, 5], [2, 9]])
 def test_attention_with_lengths(lengths: list[int]) -> None:

@@ -43,7 +43,7 @@ class _Api(ctypes.Structure):
 
 
 class _Metadata(ctypes.Structure):
-    _fields_ = (("struct_size", c_size_t), ("version", _Version), ("traits", ctypes.c_uint32), ("state_type", c_int64))
+    _fields_ = (("struct_size", c_size_t), ("version", _Version), ("traits", ctypes.c_uint32))
 
 
 class _Extension(ctypes.Structure):
@@ -175,9 +175,9 @@ def _handle(pointer: Any) -> int | None:
     if frame.extension:
         extension = _Extension.from_address(frame.extension)
         if extension.type == _METADATA:
-            metadata, version = extension.metadata.contents, frame.api.contents.version
-            metadata.version.major, metadata.version.minor = version.major, version.minor
-            metadata.traits, metadata.state_type = 0, 0
+            metadata = extension.metadata.contents
+            version = frame.api.contents.version if frame.api else _Version(major=0, minor=1)  # older jaxlib: not given
+            metadata.version.major, metadata.version.minor, metadata.traits = version.major, version.minor, 0
             return None
     try:
         with _calls:
