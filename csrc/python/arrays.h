@@ -226,6 +226,7 @@ void RegisterAttentionBackward(py::module_& module);
 void RegisterAttentionVarlen(py::module_& module);
 void RegisterLayerNorm(py::module_& module);
 void RegisterLinear(py::module_& module);
+void RegisterLinearAttention(py::module_& module);
 void RegisterRope(py::module_& module);
 void RegisterRuntime(py::module_& module);
 void RegisterSoftmax(py::module_& module);

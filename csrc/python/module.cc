@@ -66,6 +66,7 @@ PYBIND11_MODULE(_core, module) {
   RegisterAttentionVarlen(module);
   RegisterLayerNorm(module);
   RegisterLinear(module);
+  RegisterLinearAttention(module);
   RegisterRope(module);
   RegisterRuntime(module);
   RegisterSoftmax(module);

@@ -59,6 +59,17 @@ class PackedLinear:
     def __call__(self, x: NDArray[Any], out: NDArray[Any]) -> None: ...
 
 def pack_linear(weight: NDArray[Any], bias: NDArray[Any] | None, precision: str) -> PackedLinear: ...
+def linear_attention(
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    decay: NDArray[Any] | None,
+    beta: NDArray[Any] | None,
+    state: NDArray[Any] | None,
+    output: NDArray[Any],
+    new_state: NDArray[Any],
+    spec: tuple[Any, ...],
+) -> None: ...
 def layer_normalization(
     x: NDArray[Any], gamma: NDArray[Any] | None, beta: NDArray[Any] | None, eps: float, out: NDArray[Any]
 ) -> None: ...

@@ -341,6 +341,30 @@ def linear(call: Call) -> tuple[Any, ...]:
     return call.array(dtype, rows, depth), weight, bias, call.array(dtype, rows, columns), call.precision()
 
 
+def linear_attention(call: Call) -> tuple[Any, ...]:
+    dtype, accumulator = call.float_type()
+    batch, kv_heads, tokens = call.pick(0, 1, 2), call.pick(0, 1, 2, 3), call.size()
+    heads, features, value_dim = kv_heads * call.pick(1, 2), call.size(), call.size()
+    is_causal, normalize = call.pick(True, True, False), call.pick(True, False)
+    queries = tokens if is_causal or call.chance(0.3) else call.size()
+    state = (batch, kv_heads, features, value_dim + normalize)
+    rates = [call.pick(1, size) for size in (batch, kv_heads, tokens)]
+    wrong = call.spoilt()
+    decay = call.array(accumulator, *rates, call.pick(1, features), optional=True) if is_causal or wrong else None
+    beta = call.array(accumulator, *rates, optional=True) if is_causal or wrong else None
+    return (
+        call.array(dtype, batch, heads, queries, features),
+        call.array(dtype, batch, kv_heads, tokens, features),
+        call.array(dtype, batch, kv_heads, tokens, value_dim),
+        decay,
+        beta,
+        call.array(accumulator, *state, optional=True),
+        call.array(dtype, batch, heads, queries, value_dim),
+        call.array(accumulator, *state),
+        call.tuple(call.pick(True, False), normalize, is_causal, call.number(0.3), call.integer(call.pick(1, 5, 64))),
+    )
+
+
 def layer_normalization(call: Call) -> tuple[Any, ...]:
     dtype, (rows, n) = call.float_type()[0], (call.size(), call.size())
     x, out = (call.array(dtype, rows, n) for _ in range(2))
@@ -403,6 +427,7 @@ FUNCTIONS: dict[str, Callable[[Call], tuple[Any, ...]]] = {
     "add_alibi": add_alibi,
     "linear": linear,
     "PackedLinear": linear,
+    "linear_attention": linear_attention,
     "layer_normalization": layer_normalization,
     "rms_norm": rms_norm,
     "layer_normalization_backward": layer_normalization_backward,
@@ -418,6 +443,7 @@ OUTPUTS = {
     "apply_rope": (3,),
     "linear": (3,),
     "PackedLinear": (3,),
+    "linear_attention": (6, 7),
     "layer_normalization_backward": (4, 5, 6),
     "rms_norm_backward": (4, 5),
     "activation": (2,),

@@ -19,6 +19,7 @@ from headwise._version import __version__
 
 if TYPE_CHECKING:
     from headwise._base.attention_spec import AttentionSpec, PackedSequences
+    from headwise._base.linear_attention_spec import LinearAttentionSpec
     from headwise._base.typing import Array
 
 
@@ -193,6 +194,25 @@ class Backend(Protocol):
         self, d_out: Array, x: Array, up: Array | None, d_x: Array, d_up: Array | None, function: str
     ) -> None:
         """The gradients of :meth:`activation`, in the same layouts. ``d_up`` is given if ``up`` is."""
+
+    def linear_attention(  # noqa: PLR0913, PLR0917 (the arrays of the operation)
+        self,
+        query: Array,  # (batch, heads, query_len, features), last axis contiguous, any other strides
+        key: Array,  # (batch, kv_heads, key_len, features), likewise, as the next
+        value: Array,  # (batch, kv_heads, key_len, value_dim)
+        decay: Array | None,  # (batch or 1, kv_heads or 1, key_len or 1, features or 1), any strides
+        beta: Array | None,  # (batch or 1, kv_heads or 1, key_len or 1), any strides
+        state: Array | None,  # (batch, kv_heads, features, value columns), last axis contiguous; 0 if None
+        output: Array,  # (batch, heads, query_len, value_dim), C-contiguous, as the next
+        new_state: Array,  # of the shape of state
+        spec: LinearAttentionSpec,
+    ) -> None:
+        """Linear attention in chunks of tokens; formulas in :func:`headwise.linear_attention`.
+
+        With ``spec.normalize``, states have ``value_dim + 1`` columns, the last of them that of values of 1, else
+        ``value_dim``. Without ``spec.is_causal``, there are neither decays nor betas. What stands in a token's row of
+        query, key or value affects no earlier output.
+        """
 
     def set_num_threads(self, n: int) -> None: ...
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headwise._base.outputs import allocate, finalize
-from headwise._numpy.linear_attention import linear_attention as on_numpy
 from headwise._ops.attention.dense import with_heads
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.linear_attention.arguments import Options, check_call
@@ -152,6 +151,7 @@ def run(call: Call) -> tuple[Array, Array]:
     output = result if result.ndim == 4 else with_heads(result)
     last = new_state if new_state.ndim == 4 else with_heads(new_state)
     if output.size or last.size:
-        compute = getattr(current(), "linear_attention", on_numpy)  # the native core has no kernel yet
-        compute(call.query, call.key, call.value, call.decay, call.beta, call.state, output, last, call.spec)
+        current().linear_attention(
+            call.query, call.key, call.value, call.decay, call.beta, call.state, output, last, call.spec
+        )
     return finalize(result, None, call.dtype), new_state
