@@ -55,7 +55,7 @@ struct ChunkData {
   A *scores, *pairs;          // [kChunkRows][kScoreStride]
   A *decays, *begin, *end;    // [kChunkRows][stride], or one number a token: the decays, and their products
   A *queries, *scaled;        // [kTileRows][stride]
-  A* states[2];               // panels [TiledRows(features)][columns]: before and after the chunk
+  A* states[2]{};             // panels [TiledRows(features)][columns]: before and after the chunk
   A* beta;                    // [kChunkRows]
 
   HWY_NOINLINE ChunkData(int64_t feature_count, int64_t column_count, bool decays_by_feature, std::byte* memory,
