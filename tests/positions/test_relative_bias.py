@@ -63,6 +63,26 @@ def test_t5_decodes_step_by_step() -> None:
     np.testing.assert_allclose(np.concatenate(steps, axis=2), whole, atol=1e-14)
 
 
+def test_layers_have_a_relative_bias() -> None:
+    bias = hw.t5_relative_bias(normal((16, 4), 5, np.float64), 9, bidirectional=True, max_distance=9)
+    layer, plain = (hw.MultiHeadAttention(32, 4, relative=given, rng=0) for given in (bias, None))
+    x = normal((2, 9, 32), 6, np.float64)
+    wanted = plain(x, relative_bias=bias)
+    for got, right in zip(layer(x), wanted, strict=True):
+        np.testing.assert_array_equal(got, right)
+    cached = hw.CausalAttention(32, 4, relative=bias, rng=0)
+    cache = cached.make_cache(2, 9, dtype=np.float64)
+    steps = [cached(x[:, i : i + 1], cache=cache, need_weights=False)[0] for i in range(9)]
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), cached(x)[0], atol=1e-13)
+    *_, pullback = layer.vjp(x, wrt=("query", "relative_bias"))
+    d = pullback(np.ones((2, 9, 32)))
+    step = normal(bias.shape, 7, np.float64)
+    change = (
+        plain(x, relative_bias=bias + 1e-6 * step)[0] - plain(x, relative_bias=bias - 1e-6 * step)[0]
+    ).sum() / 2e-6
+    np.testing.assert_allclose((d.inputs.d_relative_bias * step).sum(), change, rtol=1e-6, atol=1e-8)
+
+
 def test_shaw_equals_the_formula() -> None:
     relative = hw.RelativePositionalEncoding(8, 3, rng=0)
     bias = hw.shaw_relative_bias(Q, relative.embeddings)

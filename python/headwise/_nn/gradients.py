@@ -150,8 +150,10 @@ class DifferentiableAttention(MultiHeadParameters):
         """The parameters of a call, and its keywords with the layer's own."""
         options = {**self._defaults, **options}
         for name in self._required:
-            if options.get(name) is None:
-                raise ValueError(f"{name}: None, expected the bias of the model's relative positions")
+            if options.get(name) is None and options.get("relative_bias") is None:
+                raise ValueError(
+                    f"{name}: None, expected the bias of the model's relative positions, or relative_bias="
+                )
         if self._causal:
             options["is_causal"] = True
         norm = None

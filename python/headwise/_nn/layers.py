@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from headwise._base.scalars import check_flag, check_rate, check_rng, check_size
-from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_rope
+from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_relative, check_rope
 from headwise._nn.gradients import DifferentiableAttention
 from headwise._nn.models.families import describe
 from headwise._nn.multi_head import Call, check_heads, check_keywords, check_sequences, multi_head
@@ -68,6 +68,9 @@ class MultiHeadAttention(DifferentiableAttention):
         Whether formats other than "headwise" store ``q_norm`` and ``k_norm`` minus 1, as Gemma does.
     alibi : bool or array_like, (num_heads,)
         Whether scores get the ALiBi bias, with the slopes of :func:`headwise.alibi_slopes` or the given ones.
+    relative : array_like, (num_heads or 1, 1, 2 M + 1), optional
+        A bias for each distance of a key from a query, such as that of :func:`headwise.t5_relative_bias`: the default
+        of the keyword ``relative_bias``.
     sinks : bool
         Whether each head has a learned logit in ``sinks``, initially zero, that joins the softmax denominator.
     window_size, softcap, scale, precision : optional
@@ -168,6 +171,7 @@ class MultiHeadAttention(DifferentiableAttention):
         qk_norm_eps: float = 1e-6,
         qk_norm_offset: bool = False,
         alibi: bool | ArrayLike = False,
+        relative: ArrayLike | None = None,
         sinks: bool = False,
         window_size: int | tuple[int, int] | None = None,
         softcap: float | None = None,
@@ -202,6 +206,8 @@ class MultiHeadAttention(DifferentiableAttention):
         slopes = check_alibi(alibi, self.num_heads)
         if slopes is not None:
             self._defaults["alibi_slopes"] = slopes
+        if relative is not None:
+            self._defaults["relative_bias"] = check_relative(relative, self.num_heads)
         biases, has_sinks = check_biases(bias), check_flag(sinks, "sinks")
         self._rng = check_rng(rng)
         self._initialize(self._rng, dtype, biases=biases, sinks=has_sinks)
@@ -227,7 +233,7 @@ class MultiHeadAttention(DifferentiableAttention):
         MultiHeadAttention
             A :class:`CausalAttention` if the model's attention is causal. Of Whisper and T5,
             ``CausalAttention.from_config`` is the self-attention of the decoder. The layers of T5 do not hold the table
-            of relative positions: calls must give its bias.
+            of relative positions: ``relative=`` or calls must give its bias.
 
         Raises
         ------
