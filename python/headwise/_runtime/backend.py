@@ -66,7 +66,7 @@ class Backend(Protocol):
         value: Array,  # (batch, kv_heads, key_len, value_dim)
         output: Array,  # (batch, heads, query_len, value_dim)
         weights: Array | None,  # (batch, heads, query_len, key_len), C-contiguous, filled if given
-        lse: Array | None,  # (batch, heads, query_len), C-contiguous, filled if given; natural logarithm
+        lse: Array | None,  # (batch, heads, query_len), any strides, filled if given; natural logarithm
         spec: AttentionSpec,
     ) -> None:
         """Scale, softcap, biases and ALiBi, keep-masks and window, softmax, dropout, weighted sum of the values.
