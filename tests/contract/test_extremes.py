@@ -110,8 +110,11 @@ ATTENTION = [Sizes((1, 4), 2, 2, 600, 8, 8), Sizes((1, 2), 1, 20, 300, 8, 20)]
 def test_backends_agree_on_special_numbers(operation: str, dtype: str, native: str) -> None:
     """NaN and infinities at the same places, in all arguments; where a sum of products overflows depends on the
     target, see docs/precision.md."""
+    # AVX512_BF16 counts subnormal numbers as 0, which times infinity is NaN, in the products d_output value^T.
+    apart = dtype == "bfloat16" and operation == "attention_gradients" and not native.endswith(("avx512", "avx2"))
+    together = [name for name in SPECIAL if not (apart and name == "subnormal")]
     for case in calls(operation):
-        for names in [[name] for name in SPECIAL] + [SPECIAL]:
+        for names in [[name] for name in SPECIAL] + [together]:
             arguments = case.arguments(SIZES, extreme(names, dtype_named(dtype), 0.2))
             both(native, lambda case=case, arguments=arguments: case.run(arguments))
 
