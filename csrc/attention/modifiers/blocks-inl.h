@@ -60,6 +60,25 @@ class RowBlocks {
   int64_t row_;  // of the block
 };
 
+// Whether the blocks keep all of the keys [from, to), counted from key_begin, for all of the rows.
+inline bool AllKept(const CallBlocks& blocks, int64_t batch, const Row* rows, int count, int64_t key_begin,
+                    int64_t from, int64_t to) {
+  bool all = true;
+  for (int r = 0; r < count && all; ++r) {
+    const RowBlocks row(blocks, batch, rows[r].head, rows[r].query);
+    row.ForBlocks(key_begin, from, to, [&](std::int32_t entry, int64_t at, int64_t begin, int64_t end) {
+      if (entry == BlockMask::kAll) return;
+      if (entry == BlockMask::kNone) all = false;
+      for (int64_t j = begin; j < end && all; j += 64) {
+        std::uint64_t dropped = ~row.Bits(entry, at + j - begin);
+        if (end - j < 64) dropped &= (std::uint64_t{1} << (end - j)) - 1;
+        all = dropped == 0;
+      }
+    });
+  }
+  return all;
+}
+
 // Narrows the keys [from, to) of a block, counted from key_begin, to the panels in which the blocks keep a key for some
 // of the rows.
 template <typename T>
@@ -92,7 +111,8 @@ HWY_NOINLINE KeptKeys KeptByBlocks(const CallBlocks& blocks, int64_t batch, cons
     });
   }
   if (low >= high) return {0, 0, false};
-  return {low / kPanel<T> * kPanel<T>, high, all};
+  low = low / kPanel<T> * kPanel<T>;
+  return {low, high, all || AllKept(blocks, batch, rows, count, key_begin, low, high)};
 }
 
 // Whether the blocks of some query in [query_begin, query_end) of the heads [head, head + heads) keep any key in
