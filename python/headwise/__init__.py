@@ -8,6 +8,7 @@
 ((2, 5, 64), (2, 8, 5, 5))
 """
 
+import typing as _typing
 from importlib import import_module as _import_module
 
 from headwise import attention, cache, layers, masks, normalization, plot, positional_encoding, relative, rope
@@ -169,3 +170,14 @@ _name_public_modules(
     positional_encoding,
     _import_module(__name__),
 )
+
+
+if _typing.TYPE_CHECKING:
+    from headwise import integrations as integrations
+else:  # unseen by type checkers, for which it would make every name an attribute
+
+    def __getattr__(name: str) -> object:
+        """``headwise.integrations``, which is loaded when it is first used."""
+        if name == "integrations":
+            return _import_module("headwise.integrations")
+        raise AttributeError(f"module 'headwise' has no attribute {name!r}")
