@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers")
 
 import headwise as hw  # noqa: E402
 import headwise.integrations.transformers as hwt  # noqa: E402
+from headwise.integrations import _transformers_masks as masks  # noqa: E402
 from integrations.transformers_models import (  # noqa: E402
     DECODERS,
     ENCODER_DECODERS,
@@ -227,6 +228,7 @@ def test_no_mask_of_queries_and_keys_is_built(monkeypatch: pytest.MonkeyPatch) -
     def dense(_: Any) -> Any:
         raise AssertionError
 
+    assert masks.patterns_hold()  # compares small dense masks, once in a process
     monkeypatch.setattr(hwt.ImplicitMask, "dense", dense)
     for name in ("Llama", "Mistral", "Gemma2", "GptOss"):
         model = make_model(name, DECODERS[name], "AutoModelForCausalLM", "headwise")
