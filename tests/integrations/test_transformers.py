@@ -171,16 +171,17 @@ def test_dropout() -> None:
 
 
 @pytest.mark.parametrize("inference", [True, False])
-def test_position_bias_is_copied_once_and_again_when_it_changes(inference: bool) -> None:
+def test_position_bias_is_copied_again_when_it_changes(inference: bool) -> None:
     with torch.inference_mode(inference), torch.no_grad():
         bias = torch.randn(1, 130, 130, 4).permute(0, 3, 1, 2)
         query = torch.randn(2, 4, 130, 8)
         outputs = [hwt.attention(None, query, query, query, None, is_causal=False, position_bias=bias)[0] for _ in "ab"]
         assert torch.equal(*outputs)
-        copy = bias._headwise_copy[0]
-        assert copy.is_contiguous()
-        assert torch.equal(copy, bias)
-        bias[..., 3] = -torch.inf
+        assert hasattr(bias, "_headwise_copy") != inference  # PyTorch does not count writes in inference_mode
+        if not inference:
+            copy = bias._headwise_copy[0]
+            assert copy.is_contiguous() and torch.equal(copy, bias)
+        bias[..., 60, 3] = -torch.inf
         changed = hwt.attention(None, query, query, query, None, is_causal=False, position_bias=bias)[0]
         expected = hwt.attention(None, query, query, query, None, is_causal=False, position_bias=bias.clone())[0]
         torch.testing.assert_close(changed, expected, rtol=1e-5, atol=1e-6)
