@@ -119,7 +119,7 @@ def main() -> None:
     words = arguments.cases.split(",") if arguments.cases else [""]
     print("| model | headwise ms | eager ms | sdpa ms | eager / headwise | sdpa / headwise |")
     print("| --- | --- | --- | --- | --- | --- |")
-    with torch.inference_mode():
+    with torch.no_grad():
         for name in [*CASES, *DECODE]:
             if not any(word in name for word in words):
                 continue
