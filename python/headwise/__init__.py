@@ -46,7 +46,7 @@ from headwise.attention import (
     self_attention,
 )
 from headwise.cache import KVCache
-from headwise.layers import CausalAttention, MultiHeadAttention
+from headwise.layers import CausalAttention, LinearAttention, MultiHeadAttention
 from headwise.masks import (
     BlockMask,
     CausalMask,
@@ -79,6 +79,7 @@ __all__ = [
     "CausalMask",
     "KVCache",
     "LearnedPositionalEmbedding",
+    "LinearAttention",
     "MultiHeadAttention",
     "PackedLinear",
     "PaddingMask",

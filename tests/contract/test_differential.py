@@ -105,6 +105,35 @@ def test_layers_agree(
     both(native, call, keywords)
 
 
+@given(
+    shape=LAYER_INPUTS,
+    rule=st.sampled_from(["linear", "gated", "delta", "gated_delta"]),
+    keywords=st.fixed_dictionaries(
+        {"num_heads": st.sampled_from([2, 4])},
+        optional={
+            "num_kv_heads": st.sampled_from([1, 2, 3]),
+            "decay": st.sampled_from([0.5, 1.0, 2.0]),
+            "beta": st.sampled_from([0.01, 0.1]),
+            "feature_map": st.sampled_from([None, "elu", "relu"]),
+            "is_causal": st.booleans(),
+            "bias": st.booleans(),
+        },
+    ),
+    data=st.data(),
+)
+def test_linear_attention_layers_agree(
+    native: str, shape: tuple[int, ...], rule: str, keywords: dict[str, Any], data: st.DataObject
+) -> None:
+    x = data.draw(numbers(shape, data.draw(st.sampled_from(["float32", "float64"]))))
+
+    def call() -> Any:
+        layer = hw.LinearAttention(24, rule=rule, rng=1, **keywords)
+        first, state = layer(x)
+        return first, state, layer(x, state)
+
+    both(native, call, keywords)
+
+
 @given(shape=LAYER_INPUTS, start=st.integers(0, 30), rate=st.sampled_from([0.0, 0.5, 1.0, 2.0]), data=st.data())
 def test_positional_layers_agree(
     native: str, shape: tuple[int, ...], start: int, rate: float, data: st.DataObject

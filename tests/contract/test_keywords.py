@@ -84,6 +84,7 @@ def test_the_error_names_our_keyword(name: str, words: str, where: set[str]) -> 
         hw.varlen_attention,
         hw.MultiHeadAttention,
         hw.CausalAttention,
+        hw.LinearAttention,
     ],
     ids=lambda function: function.__name__,
 )

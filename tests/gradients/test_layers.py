@@ -45,7 +45,9 @@ CALLS: dict[str, tuple[dict[str, Any], tuple[np.ndarray, ...], dict[str, Any]]] 
 PARAMETERS = ("W_q", "W_k", "W_v", "W_o", "b_q", "b_k", "b_v", "b_o", "sinks", "q_norm", "k_norm")
 
 
-def check(function: Callable[[np.ndarray], Any], at: np.ndarray, gradient: np.ndarray, d: list[Any]) -> None:
+def check(
+    function: Callable[[np.ndarray], Any], at: np.ndarray, gradient: np.ndarray, d: list[Any], tolerance: float = 1e-8
+) -> None:
     """``gradient`` in two directions against central differences of ``function``, whose results ``d`` multiplies."""
     rng = np.random.default_rng(3)
     assert gradient.shape == at.shape and gradient.dtype == at.dtype
@@ -60,14 +62,14 @@ def check(function: Callable[[np.ndarray], Any], at: np.ndarray, gradient: np.nd
 
         h = 2e-4
         expected = (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h)
-        assert abs(expected - (gradient * direction).sum()) < 1e-8 * max(1.0, abs(expected))
+        assert abs(expected - (gradient * direction).sum()) < tolerance * max(1.0, abs(expected))
 
 
 def layer_of(keywords: dict[str, Any], cls: type = hw.MultiHeadAttention) -> Any:
     layer = cls(12, 2 if "num_kv_heads" in keywords or "head_dim" in keywords else 3, rng=0, **keywords)
     rng = np.random.default_rng(4)
     for name in PARAMETERS[4:]:
-        if getattr(layer, name) is not None:  # zeros and ones would hide errors
+        if getattr(layer, name, None) is not None:  # zeros and ones would hide errors
             setattr(layer, name, 1 + 0.3 * rng.standard_normal(getattr(layer, name).shape))
     return layer
 
@@ -95,6 +97,66 @@ def test_attention(name: str) -> None:
             return other(*inputs, **options)
 
         check(changed, getattr(layer, parameter), gradient, d)
+
+
+#: The constructor's keywords, the inputs ``x`` and ``state``, and the keywords of the call.
+LINEAR: dict[str, tuple[dict[str, Any], tuple[np.ndarray, ...], dict[str, Any]]] = {
+    "elu": ({}, (X,), {}),
+    "both-directions": ({"is_causal": False, "bias": True}, (X,), {}),
+    "grouped-state": ({"num_kv_heads": 1, "bias": "qo"}, (X, 2 + normal((2, 1, 6, 7), 9, np.float64)), {}),
+    "bare-state": ({"feature_map": None, "bias": True}, (X, normal((2, 3, 4, 4), 9, np.float64)), {}),
+    "retnet": ({"rule": "gated", "feature_map": None, "scale": 0.5}, (X,), {}),
+    "decays": (
+        {"rule": "gated", "feature_map": None},
+        (X,),
+        {"decay": np.linspace(0.7, 1, 30).reshape(2, 3, 5), "wrt": ("x", "decay")},
+    ),
+    "one-sequence": ({"head_dim": 5}, (X[0], 2 + normal((2, 5, 6), 9, np.float64)), {}),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_attention(name: str) -> None:
+    keywords, inputs, options = LINEAR[name]
+    layer = layer_of(keywords, hw.LinearAttention)
+    tolerance = 1e-8 if "feature_map" in keywords else 1e-5  # the second derivative of elu jumps at 0
+    options = options.copy()
+    wrt = {"wrt": options.pop("wrt")} if "wrt" in options else {}
+    *results, pullback = layer.vjp(*inputs, **options, **wrt)
+    for result, same in zip(results, layer(*inputs, **options), strict=True):
+        assert np.array_equal(result, same)
+    d = [normal(y.shape, 2, np.float64) for y in results]
+    grads = pullback(*d)
+    assert grads.inputs._fields == ("d_x", "d_decay" if wrt else "d_state")[: len(grads.inputs)]
+    for i, gradient in enumerate(grads.inputs[: len(inputs)]):
+        check(lambda x, i=i: layer(*inputs[:i], x, *inputs[i + 1 :], **options), inputs[i], gradient, d, tolerance)
+    if wrt:
+        below = options["decay"] * 0.98
+        by_decay = layer.vjp(*inputs, decay=below, **wrt)[2](*d).inputs.d_decay
+        check(lambda decay: layer(*inputs, decay=decay), below, by_decay, d, tolerance)
+    assert set(grads.parameters) == set(layer.state_dict())
+    for parameter, gradient in grads.parameters.items():
+
+        def changed(x: np.ndarray, parameter: str = parameter) -> Any:
+            other = layer_of(keywords, hw.LinearAttention)
+            setattr(other, parameter, x)
+            return other(*inputs, **options)
+
+        check(changed, getattr(layer, parameter), gradient, d, tolerance)
+    only_state = pullback(None, d[1])
+    assert not only_state.parameters["W_q"].any() and not only_state.parameters["W_o"].any()
+
+
+def test_linear_attention_without_gradients() -> None:
+    with pytest.raises(ValueError, match=r"^rule: 'delta', expected 'linear' or 'gated'"):
+        hw.LinearAttention(12, 3, rule="delta", beta=0.5).vjp(X)
+    with pytest.raises(TypeError, match=r"^feature_map: "):
+        hw.LinearAttention(12, 3, feature_map=np.exp).vjp(X)
+    with pytest.raises(ValueError, match=r"^wrt: 'decay', which is not given"):
+        hw.LinearAttention(12, 3, rule="gated").vjp(X, wrt=("decay",))
+    *_, pullback = hw.LinearAttention(12, 3).vjp(X)
+    with pytest.raises(TypeError, match=r"^pullback: no gradient"):
+        pullback()
 
 
 def test_bias_and_slopes_by_keyword() -> None:

@@ -161,6 +161,8 @@ NUMBERS: dict[str, Callable[[int], object]] = {
     "KVCache, positions": CACHE.positions,
     "MultiHeadAttention, d_model": lambda n: hw.MultiHeadAttention(n, 1),
     "MultiHeadAttention, kdim": lambda n: hw.MultiHeadAttention(8, 1, kdim=n),
+    "LinearAttention, d_model": lambda n: hw.LinearAttention(n, 1),
+    "LinearAttention, make_state": hw.LinearAttention(8, 2).make_state,
     "MultiHeadAttention, make_cache": lambda n: LAYER.make_cache(1, n),
 }
 

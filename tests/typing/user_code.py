@@ -126,6 +126,11 @@ def layers() -> None:
     assert_type(cache, hw.KVCache)
     assert_type(causal(F64[:, :1], cache=cache, need_weights=False, lengths=[1, 0]), tuple[Array, None])
 
+    linear = hw.LinearAttention(32, 8, rule="gated", decay=[0.9] * 4, num_kv_heads=4, feature_map=np.exp)
+    assert_type(linear(F64, linear.make_state(2, dtype=np.float64)), tuple[Array, Array])
+    assert_type(linear.W_k, Array)
+    assert_type(linear.decay, Array | None)
+
 
 def decoding() -> None:
     cache = hw.KVCache(2, 4, 64, 8, ring=True, dtype="float32")

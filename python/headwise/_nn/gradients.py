@@ -172,7 +172,7 @@ class Found(NamedTuple):
     parameters: dict[str, Array]
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """What the forward pass projected."""
 
     inputs: Inputs  # (batch, seq, width), in the dtype of the computation
@@ -196,7 +196,7 @@ def multi_head_vjp(
     mask, passed = over_heads(inputs, call, options)
     key = "key" if "key" in given else "query"
     owners = {"q": "query", "k": key, "v": "value" if "value" in given else key}
-    rows = _Rows(_with_batch(inputs, dtype), owners, {}, rope_positions(inputs, block, call, options))
+    rows = Rows(_with_batch(inputs, dtype), owners, {}, rope_positions(inputs, block, call, options))
     found = project(rows.inputs._asdict(), block, dtype, precision, rows.positions, rows.unnormalized)
     query = rows.inputs.query
     joined = allocate((*query.shape[:2], block.heads.num_heads * block.heads.width), dtype)
@@ -216,13 +216,13 @@ def multi_head_vjp(
         results[1] = finalize(results[1], None, result_dtype)
 
     def pullback(d_output: Any = None, d_weights: Any = None, d_lse: Any = None) -> Found:
-        d_joined, parameters = _of_output(d_output, joined, output.shape, block, precision)
+        d_joined, parameters = output_gradients(d_output, joined, output.shape, block, precision)
         of_results = [
             d if d is None or batched else as_array(d, name)[np.newaxis]
             for name, d in (("d_weights", d_weights), ("d_lse", d_lse))
         ]
         by_heads = pull((split_heads(d_joined, block.heads.num_heads), *of_results))
-        by_rows = _of_rows(rows, by_heads, block, precision, wrt, parameters)
+        by_rows = row_gradients(rows, by_heads, block, precision, wrt, parameters)
         if not batched:
             by_rows = {name: d[0] for name, d in by_rows.items()}
         return Found(by_rows | {name: by_heads[name] for name in NAMES[3:] if name in wrt}, parameters)
@@ -239,7 +239,7 @@ def _with_batch(inputs: Inputs, dtype: np.dtype[Any]) -> Inputs:
     return Inputs(*(made[id(x)] for x in inputs))
 
 
-def _of_output(
+def output_gradients(
     d_output: Any, joined: Array, shape: tuple[int, ...], block: Block, precision: str | None
 ) -> tuple[Array, dict[str, Array]]:
     """The gradient by the concatenated heads, and those by the parameters of the output projection."""
@@ -254,8 +254,8 @@ def _of_output(
     }
 
 
-def _of_rows(
-    rows: _Rows,
+def row_gradients(
+    rows: Rows,
     by_heads: Mapping[str, Array],
     block: Block,
     precision: str | None,
@@ -293,7 +293,7 @@ def _of_rows(
     return found
 
 
-def _unturned(d: Array, letter: str, group: str, rows: _Rows, block: Block) -> Array:
+def _unturned(d: Array, letter: str, group: str, rows: Rows, block: Block) -> Array:
     """The gradient by the heads before the rotation and the scale of queries; ``d`` may be changed."""
     if block.rope is None or letter == "v":
         return d

@@ -12,8 +12,7 @@ from headwise._base.scalars import check_flag, check_rate, check_rng, check_size
 from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_relative, check_rope
 from headwise._nn.gradients import DifferentiableAttention
 from headwise._nn.models.families import describe
-from headwise._nn.multi_head import Call, check_heads, check_keywords, check_sequences, multi_head
-from headwise._nn.projections import Packs
+from headwise._nn.multi_head import Call, check_keywords, check_sequences, multi_head
 from headwise._nn.qk_norm import check_qk_norm
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import AttentionOptions
@@ -183,18 +182,9 @@ class MultiHeadAttention(DifferentiableAttention):
     ) -> None:
         if unknown:
             refuse(unknown, ("num_heads", "dropout", *(MultiHeadAttention.__init__.__kwdefaults__ or ())), layer=True)
-        if head_dim is None:
-            self.d_model, self.num_heads = check_heads(d_model, num_heads)
-            self.d_k = self.d_model // self.num_heads
-        else:
-            self.d_model, self.num_heads = check_size(d_model, "d_model"), check_size(num_heads, "num_heads")
-            self.d_k = check_size(head_dim, "head_dim")
-        self.num_kv_heads = self.num_heads if num_kv_heads is None else check_size(num_kv_heads, "num_kv_heads")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads: {num_kv_heads}, expected num_heads = {num_heads} to be divisible by it")
+        self._set_heads(d_model, num_heads, num_kv_heads, head_dim)
         self.kdim = self.d_model if kdim is None else check_size(kdim, "kdim")
         self.vdim = self.d_model if vdim is None else check_size(vdim, "vdim")
-        self._q_width, self._kv_width = self.num_heads * self.d_k, self.num_kv_heads * self.d_k
         self.dropout = check_rate(dropout, "dropout")
         self.rope = check_rope(rope, self.d_k)
         self.qk_norm = check_qk_norm(qk_norm)
@@ -208,10 +198,9 @@ class MultiHeadAttention(DifferentiableAttention):
             self._defaults["alibi_slopes"] = slopes
         if relative is not None:
             self._defaults["relative_bias"] = check_relative(relative, self.num_heads)
-        biases, has_sinks = check_biases(bias), check_flag(sinks, "sinks")
+        zeros = {f"b_{letter}" for letter in check_biases(bias)} | ({"sinks"} if check_flag(sinks, "sinks") else set())
         self._rng = check_rng(rng)
-        self._initialize(self._rng, dtype, biases=biases, sinks=has_sinks)
-        self._packs = Packs()
+        self._initialize(self._rng, dtype, zeros=zeros, ones=() if self.qk_norm is None else ("q_norm", "k_norm"))
         self._required: tuple[str, ...] = ()
 
     @classmethod

@@ -74,7 +74,7 @@ def check_call(query: ArrayLike, key: ArrayLike, value: ArrayLike, options: Opti
             f"key: shape {k.shape} does not match query {q.shape}: key_len is {k.shape[-2]}, expected query_len, "
             f"{q.shape[-2]}, because each token updates the state once (is_causal=True or a rule other than 'linear')"
         )
-    function = _check_feature_map(options.feature_map)
+    function = check_feature_map(options.feature_map)
     stored = dtype if dtype.itemsize == 2 and function is None else compute
     normalize = options.feature_map is not None
     if options.normalize is not None:
@@ -98,12 +98,17 @@ def check_call(query: ArrayLike, key: ArrayLike, value: ArrayLike, options: Opti
     return Call(q, k, v, decay, beta, state, spec, dtype, stored, compute, shape.output, state_shape)
 
 
-def _check_rule(options: Options) -> str:
-    rule = options.rule
+def check_rule(rule: object) -> str:
+    """The name of a rule."""
     if not isinstance(rule, str):
         raise TypeError(f"rule: {shown(rule)} of type {type(rule).__name__}, expected one of {', '.join(RULES)}")
     if rule not in RULES:
         raise ValueError(f"rule: {shown(rule)}, expected one of {', '.join(RULES)}")
+    return rule
+
+
+def _check_rule(options: Options) -> str:
+    rule = check_rule(options.rule)
     for name, needed in zip(("decay", "beta"), RULES[rule], strict=True):
         given = getattr(options, name) is not None
         if given != needed:
@@ -115,7 +120,7 @@ def _check_rule(options: Options) -> str:
     return rule
 
 
-def _check_feature_map(feature_map: object) -> Callable[[Array], Any] | None:
+def check_feature_map(feature_map: object) -> Callable[[Array], Any] | None:
     """The function of the caller; None for "elu", which backends compute, and for None."""
     if feature_map is None or (isinstance(feature_map, str) and feature_map == "elu"):
         return None
