@@ -41,7 +41,7 @@ layer.load_state_dict(layer.state_dict("llama", prefix="model.layers.0.self_attn
 
 The error is the largest difference of the results, divided by the largest result: of the layer in float64 and in
 float32, against the module in float64. The modules of ministral3 and GPT-J compute scales or angles in float32. T5 has
-a test of its own, as its relative bias is an argument of the call. `python bench/architectures.py` writes this page.
+a test of its own, as its softmax is in float32. `python bench/architectures.py` writes this page.
 
 | model | model type | layer | state dict | float64 | float32 |
 | --- | --- | --- | --- | --- | --- |"""

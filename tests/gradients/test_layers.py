@@ -33,6 +33,25 @@ CALLS: dict[str, tuple[dict[str, Any], tuple[np.ndarray, ...], dict[str, Any]]] 
     "qk_norm-head": ({"qk_norm": "head", **ROPE}, (X,), {}),
     "qk_norm-full": ({"qk_norm": "full", "num_kv_heads": 1}, (X, Y), {}),
     "sinks": ({"sinks": True}, (X,), {}),
+    "t5": ({"relative": {"num_buckets": 6, "max_distance": 4, "bidirectional": True}, "scale": 1.0}, (X,), {}),
+    "t5-grouped": (
+        {"relative": {"num_buckets": 4, "max_distance": 3, "bidirectional": False}, "num_kv_heads": 1, "sinks": True},
+        (X,),
+        {"is_causal": True},
+    ),
+    "shaw": ({"relative": hw.RelativePositionalEncoding(4, 2, rng=3), "bias": True}, (X,), {}),
+    "shaw-rope": (
+        {
+            "relative": hw.RelativePositionalEncoding(6, 3, rng=3),
+            "num_kv_heads": 1,
+            "qk_norm": "head",
+            "scale": 0.3,
+            "rope": hw.RotaryPositionalEmbedding(6),
+        },
+        (X, Y),
+        {"causal_alignment": "lower_right", "is_causal": True},
+    ),
+    "shaw-one-sequence": ({"relative": hw.RelativePositionalEncoding(4, 9, rng=3)}, (X[0], Y[0]), {"softcap": 2.0}),
     "cross": ({}, (X, Y), {}),
     "three": ({"vdim": 10}, (X, Y, Z), {"key_padding_mask": [[1] * 7, [1, 1, 1, 0, 0, 0, 0]]}),
     "same-three": ({}, (X, X, X), {}),
@@ -42,7 +61,8 @@ CALLS: dict[str, tuple[dict[str, Any], tuple[np.ndarray, ...], dict[str, Any]]] 
     "lse": ({"sinks": True}, (X, Y), {"return_lse": True, "need_weights": False}),
     "key_lengths": ({}, (X, Y), {"key_lengths": [3, 0]}),
 }
-PARAMETERS = ("W_q", "W_k", "W_v", "W_o", "b_q", "b_k", "b_v", "b_o", "sinks", "q_norm", "k_norm")
+PARAMETERS = ("W_q", "W_k", "W_v", "W_o", "b_q", "b_k", "b_v", "b_o", "sinks", "q_norm", "k_norm",
+              "relative_table", "relative_embeddings")  # fmt: skip
 
 
 def check(
@@ -157,6 +177,22 @@ def test_linear_attention_without_gradients() -> None:
     *_, pullback = hw.LinearAttention(12, 3).vjp(X)
     with pytest.raises(TypeError, match=r"^pullback: no gradient"):
         pullback()
+
+
+@pytest.mark.parametrize("relative", ["t5", "shaw"])
+def test_a_given_relative_bias_takes_the_place_of_the_learned_one(relative: str) -> None:
+    layer, plain = layer_of(CALLS[relative][0]), layer_of({**CALLS[relative][0], "relative": None})
+    bias = normal((3, 1, 5), 5, np.float64)
+    *results, pullback = layer.vjp(X, relative_bias=bias, wrt=("query", "relative_bias"))
+    *expected, other = plain.vjp(X, relative_bias=bias, wrt=("query", "relative_bias"))
+    for got, wanted in zip(results, expected, strict=True):
+        assert np.array_equal(got, wanted)
+    got, wanted = pullback(X), other(X)
+    assert np.array_equal(got.inputs.d_relative_bias, wanted.inputs.d_relative_bias)
+    name = "relative_table" if relative == "t5" else "relative_embeddings"
+    assert not got.parameters[name].any() and np.array_equal(got.parameters["W_q"], wanted.parameters["W_q"])
+    with pytest.raises(ValueError, match=r"^wrt: 'relative_bias', which is not given"):
+        layer.vjp(X, wrt=("relative_bias",))
 
 
 def test_bias_and_slopes_by_keyword() -> None:

@@ -82,9 +82,8 @@ def test_the_documented_table_has_every_case() -> None:
     assert rows[2:] == list(CASES)
 
 
-@pytest.mark.single_implementation
 class TestT5:
-    """The bias of relative positions is an argument of the layers, as of the modules behind the first one."""
+    """The first layer of a model holds the table of relative positions; the others are given its bias."""
 
     CONFIG: ClassVar[dict[str, Any]] = {
         "model_type": "t5",
@@ -92,10 +91,12 @@ class TestT5:
         "num_heads": 4,
         "d_kv": 8,
         "num_layers": 2,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12,
     }
 
-    @pytest.mark.parametrize("decoder", [False, True])
-    def test_layer_equals_the_module(self, decoder: bool) -> None:
+    def module(self, decoder: bool, index: int = 0) -> tuple[Any, Any]:
+        """The module of transformers, in float64, and the configuration."""
         torch = pytest.importorskip("torch", reason="transformers computes with PyTorch, which is not installed")
         transformers = pytest.importorskip("transformers", reason="the comparison needs the package transformers")
         from transformers.models.t5.modeling_t5 import T5Attention
@@ -104,22 +105,58 @@ class TestT5:
         config = transformers.T5Config(**given, is_decoder=decoder)
         config._attn_implementation = "eager"
         torch.manual_seed(0)
-        module = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).double().eval()
-        kind = hw.CausalAttention if decoder else hw.MultiHeadAttention
-        layer = kind.from_config(config)
-        layer.load_state_dict(module.state_dict())
-        x = normal((2, 9, WIDTH), dtype=np.float64)
-        with torch.no_grad():
-            bias = module.compute_bias(9, 9)
-            mask = torch.full((9, 9), -1e30, dtype=torch.float64).triu(1) if decoder else None
-            expected = module(torch.from_numpy(x), mask=mask, position_bias=bias)[0].numpy()
-        np.testing.assert_allclose(layer(x, bias=bias.numpy())[0], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-        assert layer.state_dict("t5").keys() == {f"{letter}.weight" for letter in "qkvo"}
+        return T5Attention(config, has_relative_attention_bias=index == 0, layer_idx=index).double().eval(), config
 
-    def test_the_bias_is_required(self) -> None:
-        layer = hw.MultiHeadAttention.from_config(self.CONFIG)
+    @pytest.mark.parametrize("decoder", [False, True])
+    def test_layers_equal_the_modules(self, decoder: bool) -> None:
+        (first, config), (second, _) = self.module(decoder), self.module(decoder, 1)
+        torch = pytest.importorskip("torch", reason="transformers computes with PyTorch")
+        kind = hw.CausalAttention if decoder else hw.MultiHeadAttention
+        layer, other = (kind.from_config(config, index) for index in (0, 1))
+        layer.load_state_dict(first.state_dict())
+        other.load_state_dict(second.state_dict())
+        x = normal((2, 20, WIDTH), dtype=np.float64)
+        with torch.no_grad():
+            bias = first.compute_bias(20, 20)
+            mask = torch.full((20, 20), -1e30, dtype=torch.float64).triu(1) if decoder else 0.0
+            if decoder:
+                bias = bias + mask
+            expected, then = (m(torch.from_numpy(x), position_bias=bias)[0].numpy() for m in (first, second))
+        tolerance = 1e-6 * np.abs(expected).max()  # the module's softmax is in float32
+        np.testing.assert_allclose(layer(x)[0], expected, rtol=0, atol=tolerance)
+        shared = hw.t5_relative_bias(layer.relative_table, 12, bidirectional=not decoder, max_distance=12)
+        np.testing.assert_allclose(other(x, relative_bias=shared)[0], then, rtol=0, atol=tolerance)
+        if decoder:
+            cache = layer.make_cache(2, 20, dtype=np.float64)
+            steps = [layer(x[:, i : i + 1], cache=cache, need_weights=False)[0] for i in range(20)]
+            np.testing.assert_allclose(np.concatenate(steps, axis=1), layer(x)[0], rtol=0, atol=1e-12)
+
+    @pytest.mark.single_implementation
+    def test_state_dicts_both_ways(self) -> None:
+        module, config = self.module(decoder=False)
+        layer = hw.MultiHeadAttention.from_config(config)
+        assert layer.relative_table.shape == (8, 4) and not layer.relative_table.any()
+        for dtype in map(dtype_named, ("float32", "bfloat16")):
+            state = {f"x.{key}": array.numpy().astype(dtype) for key, array in module.state_dict().items()}
+            for form in (None, "t5"):
+                layer.load_state_dict(state, "x.", form)
+                assert_same_bits(layer.state_dict("t5", prefix="x."), state)
+        assert_same_bits({"table": layer.state_dict()["relative_table"]}, {"table": layer.relative_table})
+        with pytest.raises(
+            ValueError, match="'llama' has no relative_table, as the layer has; 'headwise' and 't5' have"
+        ):
+            layer.state_dict("llama")
+
+    @pytest.mark.single_implementation
+    def test_missing_and_extra_tables(self) -> None:
+        layer, second = (hw.MultiHeadAttention.from_config(self.CONFIG, index) for index in (0, 1))
+        with pytest.raises(ValueError, match=r"relative_attention_bias.weight: missing, expected shape \(8, 4\)"):
+            layer.load_state_dict(second.state_dict("t5"))
         with pytest.raises(ValueError, match=r"^bias: None, expected the bias of the model's relative positions"):
-            layer(np.zeros((1, 3, WIDTH)))
+            second(np.zeros((1, 3, WIDTH)))
+        given = hw.MultiHeadAttention.from_config(self.CONFIG, relative=np.zeros((4, 1, 3)))
+        given.load_state_dict(layer.state_dict("t5"))  # whose table the caller has made into the bias
+        assert given.relative_table is None
 
 
 HUB: dict[str, dict[str, Any]] = {

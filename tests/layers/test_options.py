@@ -108,6 +108,15 @@ class TestShapes:
             (ValueError, "^relative", {"relative": np.ones((6, 1, 4))}),
             (ValueError, "^relative", {"relative": np.ones((1, 2, 5))}),
             (TypeError, "^relative", {"relative": "t5"}),
+            (ValueError, "^relative: of width 8, expected d_k = 4", {"relative": hw.RelativePositionalEncoding(8)}),
+            (ValueError, "^relative: entries .*, expected num_buckets, max_distance, b", {"relative": {"buckets": 8}}),
+            (ValueError, r"^relative\['num_buckets'\]", {"relative": {"num_buckets": 3, "bidirectional": True}}),
+            (TypeError, r"^relative\['bidirectional'\]", {"relative": {"num_buckets": 8, "bidirectional": "no"}}),
+            (
+                ValueError,
+                r"^relative\['max_distance'\]",
+                {"relative": {"num_buckets": 8, "bidirectional": False, "max_distance": 4}},
+            ),
             (TypeError, "^sinks", {"sinks": np.ones(6)}),
             (TypeError, "^rope: int", {"rope": 4}),
             (ValueError, "^rope: of width 8, expected .* 4", {"rope": hw.RotaryPositionalEmbedding(8)}),
@@ -189,10 +198,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"rope": hw.RotaryPositionalEmbedding(6), "num_kv_heads": 2, "bias": True},
     {"alibi": True, "sinks": True, "num_kv_heads": 1},
     {"window_size": (3, 0), "softcap": 2.0, "rope": hw.RotaryPositionalEmbedding(6, interleaved=True)},
+    {"relative": hw.RelativePositionalEncoding(6, 3, rng=1), "num_kv_heads": 2},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "rope", "alibi", "window"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "rope", "alibi", "window", "shaw"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 1e-14)])
 class TestCache:
     @staticmethod

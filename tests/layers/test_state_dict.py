@@ -188,9 +188,9 @@ class TestOwnEntries:
             ("sinks", (4,), "the layer has none (sinks=True)"),
             ("q_layernorm.weight", (4,), "layers have no such parameter"),
             ("k_norm.bias", (4,), "layers have no such parameter"),
-            ("relative_attention_bias.weight", (32, 4), "layers hold no relative positions: give them as bias="),
-            ("rel_attn_embed.weight", (32, 4), "layers hold no relative positions: give them as bias="),
-            ("distance_embedding.weight", (63, 4), "layers hold no relative positions: give them as bias="),
+            ("relative_attention_bias.weight", (32, 4), "the layer has none (relative=)"),
+            ("rel_attn_embed.weight", (32, 4), "layers have no such table: give its bias as relative= or bias="),
+            ("distance_embedding.weight", (63, 4), "layers have no such table: give its bias as relative= or bias="),
         ],
     )
     def test_they_are_errors(self, name: str, shape: tuple[int, ...], why: str, strict: bool) -> None:

@@ -83,6 +83,36 @@ def test_layers_have_a_relative_bias() -> None:
     np.testing.assert_allclose((d.inputs.d_relative_bias * step).sum(), change, rtol=1e-6, atol=1e-8)
 
 
+def test_layers_have_embeddings_of_distances() -> None:
+    """Shaw et al., equation 2, in every way to call a layer."""
+    embeddings = hw.RelativePositionalEncoding(8, 3, rng=0)
+    layer = hw.MultiHeadAttention(32, 4, relative=embeddings, num_kv_heads=2, rng=0)
+    plain = hw.MultiHeadAttention(32, 4, num_kv_heads=2, rng=0)
+    assert np.array_equal(layer.relative_embeddings, embeddings.embeddings)
+    x, y = normal((2, 9, 32), 6, np.float64), normal((2, 6, 32), 7, np.float64)
+    q = plain.split_heads(x @ plain.W_q)
+    scores = np.einsum("bhid,ijd->bhij", q, embeddings(9)) / math.sqrt(8)
+    for got, right in zip(layer(x), plain(x, bias=scores), strict=True):
+        np.testing.assert_allclose(got, right, atol=1e-13)
+    np.testing.assert_allclose(layer(x[0])[0], layer(x)[0][0], atol=1e-13)
+    crossed, _ = layer(x, y)
+    np.testing.assert_allclose(crossed, plain(x, y, bias=scores[..., :6])[0], atol=1e-13)
+    np.testing.assert_allclose(layer(x, cache=layer.make_cross_cache(y))[0], crossed, atol=1e-13)
+    np.testing.assert_allclose(layer(x, scale=0.7)[0], plain(x, bias=0.7 * math.sqrt(8) * scores, scale=0.7)[0],
+                               atol=1e-13)  # fmt: skip
+    single = layer(x.astype(np.float32))[0]
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, layer(x)[0], atol=1e-5)
+    np.testing.assert_allclose(layer(x.astype(np.float16))[0], layer(x)[0], atol=1e-2)
+    results = hw.multi_head_self_attention(x, 4, 32, params=layer)
+    np.testing.assert_array_equal(results[0], layer(x)[0])
+    other = hw.MultiHeadAttention(32, 4, relative=hw.RelativePositionalEncoding(8, 3), num_kv_heads=2)
+    other.load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(other(x)[0], layer(x)[0])
+    with pytest.raises(ValueError, match="'llama' has no relative_embeddings, as the layer has; 'headwise' has them"):
+        layer.state_dict("llama")
+
+
 def test_shaw_equals_the_formula() -> None:
     relative = hw.RelativePositionalEncoding(8, 3, rng=0)
     bias = hw.shaw_relative_bias(Q, relative.embeddings)
@@ -114,6 +144,14 @@ def test_relative_key_of_wav2vec2_bert() -> None:
         output = hw.flash_attention(q, k, v, relative_bias=hw.shaw_relative_bias(q, both))
         got = layer.linear_out(torch.tensor(output.swapaxes(1, 2).reshape(2, 9, 32))).numpy()
     np.testing.assert_allclose(got, wanted, atol=1e-5)
+    relative = hw.RelativePositionalEncoding(8, 6)
+    relative.embeddings = both
+    ours = hw.MultiHeadAttention(32, 4, bias=True, relative=relative)
+    for letter in "qkvo":
+        linear = getattr(layer, "linear_out" if letter == "o" else f"linear_{letter}")
+        setattr(ours, f"W_{letter}", linear.weight.detach().numpy().T)
+        setattr(ours, f"b_{letter}", linear.bias.detach().numpy())
+    np.testing.assert_allclose(ours(x.numpy())[0], wanted, atol=1e-5)
 
 
 def test_xlnet_with_memory() -> None:

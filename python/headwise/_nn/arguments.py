@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
-from headwise._base.ieee import cast_dtype
 from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_real
 from headwise._base.typing import FLOAT64
@@ -49,17 +48,6 @@ def check_alibi(alibi: object, num_heads: int) -> Array | None:
     if slopes.shape != (num_heads,):
         raise ValueError(f"alibi: shape {slopes.shape}, expected True, False or slopes of shape ({num_heads},)")
     return slopes.astype(FLOAT64)
-
-
-def check_relative(relative: object, num_heads: int) -> Array:
-    """A copy of the relative bias of every call, float64."""
-    bias = as_array(relative, "relative")
-    check_dtype(bias.dtype, "relative")
-    if bias.ndim != 3 or bias.shape[0] not in (1, num_heads) or bias.shape[1] != 1 or bias.shape[2] % 2 == 0:
-        raise ValueError(
-            f"relative: shape {bias.shape}, expected ({num_heads} or 1, 1, 2 M + 1), an odd number of distances"
-        )
-    return cast_dtype(bias, FLOAT64).copy()
 
 
 def check_defaults(window_size: Any, softcap: Any, scale: Any, precision: Any) -> AttentionOptions:

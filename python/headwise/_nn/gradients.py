@@ -25,8 +25,10 @@ from headwise._nn.multi_head import (
     split_heads,
     widths_of,
     with_key_lengths,
+    with_relative,
 )
 from headwise._nn.parameters import MultiHeadParameters
+from headwise._nn.relative import shaw_gradients, t5_bias, t5_gradient
 from headwise._ops.gradients.linear import linear_gradients
 from headwise._ops.gradients.results import as_gradient, check_pulled, check_wrt, finish, gradients_of
 from headwise._ops.gradients.rules import attention_pullback
@@ -119,13 +121,14 @@ class DifferentiableAttention(MultiHeadParameters):
         acts = self.training if training is None else check_flag(training, "training")
         rate, generator = self.dropout if acts else 0.0, self._rng if rng is None else rng
         own_sinks = "sinks" not in options and self._has("sinks")
+        own_table = options.get("relative_bias") is None and self._has("relative_table")
         block, options = self._prepare(inputs, options)
         given = {"query": query, "key": key, "value": value, **options}
         rows = tuple(name for name in Inputs._fields if given[name] is not None)
-        names = rows if wrt is None else check_wrt(wrt, NAMES, given if not own_sinks else {**given, "sinks": None})
+        own = [name for name, mine in (("sinks", own_sinks), ("relative_bias", own_table)) if mine]
+        names = rows if wrt is None else check_wrt(wrt, NAMES, {**given, **dict.fromkeys(own)})
         call = Call(mask, rate, generator, positions)
-        asked = (*names, "sinks") if own_sinks else names
-        results, pull = multi_head_vjp(inputs, rows, block, call, options, asked)
+        results, pull = multi_head_vjp(inputs, rows, block, call, options, (*names, *own))
         slots = {name: vars(self)[name].array for name in self._parameter_names()}
         dtypes = {name: (array.shape, array.dtype) for name, array in slots.items()}
         arrays = inputs._asdict() | {name: as_array(given[name], name) for name in names if name not in rows}
@@ -134,6 +137,9 @@ class DifferentiableAttention(MultiHeadParameters):
             found = pull(*check_pulled(d_results, len(results)))
             if own_sinks:
                 found.parameters["sinks"] = found.arguments["sinks"]
+            if own_table and self._buckets is not None:
+                d_bias = found.arguments["relative_bias"]
+                found.parameters["relative_table"] = t5_gradient(d_bias, self._buckets, self._num_buckets)
             parameters = {
                 name: cast_dtype(found.parameters[name], dtype) if name in found.parameters else np.zeros(shape, dtype)
                 for name, (shape, dtype) in dtypes.items()
@@ -149,6 +155,16 @@ class DifferentiableAttention(MultiHeadParameters):
     def _prepare(self, inputs: Inputs, options: AttentionOptions) -> tuple[Block, AttentionOptions]:
         """The parameters of a call, and its keywords with the layer's own."""
         options = {**self._defaults, **options}
+        learned = options.get("relative_bias") is None and (
+            self._has("relative_table") or self._has("relative_embeddings")
+        )
+        relative = None
+        if learned or self.qk_norm is not None or self._has("sinks"):
+            dtype, _ = promote(*zip(Inputs._fields, inputs, strict=True))
+        if learned and self._has("relative_table") and self._buckets is not None:
+            options["relative_bias"] = t5_bias(self._cast("relative_table", dtype), self._buckets)
+        elif learned:
+            relative = self._cast("relative_embeddings", dtype)
         for name in self._required:
             if options.get(name) is None and options.get("relative_bias") is None:
                 raise ValueError(
@@ -158,11 +174,10 @@ class DifferentiableAttention(MultiHeadParameters):
             options["is_causal"] = True
         norm = None
         if self.qk_norm is not None or self._has("sinks"):
-            dtype, _ = promote(*zip(Inputs._fields, inputs, strict=True))
             if self._has("sinks") and "sinks" not in options:
                 options["sinks"] = self._cast("sinks", dtype)
             norm = self._norm(dtype)
-        return self._block(norm), options
+        return self._block(norm, relative), options
 
 
 class Found(NamedTuple):
@@ -199,13 +214,16 @@ def multi_head_vjp(
     rows = Rows(_with_batch(inputs, dtype), owners, {}, rope_positions(inputs, block, call, options))
     found = project(rows.inputs._asdict(), block, dtype, precision, rows.positions, rows.unnormalized)
     query = rows.inputs.query
+    own_bias = block.relative is not None and passed.get("relative_bias") is None
+    passed = with_relative(passed, found["q"], block)
     joined = allocate((*query.shape[:2], block.heads.num_heads * block.heads.width), dtype)
     arguments: dict[str, Any] = {"query": found["q"], "key": found["k"], "value": found["v"], "mask": mask, **passed}
     for name in ("out", "return_lse", "need_weights"):
         arguments.pop(name, None)
+    more = tuple(name for name in NAMES[3:] if name in wrt)
     (_, weights, lse), pull = attention_pullback(
         arguments | {"dropout": call.dropout, "rng": call.rng},
-        ("query", "key", "value", *(name for name in NAMES[3:] if name in wrt)),
+        ("query", "key", "value", *more, *(("relative_bias",) if own_bias else ())),
         weights=options.get("need_weights", True),
         out=split_heads(joined, block.heads.num_heads),
     )
@@ -222,10 +240,15 @@ def multi_head_vjp(
             for name, d in (("d_weights", d_weights), ("d_lse", d_lse))
         ]
         by_heads = pull((split_heads(d_joined, block.heads.num_heads), *of_results))
+        if own_bias and block.relative is not None:
+            d_query, parameters["relative_embeddings"] = shaw_gradients(
+                by_heads["relative_bias"], found["q"], block.relative, options.get("scale")
+            )
+            by_heads = {**by_heads, "query": by_heads["query"] + d_query}
         by_rows = row_gradients(rows, by_heads, block, precision, wrt, parameters)
         if not batched:
             by_rows = {name: d[0] for name, d in by_rows.items()}
-        return Found(by_rows | {name: by_heads[name] for name in NAMES[3:] if name in wrt}, parameters)
+        return Found(by_rows | {name: by_heads[name] for name in more}, parameters)
 
     return tuple(results if options.get("return_lse", False) else results[:2]), pullback
 

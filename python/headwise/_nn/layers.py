@@ -9,16 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from headwise._base.scalars import check_flag, check_rate, check_rng, check_size
-from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_relative, check_rope
+from headwise._nn.arguments import check_alibi, check_biases, check_defaults, check_rope
 from headwise._nn.gradients import DifferentiableAttention
 from headwise._nn.models.families import describe
 from headwise._nn.multi_head import Call, check_keywords, check_sequences, multi_head
 from headwise._nn.qk_norm import check_qk_norm
+from headwise._nn.relative import check_relative
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import AttentionOptions
 from headwise._positions.rope_config import check_positive
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import ArrayLike, DTypeLike
     from typing_extensions import Unpack
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from headwise._nn.cross_cache import CrossCache
     from headwise._nn.multi_head import Block, Inputs
     from headwise._nn.options import LayerOptions
+    from headwise._positions.relative import RelativePositionalEncoding
     from headwise._positions.rotary import RotaryPositionalEmbedding
 
 __all__ = ["AttentionOptions", "CausalAttention", "MultiHeadAttention"]
@@ -67,9 +71,10 @@ class MultiHeadAttention(DifferentiableAttention):
         Whether formats other than "headwise" store ``q_norm`` and ``k_norm`` minus 1, as Gemma does.
     alibi : bool or array_like, (num_heads,)
         Whether scores get the ALiBi bias, with the slopes of :func:`headwise.alibi_slopes` or the given ones.
-    relative : array_like, (num_heads or 1, 1, 2 M + 1), optional
-        A bias for each distance of a key from a query, such as that of :func:`headwise.t5_relative_bias`: the default
-        of the keyword ``relative_bias``.
+    relative : array_like, RelativePositionalEncoding or mapping, optional
+        The relative bias of calls that do not give ``relative_bias``: an array (num_heads or 1, 1, 2 M + 1); embeddings
+        of width ``d_k`` for each distance, whose products with the queries are added to the scores (Shaw et al., 2018);
+        or ``num_buckets``, ``max_distance`` and ``bidirectional`` of T5, whose table of buckets is learned.
     sinks : bool
         Whether each head has a learned logit in ``sinks``, initially zero, that joins the softmax denominator.
     window_size, softcap, scale, precision : optional
@@ -93,6 +98,10 @@ class MultiHeadAttention(DifferentiableAttention):
     q_norm, k_norm : ndarray or None
         The factors of ``qk_norm``, initially one: both (d_k,), or (num_heads * d_k,) and (num_kv_heads * d_k,). Either
         may be set to None: its rows are not normalised then.
+    relative_table : ndarray, (num_buckets, num_heads), or None
+        The biases of T5's buckets, initially zero.
+    relative_embeddings : ndarray, (2 M + 1, d_k), or None
+        A copy of those that ``relative`` had.
     d_k : int
         Width of a head.
     dropout : float
@@ -170,7 +179,7 @@ class MultiHeadAttention(DifferentiableAttention):
         qk_norm_eps: float = 1e-6,
         qk_norm_offset: bool = False,
         alibi: bool | ArrayLike = False,
-        relative: ArrayLike | None = None,
+        relative: ArrayLike | RelativePositionalEncoding | Mapping[str, Any] | None = None,
         sinks: bool = False,
         window_size: int | tuple[int, int] | None = None,
         softcap: float | None = None,
@@ -196,11 +205,17 @@ class MultiHeadAttention(DifferentiableAttention):
         slopes = check_alibi(alibi, self.num_heads)
         if slopes is not None:
             self._defaults["alibi_slopes"] = slopes
-        if relative is not None:
-            self._defaults["relative_bias"] = check_relative(relative, self.num_heads)
+        given = check_relative(relative, self.num_heads, self.d_k)
+        if given.bias is not None:
+            self._defaults["relative_bias"] = given.bias
+        self._buckets, self._num_buckets = given.buckets, given.num_buckets
+        self._num_distances = 0 if given.embeddings is None else len(given.embeddings)
         zeros = {f"b_{letter}" for letter in check_biases(bias)} | ({"sinks"} if check_flag(sinks, "sinks") else set())
+        zeros |= set() if given.buckets is None else {"relative_table"}
         self._rng = check_rng(rng)
         self._initialize(self._rng, dtype, zeros=zeros, ones=() if self.qk_norm is None else ("q_norm", "k_norm"))
+        if given.embeddings is not None:
+            type(self).relative_embeddings.adopt(self, given.embeddings.astype(self.W_q.dtype))
         self._required: tuple[str, ...] = ()
 
     @classmethod
@@ -221,8 +236,8 @@ class MultiHeadAttention(DifferentiableAttention):
         -------
         MultiHeadAttention
             A :class:`CausalAttention` if the model's attention is causal. Of Whisper and T5,
-            ``CausalAttention.from_config`` is the self-attention of the decoder. The layers of T5 do not hold the table
-            of relative positions: ``relative=`` or calls must give its bias.
+            ``CausalAttention.from_config`` is the self-attention of the decoder. Layer 0 of T5 has the table of
+            relative positions; calls of the others must give its bias as ``relative_bias=`` or ``bias=``.
 
         Raises
         ------

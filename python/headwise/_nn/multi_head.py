@@ -19,6 +19,7 @@ from headwise._base.outputs import allocate, check_out, check_room, finalize
 from headwise._base.scalars import check_size
 from headwise._kv_cache.cache import KVCache, extension
 from headwise._nn.cross_cache import CrossCache, check_cross
+from headwise._nn.relative import shaw_bias
 from headwise._ops.attention.dense import scaled_dot_product_attention
 from headwise._ops.attention.keywords import refuse
 from headwise._ops.attention.options import AttentionOptions
@@ -56,6 +57,7 @@ class Block(NamedTuple):
     projections: Projections
     rope: RotaryPositionalEmbedding | None = None
     norm: QKNorm | None = None
+    relative: Array | None = None  # embeddings of distances (2 M + 1, width), in the dtype of the computation
 
 
 class Inputs(NamedTuple):
@@ -148,6 +150,7 @@ def multi_head(inputs: Inputs, block: Block, call: Call, options: AttentionOptio
         q, k, v = found["q"], found["k"], found["v"]
     else:
         q, k, v = project({"query": query}, block, dtype, precision, positions)["q"], cross.keys, cross.values
+    passed = with_relative(passed, q, block)
     joined = allocate((batch, query_len, q.shape[1] * v.shape[3]), dtype)
     passed["out"] = split_heads(joined, block.heads.num_heads)
 
@@ -299,6 +302,13 @@ def over_heads(inputs: Inputs, call: Call, options: AttentionOptions) -> tuple[A
         keep = as_array(padding, "key_padding_mask")
         passed["key_padding_mask"] = keep[np.newaxis] if keep.ndim == 1 else keep
     return mask, passed
+
+
+def with_relative(options: AttentionOptions, query: Array, block: Block) -> AttentionOptions:
+    """The options with the relative bias of the block's embeddings, unless they have one."""
+    if block.relative is None or options.get("relative_bias") is not None:
+        return options
+    return {**options, "relative_bias": shaw_bias(query, block.relative, options.get("scale"))}
 
 
 def with_key_lengths(inputs: Inputs, call: Call, options: AttentionOptions) -> AttentionOptions:

@@ -32,6 +32,8 @@ class MultiHeadParameters(ProjectedLayer):
     sinks: Parameter[Any] = Parameter.optional("num_heads")
     q_norm: Parameter[Any] = Parameter.optional("_q_norm_width")
     k_norm: Parameter[Any] = Parameter.optional("_k_norm_width")
+    relative_table: Parameter[Any] = Parameter.optional("_num_buckets", "num_heads")
+    relative_embeddings: Parameter[Any] = Parameter.optional("_num_distances", "d_k")
 
     kdim: int
     vdim: int
@@ -39,11 +41,14 @@ class MultiHeadParameters(ProjectedLayer):
     qk_norm_eps: float
     qk_norm_offset: bool
     rope: RotaryPositionalEmbedding | None
-    _names = (*ProjectedLayer._names, "sinks", "q_norm", "k_norm")  # noqa: SLF001 (of the base class)
+    _names = (*ProjectedLayer._names, "sinks", "q_norm", "k_norm", "relative_table", "relative_embeddings")  # noqa: SLF001 (of the base class)
     _defaults: AttentionOptions
     _required: tuple[str, ...]
     _q_norm_width: int
     _k_norm_width: int
+    _buckets: Array | None  # of the distances -M to M, rows of relative_table
+    _num_buckets: int
+    _num_distances: int  # 2 M + 1 rows of relative_embeddings
 
     def make_cache(
         self,
@@ -136,10 +141,10 @@ class MultiHeadParameters(ProjectedLayer):
         found = project({"key": key, "value": values}, block, dtype, precision, None)
         return CrossCache(found["k"], found["v"])
 
-    def _block(self, norm: QKNorm | None) -> Block:
+    def _block(self, norm: QKNorm | None, relative: Array | None = None) -> Block:
         widths = self.d_model, self.kdim, self.vdim
         heads = Heads(widths, self.d_model, self.num_heads, self.num_kv_heads, self.d_k)
-        return Block(heads, LayerProjections(vars(self), self._packs), self.rope, norm)
+        return Block(heads, LayerProjections(vars(self), self._packs), self.rope, norm, relative)
 
     def _norm(self, dtype: np.dtype[Any]) -> QKNorm | None:
         """The normalisation of queries and keys in ``dtype``."""
@@ -149,5 +154,9 @@ class MultiHeadParameters(ProjectedLayer):
         return QKNorm(q, k, self.qk_norm_eps)
 
     def _stored(self) -> Stored:
-        outside = {"relative_attention_bias.weight"} if "bias" in self._required else set()
+        outside = (
+            {"relative_attention_bias.weight"}
+            if "bias" in self._required and not self._has("relative_table")
+            else set()
+        )
         return Stored(self.num_kv_heads, self.qk_norm_offset, frozenset(outside))

@@ -98,8 +98,8 @@ class ProjectedLayer(Layer):
         -------
         dict of str to ndarray
             In the format "headwise": ``W_q`` (d_model, num_heads * d_k), ``W_k`` (kdim, num_kv_heads * d_k), ``W_v``
-            (vdim, num_kv_heads * d_k), ``W_o`` (num_heads * d_k, d_model), and the biases, ``sinks``, ``q_norm`` and
-            ``k_norm`` that are not None.
+            (vdim, num_kv_heads * d_k), ``W_o`` (num_heads * d_k, d_model), and those of the other parameters, such as
+            biases and ``sinks``, that are not None.
 
         Raises
         ------

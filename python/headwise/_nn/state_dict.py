@@ -187,7 +187,7 @@ def write_state_dict(
         entry = state[prefix + name] = np.empty(entry_shape(format, members, shapes), dtype)
         for rows, member, part in _parts(format, entry, members, shapes, stored):
             source = parameters[member][..., part].T
-            _copy_into(*((rows.T, source.T) if stores_in_out(format) else (rows, source)))
+            _copy_into(*((rows.T, source.T) if stores_in_out(format, members) else (rows, source)))
     return state
 
 
@@ -250,7 +250,7 @@ def _parts(
     form: str, entry: Array, members: tuple[str, ...], shapes: Shapes, stored: Stored
 ) -> Iterator[tuple[Array, str, slice]]:
     """The rows (out, in) of an entry, each with its parameter and the outputs of the parameter that it holds."""
-    rows = as_rows(form, entry)
+    rows = as_rows(form, members, entry)
     blocks = stored.kv_heads if is_interleaved(form) and len(members) > 1 else 1
     first = 0
     for block in range(blocks):

@@ -69,6 +69,7 @@ def _joint(inputs: str, output: str) -> Layout:
 
 _SINKS: Layout = {"sinks": ("sinks",)}
 _NORMS: Layout = {"q_norm.weight": ("q_norm",), "k_norm.weight": ("k_norm",)}
+_RELATIVE = ("relative_table", "relative_embeddings")  # tables, which have one layout in every format
 # torch.nn.MultiheadAttention: packed if query, key and value have the width of the output, else (kdim, vdim) separate.
 _TORCH_BIASES: Layout = {"in_proj_bias": ("b_q", "b_k", "b_v"), "out_proj.weight": ("W_o",), "out_proj.bias": ("b_o",)}
 _TORCH_PACKED: Layout = {"in_proj_weight": ("W_q", "W_k", "W_v"), **_TORCH_BIASES}
@@ -78,7 +79,7 @@ _PER_HEAD = _joint("query_key_value", "dense")
 # Formats with the same names are tried in this order.
 _FORMATS: dict[str, _Format] = {
     "headwise": _Format(
-        _one_by_one("W_{}", "b_{}", *"qkvo") | _SINKS | {name: (name,) for name in ("q_norm", "k_norm")},
+        _one_by_one("W_{}", "b_{}", *"qkvo") | _SINKS | {name: (name,) for name in ("q_norm", "k_norm", *_RELATIVE)},
         stores_in_out=True,
     ),
     # bias_k and bias_v (add_bias_kv=True) are in no layout, as no layer has such parameters.
@@ -97,7 +98,12 @@ _FORMATS: dict[str, _Format] = {
     "neox": _Format(_PER_HEAD, grouped=False, interleaved=True),
     "bloom": _Format(_PER_HEAD, grouped=False, interleaved=True),
     "falcon": _Format(_PER_HEAD, interleaved=True),
-    "t5": _Format({f"{letter}.weight": (f"W_{letter}",) for letter in "qkvo"}),
+    "t5": _Format(
+        {
+            **{f"{letter}.weight": (f"W_{letter}",) for letter in "qkvo"},
+            "relative_attention_bias.weight": ("relative_table",),
+        }
+    ),
     "phi3": _Format(_joint("qkv_proj", "o_proj")),
     "mpt": _Format(_joint("Wqkv", "out_proj")),
     "modernbert": _Format(_joint("Wqkv", "Wo"), grouped=False),
@@ -170,20 +176,21 @@ def entry_shape(form: str, members: tuple[str, ...], shapes: Shapes) -> Shape:
     """The shape of an entry that holds the parameters ``members``."""
     outputs = sum(shapes[member][-1] for member in members)
     inputs = shapes[members[0]][:-1]
-    return (*inputs, outputs) if stores_in_out(form) else (outputs, *inputs)
+    return (*inputs, outputs) if stores_in_out(form, members) else (outputs, *inputs)
 
 
-def stores_in_out(form: str) -> bool:
-    return _FORMATS[form].stores_in_out
+def stores_in_out(form: str, members: tuple[str, ...]) -> bool:
+    """Whether an entry with these parameters has their shape, rather than the transposed one."""
+    return _FORMATS[form].stores_in_out or members[0] in _RELATIVE
 
 
 def is_interleaved(form: str) -> bool:
     return _FORMATS[form].interleaved
 
 
-def as_rows(form: str, entry: Array) -> Array:
+def as_rows(form: str, members: tuple[str, ...], entry: Array) -> Array:
     """A view of an entry with the outputs of its map along the first axis; a vector is unchanged."""
-    return entry.T if stores_in_out(form) else entry
+    return entry.T if stores_in_out(form, members) else entry
 
 
 def unsupported(form: str, shapes: Shapes) -> str:
@@ -196,7 +203,8 @@ def unsupported(form: str, shapes: Shapes) -> str:
     missing = [name for name in shapes if name not in held]
     if missing:
         able = [repr(f) for f in FORMATS if set(missing) <= set(chain.from_iterable(_FORMATS[f].layout.values()))]
-        return f"has no {', '.join(missing)}, as the layer has; {' and '.join(able)} have them"
+        verb = "have" if len(able) > 1 else "has"
+        return f"has no {', '.join(missing)}, as the layer has; {' and '.join(able)} {verb} them"
     return _unsupported_torch(shapes) if form == "torch" else _unsupported_joint(form, shapes)
 
 
@@ -233,7 +241,7 @@ def is_buffer(name: str, entry: object) -> bool:
 
 def why_extra(form: str, name: str, shapes: Shapes) -> str:
     """Why the layer has no parameter for the entry ``name``, as the end of a message."""
-    plain = {
+    plain = dict.fromkeys((*_RELATIVE, "relative_attention_bias.weight"), "; the layer has none (relative=)") | {
         "sinks": "; the layer has none (sinks=True)",
         "bias_k": "; keys and values of add_bias_kv=True are not supported",
         "bias_v": "; keys and values of add_bias_kv=True are not supported",
@@ -251,7 +259,11 @@ def why_extra(form: str, name: str, shapes: Shapes) -> str:
     if not _OWN.match(name):
         return "; strict=False ignores it"
     relative = re.search("rel|distance|position|pos_", name)
-    return "; layers hold no relative positions: give them as bias=" if relative else "; layers have no such parameter"
+    return (
+        "; layers have no such table: give its bias as relative= or bias="
+        if relative
+        else "; layers have no such parameter"
+    )
 
 
 def listed(names: Iterable[str]) -> str:

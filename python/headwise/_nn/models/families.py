@@ -278,8 +278,15 @@ def _whisper(config: Config, _index: int, decoder: bool) -> Model:
     return Model(decoder, {**sizes, "bias": "qvo", "dropout": dropout})
 
 
-def _t5(config: Config, _index: int, decoder: bool) -> Model:
+def _t5(config: Config, index: int, decoder: bool) -> Model:
+    """The first layer of T5 holds the table of relative positions for all."""
     sizes = _sizes(config) | {"head_dim": config.size("d_kv", default=64), "scale": 1.0}
+    if index == 0:
+        sizes["relative"] = {
+            "num_buckets": config.size("relative_attention_num_buckets", default=32),
+            "max_distance": config.size("relative_attention_max_distance", default=128),
+            "bidirectional": not decoder,
+        }
     return Model(decoder, sizes, required=("bias",))
 
 
