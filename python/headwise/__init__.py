@@ -36,6 +36,7 @@ from headwise._ops.rope import apply_rope
 from headwise._ops.softmax import log_softmax, logsumexp, softmax
 from headwise._runtime.config import config, get_num_threads, list_targets, set_num_threads, set_target, show_config
 from headwise._runtime.precision import get_precision, precision, set_precision
+from headwise._statistics.function import attention_statistics
 from headwise._version import __version__
 from headwise.attention import (
     attention_score_visualization,
@@ -94,6 +95,7 @@ __all__ = [
     "apply_rope_backward",
     "attention",
     "attention_score_visualization",
+    "attention_statistics",
     "cache",
     "config",
     "create_causal_mask",

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.single_implementation
 
 
 def contiguous_last(array: np.ndarray) -> bool:
-    return array.shape[-1] == 1 or array.strides[-1] == array.itemsize
+    return array.shape[-1] <= 1 or array.strides[-1] == array.itemsize
 
 
 def one_or_full(array: np.ndarray, shape: tuple[int, ...]) -> bool:
@@ -65,7 +65,7 @@ class Contract:
         self.calls = 0
         self.dtypes: set[str] = set()
         self.biases: set[str] = set()  # dtypes of attention's
-        self.narrow = 0  # calls of linear with 16-bit weights under float32
+        self.narrow = 0  # 16-bit weights of linear, keys and values of attention, under float32
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.endswith(("_threads", "_target", "_targets")):
@@ -89,7 +89,7 @@ class Contract:
                 check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
                 assert dtype in (np.float32, np.float64)
-                narrow = [x for x in arrays if name == "linear" and x.dtype.itemsize == 2]  # weights under float32
+                narrow = [x for x in arrays if name in ("linear", "attention") and x.dtype.itemsize == 2]
                 self.narrow += len(narrow)
                 assert not narrow or dtype == np.float32
                 check([x for x in arrays if x.dtype.itemsize > 2 or not narrow], dtype)
@@ -322,12 +322,22 @@ def test_backend_gets_one_floating_dtype(contract: Contract, name: str, dtype: s
     assert contract.calls > 0
 
 
+WIDENED = ("apply_rope-rank-5", "delta", "attention_statistics")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "apply_rope-rank-5" and "delta" not in name])
+@pytest.mark.parametrize("name", [name for name in CALLS if not any(part in name for part in WIDENED)])
 def test_backend_gets_16bit_arrays_as_they_are(contract: Contract, name: str, dtype: str) -> None:
     CALLS[name](lambda x: x if x.dtype == bool else x.astype(dtype_named(dtype)))
     assert contract.dtypes == {dtype}
     assert contract.biases <= {dtype}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_statistics_are_those_of_float32_weights(contract: Contract, dtype: str) -> None:
+    """Blocks of queries are float32, so that weights are; keys are 16-bit as they are, and values have no columns."""
+    CALLS["attention_statistics-all"](lambda x: x if x.dtype == bool else x.astype(dtype_named(dtype)))
+    assert contract.dtypes == {"float32"} and contract.narrow == 2 * contract.calls
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

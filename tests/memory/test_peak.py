@@ -71,7 +71,9 @@ MORE = {
     "layer_normalization_backward-axis--2": 2 * mb(x),  # and the gradient of the result likewise
     # The output; natively also a sum of d_query for each of four chunks of keys.
     "attention_gradients": (5 if backend == "native" else 1) * mb(q),
+    "attention_gradients-block_mask": (5 if backend == "native" else 1) * mb(q),
     "attention_gradients-all": (5 if backend == "native" else 1) * mb(q),
+    "attention_statistics-all": 4 * 2**18 * 4 / 1e6,  # which of many weights of 0 are the first, for a part of 2**18
     # A copy of the weights, and the packed form: as much again, or 1.5 times.
     "packed_linear": 2.5 * mb(weight),
     "packed_linear-bias": 2.5 * mb(weight),

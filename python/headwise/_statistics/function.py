@@ -1,0 +1,278 @@
+"""``attention_statistics``: what attention's weights say, without an array of all weights."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
+from headwise._base.attention_spec import fill_without_keys
+from headwise._base.ieee import cast_dtype, ieee
+from headwise._base.messages import shown
+from headwise._base.outputs import allocate
+from headwise._base.scalars import check_flag, check_int
+from headwise._base.typing import FLOAT32
+from headwise._block_mask.grid import make_grid
+from headwise._ops.attention.dense import with_heads
+from headwise._ops.attention.dropout import backend_of
+from headwise._ops.attention.keywords import hide_unknown, refuse
+from headwise._ops.attention.options import SpecOptions
+from headwise._ops.attention.shapes import check_shapes
+from headwise._ops.attention.spec import attention_spec
+from headwise._statistics.parts import spec_of_part, weight_parts
+from headwise._statistics.totals import NAMES, AttentionStatistics, TopKeys, Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike
+
+    from headwise._base.attention_spec import AttentionSpec
+    from headwise._base.typing import Array, Shape
+    from headwise._block_mask.grid import BlockSize, Grid
+    from headwise._ops.attention.shapes import AttentionShape
+
+_DEFAULT_K = 8
+
+
+@hide_unknown
+def attention_statistics(  # noqa: PLR0913 (the public signature)
+    query: ArrayLike,
+    key: ArrayLike,
+    *,
+    which: str | Sequence[str] = ("key_mass", "entropy", "max_weight", "top_k", "block_mass"),
+    k: int | None = None,
+    block_size: BlockSize = None,
+    average_heads: bool = False,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    causal_alignment: str = "upper_left",
+    scale: float | None = None,
+    window_size: int | tuple[int, int] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    key_padding_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    score_mod: Callable[..., Any] | None = None,
+    relative_bias: ArrayLike | None = None,
+    precision: str | None = None,
+    **unknown: Any,
+) -> AttentionStatistics:
+    """Statistics of the weights of attention, without an array of query_len x key_len.
+
+    The weights of a block of queries are computed by the kernels of :func:`scaled_dot_product_attention`, reduced, and
+    dropped: memory is that of the results and of one block.
+
+    Parameters
+    ----------
+    query : array_like, (..., query_len, head_dim)
+        Four axes are (batch, heads, query_len, head_dim); three are (batch, query_len, head_dim).
+    key : array_like, (..., key_len, head_dim)
+        With an axis of heads, (batch, kv_heads, key_len, head_dim), where `heads` is a multiple of `kv_heads`.
+    which : str or sequence of str
+        The statistics to compute, of "key_mass", "entropy", "max_weight", "top_k", "block_mass" and "lse".
+    k : int, optional
+        The number of keys of "top_k", at most `key_len`; 8 if None, or `key_len` if that is less.
+    block_size : int or (int, int), optional
+        The queries and the keys of a block of "block_mass"; that of :class:`BlockMask` for these lengths if None.
+    average_heads : bool
+        Whether the statistics are those of the weights averaged over the heads, without an axis of heads. "lse" is not
+        averaged.
+    mask : array_like, (..., query_len, key_len) or (batch, key_len), or BlockMask, optional
+        This and the other keywords are those of :func:`flash_attention`.
+    bias : array_like, (..., query_len, key_len), optional
+        Added to the scores.
+    is_causal : bool
+        Whether query ``i`` sees only the keys up to its own position.
+    causal_alignment : {"upper_left", "lower_right"}
+        Whether query 0 has the position of key 0, or the last query that of the last key.
+    scale : float, optional
+        ``1 / sqrt(head_dim)`` if None.
+    window_size : int or (int, int), optional
+        ``(left, right)``: query ``i`` sees keys ``i - left`` to ``i + right``; -1 leaves a side open.
+    softcap : float, optional
+        Scores ``s`` become ``softcap * tanh(s / softcap)``.
+    alibi_slopes : array_like, (heads,), optional
+        ``-slope * abs(i - j)`` is added to the scores.
+    sinks : array_like, (heads,), optional
+        One logit per head that is added to the softmax denominator. It has no weight of its own in the statistics.
+    key_padding_mask : array_like, (batch, key_len), optional
+        A mask of the keys of each sequence, by the rules of `mask`.
+    key_lengths : array_like of integers, (batch,), optional
+        The number of keys of each sequence of a right-padded batch.
+    score_mod : callable, optional
+        ``score_mod(score, batch, head, q, k)`` returns other scores for some rows, before masks apply.
+    relative_bias : array_like, (heads or 1, query_len or 1, 2 M + 1), optional
+        ``relative_bias[h, i, clip(j - i, -M, M) + M]`` is added to the scores.
+    precision : {"highest", "high", "medium"}, optional
+        The precision of products in float32; :func:`get_precision` if None.
+
+    Returns
+    -------
+    AttentionStatistics
+        A named tuple, whose fields are None for statistics that `which` does not name. Floating results are float64 for
+        float64 inputs, else float32.
+
+        ``key_mass`` (..., heads, key_len)
+            The sum of each key's weights over the queries [1]_.
+        ``entropy`` (..., heads, query_len)
+            ``-sum(w * log(w))`` over the keys, in nats: 0 for one key, ``log(n)`` for ``n`` equal weights.
+        ``max_weight`` (..., heads, query_len)
+            The largest weight of each query.
+        ``top_k``
+            A named tuple of ``weights`` and ``indices`` (int64), (..., heads, query_len, k), in decreasing order; of
+            equal weights the first keys. Where a query sees fewer keys, the last weights are 0.
+        ``block_mass`` (..., heads, query_blocks, key_blocks)
+            The sums of the weights of blocks, which :meth:`BlockMask.top_k_blocks` takes as scores.
+        ``lse`` (..., heads, query_len)
+            The logarithm of the softmax denominator.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, `which` has an unknown name or none, `k` is not from 1 to `key_len`, `block_size` is out
+        of range, or an option of attention is.
+    TypeError
+        If an array is not real, or another argument has a wrong type.
+
+    See Also
+    --------
+    scaled_dot_product_attention : The weights themselves, and the keywords in detail.
+
+    Notes
+    -----
+    Results have the same bits for any number of threads. Masked keys affect no result, whatever their entries are, NaN
+    included. A query that sees no key has entropy, weights and mass 0. A query whose weights are NaN makes the mass of
+    all keys of its head NaN.
+
+    float16 and bfloat16 are computed in float32, and weights are not rounded to 16 bits.
+
+    References
+    ----------
+    .. [1] Z. Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
+       2023, section 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> x = np.random.default_rng(0).standard_normal((1, 4, 100, 16), dtype=np.float32)
+    >>> found = hw.attention_statistics(x, x, which=("key_mass", "top_k"), k=3, is_causal=True)
+    >>> found.key_mass.shape, found.top_k.indices.shape, found.entropy is None
+    ((1, 4, 100), (1, 4, 100, 3), True)
+    >>> bool(np.isclose(found.key_mass.sum(), 4 * 100))  # the weights of each query sum to 1
+    True
+    """
+    if unknown:
+        refuse(unknown, attention_statistics.__kwdefaults__ or ())
+    options = SpecOptions(
+        mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
+        precision, key_lengths, score_mod, relative_bias,
+    )  # fmt: skip
+    names = _check_names(which)
+    q, keys = as_array(query, "query"), as_array(key, "key")
+    ready = is_canonical_or_16bit(q, keys)
+    dtype = q.dtype
+    compute = FLOAT32 if q.itemsize == 2 else dtype
+    if not ready:
+        compute, dtype = promote(("query", q), ("key", keys))
+    stored = dtype if dtype.itemsize == 2 else compute
+    shape = check_shapes(q.shape, keys.shape, (*keys.shape[:-1], 0))
+    spec = attention_spec(shape, (compute, compute), options)
+    average = check_flag(average_heads, "average_heads")
+    count, grid = _check_k(k, shape.key_len), _grid(shape, block_size, average=average)
+    if not ready:
+        q, keys = cast_layout(q, stored, last=True), cast_layout(keys, stored, last=True)
+    q, keys = with_heads(q), with_heads(keys)
+    totals = Totals(names, grid, count, compute)
+    lse = allocate(shape.scores[:3], compute) if "lse" in names else None
+    if shape.key_len == 0:
+        if lse is not None:
+            fill_without_keys(allocate((*shape.scores[:3], 0), compute), lse, spec.sinks)
+    elif math.prod(shape.scores):
+        _reduce(q, keys, spec, totals, lse, average=average)
+    rows = shape.output[:-1]
+    lead = rows[:-2] if average and shape.has_heads else rows[:-1]
+    return _reshaped(totals.rounded(lse), lead, rows)
+
+
+@ieee
+def _reduce(query: Array, key: Array, spec: AttentionSpec, totals: Totals, lse: Array | None, *, average: bool) -> None:
+    """Add the weights of all parts to ``totals``, and fill ``lse``."""
+    attention = backend_of(spec).attention
+    (batch, heads, query_len, _), (kv_heads, key_len) = query.shape, key.shape[1:3]
+    group = heads // kv_heads
+    compute = FLOAT32 if query.itemsize == 2 else query.dtype
+    all_heads = average or spec.score_mod is not None  # whose arguments count the heads from 0
+    room = allocate((0,), compute)
+    for b, g, r in weight_parts(batch, kv_heads, group, query_len, key_len, all_heads=all_heads):
+        h = slice(g.start * group, g.stop * group)
+        shape = (b.stop - b.start, h.stop - h.start, r.stop - r.start)
+        size = math.prod(shape) * key_len
+        if room.size < size:
+            room = allocate((size,), compute)
+        weights = room[:size].reshape((*shape, key_len))
+        rows, part = cast_dtype(query[b, h, r], compute), key[b, g]
+        nothing = allocate((*part.shape[:3], 0), part.dtype)
+        part_lse = None if lse is None else allocate(shape, compute)
+        attention(rows, part, nothing, allocate((*shape, 0), compute), weights, part_lse, spec_of_part(spec, b, h, r))
+        if lse is not None and part_lse is not None:
+            lse[b, h, r] = part_lse
+        if average:
+            totals.add(b, slice(0, 1), r, weights.mean(axis=1, keepdims=True))
+        else:
+            totals.add(b, h, r, weights)
+
+
+def _reshaped(found: AttentionStatistics, lead: Shape, rows: Shape) -> AttentionStatistics:
+    """The statistics with the axes ``lead`` of the caller in place of (batch, heads); ``rows`` are those of lse."""
+
+    def as_given(a: Array | None) -> Array | None:
+        return None if a is None else a.reshape((*lead, *a.shape[2:]))
+
+    top = found.top_k
+    if top is not None:
+        top = TopKeys(*(a.reshape((*lead, *a.shape[2:])) for a in top))
+    return AttentionStatistics(
+        as_given(found.key_mass),
+        as_given(found.entropy),
+        as_given(found.max_weight),
+        top,
+        as_given(found.block_mass),
+        None if found.lse is None else found.lse.reshape(rows),
+    )
+
+
+def _check_names(which: object) -> tuple[str, ...]:
+    """``which=`` as a tuple of names."""
+    names = (which,) if isinstance(which, str) else which
+    if not isinstance(names, (tuple, list)):
+        raise TypeError(f"which: {type(which).__name__}, expected a name or a sequence of names of {', '.join(NAMES)}")
+    names = tuple(names)
+    if not names:
+        raise ValueError(f"which: no name, expected some of {', '.join(NAMES)}")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"which: {shown(name)} of type {type(name).__name__}, expected some of {', '.join(NAMES)}")
+        if name not in NAMES:
+            raise ValueError(f"which: {shown(name)}, expected some of {', '.join(NAMES)}")
+    return names
+
+
+def _check_k(k: object, key_len: int) -> int:
+    """``k=``, from 1 to the number of keys."""
+    if k is None:
+        return min(_DEFAULT_K, key_len)
+    count = check_int(k, "k")
+    if not 1 <= count <= key_len:
+        raise ValueError(f"k: {count}, expected 1 to {key_len}, the length of key")
+    return count
+
+
+def _grid(shape: AttentionShape, block_size: BlockSize, *, average: bool) -> Grid:
+    """The sizes of the statistics' weights and of the blocks of "block_mass"."""
+    batch, heads, query_len, key_len = shape.scores
+    grid = make_grid((batch, 1 if average else heads), max(1, query_len), max(1, key_len), block_size)
+    return grid._replace(query_len=query_len, key_len=key_len)
