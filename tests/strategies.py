@@ -116,6 +116,13 @@ LAYERS = st.fixed_dictionaries(
         "softcap": st.floats(1, 50),
         "precision": PRECISIONS,
         "dtype": st.sampled_from(["float32", "float64", "float16", "int8"]),
+        "relative": st.sampled_from(
+            [
+                hw.RelativePositionalEncoding(6, 3, rng=2),
+                {"num_buckets": 6, "max_distance": 7, "bidirectional": True},
+                np.linspace(-1, 1, 9).reshape(1, 1, 9),
+            ]
+        ),
         "rope": st.builds(lambda interleaved: hw.RotaryPositionalEmbedding(6, interleaved=interleaved), st.booleans()),
     },
 )

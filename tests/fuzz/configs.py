@@ -27,7 +27,8 @@ ENTRIES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(
         ["num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
          "num_key_value_heads", "num_kv_heads", "head_dim", "d_kv", "sliding_window", "local_attention", "rotary_dim",
-         "num_hidden_layers", "n_layer", "max_window_layers", "global_attn_every_n_layers", "sliding_window_pattern"],
+         "num_hidden_layers", "n_layer", "max_window_layers", "global_attn_every_n_layers", "sliding_window_pattern",
+         "relative_attention_num_buckets", "relative_attention_max_distance"],
         SMALL,
     ),
     **dict.fromkeys(

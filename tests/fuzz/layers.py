@@ -33,6 +33,7 @@ KEYWORDS = st.fixed_dictionaries(
         "precision": PRECISIONS,
         "dtype": DTYPES,
         "interleaved": st.booleans(),
+        "relative": st.just({"num_buckets": 6, "max_distance": 7, "bidirectional": True}),
     },
 )
 #: Changes of an array that a layer still takes, as a parameter or in a state dict.
@@ -84,7 +85,7 @@ def swap(draw: Any, entries: dict[Any, Any], name: Any) -> None:
 
 
 def add(draw: Any, entries: dict[Any, Any], name: Any) -> None:
-    more = ["bias_k", "q_norm.weight", "sinks", "W_q", "in_proj_bias", 1, None, (2,), b"W_q"]
+    more = ["bias_k", "q_norm.weight", "sinks", "relative_table", "W_q", "in_proj_bias", 1, None, (2,), b"W_q"]
     entries[draw(st.sampled_from(more))] = entries[name]
 
 

@@ -163,6 +163,12 @@ NUMBERS: dict[str, Callable[[int], object]] = {
     "MultiHeadAttention, kdim": lambda n: hw.MultiHeadAttention(8, 1, kdim=n),
     "LinearAttention, d_model": lambda n: hw.LinearAttention(n, 1),
     "LinearAttention, make_state": hw.LinearAttention(8, 2).make_state,
+    "MultiHeadAttention, num_buckets": lambda n: hw.MultiHeadAttention(
+        8, 2, relative={"num_buckets": n & ~1, "bidirectional": True, "max_distance": n}
+    ),
+    "MultiHeadAttention, max_distance": lambda n: hw.MultiHeadAttention(
+        8, 2, relative={"num_buckets": 8, "bidirectional": True, "max_distance": n}
+    ),
     "MultiHeadAttention, make_cache": lambda n: LAYER.make_cache(1, n),
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 from headwise._base.arrays import as_array, check_dtype
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.messages import shown
+from headwise._base.outputs import check_room
 from headwise._base.scalars import check_flag, check_int
 from headwise._base.typing import FLOAT64
 from headwise._positions.buckets import t5_buckets
@@ -56,6 +57,7 @@ def _check_t5(entries: Mapping[Any, Any]) -> Relative:
     least = 4 if both else 2
     count = check_int(entries["num_buckets"], "relative['num_buckets']", least)
     reach = check_int(entries.get("max_distance", 128), "relative['max_distance']", count // least + 1)
+    check_room(2 * reach + 1)
     return Relative(buckets=t5_buckets(np.arange(-reach, reach + 1), count, both, reach), num_buckets=count)
 
 
