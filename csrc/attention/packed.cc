@@ -1,5 +1,7 @@
 // Sequences of different lengths, packed or right-padded: checked, then sliced into one call per sequence.
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -10,6 +12,7 @@
 
 #include "attention/batch_entries.h"
 #include "headwise/attention.h"
+#include "headwise/attention_backward.h"
 
 namespace headwise {
 namespace {
@@ -98,10 +101,9 @@ void CheckDisjoint(const Vector& starts, const Vector& lengths, const char* name
   }
 }
 
-}  // namespace
-
+// The packed arrays as one batch entry, checked.
 template <typename T>
-void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& sequences) {
+AttentionArgs<T> AsBatch(const PackedAttentionArgs<T>& args, const PackedSequences& sequences) {
   AttentionArgs<T> packed;
   packed.query = WithBatch(args.query);
   packed.key = WithBatch(args.key);
@@ -123,23 +125,49 @@ void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& 
   CheckRanges(sequences.query_starts, sequences.query_lengths, packed.query.shape[2], "query_starts, query_lengths");
   CheckDisjoint(sequences.query_starts, sequences.query_lengths, "query_starts, query_lengths");
   CheckRanges(sequences.key_starts, sequences.key_lengths, packed.key.shape[2], "key_starts, key_lengths");
+  return packed;
+}
 
+// Sequence s of the packed arrays.
+template <typename T>
+AttentionArgs<T> Sequence(const AttentionArgs<T>& packed, const PackedSequences& sequences, std::size_t s) {
+  const std::int64_t query = sequences.query_starts[s], queries = sequences.query_lengths[s];
+  const std::int64_t key = sequences.key_starts[s], keys = sequences.key_lengths[s];
+  AttentionArgs<T> call = packed;
+  call.query = Rows(packed.query, query, queries);
+  call.key = Rows(packed.key, key, keys);
+  call.value = Rows(packed.value, key, keys);
+  ForStoredViews(call.stored, [&](auto& view) { view = Rows(view, key, keys); });
+  call.output = Rows(packed.output, query, queries);
+  call.lse = Rows(packed.lse, query, queries);
+  call.spec.relative_bias = Rows(packed.spec.relative_bias, query, queries);
+  call.spec.offset = sequences.offsets[s];
+  return call;
+}
+
+// Row s of an array of numbers per sequence and head; null if it is not given.
+template <typename A>
+A* HeadsOf(const View<A, 2>& array, std::size_t s) {
+  return array ? array.at(static_cast<std::int64_t>(s)) : nullptr;
+}
+
+void CheckHeads(bool given, std::int64_t rows, std::int64_t heads, std::int64_t stride,
+                const std::array<std::int64_t, 2>& expected, const char* name) {
+  if (!given || (rows == expected[0] && heads == expected[1] && (heads <= 1 || stride == 1))) return;
+  throw std::invalid_argument(std::string(name) +
+                              ": expected a number per sequence and head, the last axis contiguous");
+}
+
+}  // namespace
+
+template <typename T>
+void AttentionVarlen(const PackedAttentionArgs<T>& args, const PackedSequences& sequences) {
+  const AttentionArgs<T> packed = AsBatch(args, sequences);
   const Vector& lengths = sequences.query_lengths;
   std::vector<AttentionArgs<T>> calls;
-  calls.reserve(count - static_cast<std::size_t>(std::count(lengths.begin(), lengths.end(), 0)));
-  for (std::size_t s = 0; s < count; ++s) {
-    const std::int64_t query = sequences.query_starts[s], queries = lengths[s];
-    if (queries == 0) continue;
-    const std::int64_t key = sequences.key_starts[s], keys = sequences.key_lengths[s];
-    AttentionArgs<T>& call = calls.emplace_back(packed);
-    call.query = Rows(packed.query, query, queries);
-    call.key = Rows(packed.key, key, keys);
-    call.value = Rows(packed.value, key, keys);
-    ForStoredViews(call.stored, [&](auto& view) { view = Rows(view, key, keys); });
-    call.output = Rows(packed.output, query, queries);
-    call.lse = Rows(packed.lse, query, queries);
-    call.spec.relative_bias = Rows(packed.spec.relative_bias, query, queries);
-    call.spec.offset = sequences.offsets[s];
+  calls.reserve(lengths.size() - static_cast<std::size_t>(std::count(lengths.begin(), lengths.end(), 0)));
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    if (lengths[s] > 0) calls.push_back(Sequence(packed, sequences, s));
   }
   AttentionVarlen(calls);
 }
@@ -147,6 +175,51 @@ template void AttentionVarlen(const PackedAttentionArgs<Float16>&, const PackedS
 template void AttentionVarlen(const PackedAttentionArgs<BFloat16>&, const PackedSequences&);
 template void AttentionVarlen(const PackedAttentionArgs<float>&, const PackedSequences&);
 template void AttentionVarlen(const PackedAttentionArgs<double>&, const PackedSequences&);
+
+template <typename T>
+void AttentionBackwardVarlen(const PackedAttentionArgs<T>& args, const PackedAttentionGradients<T>& gradients,
+                             const PackedSequences& sequences) {
+  const AttentionArgs<T> packed = AsBatch(args, sequences);
+  CheckDisjoint(sequences.key_starts, sequences.key_lengths, "key_starts, key_lengths");
+  const auto count = static_cast<std::int64_t>(sequences.query_starts.size());
+  AttentionGradients<T> whole;
+  whole.d_output = WithBatch(gradients.d_output);
+  whole.d_lse = WithBatch(gradients.d_lse);
+  whole.d_query = WithBatch(gradients.d_query);
+  whole.d_key = WithBatch(gradients.d_key);
+  whole.d_value = WithBatch(gradients.d_value);
+  CheckAttentionBackward(packed, whole);
+  const auto check = [&](const View<Accumulator<T>, 2>& array, const char* name) {
+    CheckHeads(static_cast<bool>(array), array.shape[0], array.shape[1], array.stride[1],
+               {count, packed.query.shape[1]}, name);
+  };
+  check(gradients.d_alibi_slopes, "d_alibi_slopes");
+  check(gradients.d_sinks, "d_sinks");
+  std::vector<AttentionBackwardCall<T>> calls;
+  calls.reserve(sequences.query_starts.size());
+  for (std::size_t s = 0; s < sequences.query_starts.size(); ++s) {
+    const std::int64_t query = sequences.query_starts[s], queries = sequences.query_lengths[s];
+    const std::int64_t key = sequences.key_starts[s], keys = sequences.key_lengths[s];
+    AttentionBackwardCall<T>& call = calls.emplace_back();
+    call.args = Sequence(packed, sequences, s);
+    call.gradients.d_output = Rows(whole.d_output, query, queries);
+    if (whole.d_lse) call.gradients.d_lse = Rows(whole.d_lse, query, queries);
+    if (whole.d_query) call.gradients.d_query = Rows(whole.d_query, query, queries);
+    if (whole.d_key) call.gradients.d_key = Rows(whole.d_key, key, keys);
+    if (whole.d_value) call.gradients.d_value = Rows(whole.d_value, key, keys);
+    call.gradients.d_alibi_slopes = HeadsOf(gradients.d_alibi_slopes, s);
+    call.gradients.d_sinks = HeadsOf(gradients.d_sinks, s);
+  }
+  AttentionBackwardVarlen(calls);
+}
+#define HEADWISE_PACKED_BACKWARD(T)                                                                        \
+  template void AttentionBackwardVarlen(const PackedAttentionArgs<T>&, const PackedAttentionGradients<T>&, \
+                                        const PackedSequences&)
+HEADWISE_PACKED_BACKWARD(Float16);
+HEADWISE_PACKED_BACKWARD(BFloat16);
+HEADWISE_PACKED_BACKWARD(float);
+HEADWISE_PACKED_BACKWARD(double);
+#undef HEADWISE_PACKED_BACKWARD
 
 template <typename T>
 std::vector<AttentionArgs<T>> BatchEntries(const AttentionArgs<T>& args) {

@@ -202,4 +202,15 @@ void ReadKeysAndValues(const py::array& key, const py::array& value, const py::t
   }
 }
 
+inline PackedSequences ReadSequences(const py::tuple& sequences) {
+  CheckFields(sequences, SequencesField::kCount, "sequences");
+  const std::int64_t count = ToArray(sequences[SequencesField::kQueryStarts], "query_starts").size();
+  const auto vector = [&](std::size_t field, const char* name) {
+    return CopyVector(ToArray(sequences[field], name), count, name);
+  };
+  return {vector(SequencesField::kQueryStarts, "query_starts"), vector(SequencesField::kQueryLengths, "query_lengths"),
+          vector(SequencesField::kKeyStarts, "key_starts"), vector(SequencesField::kKeyLengths, "key_lengths"),
+          vector(SequencesField::kOffsets, "offsets")};
+}
+
 }  // namespace headwise::bindings

@@ -1,27 +1,10 @@
 #include <pybind11/stl.h>
 
-#include <cstdint>
-#include <vector>
-
 #include "headwise/attention.h"
 #include "python/arrays.h"
 #include "python/attention_spec.h"
 
 namespace headwise::bindings {
-namespace {
-
-PackedSequences ReadSequences(const py::tuple& sequences) {
-  CheckFields(sequences, SequencesField::kCount, "sequences");
-  const std::int64_t count = ToArray(sequences[SequencesField::kQueryStarts], "query_starts").size();
-  const auto vector = [&](std::size_t field, const char* name) {
-    return CopyVector(ToArray(sequences[field], name), count, name);
-  };
-  return {vector(SequencesField::kQueryStarts, "query_starts"), vector(SequencesField::kQueryLengths, "query_lengths"),
-          vector(SequencesField::kKeyStarts, "key_starts"), vector(SequencesField::kKeyLengths, "key_lengths"),
-          vector(SequencesField::kOffsets, "offsets")};
-}
-
-}  // namespace
 
 void RegisterAttentionVarlen(py::module_& module) {
   module.def(

@@ -40,6 +40,22 @@ def attention_backward(
     d_relative_bias: NDArray[Any] | None,
     spec: tuple[Any, ...],
 ) -> None: ...
+def attention_varlen_backward(
+    d_output: NDArray[Any],
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    output: NDArray[Any],
+    lse: NDArray[Any],
+    d_lse: NDArray[Any] | None,
+    d_query: NDArray[Any] | None,
+    d_key: NDArray[Any] | None,
+    d_value: NDArray[Any] | None,
+    d_alibi_slopes: NDArray[Any] | None,
+    d_sinks: NDArray[Any] | None,
+    sequences: tuple[Any, ...],
+    spec: tuple[Any, ...],
+) -> None: ...
 def attention_varlen(
     query: NDArray[Any],
     key: NDArray[Any],

@@ -21,6 +21,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from headwise._base.attention_spec import AttentionSpec
+
 ALLOWED = (TypeError, ValueError, MemoryError)
 FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 BOOL, INT8, INT64 = np.dtype(bool), np.dtype(np.int8), np.dtype(np.int64)
@@ -216,7 +218,7 @@ def spec(
         call.number(1.25),
         *lengths,
         *scales,
-        None,  # blocks
+        None,  # blocks: given by the calls of functions alone
         None,  # score_mod
         relative_bias(call, accumulator, scores),
     )
@@ -263,7 +265,7 @@ def attention_backward(call: Call) -> tuple[Any, ...]:
     value, output = (batch, kv_heads, key_len, value_dim), (batch, heads, query_len, value_dim)
     scores = (batch, heads, query_len, key_len)
     description = spec(call, dtype, scores)
-    whole = isinstance(description, tuple) and len(description) == 19
+    whole = isinstance(description, tuple) and len(description) == len(AttentionSpec._fields)
     biases = description[7] if whole and isinstance(description[7], tuple) else ()
     d_slopes, d_sinks = (call.array(accumulator, heads, optional=True) for _ in range(2))
     return (
@@ -312,6 +314,33 @@ def attention_varlen(call: Call) -> tuple[Any, ...]:
         call.array(accumulator, heads, queries, optional=True),
         call.tuple(*ranges(queries), *ranges(keys), call.integers(call.rng.integers(-9, 9, count))),
         spec(call, dtype, (1, heads, queries, keys), masks=False, scales=scales),
+    )
+
+
+def attention_varlen_backward(call: Call) -> tuple[Any, ...]:
+    dtype, accumulator = call.float_type()
+    kv_heads = call.pick(0, 1, 2)
+    heads, queries, keys = kv_heads * call.pick(1, 2), call.size(), call.size()
+    head_dim, value_dim, count = call.size(), call.size(), call.pick(0, 1, 2, 5)
+
+    def ranges(rows: int) -> tuple[Any, Any]:
+        cuts = np.sort(call.rng.integers(0, rows + 1, count + 1))
+        return call.integers(cuts[:-1]), call.integers(np.diff(cuts))
+
+    query, key = (heads, queries, head_dim), (kv_heads, keys, head_dim)
+    value, output = (kv_heads, keys, value_dim), (heads, queries, value_dim)
+    description = spec(call, dtype, (1, heads, queries, keys), masks=False)
+    whole = isinstance(description, tuple) and len(description) == len(AttentionSpec._fields)
+    d_slopes, d_sinks = (call.array(accumulator, count, heads, optional=True) for _ in range(2))
+    return (
+        *(call.array(dtype, *shape) for shape in (output, query, key, value, output)),
+        call.array(accumulator, heads, queries),
+        call.array(accumulator, heads, queries, optional=True),
+        *(call.array(dtype, *shape, optional=True) for shape in (query, key, value)),
+        None if whole and description[8] is None and not call.spoilt() else d_slopes,
+        None if whole and description[9] is None and not call.spoilt() else d_sinks,
+        call.tuple(*ranges(queries), *ranges(keys), call.integers(call.rng.integers(-9, 9, count))),
+        description,
     )
 
 
@@ -423,6 +452,7 @@ FUNCTIONS: dict[str, Callable[[Call], tuple[Any, ...]]] = {
     "attention": attention,
     "attention_backward": attention_backward,
     "attention_varlen": attention_varlen,
+    "attention_varlen_backward": attention_varlen_backward,
     "apply_rope": apply_rope,
     "add_alibi": add_alibi,
     "linear": linear,
@@ -440,6 +470,7 @@ OUTPUTS = {
     "attention": (3, 4, 5),
     "attention_backward": (8, 9, 10, 11, 12, 13, 14),
     "attention_varlen": (3, 4),
+    "attention_varlen_backward": (7, 8, 9, 10, 11),
     "apply_rope": (3,),
     "linear": (3,),
     "PackedLinear": (3,),

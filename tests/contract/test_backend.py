@@ -50,7 +50,8 @@ def flat(fields: Any) -> Iterator[Any]:
 
 # Operations that read and write 16-bit dtypes.
 OF_16BIT = (
-    "softmax", "log_softmax", "logsumexp", "attention", "attention_backward", "attention_varlen", "apply_rope",
+    "softmax", "log_softmax", "logsumexp", "attention", "attention_backward", "attention_varlen",
+    "attention_varlen_backward", "apply_rope",
     "add_alibi", "linear", "linear_attention",
     "pack_linear", "layer_normalization", "rms_norm", "activation", "activation_backward",
     "layer_normalization_backward", "rms_norm_backward",
@@ -178,6 +179,22 @@ class Contract:
         assert spec.keep == spec.bias == () and spec.dropout_keep is None
         self.check_spec(spec, heads, wide)
         self.check_relative_bias(spec.relative_bias, (1, heads, rows), wide)
+
+    def check_attention_varlen_backward(  # noqa: PLR0913, PLR0917
+        self, d_output: Any, query: Any, key: Any, value: Any, output: Any, lse: Any, d_lse: Any,
+        d_query: Any, d_key: Any, d_value: Any, d_alibi_slopes: Any, d_sinks: Any, sequences: PackedSequences,
+        spec: AttentionSpec,
+    ) -> None:  # fmt: skip
+        self.check_attention_varlen(query, key, value, output, lse, sequences, spec)
+        for gradient, like in ((d_output, output), (d_query, query), (d_key, key), (d_value, value)):
+            if gradient is not None:
+                assert gradient.shape == like.shape and gradient.dtype == query.dtype and contiguous_last(gradient)
+        for sums in (lse, d_lse):
+            assert sums is None or (sums.shape == lse.shape and sums.dtype == lse.dtype and sums.flags.c_contiguous)
+        for gradient in (d_alibi_slopes, d_sinks):
+            if gradient is not None:
+                assert gradient.shape == (len(sequences.offsets), len(query)) and gradient.dtype == lse.dtype
+                assert gradient.flags.c_contiguous
 
     def check_spec(self, spec: AttentionSpec, heads: int, wide: Any) -> None:
         assert type(spec) is AttentionSpec and type(spec.keep) is type(spec.bias) is tuple

@@ -1,4 +1,9 @@
+#include "headwise/attention_backward.h"
+
+#include <cstddef>
+#include <deque>
 #include <utility>
+#include <vector>
 
 #include "attention_backward_case.h"
 #include "headwise/attention.h"
@@ -225,6 +230,33 @@ TEST_P(AttentionBackwardTest, SameBitsForAnyNumberOfThreads) {
       test.RunBackward();
       EXPECT_EQ(test.GradientBits(), serial);
     }
+  }
+}
+
+// Calls of several chunks, of one, and without keys or queries, in one parallel region.
+TEST_P(AttentionBackwardTest, ManyCallsHaveTheBitsOfEach) {
+  std::deque<BackwardCase<float>> tests;
+  std::vector<AttentionBackwardCall<float>> calls;
+  std::vector<std::vector<char>> expected;
+  for (const std::int64_t keys : {1100, 40, 0, 1300, 7}) {
+    AttentionShape shape;
+    shape.query_len = keys == 7 ? 0 : 30 + keys / 10, shape.key_len = keys, shape.group = 2;
+    BackwardCase<float>& test = tests.emplace_back(shape, 12);
+    test.AddSlopes(0.1);
+    test.AddBias(1, 0, {true, true, keys == 40, true});
+    test.AddRelativeBias(1, 0, 100, {false, true, keys == 40});
+    test.AddSinks();
+    test.WantParameters();
+    test.RunForward();
+    test.RunBackward();
+    expected.push_back(test.GradientBits());
+    calls.push_back({test.args, test.gradients});
+  }
+  for (const int threads : {1, 3}) {
+    for (const BackwardCase<float>& test : tests) FillNormal(test.d_query, tests[0].random);
+    SetNumThreads(threads);
+    AttentionBackwardVarlen(calls);
+    for (std::size_t i = 0; i < tests.size(); ++i) EXPECT_EQ(tests[i].GradientBits(), expected[i]) << i;
   }
 }
 

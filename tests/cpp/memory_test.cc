@@ -4,15 +4,18 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <deque>
 #include <functional>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "attention_backward_case.h"
 #include "attention_case.h"
 #include "base/scratch.h"
 #include "headwise/activation.h"
 #include "headwise/alibi.h"
+#include "headwise/attention_backward.h"
 #include "headwise/layer_norm.h"
 #include "headwise/linear.h"
 #include "headwise/rope.h"
@@ -288,10 +291,12 @@ void CheckAttention() {
 
 template <typename T>
 void CheckAttentionBackward() {
+  std::deque<BackwardCase<T>> cases;
+  std::vector<AttentionBackwardCall<T>> calls;
   for (const std::int64_t key_len : {200, 1100}) {
     AttentionShape shape;
     shape.kv_heads = 2, shape.group = 2, shape.query_len = 70, shape.key_len = key_len;
-    BackwardCase<T> c(shape, 7);
+    BackwardCase<T>& c = cases.emplace_back(shape, 7);
     c.AddBias(1, 0.1, {true, false, true, true});
     c.AddRelativeBias(1, 0.1, 30), c.AddSlopes(0.1), c.AddSinks();
     c.WantParameters();
@@ -300,7 +305,13 @@ void CheckAttentionBackward() {
     call.Reads(c.query, c.key, c.value, c.output, c.lse, c.d_output).Writes(c.d_query, c.d_key, c.d_value);
     // Slopes, sinks, places of biases and scratch; sums of d_query where there are several chunks.
     EXPECT_GE(call.Check(), key_len > 1000 ? 5 : 4);
+    calls.push_back({c.args, c.gradients});
   }
+  Call varlen([&] { AttentionBackwardVarlen(calls); });
+  for (BackwardCase<T>& c : cases) {
+    varlen.Reads(c.query, c.key, c.value, c.output, c.lse, c.d_output).Writes(c.d_query, c.d_key, c.d_value);
+  }
+  EXPECT_GE(varlen.Check(), 8);
 }
 
 class Memory : public OnTarget {

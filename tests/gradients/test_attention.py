@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from typing import Any
 
@@ -149,6 +150,42 @@ def test_nan_of_a_row_reaches_what_it_sees() -> None:
     d_query, d_key, d_value = (np.isnan(d).any(axis=-1)[0, 0] for d in pullback(d_output))
     assert d_query.tolist() == [False, False, True, False, False, False]
     assert d_key.tolist() == d_value.tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("per_query", [False, True])
+def test_relative_bias_of_packed_sequences(per_query: bool, dtype: str) -> None:
+    """With its gradient and without it, the other gradients have the same bits; it is the sum of the sequences'."""
+    starts, heads = (0, 40, 40, 130), 4
+    query, d_output = normal((2, starts[-1], heads, 16), 1, dtype_named(dtype))
+    key, value = normal((2, starts[-1], 2, 16), 2, dtype_named(dtype))
+    relative = normal((heads, starts[-1] if per_query else 1, 41), 3)
+    heads_only = normal((2, heads), 4)
+    options: dict[str, Any] = {"is_causal": True, "alibi_slopes": heads_only[0], "sinks": heads_only[1]}
+    others = ("query", "key", "value", "alibi_slopes", "sinks")
+    output, lse = hw.varlen_attention(query, key, value, starts, return_lse=True, relative_bias=relative, **options)
+
+    def backward(*wrt: str) -> tuple[np.ndarray, ...]:
+        return hw.varlen_attention_backward(
+            d_output, query, key, value, output, lse, starts, wrt=wrt, relative_bias=relative, **options
+        )
+
+    *some, d_relative = backward(*others, "relative_bias")
+    for name, one, another in zip(others, some, backward(*others), strict=True):
+        np.testing.assert_array_equal(one, another, name)
+    expected = np.zeros(relative.shape)
+    for start, stop in itertools.pairwise(starts):
+        rows = slice(start, stop)
+        of_rows = rows if per_query else slice(None)
+        d_output_s, query_s, key_s, value_s, output_s = (
+            x[rows].swapaxes(0, 1)[None] for x in (d_output, query, key, value, output)
+        )
+        (part,) = hw.flash_attention_backward(
+            d_output_s, query_s, key_s, value_s, output_s, lse[None, :, rows], wrt=("relative_bias",),
+            relative_bias=relative[:, of_rows], **options,
+        )  # fmt: skip
+        expected[:, of_rows] += part
+    np.testing.assert_allclose(d_relative, expected, rtol=0, atol=ATOL[dtype])
 
 
 @pytest.mark.parametrize("function", [hw.flash_attention, hw.scaled_dot_product_attention])

@@ -247,6 +247,10 @@ def test_no_reference_is_lost_in_errors_of_the_bindings(implementation: str) -> 
         "attention_varlen": [
             x[0], x[0], x[0], x[0].copy(), None, PackedSequences(*[ints] * 5), AttentionSpec(1.0)
         ],
+        "attention_varlen_backward": [
+            x[0], x[0], x[0], x[0], x[0], matrix[:3, :8].copy(), None, x[0].copy(), x[0].copy(), x[0].copy(),
+            None, None, PackedSequences(*[ints] * 5), AttentionSpec(1.0),
+        ],
         "apply_rope": [x, x[..., :8].copy(), x[..., :8].copy(), x.copy(), False],
         "add_alibi": [x, vector[:3], 0, x.copy()],
         "linear": [flat, matrix, vector, flat.copy(), "highest"],

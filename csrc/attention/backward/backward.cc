@@ -1,9 +1,10 @@
-// AttentionBackward: the tasks of its schedule (schedule.h) on the kernels of the target (kernel.h), and the sums, in a
-// fixed order, of what several tasks contribute to.
+// AttentionBackward and AttentionBackwardVarlen: the tasks of each call's schedule (schedule.h) on the kernels of the
+// target (kernel.h), and the sums, in a fixed order, of what several tasks contribute to.
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <optional>
+#include <cstdint>
+#include <deque>
 #include <vector>
 
 #include "attention/backward/kernel.h"
@@ -12,6 +13,7 @@
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "headwise/attention.h"
+#include "headwise/attention_backward.h"
 
 namespace headwise {
 namespace {
@@ -72,6 +74,7 @@ void SumParts(const std::vector<double>& parts, std::int64_t batch, std::int64_t
   }
 }
 
+// One call: Allocate, Clear, every task, every task that finishes d_query, Conclude.
 template <typename T>
 class Backward {
   using A = Accumulator<T>;
@@ -85,17 +88,63 @@ class Backward {
         batch_(args.query.shape[0]),
         heads_(args.query.shape[1]),
         kv_heads_(args.key.shape[1]),
-        chunks_(schedule_.chunks()) {
+        chunks_(schedule_.chunks()),
+        d_query_bytes_(gradients.d_query && schedule_.tasks() > 0 ? Bytes(sizeof(A), kernel_.d_query_size(args)) : 0) {
     args_.weights = {};
+    if (schedule_.tasks() > 0) {
+      Arena measure(nullptr);
+      measure.Allocate<std::byte>(kernel_.scratch_bytes(args_, gradients_));
+      if (chunks_ == 1) measure.Allocate<std::byte>(d_query_bytes_);  // finished by its task
+      scratch_bytes_ = measure.used();
+    }
     if (!args.spec.key_lengths.empty()) entries_ = BatchEntries(args_);
   }
 
-  void Run() {
-    const std::int64_t tasks = schedule_.tasks();
+  std::int64_t tasks() const { return schedule_.tasks(); }
+  double work() const { return schedule_.work(); }
+  // Of a thread.
+  std::size_t scratch_bytes() const { return scratch_bytes_; }
+  // Of the sums of d_query, where several chunks have their own.
+  std::size_t partial_bytes() const { return Finishes() ? Bytes(d_query_bytes_, batch_, kv_heads_, chunks_) : 0; }
+  std::int64_t finish_tasks() const { return Finishes() ? batch_ * kv_heads_ * QueryBlocks() : 0; }
+  double finish_work() const {
+    return Finishes() ? static_cast<double>(chunks_) * static_cast<double>(Size(args_.query)) : 0;
+  }
+
+  // partials: of partial_bytes().
+  void Allocate(std::byte* partials) {
+    partials_ = partials;
     if (gradients_.d_alibi_slopes) slopes_.resize(Bytes(1, chunks_, batch_, heads_));
     if (gradients_.d_sinks) sinks_.resize(Bytes(1, batch_, heads_));
     PlaceBiasGradients();
-    if (tasks > 0) RunTasks(tasks);
+  }
+
+  // The gradients of biases that tasks add to become zero.
+  void Clear() {
+    const auto clear = [](A* row, std::int64_t width) { std::fill_n(row, width, A{0}); };
+    for (const auto& d_bias : gradients_.d_bias) {
+      if (d_bias && schedule_.Copies(d_bias) == 0 && !IsStored(d_bias)) ForRows(d_bias, clear);
+    }
+    if (gradients_.d_relative_bias && relative_.count == 0) ForRows(gradients_.d_relative_bias, clear);
+  }
+
+  void RunTask(std::int64_t task, std::byte* scratch) {
+    Arena arena(scratch);
+    std::byte* const memory = arena.Allocate<std::byte>(kernel_.scratch_bytes(args_, gradients_));
+    A* const own = chunks_ == 1 ? reinterpret_cast<A*>(arena.Allocate<std::byte>(d_query_bytes_)) : nullptr;
+    schedule_.ForHeads(task, [&](std::int64_t batch, std::int64_t kv_head) {
+      RunChunk(task, batch, kv_head, own ? own : Partial(batch, kv_head, schedule_.chunk_of(task)), memory);
+      if (chunks_ == 1 && gradients_.d_query && !Interrupted(0)) Finish(batch, kv_head, 0, args_.query.shape[2], own);
+    });
+  }
+
+  void FinishTask(std::int64_t task) const {
+    const std::int64_t head = task / QueryBlocks(), begin = task % QueryBlocks() * kBackwardQueries;
+    const std::int64_t end = std::min(args_.query.shape[2], begin + kBackwardQueries);
+    Finish(head / kv_heads_, head % kv_heads_, begin, end, Partial(head / kv_heads_, head % kv_heads_, 0));
+  }
+
+  void Conclude() {
     for (const Copies& c : copies_) SumCopies(c.array, c.memory.data(), c.count);
     if (relative_.count > 0) SumCopies(relative_.array, relative_.memory.data(), relative_.count);
     if (gradients_.d_alibi_slopes) SumParts(slopes_, batch_, heads_, chunks_, gradients_.d_alibi_slopes);
@@ -109,6 +158,15 @@ class Backward {
     std::vector<A> memory;
   };
 
+  bool Finishes() const { return chunks_ > 1 && gradients_.d_query && schedule_.tasks() > 0; }
+  std::int64_t QueryBlocks() const { return (args_.query.shape[2] + kBackwardQueries - 1) / kBackwardQueries; }
+
+  // The sums of d_query of a chunk. They are contiguous over the chunks of a head.
+  A* Partial(std::int64_t batch, std::int64_t kv_head, std::int64_t chunk) const {
+    const auto index = static_cast<std::size_t>((batch * kv_heads_ + kv_head) * chunks_ + chunk);
+    return reinterpret_cast<A*>(partials_ + d_query_bytes_ * index);
+  }
+
   // Whether chunks cover the gradient, each its own part of it.
   bool IsStored(const View<A, 4>& d_bias) const {
     const auto& [batch, heads, query_len, head_dim] = args_.query.shape;
@@ -116,22 +174,17 @@ class Backward {
            d_bias.shape == std::array<std::int64_t, 4>{batch, heads, query_len, args_.key.shape[2]};
   }
 
-  // The arrays of the bias gradients; those that tasks add to are zero.
+  // The arrays of the gradients of biases; copies are zero.
   void PlaceBiasGradients() {
     if (const auto& d_relative = gradients_.d_relative_bias) {
-      if (const std::int64_t count = schedule_.RelativeCopies()) {
-        relative_ = {d_relative, count, std::vector<A>(Bytes(Size(d_relative), count))};
-      } else {
-        ForRows(d_relative, [](A* row, std::int64_t width) { std::fill_n(row, width, A{0}); });
-      }
+      const std::int64_t count = schedule_.RelativeCopies();
+      if (count > 0) relative_ = {d_relative, count, std::vector<A>(Bytes(Size(d_relative), count))};
     }
     const std::size_t biases = gradients_.d_bias.size();
     for (const auto& d_bias : gradients_.d_bias) {
       if (!d_bias) continue;
       if (const std::int64_t count = schedule_.Copies(d_bias)) {
         copies_.push_back({d_bias, count, std::vector<A>(Bytes(Size(d_bias), count))});
-      } else if (!IsStored(d_bias)) {
-        ForRows(d_bias, [](A* row, std::int64_t width) { std::fill_n(row, width, A{0}); });
       }
     }
     d_bias_.resize(Bytes(biases, schedule_.tasks()));
@@ -147,41 +200,6 @@ class Backward {
         ++copies;
       }
     }
-  }
-
-  void RunTasks(std::int64_t tasks) {
-    const std::size_t scratch_bytes = kernel_.scratch_bytes(args_, gradients_);
-    const std::size_t d_query_bytes = gradients_.d_query ? Bytes(sizeof(A), kernel_.d_query_size(args_)) : 0;
-    const int threads = ThreadsFor(tasks, schedule_.work());
-    // A single chunk's d_query is finished by its task.
-    Arena measure(nullptr);
-    measure.Allocate<std::byte>(scratch_bytes);
-    if (chunks_ == 1) measure.Allocate<std::byte>(d_query_bytes);
-    const Scratch scratch(threads, measure.used());
-    std::optional<Scratch> d_query;
-    if (chunks_ > 1) d_query.emplace(1, Bytes(d_query_bytes, batch_, kv_heads_, chunks_));
-    const auto partial = [&](std::int64_t batch, std::int64_t kv_head, std::int64_t chunk) {
-      const auto index = static_cast<std::size_t>((batch * kv_heads_ + kv_head) * chunks_ + chunk);
-      return reinterpret_cast<A*>(d_query->thread(0) + d_query_bytes * index);
-    };
-    ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
-      Arena arena(scratch.thread(thread));
-      std::byte* const memory = arena.Allocate<std::byte>(scratch_bytes);
-      A* const own = chunks_ == 1 ? reinterpret_cast<A*>(arena.Allocate<std::byte>(d_query_bytes)) : nullptr;
-      schedule_.ForHeads(task, [&](std::int64_t batch, std::int64_t kv_head) {
-        RunChunk(task, batch, kv_head, own ? own : partial(batch, kv_head, schedule_.chunk_of(task)), memory);
-        if (chunks_ == 1 && gradients_.d_query && !Interrupted(0)) Finish(batch, kv_head, 0, args_.query.shape[2], own);
-      });
-    });
-    if (chunks_ == 1 || !gradients_.d_query) return;
-    const std::int64_t queries = args_.query.shape[2], blocks = (queries + kBackwardQueries - 1) / kBackwardQueries;
-    const double work = static_cast<double>(chunks_) * static_cast<double>(Size(args_.query));
-    const std::int64_t all = batch_ * kv_heads_ * blocks;
-    ParallelFor(all, ThreadsFor(all, work), [&](std::int64_t task, int) {
-      const std::int64_t head = task / blocks, begin = task % blocks * kBackwardQueries;
-      const std::int64_t end = std::min(queries, begin + kBackwardQueries);
-      Finish(head / kv_heads_, head % kv_heads_, begin, end, partial(head / kv_heads_, head % kv_heads_, 0));
-    });
   }
 
   // The arguments of a batch entry, and its index there.
@@ -222,6 +240,9 @@ class Backward {
   const BackwardSchedule schedule_;
   const AttentionBackwardKernel<T>& kernel_;
   const std::int64_t batch_, heads_, kv_heads_, chunks_;
+  const std::size_t d_query_bytes_;  // of a chunk
+  std::size_t scratch_bytes_ = 0;
+  std::byte* partials_ = nullptr;
   std::vector<AttentionArgs<T>> entries_;  // with key_lengths
   std::vector<double> slopes_, sinks_;     // [chunks][batch][heads] and [batch][heads]
   std::vector<BiasPartial<T>> d_bias_;     // [tasks][biases]
@@ -229,16 +250,88 @@ class Backward {
   Copies relative_;                        // of the gradient of the relative bias
 };
 
+// The tasks of all calls, in the order of the calls, as one parallel region.
+class Region {
+ public:
+  // call c has count(c) tasks and work(c) operations.
+  template <class Calls, class Count, class Work>
+  Region(const Calls& calls, const Count& count, const Work& work) {
+    ends_.reserve(calls.size());
+    double all = 0;
+    for (const auto& call : calls) {
+      tasks_ += count(call), all += work(call);
+      ends_.push_back(tasks_);
+    }
+    if (tasks_ > 0) threads_ = ThreadsFor(tasks_, all);
+  }
+
+  int threads() const { return threads_; }
+
+  // run(c, task, thread) for every task of call c.
+  template <class Run>
+  void ForTasks(const Run& run) const {
+    if (tasks_ == 0) return;
+    ParallelFor(tasks_, threads_, [&](std::int64_t task, int thread) {
+      const auto call = static_cast<std::size_t>(std::upper_bound(ends_.begin(), ends_.end(), task) - ends_.begin());
+      run(call, call > 0 ? task - ends_[call - 1] : task, thread);
+    });
+  }
+
+ private:
+  std::vector<std::int64_t> ends_;  // behind each call's last task
+  std::int64_t tasks_ = 0;
+  int threads_ = 1;
+};
+
+// All memory is allocated before the first result is written.
+template <typename T>
+void RunCalls(std::deque<Backward<T>>& calls) {
+  const Region tasks(
+      calls, [](const Backward<T>& call) { return call.tasks(); }, [](const Backward<T>& call) { return call.work(); });
+  const Region finishing(
+      calls, [](const Backward<T>& call) { return call.finish_tasks(); },
+      [](const Backward<T>& call) { return call.finish_work(); });
+  std::size_t scratch_bytes = 0;
+  Arena measure(nullptr);
+  for (const Backward<T>& call : calls) {
+    scratch_bytes = std::max(scratch_bytes, call.scratch_bytes());
+    measure.Allocate<std::byte>(call.partial_bytes());
+  }
+  const Scratch scratch(tasks.threads(), scratch_bytes);
+  const Scratch partials(1, measure.used());
+  Arena arena(partials.thread(0));
+  for (Backward<T>& call : calls) call.Allocate(arena.Allocate<std::byte>(call.partial_bytes()));
+  for (Backward<T>& call : calls) call.Clear();
+  tasks.ForTasks(
+      [&](std::size_t call, std::int64_t task, int thread) { calls[call].RunTask(task, scratch.thread(thread)); });
+  finishing.ForTasks([&](std::size_t call, std::int64_t task, int) { calls[call].FinishTask(task); });
+  for (Backward<T>& call : calls) call.Conclude();
+}
+
 }  // namespace
 
 template <typename T>
 void AttentionBackward(const AttentionArgs<T>& args, const AttentionGradients<T>& gradients) {
   CheckAttentionBackward(args, gradients);
-  Backward<T>(args, gradients).Run();
+  std::deque<Backward<T>> calls;
+  calls.emplace_back(args, gradients);
+  RunCalls(calls);
 }
 template void AttentionBackward(const AttentionArgs<Float16>&, const AttentionGradients<Float16>&);
 template void AttentionBackward(const AttentionArgs<BFloat16>&, const AttentionGradients<BFloat16>&);
 template void AttentionBackward(const AttentionArgs<float>&, const AttentionGradients<float>&);
 template void AttentionBackward(const AttentionArgs<double>&, const AttentionGradients<double>&);
+
+template <typename T>
+void AttentionBackwardVarlen(const std::vector<AttentionBackwardCall<T>>& calls) {
+  for (const AttentionBackwardCall<T>& call : calls) CheckAttentionBackward(call.args, call.gradients);
+  std::deque<Backward<T>> started;
+  for (const AttentionBackwardCall<T>& call : calls) started.emplace_back(call.args, call.gradients);
+  RunCalls(started);
+}
+template void AttentionBackwardVarlen(const std::vector<AttentionBackwardCall<Float16>>&);
+template void AttentionBackwardVarlen(const std::vector<AttentionBackwardCall<BFloat16>>&);
+template void AttentionBackwardVarlen(const std::vector<AttentionBackwardCall<float>>&);
+template void AttentionBackwardVarlen(const std::vector<AttentionBackwardCall<double>>&);
 
 }  // namespace headwise

@@ -329,6 +329,7 @@ class BackwardRun {
     ForTiles([&](int r, int rows, const BlockKeys& keys) {
       T* const p = s_.p + r * kBackwardStride<T>;
       T* const ds = s_.ds + r * kBackwardStride<T>;
+      score_gradients_.Prefetch(row_ + r, rows, begin, keys);
       Multiply(rows, score_depth_, s_.query_tiles + r * score_depth_, s_.key_columns + at * score_depth_, columns, keys,
                Scale(), p);
       for (int i = r; modifiers && i < r + rows; ++i) Modify(i, begin, keys, modifiers);
@@ -442,7 +443,7 @@ class BackwardRun {
   int64_t member_ = 0, first_ = 0;
   int rows_ = 0;
   bool query_finite_ = true, output_finite_ = true;
-  Row row_[kBackwardQueries];
+  Row row_[kBackwardQueries] = {};
   BlockKeys tile_[kBackwardTiles];
 };
 

@@ -12,12 +12,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <variant>
 
 #include "attention/backward/kernel.h"
 #include "attention/backward/products-inl.h"
 #include "attention/modifiers/keep-inl.h"
 #include "attention/modifiers/window-inl.h"
 #include "attention/softmax-inl.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "simd/rows-inl.h"
@@ -40,26 +42,49 @@ class ScoreGradients {
  public:
   ScoreGradients(const AttentionArgs<S>& args, const AttentionGradients<S>& gradients,
                  const BackwardPartials<S>& partials, int64_t batch, int64_t entry)
-      : args_(args), gradients_(gradients), partials_(partials), batch_(batch), entry_(entry) {}
+      : args_(args), gradients_(gradients), partials_(partials), batch_(batch), entry_(entry) {
+    const auto* const end = partials.d_bias + gradients.d_bias.size();
+    const auto* const found = std::find_if(partials.d_bias, end, [](const auto& bias) { return bias.stored; });
+    if (found != end) first_stored_ = found;
+  }
 
   // Whether a gradient of a bias is written where nothing is kept, too.
-  bool StoresBias() const {
-    return AnyBias([](const auto& bias) { return bias.stored; });
-  }
+  bool StoresBias() const { return first_stored_ != nullptr; }
   // Whether the steps after the products go through whole rows.
   bool NeedsRows() const {
     return args_.spec.dropout_keep || gradients_.d_weights || partials_.d_alibi_slopes || partials_.d_relative_bias ||
-           AnyBias([](const auto& bias) { return static_cast<bool>(bias.array); });
+           std::any_of(partials_.d_bias, partials_.d_bias + gradients_.d_bias.size(),
+                       [](const auto& bias) { return static_cast<bool>(bias.array); });
   }
 
-  // ds: a row's products of d_output and values, which become gradients of its scores. Dropout is applied to the
-  // probabilities p.
+  // Fetches biases and dropout masks for the rows of a tile, which arrive while the tile's products are computed: the
+  // processor's own prefetching does not follow rows that are pages apart.
+  void Prefetch(const Row* rows, int count, int64_t begin, const BlockKeys& keys) const {
+    const auto fetch = [&](const auto* row, int64_t stride) {
+      const auto* const first = reinterpret_cast<const std::uint8_t*>(row + keys.from);
+      const auto* const last = reinterpret_cast<const std::uint8_t*>(row + keys.to - 1);
+      for (const std::uint8_t* line = first; stride != 0 && line < last; line += kCacheLine) hwy::Prefetch(line);
+      if (stride != 0) hwy::Prefetch(last);
+    };
+    const auto& dropout = args_.spec.dropout_keep;
+    for (int r = 0; r < count; ++r) {
+      const auto fetch_row = [&](const auto& view) {
+        fetch(view.at(batch_, rows[r].head, rows[r].query, begin), view.stride[3]);
+      };
+      for (const Bias<S>& bias : args_.spec.bias) std::visit(fetch_row, bias);
+      if (dropout) fetch_row(dropout);
+    }
+  }
+
+  // ds: a row's products of d_output and values, which become gradients of its scores, and are stored as that of a
+  // bias if no other task adds to it. Dropout is applied to the probabilities p.
   void Compute(const Row& row, int64_t begin, const BlockKeys& keys, T row_delta, T* p, T* ds) const {
     const Tag<T> d;
     const auto& dropout = args_.spec.dropout_keep;
     const std::uint8_t* const keep = dropout ? dropout.at(batch_, row.head, row.query, begin) : nullptr;
     const S* const d_weights =
         gradients_.d_weights ? gradients_.d_weights.at(entry_, row.head, row.query, begin) : nullptr;
+    T* const stored = first_stored_ ? first_stored_->array.at(entry_, row.head, row.query, begin) : nullptr;
     const auto scale = hn::Set(d, static_cast<T>(args_.spec.dropout_scale)), delta = hn::Set(d, row_delta);
     ForEachVector(d, keys.to - keys.from, [&](auto lanes, int64_t i) HWY_ATTR {
       const int64_t j = keys.from + i;
@@ -72,15 +97,17 @@ class ScoreGradients {
         hn::StoreU(hn::IfThenElseZero(kept, hn::Mul(weight, scale)), d, p + j);
       }
       if (d_weights) gradient = hn::Add(gradient, lanes.Load(d, d_weights + j));
-      hn::StoreU(WhereKept(d, weight, hn::Sub(gradient, delta)), d, ds + j);
+      gradient = WhereKept(d, weight, hn::Sub(gradient, delta));
+      hn::StoreU(gradient, d, ds + j);
+      if (stored) lanes.Store(gradient, d, stored + j);
     });
   }
 
-  // Adds a row's dS to the gradients of the biases, or stores it.
+  // Adds a row's dS to the gradients of the biases, or stores it in those that Compute has not stored.
   void AddToBiases(const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
     for (std::size_t i = 0; i < gradients_.d_bias.size(); ++i) {
       const View<T, 4>& d_bias = partials_.d_bias[i].array;
-      if (!d_bias) continue;
+      if (!d_bias || &partials_.d_bias[i] == first_stored_) continue;
       if (partials_.d_bias[i].stored) {
         ScaleRow(ds + keys.from, keys.to - keys.from, T{1}, d_bias.at(entry_, row.head, row.query, begin + keys.from));
       } else {
@@ -114,11 +141,7 @@ class ScoreGradients {
   }
 
  private:
-  // Whether some gradient of a bias has a property.
-  template <class Property>
-  bool AnyBias(const Property& property) const {
-    return std::any_of(partials_.d_bias, partials_.d_bias + gradients_.d_bias.size(), property);
-  }
+  static constexpr int64_t kCacheLine = 64;
 
   // The gradient of a bias whose axes of size 1 are broadcast.
   void AddToBias(const View<T, 4>& d_bias, const Row& row, int64_t begin, const BlockKeys& keys, const T* ds) const {
@@ -165,6 +188,7 @@ class ScoreGradients {
   const AttentionGradients<S>& gradients_;
   const BackwardPartials<S>& partials_;
   const int64_t batch_, entry_;
+  const BiasPartial<S>* first_stored_ = nullptr;  // of the biases
 };
 
 }  // namespace HWY_NAMESPACE

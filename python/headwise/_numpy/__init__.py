@@ -8,7 +8,7 @@ the native core.
 from headwise._numpy.activation import activation, activation_backward
 from headwise._numpy.alibi import add_alibi
 from headwise._numpy.attention import attention, attention_varlen
-from headwise._numpy.attention_backward import attention_backward
+from headwise._numpy.attention_backward import attention_backward, attention_varlen_backward
 from headwise._numpy.layer_norm import (
     layer_normalization,
     layer_normalization_backward,
@@ -29,6 +29,7 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_varlen",
+    "attention_varlen_backward",
     "get_num_threads",
     "get_target",
     "layer_normalization",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from headwise._base.attention_spec import mask_of_entry, spec_of_entry
+from headwise._base.attention_spec import mask_of_entry, query_rows, spec_of_entry
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.typing import FLOAT32
 from headwise._numpy.attention import kept_by_blocks, masked_product, visible_runs
@@ -35,7 +35,7 @@ from headwise._numpy.score_modifiers import (
 )
 
 if TYPE_CHECKING:
-    from headwise._base.attention_spec import AttentionSpec
+    from headwise._base.attention_spec import AttentionSpec, PackedSequences
     from headwise._base.typing import Array
 
 # Query rows of a block, with those of a group of heads together; the keys of a block are as many as BLOCK allows.
@@ -113,6 +113,43 @@ def attention_backward(  # noqa: PLR0913, PLR0917 (the arrays of the interface)
         part_key, part_value = (None if a is None else a[some] for a in (d_key, d_value))
         part_gradients = _Gradients(part_query, part_key, part_value, part_scores, d_sinks)
         _differentiate(part_inputs, part_gradients, part_spec)
+
+
+def attention_varlen_backward(  # noqa: PLR0913, PLR0917 (the arrays of the interface)
+    d_output: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    output: Array,
+    lse: Array,
+    d_lse: Array | None,
+    d_query: Array | None,
+    d_key: Array | None,
+    d_value: Array | None,
+    d_alibi_slopes: Array | None,
+    d_sinks: Array | None,
+    sequences: PackedSequences,
+    spec: AttentionSpec,
+) -> None:
+    """One call of :func:`attention_backward` for each sequence."""
+    for s, (start, length, first, keys, offset) in enumerate(zip(*(a.tolist() for a in sequences), strict=True)):
+        rows, some = (None, slice(None), slice(start, start + length)), (None, slice(None), slice(first, first + keys))
+        d_q, d_k, d_v = (
+            None if d is None else d[part] for d, part in ((d_query, rows), (d_key, some), (d_value, some))
+        )
+        slopes, sinks = (None if d is None else d[s] for d in (d_alibi_slopes, d_sinks))
+        part_d_lse = None if d_lse is None else d_lse[rows]
+        if length and keys and len(query):
+            attention_backward(
+                d_output[rows], query[rows], key[some], value[some], output[rows], lse[rows], part_d_lse, None,
+                d_q, d_k, d_v, (), slopes, sinks, None, query_rows(spec, rows[2])._replace(offset=offset),
+            )  # fmt: skip
+            continue
+        for d in (d_q, d_k, d_v, slopes, sinks):
+            if d is not None:
+                d.fill(0)
+        if sinks is not None and spec.sinks is not None and part_d_lse is not None:  # lse is the sink, without keys
+            sinks[:] = np.where(np.isneginf(spec.sinks), 0, part_d_lse.sum(axis=(0, 2)))
 
 
 def _differentiate(inputs: _Inputs, gradients: _Gradients, spec: AttentionSpec) -> None:

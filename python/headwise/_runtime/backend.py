@@ -131,6 +131,28 @@ class Backend(Protocol):
         Rows of ``output`` and ``lse`` that belong to no sequence are not written.
         """
 
+    def attention_varlen_backward(  # noqa: PLR0913, PLR0917 (the arrays of the operation)
+        self,
+        d_output: Array,  # (heads, query rows, value_dim), last axis contiguous, any other strides
+        query: Array,  # as for attention_varlen, and the next four
+        key: Array,
+        value: Array,
+        output: Array,
+        lse: Array,
+        d_lse: Array | None,  # (heads, query rows), C-contiguous as lse
+        d_query: Array | None,  # of the shape of query, last axis contiguous, filled if given, as the next two
+        d_key: Array | None,
+        d_value: Array | None,
+        d_alibi_slopes: Array | None,  # (sequences, heads), C-contiguous, filled if given, as the next
+        d_sinks: Array | None,
+        sequences: PackedSequences,  # whose keys do not overlap
+        spec: AttentionSpec,  # without masks, biases and dropout
+    ) -> None:
+        """:meth:`attention_backward` of each sequence by itself, bit for bit.
+
+        Rows of the gradients that belong to no sequence are not written.
+        """
+
     def apply_rope(self, x: Array, cos: Array, sin: Array, out: Array, interleaved: bool) -> None:
         """``x, out`` are (batch, heads, seq, dim); ``cos, sin`` are (batch, heads, seq, dim / 2).
 

@@ -17,14 +17,18 @@ from headwise._ops.attention.spec import attention_spec, is_lower_right
 from headwise._ops.attention.varlen import packed_sequences
 from headwise._ops.gradients.attention import ROWS, Arrays, backward, without_scores
 from headwise._ops.gradients.results import accumulate, as_gradient, check_wrt, finish, gradients_of
+from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from headwise._base.attention_spec import AttentionSpec, PackedSequences
     from headwise._base.typing import Array
 
 #: The arguments of attention over packed sequences that have gradients.
 VARLEN_NAMES = ("query", "key", "value", "alibi_slopes", "sinks", "relative_bias")
+_BY_KEY = ("key", "value", "d_key", "d_value")
+_BY_SEQUENCE = ("d_alibi_slopes", "d_sinks")
 
 
 @hide_unknown
@@ -115,46 +119,61 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
         options = options._replace(relative_bias=np.ascontiguousarray(given["relative_bias"]))
     spec = attention_spec(shape, (compute, stored), options)
 
-    # (1, heads, rows, width), of which a sequence has some rows.
-    q, k, v = (cast_layout(given[name], stored, last=True).swapaxes(0, 1)[None] for name in ROWS)
-    out = as_gradient(output, "output", shape.output, stored, "the output of these arguments").swapaxes(0, 1)[None]
+    q, k, v = (cast_layout(given[name], stored, last=True).swapaxes(0, 1) for name in ROWS)
+    out = as_gradient(output, "output", shape.output, stored, "the output of these arguments").swapaxes(0, 1)
     if d_output is None:
-        d_out = np.zeros(out.shape, stored)
+        d_out = np.broadcast_to(np.zeros(out.shape[-1:], stored), out.shape)
     else:
-        d_out = as_gradient(d_output, "d_output", shape.output, stored, "output").swapaxes(0, 1)[None]
-    sums = as_gradient(lse, "lse", shape.scores[1:3], compute, "lse")[None]
-    d_sums = None if d_lse is None else as_gradient(d_lse, "d_lse", shape.scores[1:3], compute, "lse")[None]
-    results: dict[str, Array] = {
-        name: allocate(given[name].shape, stored) if name in ROWS else np.zeros(given[name].shape, compute)
-        for name in names
+        d_out = as_gradient(d_output, "d_output", shape.output, stored, "output").swapaxes(0, 1)
+    sums, d_sums = (
+        None if x is None else np.ascontiguousarray(as_gradient(x, name, shape.scores[1:3], compute, "lse"))
+        for x, name in ((lse, "lse"), (d_lse, "d_lse"))
+    )
+    assert sums is not None  # noqa: S101 (given)
+    results: dict[str, Array] = {name: allocate(given[name].shape, stored) for name in names if name in ROWS}
+    d_q, d_k, d_v = (results[name].swapaxes(0, 1) if name in results else None for name in ROWS)
+    of_heads = {
+        name: allocate((len(sequences.offsets), shape.scores[1]), compute)
+        for name in ("alibi_slopes", "sinks")
+        if name in names
     }
-    d_q, d_k, d_v = (results[name].swapaxes(0, 1)[None] if name in results else None for name in ROWS)
-    d_relative = None
-    if "relative_bias" in results and spec.relative_bias is not None:
-        d_relative = results["relative_bias"].reshape(spec.relative_bias.shape)
-    for start, length, first, keys, offset in zip(*(a.tolist() for a in sequences), strict=True):
-        rows, cols, by_row = (
-            (..., slice(start, start + length), slice(None)),
-            (..., slice(first, first + keys), slice(None)),
-            (..., slice(start, start + length)),
-        )
-        part_spec = query_rows(spec, by_row[1])._replace(offset=offset)
-        of_heads = {name: np.empty_like(results[name]) for name in ("alibi_slopes", "sinks") if name in results}
-        part_d_relative = None if d_relative is None else np.empty_like(rows_of(d_relative, by_row[1]))
-        part_d_q, part_d_k, part_d_v = (
-            None if d is None else d[part] for d, part in ((d_q, rows), (d_k, cols), (d_v, cols))
-        )
-        arrays = Arrays(
-            d_out[rows], q[rows], k[cols], v[cols], out[rows], np.ascontiguousarray(sums[by_row]),
-            None if d_sums is None else np.ascontiguousarray(d_sums[by_row]), None, part_d_q, part_d_k, part_d_v, (),
-            of_heads.get("alibi_slopes"), of_heads.get("sinks"), part_d_relative,
-        )  # fmt: skip
-        if length and keys and shape.scores[1]:
-            backward(arrays, part_spec)
-        else:
-            without_scores(arrays, part_spec)
-        if d_relative is not None and part_d_relative is not None:
-            accumulate(rows_of(d_relative, by_row[1]), part_d_relative)
-        for name, part in of_heads.items():
+    arrays: dict[str, Any] = {
+        "d_output": d_out, "query": q, "key": k, "value": v, "output": out, "lse": sums, "d_lse": d_sums,
+        "d_query": d_q, "d_key": d_k, "d_value": d_v,
+        "d_alibi_slopes": of_heads.get("alibi_slopes"), "d_sinks": of_heads.get("sinks"),
+    }  # fmt: skip
+    if "relative_bias" in names and spec.relative_bias is not None:
+        results["relative_bias"] = np.zeros(given["relative_bias"].shape, compute)
+        _one_after_another(arrays, results["relative_bias"].reshape(spec.relative_bias.shape), sequences, spec)
+    else:
+        arguments: tuple[Any, ...] = (*arrays.values(), sequences, spec)
+        current().attention_varlen_backward(*arguments)
+    for name, parts in of_heads.items():
+        results[name] = np.zeros(given[name].shape, compute)
+        for part in parts:
             accumulate(results[name], part)
     return gradients_of(names, {name: finish(d, given[name], dtype) for name, d in results.items()})
+
+
+def _one_after_another(
+    arrays: dict[str, Any], d_relative_bias: Array, sequences: PackedSequences, spec: AttentionSpec
+) -> None:
+    """One call of :func:`backward` for each sequence; their gradients of the relative bias are added to its zeros.
+
+    ``arrays`` are those of :meth:`headwise._runtime.backend.Backend.attention_varlen_backward`.
+    """
+    for s, (start, length, first, keys, offset) in enumerate(zip(*(a.tolist() for a in sequences), strict=True)):
+        rows, cols = slice(start, start + length), slice(first, first + keys)
+        part = np.empty_like(rows_of(d_relative_bias, rows), order="C")
+        parts: dict[str, Any] = {"d_weights": None, "d_bias": (), "d_relative_bias": part}
+        for name, array in arrays.items():
+            where = (None, slice(None), cols if name in _BY_KEY else rows)
+            parts[name] = None if array is None else array[s] if name in _BY_SEQUENCE else array[where]
+        for name in ("lse", "d_lse"):
+            parts[name] = None if parts[name] is None else np.ascontiguousarray(parts[name])
+        call, part_spec = Arrays(**parts), query_rows(spec, rows)._replace(offset=offset)
+        if length and keys and call.query.shape[1]:
+            backward(call, part_spec)
+        else:
+            without_scores(call, part_spec)
+        accumulate(rows_of(d_relative_bias, rows), part)
