@@ -120,16 +120,18 @@ def _top_keys(weights: Array, k: int) -> tuple[Array, Array]:
     rows = weights.reshape(-1, key_len)
     missing = np.isnan(rows)
     ranked = np.where(missing, np.inf, rows) if missing.any() else rows
-    least = np.partition(ranked, key_len - k, axis=1)[:, key_len - k, None]
-    chosen = ranked > least
-    room = k - np.count_nonzero(chosen, axis=1, keepdims=True)
-    ties = ranked == least
-    more = np.count_nonzero(ties, axis=1) > room[:, 0]
-    if more.any():
-        count = np.int32 if key_len < 1 << 31 else np.int64
-        ties[more] &= np.cumsum(ties[more], axis=1, dtype=count) <= room[more]
-    chosen |= ties
-    keys = np.nonzero(chosen)[1].reshape(-1, k)
+    largest = np.partition(ranked, key_len - k, axis=1)[:, key_len - k :]
+    least = largest[:, :1]
+    chosen = ranked >= least
+    keys = np.flatnonzero(chosen)
+    if keys.size > len(rows) * k:  # several keys have the k-th largest weight, and not all of them fit
+        more = np.flatnonzero(np.count_nonzero(chosen, axis=1) > k)
+        room = k - np.count_nonzero(largest[more] > least[more], axis=1, keepdims=True)
+        ties = ranked[more] == least[more]
+        counted: Array = np.cumsum(ties, axis=1, dtype=np.int32 if key_len < 1 << 31 else np.int64)
+        chosen[more] &= ~ties | (counted <= room)
+        keys = np.flatnonzero(chosen)
+    keys = keys.reshape(-1, k) % key_len
     order = np.argsort(-np.take_along_axis(ranked, keys, axis=1), axis=1, kind="stable")
     keys = np.take_along_axis(keys, order, axis=1)
     shape = (*weights.shape[:3], k)
