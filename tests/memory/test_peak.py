@@ -62,6 +62,7 @@ packed = hw.PackedLinear(weight, bias)
 sinusoidal, rotary = hw.SinusoidalPositionalEncoding(128, 4096), hw.RotaryPositionalEmbedding(128, 4096)
 learned, relative = hw.LearnedPositionalEmbedding(4096, 128, rng=0), hw.RelativePositionalEncoding(128, rng=0)
 state = layer.state_dict("llama")
+rows_of_linear = by_shape((1, 4, 4096, 64))
 
 # The memory of each call in MB, besides its result and the scratch memory: none, unless there is a reason.
 MORE = {
@@ -74,6 +75,8 @@ MORE = {
     "attention_gradients-block_mask": (5 if backend == "native" else 1) * mb(q),
     "attention_gradients-all": (5 if backend == "native" else 1) * mb(q),
     "attention_statistics-all": 4 * 2**18 * 4 / 1e6,  # which of many weights of 0 are the first, for a part of 2**18
+    "linear_attention-delta": 2 * mb(rows_of_linear),  # the features of queries and keys
+    "linear_attention-gated_delta": 2 * mb(rows_of_linear),
     # A copy of the weights, and the packed form: as much again, or 1.5 times.
     "packed_linear": 2.5 * mb(weight),
     "packed_linear-bias": 2.5 * mb(weight),

@@ -63,11 +63,11 @@ def dropout_blocks(scores: Shape, spec: AttentionSpec, dropout: Dropout) -> Iter
     for start in range(0, query_len, rows):
         block = slice(start, min(start + rows, query_len))
         shape = (batch, heads, block.stop - start, key_len)
-        draws = dropout.rng.random(shape, dtype=np.float32)
         yield (
             block,
             query_rows(spec, block)._replace(
-                dropout_keep=draws >= dropout.rate, dropout_scale=1.0 / (1.0 - dropout.rate)
+                dropout_keep=dropout.rng.random(shape, dtype=np.float32) >= dropout.rate,
+                dropout_scale=1.0 / (1.0 - dropout.rate),
             ),
         )
 
