@@ -657,7 +657,7 @@ OPERATIONS: dict[str, Operation] = {
             short=("", "block_mask", "all"),
             draws={name: option.draw for name, option in OPTIONS.items() if name != "score_mod"},
             out=False,
-            more_16bit=8e-3,  # the output that the backward pass reads is rounded, and sinks sum its errors over all rows
+            more_16bit=8e-3,  # the rounded output is read, and sinks sum its errors over all rows
             small=ATTENTION_SMALL,
             parallel={"": ATTENTION_PARALLEL[""], "one-head": ATTENTION_PARALLEL["one-head"]},
             large=Sizes((1, 4), 4, 2048, 2048, 64, 64),
