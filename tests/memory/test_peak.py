@@ -21,7 +21,7 @@ from operations import cases
 
 # The core has working memory for each thread, the NumPy backend a few blocks of 2**17 entries. Neither depends on
 # lengths, but NumPy's scores of one query, and of its group of heads, are never divided.
-SCRATCH = 2 * 2.5 if backend == "native" else 5.0
+SCRATCH = 2 * 2.5 if backend == "native" else 5.5
 DRAWS = (4 + 1) * 2**22 / 1e6  # of dropout: random numbers, and whether a weight is kept, for a block of rows
 hw.set_num_threads(2)
 libc = ctypes.CDLL(None)
