@@ -94,6 +94,9 @@ class AttentionInput : public AttentionArguments<T> {
     FindAmbiguous();
   }
 
+  // Whether any row has results that are not defined.
+  bool HasUnsureRow() const { return std::count(unsure_rows_.begin(), unsure_rows_.end(), true) > 0; }
+
   void ClearResults() const {
     Clear(this->output);
     if (this->args.lse) Clear(this->lse);
