@@ -699,7 +699,7 @@ OPERATIONS: dict[str, Operation] = {
             draws={"chunk": lambda st, array, s: st.integers(1, 40), "scale": OPTIONS["scale"].draw},
             out=False,
             small=ATTENTION_SMALL,
-            parallel={"": Sizes((1, 4), 2, 300, 300, 16, 24)},
+            parallel={"": Sizes((2, 4), 4, 600, 600, 32, 24)},
             large=Sizes((1, 4), 4, 4096, 4096, 64, 64),
             lead=(1,),
         ),

@@ -134,6 +134,7 @@ def test_errors_from_many_threads_at_once() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, if another test has loaded it
 def test_fork_after_a_parallel_call() -> None:
     """libgomp hangs in a child that forks after a parallel region; with headwise the child and the parent compute."""
     hw.set_num_threads(4)
