@@ -1,7 +1,7 @@
 """Times of attention with block masks, beside dense attention of headwise and PyTorch with a dense mask.
 
-    python bench/sparse.py                          # all cases, two threads, float32
-    python bench/sparse.py --cases causal,documents --rounds 9 --threads 1
+    python bench/block_masks.py                          # all cases, two threads, float32
+    python bench/block_masks.py --cases causal,documents --rounds 9 --threads 1
 
 All of a case's calls take turns in one process; times are medians. `share` is that of the blocks that are kept, beside
 those that the dense call of headwise computes. `gain` is that call's time by the time with the block mask, and `ideal`
@@ -139,7 +139,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError:
-        sys.exit("bench/sparse.py: install torch, or name cases without it: --cases causal")
+        sys.exit("bench/block_masks.py: install torch, or name cases without it: --cases causal")
     torch.set_num_threads(hw.get_num_threads())
     return torch
 
