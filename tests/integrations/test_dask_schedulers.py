@@ -46,8 +46,10 @@ def test_a_worker_of_a_cluster_is_killed() -> None:
     ):
         slow = [a.map_blocks(_slowly, dtype=a.dtype) for a in chunked(given)]
         future = client.compute(adapter.flash_attention(*slow, is_causal=True))
+        end = time.monotonic() + 60
         while not any(client.has_what().values()):
-            pass
+            assert time.monotonic() < end, "no worker computes"
+            time.sleep(0.01)
         client.run(_die, workers=[next(iter(client.has_what()))], wait=False, nanny=False, on_error="ignore")
         np.testing.assert_allclose(future.result(timeout=60), expected, rtol=1e-12, atol=1e-13)
 
