@@ -62,17 +62,20 @@ class AttentionSpec(NamedTuple):
 
 
 class ScoreMod(NamedTuple):
-    """A function of scores, and the batch entry and query of its caller that are the first of a call."""
+    """A function of scores, and the batch entry, head, query and key of its caller that are the first of a call."""
 
     function: Callable[[Array, Array, Array, Array, Array], Any]
     batch: int = 0
+    head: int = 0
     query: int = 0
+    key: int = 0
 
     def of_entry(self, entry: int) -> ScoreMod:
-        return self._replace(batch=self.batch + entry)
+        return self.of_part(entry)
 
-    def from_query(self, start: int) -> ScoreMod:
-        return self._replace(query=self.query + start)
+    def of_part(self, entry: int = 0, head: int = 0, query: int = 0, key: int = 0) -> ScoreMod:
+        """The function for a call whose first batch entry, head, query and key are these ones."""
+        return ScoreMod(self.function, self.batch + entry, self.head + head, self.query + query, self.key + key)
 
 
 def mask_of_entry(m: Array, entry: int, rows: int, keys: int) -> Array:
@@ -107,20 +110,45 @@ def spec_of_entry(spec: AttentionSpec, entry: int, rows: int) -> AttentionSpec:
     )
 
 
-def query_rows(spec: AttentionSpec, rows: slice) -> AttentionSpec:
-    """The spec of the query rows ``rows``. An axis of size 1 serves all rows."""
+#: The part of an axis that is all of it.
+EVERY = slice(0, None)
 
-    def some(m: Array) -> Array:
-        return m if m.shape[2] == 1 else m[:, :, rows]
 
+def spec_of_part(spec: AttentionSpec, b: slice, h: slice, r: slice, k: slice = EVERY) -> AttentionSpec:
+    """The spec of some batch entries, heads, query rows and keys of a call. Axes of size 1 serve all of them.
+
+    Slices have a start. With ``spec.blocks``, the keys start where a block does.
+    """
+
+    def some(m: Array, *parts: slice) -> Array:
+        where = tuple(EVERY if size == 1 else part for size, part in zip(m.shape, parts, strict=False))
+        return m[where]
+
+    def keys_of(m: Array) -> Array:
+        return some(m, b, h, r, k)
+
+    lengths, relative = spec.key_lengths, spec.relative_bias
     return spec._replace(
-        offset=spec.offset + rows.start,
-        keep=tuple(map(some, spec.keep)),
-        bias=tuple(map(some, spec.bias)),
-        blocks=None if spec.blocks is None else spec.blocks.from_query(rows.start),
-        score_mod=None if spec.score_mod is None else spec.score_mod.from_query(rows.start),
-        relative_bias=None if spec.relative_bias is None else some(spec.relative_bias),
+        offset=spec.offset + r.start - k.start,
+        keep=tuple(map(keys_of, spec.keep)),
+        bias=tuple(map(keys_of, spec.bias)),
+        alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes[h],
+        sinks=None if spec.sinks is None else spec.sinks[h],
+        key_lengths=None if lengths is None else np.clip(lengths[b] - k.start, 0, _length(k)),
+        offsets=None if spec.offsets is None else spec.offsets[b],
+        blocks=None if spec.blocks is None else spec.blocks.of_part(b, h, r.start, k),
+        score_mod=None if spec.score_mod is None else spec.score_mod.of_part(b.start, h.start, r.start, k.start),
+        relative_bias=None if relative is None else some(relative, b, h, r),
     )
+
+
+def _length(part: slice) -> int | None:
+    return None if part.stop is None else part.stop - part.start
+
+
+def query_rows(spec: AttentionSpec, rows: slice) -> AttentionSpec:
+    """The spec of the query rows ``rows``."""
+    return spec_of_part(spec, EVERY, EVERY, rows)
 
 
 class PackedSequences(NamedTuple):

@@ -51,9 +51,30 @@ class Blocks(NamedTuple):
         """The blocks of one batch entry."""
         return self if self.entries.shape[0] == 1 else self._replace(entries=self.entries[entry : entry + 1])
 
-    def from_query(self, start: int) -> Blocks:
-        """The blocks of a call with the queries from ``start`` on."""
-        return self._replace(first_query=self.first_query + start)
+    def of_part(self, b: slice, h: slice, row: int, keys: slice) -> Blocks:
+        """The blocks of some batch entries, heads and keys, and of the queries from ``row`` on.
+
+        ``keys`` start where a block does.
+        """
+        stop = None if keys.stop is None else -(-keys.stop // self.key_size)
+        some = self._lead(b, h)[..., keys.start // self.key_size : stop]
+        return self._replace(entries=np.ascontiguousarray(some), first_query=self.first_query + row)
+
+    def alone(self, query_len: int) -> Blocks:
+        """The same blocks for ``query_len`` queries, without the entries and bits of other queries."""
+        first = self.first_query // self.query_size
+        stop = max(first + 1, -(-(self.first_query + query_len) // self.query_size))
+        entries = self.entries[:, :, first:stop].copy()
+        some = entries >= FIRST_BITS
+        used, index = np.unique(entries[some], return_inverse=True)
+        entries[some] = index.reshape(-1) + FIRST_BITS
+        bits = self.bits[used - FIRST_BITS]
+        return self._replace(entries=entries, bits=bits, first_query=self.first_query - first * self.query_size)
+
+    @property
+    def keep_none(self) -> bool:
+        """Whether every block is dropped."""
+        return not (self.entries != NONE).any()
 
     def query_rows(self, start: int, stop: int, most: int) -> int:
         """The end of the rows from ``start`` that lie in one block, at most ``most`` of them and before ``stop``."""
@@ -92,6 +113,9 @@ class Blocks(NamedTuple):
 
     def _part(self, b: slice, h: slice, rows: slice) -> Array:
         """The entries of the blocks of query rows that hold ``rows``."""
-        batch, heads = (slice(None) if size == 1 else s for size, s in zip(self.entries.shape[:2], (b, h), strict=True))
         first = (self.first_query + rows.start) // self.query_size
-        return self.entries[batch, heads, first : -(-(self.first_query + rows.stop) // self.query_size)]
+        return self._lead(b, h)[:, :, first : -(-(self.first_query + rows.stop) // self.query_size)]
+
+    def _lead(self, b: slice, h: slice) -> Array:
+        batch, heads = (slice(None) if size == 1 else s for size, s in zip(self.entries.shape[:2], (b, h), strict=True))
+        return self.entries[batch, heads]

@@ -120,7 +120,7 @@ def _score_mod(block: ScoreBlock, spec: AttentionSpec) -> None:
     if spec.score_mod is None:
         return
     scores, mod = block.scores, spec.score_mod
-    first = mod.batch + block.batch.start, block.heads.start, mod.query + block.row, block.key
+    first = mod.batch + block.batch.start, mod.head + block.heads.start, mod.query + block.row, mod.key + block.key
     indices = (
         np.arange(start, start + n).reshape((n,) + (1,) * (3 - axis))
         for axis, (start, n) in enumerate(zip(first, scores.shape, strict=True))

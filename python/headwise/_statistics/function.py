@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
-from headwise._base.attention_spec import fill_without_keys
+from headwise._base.attention_spec import fill_without_keys, spec_of_part
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.messages import shown
 from headwise._base.outputs import allocate
@@ -19,7 +19,7 @@ from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import attention_spec
-from headwise._statistics.parts import spec_of_part, weight_parts
+from headwise._statistics.parts import weight_parts
 from headwise._statistics.totals import NAMES, AttentionStatistics, TopKeys, Totals
 
 if TYPE_CHECKING:
@@ -205,9 +205,8 @@ def _reduce(query: Array, key: Array, spec: AttentionSpec, totals: Totals, lse: 
     (batch, heads, query_len, _), (kv_heads, key_len) = query.shape, key.shape[1:3]
     group = heads // kv_heads
     compute = FLOAT32 if query.itemsize == 2 else query.dtype
-    all_heads = average or spec.score_mod is not None  # whose arguments count the heads from 0
     room = allocate((0,), compute)
-    for b, g, r in weight_parts(batch, kv_heads, group, query_len, key_len, all_heads=all_heads):
+    for b, g, r in weight_parts(batch, kv_heads, group, query_len, key_len, all_heads=average):
         h = slice(g.start * group, g.stop * group)
         shape = (b.stop - b.start, h.stop - h.start, r.stop - r.start)
         size = math.prod(shape) * key_len

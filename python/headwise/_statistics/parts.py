@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from headwise._base.attention_spec import query_rows
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from headwise._base.attention_spec import AttentionSpec
-    from headwise._base.typing import Array
 
 # Entries of the weights of a part: 1 MB of float32, so that the weights and a temporary fit into a second-level cache.
 # The order of sums depends on both numbers, so they depend on nothing else, such as the number of threads.
@@ -41,26 +34,3 @@ def weight_parts(
                     slice(g, min(g + heads, kv_heads)),
                     slice(r, min(r + rows, query_len)),
                 )
-
-
-def spec_of_part(spec: AttentionSpec, b: slice, h: slice, r: slice) -> AttentionSpec:
-    """The spec of these batch entries, heads and query rows. Axes of size 1 serve all of them."""
-
-    def some(m: Array) -> Array:
-        return m[b if m.shape[0] > 1 else slice(None), h if m.shape[1] > 1 else slice(None)]
-
-    blocks, relative = spec.blocks, spec.relative_bias
-    if blocks is not None:
-        blocks = blocks._replace(entries=np.ascontiguousarray(some(blocks.entries)))
-    part = spec._replace(
-        keep=tuple(map(some, spec.keep)),
-        bias=tuple(map(some, spec.bias)),
-        alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes[h],
-        sinks=None if spec.sinks is None else spec.sinks[h],
-        key_lengths=None if spec.key_lengths is None else spec.key_lengths[b],
-        offsets=None if spec.offsets is None else spec.offsets[b],
-        blocks=blocks,
-        score_mod=None if spec.score_mod is None else spec.score_mod.of_entry(b.start),
-        relative_bias=None if relative is None else some(relative),
-    )
-    return query_rows(part, r)
