@@ -2,7 +2,7 @@
 
     python bench/sweep.py                 # about ten minutes; --operations softmax,linear, --target avx2, --factor 2
 
-Every operation of the table tests/operations.py is timed over a grid of sizes, dtypes, layouts, options and values. The
+Every operation of the table tests/operations is timed over a grid of sizes, dtypes, layouts, options and values. The
 neighbours of a call are the next smaller and larger size, by time for a unit of work; the same call in float32, with
 contiguous arrays, without the option, and with ordinary values; and the same call on the NumPy backend, of which it may
 not take longer at all. Calls below 20 microseconds are left out: they are mostly overhead.

@@ -1,4 +1,4 @@
-"""The types of the table in ``operations.py``: sizes of calls, operations, options of attention, and cases.
+"""The types of the table in ``operations``: sizes of calls, operations, options of attention, and cases.
 
 Only NumPy is needed: ``smoke.py`` reads the table where neither pytest nor hypothesis is installed.
 """

@@ -7,21 +7,21 @@ import sys
 
 import pytest
 
-from contract import core_calls
+from contract.core_calls.functions import FUNCTIONS
 from implementations import PROFILE
-from processes import HERE, environment
+from processes import environment
 from runtime.interpreter import needs_native
 
 pytestmark = [pytest.mark.single_implementation, needs_native]
 
-NAMES = list(core_calls.FUNCTIONS)
+NAMES = list(FUNCTIONS)
 CALLS = {"default": 150, "ci": 5_000, "long": 50_000}[PROFILE]
 BATCHES = [NAMES] if PROFILE == "default" else [[name] for name in NAMES]  # each in a process of its own
 
 
 @pytest.mark.parametrize("names", BATCHES, ids="+".join)
 def test_random_calls_of_the_core(names: list[str]) -> None:
-    command = [sys.executable, str(HERE / "contract" / "core_calls.py"), "0", str(CALLS), *names]
+    command = [sys.executable, "-m", "contract.core_calls", "0", str(CALLS), *names]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, errors="replace", timeout=1800, check=False
     )

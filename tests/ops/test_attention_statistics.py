@@ -1,4 +1,4 @@
-"""``attention_statistics`` equals the statistics of all weights; tests/operations.py has its options and dtypes."""
+"""``attention_statistics`` equals the statistics of all weights; tests/operations has its options and dtypes."""
 
 from __future__ import annotations
 

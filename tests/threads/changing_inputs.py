@@ -30,7 +30,7 @@ SIZES = Sizes((1, 4), 2, 9, 17, 12, 10)
 REFUSALS = (ValueError, TypeError, MemoryError)
 
 #: The arguments of each public function and method that can lie in memory of the caller: all those that are arrays. The
-#: functions of tests/operations.py, with all their array arguments, come from its table.
+#: functions of tests/operations, with all their array arguments, come from its table.
 #:
 #: - varlen_attention: cu_seqlens_q, cu_seqlens_k decide addresses: copied, checked, used.
 #: - RotaryPositionalEmbedding, SinusoidalPositionalEncoding, LearnedPositionalEmbedding, rope_tables, layers: positions

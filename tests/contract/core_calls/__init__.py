@@ -1,0 +1,1 @@
+"""Random calls of the native core: ``PYTHONPATH=tests python -m contract.core_calls``."""
