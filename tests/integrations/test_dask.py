@@ -38,6 +38,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "padding": {"key_padding_mask": normal((2, 70), 8) > -0.5},
     "no keys": {"mask": np.zeros((50, 1), bool), "sinks": normal((4,), 9)},
     "scale": {"scale": -0.3, "precision": "highest"},
+    "mask and padding": {"mask": normal((50, 70), 5) > -1, "key_padding_mask": np.arange(70) < [[60], [9]]},
+    "padding mask": {"mask": hw.create_padding_mask(np.arange(140).reshape(2, 70) % 7)},
+    "causal mask": {"mask": np.tri(50, 70, 3, dtype=np.int64).view(hw.CausalMask)},
+    "lengths": {"key_lengths": [70, 11]},
+    "lengths, lower right": {"key_lengths": [55, 0], "is_causal": True, "causal_alignment": "lower_right"},
+    "lengths, window": {"key_lengths": [61, 30], "window_size": (9, 4), "causal_alignment": "lower_right"},
+    "relative": {"relative_bias": normal((4, 1, 9), 10)},
+    "relative, rows": {"relative_bias": normal((2, 1, 50, 21), 11), "causal_alignment": "lower_right"},
+    "blocks": {"mask": hw.BlockMask.window((14, 2), 50, 70, block_size=(16, 8))},
+    "blocks of heads": {
+        "mask": hw.BlockMask.from_mod(
+            lambda b, h, q, k: (q * (h + 1) + k * (b + 2)) % 5 < 2, 50, 70, batch=2, heads=4, block_size=(8, 12)
+        ), "bias": normal((50, 70), 12),
+    },
+    "blocks, some of them none": {"mask": hw.BlockMask.documents(np.arange(50) // 20, np.arange(70) // 24)},
+    "score_mod": {"score_mod": lambda score, b, h, q, k: score + 0.1 * b - 0.2 * h + np.sin(0.3 * q) * np.cos(0.7 * k)},
 }  # fmt: skip
 
 
@@ -60,6 +76,38 @@ def test_chunks_are_one_call(options: dict[str, Any], chunks: Any) -> None:
     found, found_lse = output.compute(scheduler="sync"), lse.compute(scheduler="sync")
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(found_lse, expected_lse, rtol=1e-12, atol=1e-13)
+
+
+def test_a_mask_of_each_sequence_without_heads() -> None:
+    """(batch, key_len) beside scores without heads, also where it would broadcast to (query_len, key_len)."""
+    for queries in (5, 2):
+        given = [normal((2, n, 3), seed, np.float64) for seed, n in enumerate((queries, 7, 7))]
+        for mask in (normal((2, 7), 3) > -0.5, hw.create_padding_mask(np.arange(14).reshape(2, 7) % 4)):
+            found = adapter.flash_attention(*(da.from_array(a, chunks=2) for a in given), mask)
+            np.testing.assert_allclose(found.compute(), hw.flash_attention(*given, mask), rtol=1e-12, atol=1e-13)
+
+
+def test_several_axes_of_the_batch() -> None:
+    given = [normal((2, 3, 2, n, 4), seed, np.float64) for seed, n in enumerate((9, 11, 11))]
+    for options in (
+        {"key_lengths": np.arange(6).reshape(2, 3) * 2},
+        {"score_mod": lambda score, b, h, q, k: score * (1 + b) + h - q * 0.1 + k * 0.2},
+        {"relative_bias": normal((2, 3, 1, 9, 5), 4)},
+        {"mask": normal((3, 1, 9, 11), 5) > -1},
+    ):
+        found = adapter.flash_attention(*(da.from_array(a, chunks=(1, 2, 1, 4, -1)) for a in given), **options)
+        np.testing.assert_allclose(found.compute(), hw.flash_attention(*given, **options), rtol=1e-12, atol=1e-13)
+
+
+def test_masks_and_biases_that_are_dask_arrays() -> None:
+    given = arrays()
+    options = {
+        "mask": normal((50, 70), 5) > -1, "bias": normal((2, 1, 50, 70), 6),
+        "key_padding_mask": normal((2, 70), 7) > -1, "relative_bias": normal((4, 50, 7), 8),
+    }  # fmt: skip
+    lazy = {name: da.from_array(a, chunks=17) for name, a in options.items()}
+    found = adapter.flash_attention(*chunked(given, CHUNKS["all axes"]), **lazy)
+    np.testing.assert_allclose(found.compute(), hw.flash_attention(*given, **options), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
@@ -93,6 +141,9 @@ def test_chunks_that_no_query_sees_are_no_tasks() -> None:
     # Each chunk of queries sees its own keys and the two chunks before.
     assert count(adapter.flash_attention(x, x, x, is_causal=True, window_size=11), "part-") == 3 * 16 - 3
     few = x[:10]
+    assert count(adapter.flash_attention(few, x, x, key_lengths=[25]), "part-") == 3
+    documents = hw.BlockMask.documents(np.arange(160) // 40, block_size=10)
+    assert count(adapter.flash_attention(x, x, x, documents), "part-") == 4 * 16
     assert count(adapter.flash_attention(few, x, x, is_causal=True, causal_alignment="lower_right"), "part-") == 16
 
 
@@ -134,6 +185,16 @@ def test_zarr(tmp_path: Any) -> None:
         ({"bias": np.ones((9, 50, 70))}, ValueError, "bias: shape"),
         ({"key_padding_mask": np.ones((70,), bool)}, ValueError, "key_padding_mask: shape"),
         ({"key_padding_mask": np.ones((2, 70))}, TypeError, "key_padding_mask: dtype"),
+        ({"bias": np.ones((50, 70), bool)}, TypeError, "bias: dtype bool"),
+        ({"mask": hw.BlockMask.causal(50, 71)}, ValueError, "mask: a BlockMask"),
+        ({"key_lengths": [71, 1]}, ValueError, "key_lengths: 71"),
+        ({"key_lengths": da.ones(2, dtype=int)}, TypeError, "key_lengths: a Dask collection"),
+        ({"relative_bias": np.ones((4, 50, 6))}, ValueError, "relative_bias: shape"),
+        ({"score_mod": 3}, TypeError, "score_mod: int"),
+        ({"dropout_rate": 0.1}, TypeError, "dropout_rate: not a keyword here; dropout is not applied over chunks"),
+        ({"out": None}, TypeError, "out: not a keyword here; results are lazy"),
+        ({"need_weights": True}, TypeError, "need_weights: not a keyword here; weights of"),
+        ({"causal": True}, TypeError, "causal: not a keyword here, expected is_causal="),
         ({"sinks": np.ones(3)}, ValueError, "sinks: shape"),
         ({"alibi_slopes": np.ones(3)}, ValueError, "alibi_slopes: shape"),
         ({"split_every": 1}, ValueError, "split_every: 1"),

@@ -1,55 +1,52 @@
-"""Attention over arrays in chunks: which chunks of keys a chunk of queries sees, and the task of each pair."""
+"""Attention over arrays in chunks: the tasks of pairs of chunks, and those that merge their results."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import headwise as hw
-from headwise._ops.attention.options import SpecOptions
-from headwise._ops.attention.parts import Place, attend_part
+from headwise._base.attention_spec import fill_without_keys
+from headwise._ops.attention.parts import attend_packed_part, attend_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from headwise._base.attention_spec import AttentionSpec, PackedSequences
 
     Array = np.ndarray[Any, Any]
     Part = tuple[Array, Array]  # output and log-sum-exp of some queries, of some of their keys
 
 
-class Band(NamedTuple):
-    """Query ``i`` of the whole sequence sees the keys ``i + offset - left`` to ``i + offset + right``; -1 is open."""
+@dataclass(frozen=True)
+class Pair:
+    """The attention of a chunk of queries to a chunk of keys, but its arrays."""
 
-    offset: int
-    left: int
-    right: int
-
-    def sees(self, queries: range, keys: range) -> bool:
-        """Whether any of the ``queries`` sees any of the ``keys``."""
-        if not queries or not keys:
-            return False
-        above = self.right >= 0 and queries[-1] + self.offset + self.right < keys[0]
-        below = self.left >= 0 and queries[0] + self.offset - self.left > keys[-1]
-        return not above and not below
-
-    def within(self, queries: range, keys: range) -> Place:
-        """The band as the chunk of ``queries`` and that of ``keys`` count them."""
-        return Place(self.offset + queries.start - keys.start, self.left, self.right)
+    spec: AttentionSpec  # without masks and biases
+    names: tuple[str, ...] = ()  # of the masks and biases that the task has, each in the axes of the scores
 
 
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | None,
-    bias: Array | None,
-    key_padding_mask: Array | None,
-    place: Place,
-    options: dict[str, Any],
-) -> Part:
-    """A chunk of queries and a chunk of keys. ``options`` are those that are the same for all keys, without sinks."""
-    given = SpecOptions(mask=mask, bias=bias, key_padding_mask=key_padding_mask, **options)
-    return attend_part(query, key, value, place, given)
+@dataclass(frozen=True)
+class PackedPair:
+    """A chunk of rows of packed queries, and one of keys."""
+
+    spec: AttentionSpec
+    sequences: PackedSequences  # the parts of sequences that lie in the chunks
+
+
+def attend(query: Array, key: Array, value: Array | None, masks: Sequence[Array], pair: Pair) -> Part:
+    """The output and log-sum-exp of a pair of chunks. Without ``value``, the output has a width of 0."""
+    if value is None:
+        value = np.empty((*key.shape[:-1], 0), key.dtype)
+    return attend_part(query, key, value, list(zip(pair.names, masks, strict=True)), pair.spec)
+
+
+def attend_packed(query: Array, key: Array, value: Array, relative_bias: Array | None, pair: PackedPair) -> Part:
+    """As :func:`attend` for packed sequences: an output of (heads, rows, dim), and a log-sum-exp of (heads, rows)."""
+    output, lse = attend_packed_part(query, key, value, relative_bias, pair.sequences, pair.spec)
+    return output.swapaxes(0, 1), lse
 
 
 def merge(parts: Sequence[Part]) -> Part:
@@ -59,7 +56,10 @@ def merge(parts: Sequence[Part]) -> Part:
 
 def without_keys(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Part:
     """Queries that see no key; ``shape`` is that of their output."""
-    return np.zeros(shape, dtype), np.full(shape[:-1], -np.inf, np.float64 if dtype == np.float64 else np.float32)
+    output = np.empty(shape, dtype)
+    lse = np.empty(shape[:-1], np.float64 if dtype == np.float64 else np.float32)
+    fill_without_keys(output, lse, None)
+    return output, lse
 
 
 def add_sinks(part: Part, sinks: Array) -> Part:

@@ -15,9 +15,11 @@ from headwise._base.arrays import as_array, cast_layout, compact, fits, four_axe
 from headwise._ops.attention.masks import CausalMask, PaddingMask, only_0_and_1
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import ArrayLike
 
-    from headwise._base.typing import Array
+    from headwise._base.typing import Array, Named
     from headwise._ops.attention.options import SpecOptions
     from headwise._ops.attention.shapes import AttentionShape
 
@@ -33,8 +35,16 @@ def keep_and_bias(
     options: SpecOptions, shape: AttentionShape, dtypes: Dtypes
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The keep-masks and the biases that ``mask``, ``key_padding_mask`` and ``bias`` amount to."""
+    return split_keep_and_bias(aligned_masks(options, shape), shape, dtypes)
+
+
+def aligned_masks(options: SpecOptions, shape: AttentionShape) -> list[Named]:
+    """``mask``, ``key_padding_mask`` and ``bias`` as far as they are given, by name, in the axes of the scores.
+
+    Their shapes broadcast to ``shape.scores_as_given``; their entries are not read.
+    """
     mask, key_padding_mask, bias = options.mask, options.key_padding_mask, options.bias
-    aligned: list[tuple[str, Array]] = []
+    aligned: list[Named] = []
     if mask is not None:
         array = _read(mask, "mask")
         if isinstance(mask, PaddingMask) and mask.ndim == 2:
@@ -45,22 +55,29 @@ def keep_and_bias(
     if key_padding_mask is not None:
         array = _over_keys(_read(key_padding_mask, "key_padding_mask"), "key_padding_mask", shape)
         aligned.append(("key_padding_mask", array))
-    keeps: list[Array] = []
-    biases: list[Array] = []
-    for name, array in aligned:
-        m = compact(array)
-        keep = _as_keep(m, name)
-        if keep is None:
-            biases.append(_bias(m, shape, dtypes))
-        else:
-            keeps.append(_four_axes(keep, shape))
     if bias is not None:
         array = as_array(bias, "bias")
         if array.dtype.kind == "b" or not is_real(array.dtype):
             raise TypeError(
                 f"bias: dtype {array.dtype}, expected numbers to add to the scores; a keep-mask goes to mask="
             )
-        biases.append(_bias(compact(_align(array, "bias", shape)), shape, dtypes))
+        aligned.append(("bias", _align(array, "bias", shape)))
+    return aligned
+
+
+def split_keep_and_bias(
+    aligned: Iterable[Named], shape: AttentionShape, dtypes: Dtypes
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The keep-masks and the biases among the results of :func:`aligned_masks`."""
+    keeps: list[Array] = []
+    biases: list[Array] = []
+    for name, array in aligned:
+        m = compact(array)
+        keep = None if name == "bias" else _as_keep(m, name)
+        if keep is None:
+            biases.append(_bias(m, shape, dtypes))
+        else:
+            keeps.append(_four_axes(keep, shape))
     return tuple(keeps), tuple(biases)
 
 

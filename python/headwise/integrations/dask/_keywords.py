@@ -1,0 +1,27 @@
+"""Keywords that functions over chunks do not have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from headwise._ops.attention.keywords import refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_DROPOUT = "dropout is not applied over chunks, because its random numbers would depend on them"
+_REASONS = {
+    "dropout": _DROPOUT,
+    "dropout_rate": _DROPOUT,
+    "rng": _DROPOUT,
+    "need_weights": "weights of query_len x key_len are not computed over chunks; attention_statistics reduces them",
+    "out": "results are lazy; dask.array.store writes them to an array",
+}
+
+
+def refuse_in_chunks(unknown: Iterable[str], function: Callable[..., Any]) -> NoReturn:
+    """TypeError for the first of the keywords ``unknown`` to ``function``."""
+    name = next(iter(unknown))
+    if name in _REASONS:
+        raise TypeError(f"{name}: not a keyword here; {_REASONS[name]}")
+    refuse(unknown, ("mask", *(getattr(function, "__kwdefaults__", None) or ())))
