@@ -195,25 +195,24 @@ def _masks(options: SpecOptions, shape: AttentionShape, compute: np.dtype[Any], 
             raise TypeError(
                 f"{name}: dtype {lazy[name].dtype}, expected bool or integers; bias= adds numbers to the scores"
             )
-    without_entries: Any = {
-        name: _without_entries(given[name], a) for name, a in lazy.items() if name != "relative_bias"
-    }
-    full = {name: (a.shape, chunks) for name, a in aligned_masks(SpecOptions(**without_entries), shape)}
+    empty: Any = {name: without_entries(a, given[name]) for name, a in lazy.items() if name != "relative_bias"}
+    axes = {name: a.shape for name, a in aligned_masks(SpecOptions(**empty), shape)}
+    found = {name: fitted(lazy[name].reshape(of_scores), chunks) for name, of_scores in axes.items()}
     if "relative_bias" in lazy:
         a = lazy["relative_bias"]
-        check_relative_bias(_without_entries(None, a), shape, compute)
+        check_relative_bias(without_entries(a), shape, compute)
         lead = chunks[:-1] if shape.has_heads else (*chunks[:-2], (1,), chunks[-2])
-        full["relative_bias"] = (a.shape, (*lead, (a.shape[-1],)))
-    return {name: _fitted(lazy[name], *where) for name, where in full.items()}
+        found["relative_bias"] = fitted(a, (*lead, a.shape[-1:]))
+    return found
 
 
-def _without_entries(given: Any, a: Any) -> Array:
-    """An array without memory that has the shape and dtype of ``a``, and the class by which a mask is read."""
+def without_entries(a: Any, given: Any = None) -> Array:
+    """An array without memory, in the shape and dtype of ``a``, and in the class of a mask ``given``."""
     array = np.broadcast_to(np.zeros((), a.dtype), a.shape)
     return array.view(type(given)) if isinstance(given, (CausalMask, PaddingMask)) else array
 
 
-def _fitted(a: Any, shape: tuple[int, ...], chunks: Any) -> Any:
-    """``a`` in the axes of ``shape``, with axes of size 1 before them, and in ``chunks`` where the size is not 1."""
-    a = a.reshape((*[1] * (len(chunks) - len(shape)), *shape))
+def fitted(a: Any, chunks: Any) -> Any:
+    """``a`` with axes of size 1 before its own, and in ``chunks`` where the size is not 1."""
+    a = a.reshape((*[1] * (len(chunks) - a.ndim), *a.shape))
     return a.rechunk(tuple((1,) if n == 1 else of_axis for n, of_axis in zip(a.shape, chunks, strict=True)))
