@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from headwise._block_mask.grid import BlockSize, Grid
     from headwise._ops.attention.shapes import AttentionShape
 
+__all__ = ["NAMES", "AttentionStatistics", "TopKeys", "attention_statistics"]
+
 _DEFAULT_K = 8
 
 

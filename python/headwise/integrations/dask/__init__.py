@@ -15,10 +15,11 @@ machine. Pairs of chunks that a causal mask or a window excludes are no tasks.
 from __future__ import annotations
 
 from headwise.integrations.dask._attention import flash_attention
+from headwise.integrations.dask._statistics import attention_statistics
 from headwise.integrations.dask._varlen import varlen_attention
 
-__all__ = ["flash_attention", "varlen_attention"]
+__all__ = ["attention_statistics", "flash_attention", "varlen_attention"]
 
-for _function in (flash_attention, varlen_attention):
+for _function in (attention_statistics, flash_attention, varlen_attention):
     _function.__module__ = __name__
 del _function

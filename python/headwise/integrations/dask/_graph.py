@@ -59,7 +59,7 @@ def result(
     chunks: Any,
     dtype: np.dtype[Any],
     source: Callable[[Where], Any],
-    pick: int | Callable[[Any], Any],
+    pick: int | str | Callable[[Any], Any],
 ) -> Any:
     """The Dask array of this name whose chunks are entry ``pick``, or that function, of the results of ``source``."""
     name, graph = layer
