@@ -339,7 +339,15 @@ def test_backend_gets_one_floating_dtype(contract: Contract, name: str, dtype: s
     assert contract.calls > 0
 
 
-WIDENED = ("apply_rope-rank-5", "delta", "attention_statistics")
+WIDENED = (
+    "apply_rope-rank-5",
+    "delta",
+    "attention_statistics",
+    "relative_values",
+    "flash_attention-all",
+    "product_attention-all",
+    "gradients-all",
+)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -33,6 +33,7 @@ KEYWORDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "slopes": ({"is_causal": True}, {"alibi_slopes": tensor(4, dtype=F64).abs()}),
     "sinks": ({"window_size": 2}, {"sinks": tensor(4, dtype=F64)}),
     "relative": ({}, {"relative_bias": tensor(4, 1, 9, dtype=F64)}),
+    "relative values": ({}, {"relative_values": tensor(9, 6, dtype=F64)}),
     "dropout": ({"dropout_rate": 0.3, "rng": 5}, {"bias": tensor(9, 12, dtype=F64)}),
     "precision": ({"precision": "highest"}, {}),
 }

@@ -18,7 +18,7 @@ ATTENTION_PARALLEL = {
     "one-head": Sizes((), 1, 130, 600, 16, 24),
     "one-row": Sizes((1, 4), 2, 1, 7000, 16, 24),
 }
-ATTENTION_WRT = ("query", "key", "value", "bias", "alibi_slopes", "sinks", "relative_bias")
+ATTENTION_WRT = ("query", "key", "value", "bias", "alibi_slopes", "sinks", "relative_bias", "relative_values")
 ATTENTION_SMALL = Sizes((2, 4), 2, 5, 7, 8, 6)
 
 
@@ -173,6 +173,6 @@ MERGED_AND_PACKED = [
         parallel={"": Sizes((1, 4), 2, 300, 300, 16, 16)},
         large=Sizes((1, 4), 4, 4096, 4096, 64, 64),
         lead=(1, 1),
-        wrt=tuple(name for name in ATTENTION_WRT if name != "bias"),
+        wrt=tuple(name for name in ATTENTION_WRT if name not in ("bias", "relative_values")),
     ),
 ]

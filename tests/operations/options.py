@@ -106,6 +106,18 @@ OPTIONS: dict[str, Option] = {
             (TypeError, np.ones((4, 5, 7), bool)), (TypeError, "t5"),
         ),
     ),
+    "relative_values": Option(
+        lambda s, make: make("relative_values", (s.heads, 2 * (s.keys // 3) + 1, s.value_dim)),
+        lambda st, array, s: st.tuples(
+            st.sampled_from([(), (1,), (s.heads,)]), st.sampled_from([1, 5, 11, 141])
+        ).flatmap(lambda drawn: array((*drawn[0], drawn[1], s.value_dim))),
+        refused=(
+            (ValueError, np.ones((4, 4, 6))), (ValueError, np.ones((0, 6))), (ValueError, np.ones((3, 5, 6))),
+            (ValueError, np.ones((5, 7))), (ValueError, np.ones(6)), (ValueError, np.ones((1, 1, 5, 6))),
+            (TypeError, np.ones((5, 6), bool)), (TypeError, "shaw"),
+        ),
+        varlen=False,
+    ),
     "sinks": Option(
         lambda s, make: make("sinks", (s.heads,)),
         lambda st, array, s: array((s.heads,)).map(

@@ -22,14 +22,14 @@ def query_and_key(s: Sizes, make: Make) -> Arguments:
 def statistics_variants() -> dict[str, Variant]:
     """Those of the scores, and the keywords of the statistics."""
 
-    def without_lse(s: Sizes, make: Make) -> Arguments:
+    def of_scores(s: Sizes, make: Make) -> Arguments:
         options = all_options(varlen=False)(s, make)
-        return {name: value for name, value in options.items() if name != "return_lse"}
+        return {name: value for name, value in options.items() if name not in others}
 
-    others = {"return_lse", "dropout_rate", "rng"}
+    others = {"return_lse", "dropout_rate", "rng", "relative_values"}
     variants = {name: variant for name, variant in attention_variants().items() if name not in others}
     return variants | {
-        "all": without_lse,
+        "all": of_scores,
         "average_heads": keywords(average_heads=True),
         "blocks": lambda s, make: {"k": min(3, s.keys), "block_size": 4},
     }

@@ -102,6 +102,7 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     key_lengths: ArrayLike | None = None,
     score_mod: Any = None,
     relative_bias: ArrayLike | None = None,
+    relative_values: ArrayLike | None = None,
 ) -> Attention:
     """One query row at a time: scale, softcap, bias and ALiBi, softmax over the keys that are kept, sum of values."""
     query, key, value = double(query), double(key), double(value)
@@ -126,6 +127,9 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
         table = double(relative_bias)
         full = (*(lead[:-1] or lead), heads, query_len, table.shape[-1])
         relative = np.broadcast_to(table, full).reshape(relative.shape[:3] + full[-1:])
+
+    vectors = np.zeros((1, value_dim)) if relative_values is None else double(relative_values)
+    vectors = np.broadcast_to(vectors, (heads, *vectors.shape[-2:]))
 
     output = np.zeros((batch, heads, query_len, value_dim), query.dtype)
     weights = np.zeros(keep.shape, query.dtype)
@@ -154,7 +158,8 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
             powers = np.exp(logits - largest)
             lse[n, h, i] = largest + np.log(powers.sum())
             weights[n, h, i, kept] = powers[: len(kept)] / powers.sum()
-            output[n, h, i] = weights[n, h, i, kept] @ value[n, h * kv_heads // heads, kept]
+            of_distances = vectors[h, entry(distance, vectors[h].T)]
+            output[n, h, i] = weights[n, h, i, kept] @ (value[n, h * kv_heads // heads, kept] + of_distances)
     return Attention(
         output.reshape(*lead, query_len, value_dim), weights.reshape(scores), lse.reshape(*lead, query_len)
     )

@@ -30,7 +30,12 @@ def attention_gradients(
     by_head = (p.shape[0], -1, group)
     with np.errstate(all="ignore"):
         delta = (d * o).sum(axis=-1)
-        d_scores = np.where(p == 0, 0, p * (d @ v.swapaxes(2, 3) - delta[..., None]))
+        d_weights = d @ v.swapaxes(2, 3)
+        if options.get("relative_values") is not None:
+            table = double(options["relative_values"])
+            entries = np.broadcast_to(entry(distances(p, options), table[..., 0]), p.shape)
+            d_weights = d_weights + np.take_along_axis(d @ table.swapaxes(-1, -2), entries, axis=3)
+        d_scores = np.where(p == 0, 0, p * (d_weights - delta[..., None]))
         rows = d_scores
         if options.get("softcap") is not None:
             rows = d_scores * (1 - np.tanh(scale * (q @ k.swapaxes(2, 3)) / options["softcap"]) ** 2)
@@ -50,7 +55,19 @@ def attention_gradients(
             results.append(-np.where(weights == 0, 0, weights * delta).sum(axis=(0, 2)))
         if options.get("relative_bias") is not None:
             results.append(relative_gradient(d_scores, query, options))
+        if options.get("relative_values") is not None:
+            results.append(values_gradient(p, d, entries, double(options["relative_values"])))
     return tuple(results)
+
+
+def values_gradient(weights: Array, d_output: Array, entries: Array, table: Array) -> Array:
+    """The sums over all queries of their mass of each distance times the gradient of their output."""
+    mass = np.zeros((*weights.shape[:3], table.shape[-2]), weights.dtype)
+    n, h, i = (index[..., None] for index in np.indices(weights.shape[:3]))
+    np.add.at(mass, (n, h, i, entries), weights)
+    sees_keys = weights.any(axis=3, keepdims=True)
+    by_head = (mass.swapaxes(2, 3) @ np.where(sees_keys, d_output, 0)).sum(axis=0)
+    return (by_head if table.ndim == 3 and len(table) > 1 else by_head.sum(axis=0)).reshape(table.shape)
 
 
 def distances(scores: Array, options: dict[str, Any]) -> Array:

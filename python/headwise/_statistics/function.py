@@ -13,7 +13,7 @@ from headwise._base.outputs import allocate
 from headwise._base.scalars import check_flag, check_int
 from headwise._base.typing import FLOAT32
 from headwise._block_mask.grid import make_grid
-from headwise._ops.attention.dense import with_heads
+from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.dropout import backend_of
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import SpecOptions

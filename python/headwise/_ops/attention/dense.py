@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
-from headwise._base.attention_spec import fill_without_keys
-from headwise._base.outputs import allocate, check_out, finalize, resolve_out
-from headwise._base.scalars import check_flag
-from headwise._base.typing import FLOAT32
-from headwise._ops.attention.dropout import attend_with_dropout, backend_of
+from headwise._ops.attention.call import attend
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import SpecOptions
-from headwise._ops.attention.shapes import check_shapes
-from headwise._ops.attention.spec import array_options, attention_spec, check_dropout
+from headwise._ops.attention.spec import check_dropout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +18,6 @@ if TYPE_CHECKING:
 
     from headwise._base.typing import Array
     from headwise._ops.attention.options import CoreOptions
-    from headwise._ops.attention.spec import Dropout
 
 
 @overload
@@ -68,6 +60,7 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     key_lengths: ArrayLike | None = None,
     score_mod: Callable[..., Any] | None = None,
     relative_bias: ArrayLike | None = None,
+    relative_values: ArrayLike | None = None,
     need_weights: bool = True,
     return_lse: bool = False,
     precision: str | None = None,
@@ -129,6 +122,10 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
         A bias for each distance of a key from a query, or with the axes of the batch before: for a query ``i`` at the
         position ``p``, ``relative_bias[h, i, clip(j - p, -M, M) + M]`` is added to the scores [5]_; -inf masks a key.
         With 1 in place of `query_len`, all queries share the entries. No array of query_len x key_len is built.
+    relative_values : array_like, (2 M + 1, value_dim) or (heads or 1, 2 M + 1, value_dim), optional
+        A vector for each distance, which is added to the values [5]_: for a query at the position ``p``, the value of
+        key ``j`` is ``value[j] + relative_values[h, clip(j - p, -M, M) + M]``. 16-bit arrays are computed in float32
+        copies then.
     need_weights : bool
         If False, the weights are None and no array of query_len x key_len is allocated.
     return_lse : bool
@@ -198,10 +195,10 @@ def scaled_dot_product_attention(  # noqa: PLR0913 (the public signature)
     # Not SpecOptions(...), whose __new__ is a Python function that takes 0.2 µs more.
     options = tuple.__new__(SpecOptions, (
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision, key_lengths, score_mod, relative_bias,
+        precision, key_lengths, score_mod, relative_bias, relative_values,
     ))  # fmt: skip
     drops = check_dropout(dropout, dropout_rate, rng)
-    output, weights, lse = _attend(query, key, value, options, drops, need_weights, return_lse, out)
+    output, weights, lse = attend(query, key, value, options, drops, need_weights, return_lse, out)
     return (output, weights, lse) if return_lse else (output, weights)
 
 
@@ -239,6 +236,7 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
     key_lengths: ArrayLike | None = None,
     score_mod: Callable[..., Any] | None = None,
     relative_bias: ArrayLike | None = None,
+    relative_values: ArrayLike | None = None,
     return_lse: bool = False,
     precision: str | None = None,
     rng: int | np.random.Generator | None = None,
@@ -285,6 +283,8 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
         ``score_mod(score, batch, head, q, k)`` returns other scores for some rows, before masks apply.
     relative_bias : array_like, (heads or 1, query_len or 1, 2 M + 1), optional
         ``relative_bias[h, i, clip(j - i, -M, M) + M]`` is added to the scores.
+    relative_values : array_like, (2 M + 1, value_dim) or (heads or 1, 2 M + 1, value_dim), optional
+        ``relative_values[h, clip(j - i, -M, M) + M]`` is added to the value of key ``j`` for query ``i``.
     return_lse : bool
         Whether to return the logarithm of the softmax denominator as well.
     precision : {"highest", "high", "medium"}, optional
@@ -333,68 +333,8 @@ def flash_attention(  # noqa: PLR0913 (the public signature)
         refuse(unknown, ("mask", *(flash_attention.__kwdefaults__ or ())))
     options = tuple.__new__(SpecOptions, (
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision, key_lengths, score_mod, relative_bias,
+        precision, key_lengths, score_mod, relative_bias, relative_values,
     ))  # fmt: skip
     drops = None if dropout_rate is None and rng is None else check_dropout(0.0, dropout_rate, rng)
-    output, _, lse = _attend(query, key, value, options, drops, False, return_lse, out)
+    output, _, lse = attend(query, key, value, options, drops, False, return_lse, out)
     return (output, lse) if return_lse else output
-
-
-def _attend(
-    query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
-    options: SpecOptions,
-    dropout: Dropout | None,
-    need_weights: bool,
-    return_lse: bool,
-    out: Array | None,
-) -> tuple[Array, Array | None, Array | None]:
-    """(output, weights, lse) of both public functions."""
-    q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
-    ready = is_canonical_or_16bit(q, k, v)
-    dtype = q.dtype
-    compute = FLOAT32 if q.itemsize == 2 else dtype
-    if not ready:
-        compute, dtype = promote(("query", q), ("key", k), ("value", v))
-    stored = dtype if dtype.itemsize == 2 else compute  # backends read and write 16-bit arrays as they are
-    shape = check_shapes(q.shape, k.shape, v.shape)
-    spec = attention_spec(shape, (compute, stored), options)
-    need_weights = need_weights is not False and check_flag(need_weights, "need_weights")
-    return_lse = return_lse is not False and check_flag(return_lse, "return_lse")
-    if out is not None:
-        check_out(out, shape.output, dtype, ("query", q), ("key", k), ("value", v), *array_options(options))
-    result = allocate(shape.output, stored) if out is None else resolve_out(out, shape.output, stored)
-    weights = allocate(shape.scores, stored) if need_weights else None
-    lse = allocate(shape.scores[:3], compute) if return_lse else None
-
-    if not ready:
-        q, k = cast_layout(q, stored, last=True), cast_layout(k, stored, last=True)
-        v = cast_layout(v, stored, last=True)
-    output = result
-    if q.ndim != 4:
-        q, k, v, output = with_heads(q), with_heads(k), with_heads(v), with_heads(output)
-    if shape.scores[3] == 0:
-        fill_without_keys(output, lse, spec.sinks)
-    elif output.size or (math.prod(shape.scores) > 0 and (weights is not None or lse is not None)):
-        if dropout is None:
-            backend_of(spec).attention(q, k, v, output, weights, lse, spec)
-        else:
-            attend_with_dropout(q, k, v, output, weights, lse, spec, dropout)
-
-    if not (out is None and stored is dtype):
-        result = finalize(result, out, dtype)
-        weights = None if weights is None else finalize(weights, None, dtype)
-    if len(shape.output) != 4:
-        weights = None if weights is None else weights.reshape(shape.scores_as_given)
-        lse = None if lse is None else lse.reshape(shape.output[:-1])
-    return result, weights, lse
-
-
-def with_heads(a: Array) -> Array:
-    """``a``, (..., seq, dim) of any other rank, as (batch, heads, seq, dim)."""
-    if a.ndim == 3:
-        return a[:, None]
-    if a.ndim == 2:
-        return a[None, None]
-    return a.reshape((math.prod(a.shape[:-3]), *a.shape[-3:]))

@@ -36,6 +36,7 @@ class SpecOptions(NamedTuple):
     key_lengths: ArrayLike | None = None
     score_mod: Callable[..., Any] | None = None
     relative_bias: ArrayLike | None = None
+    relative_values: ArrayLike | None = None  # not in AttentionSpec: see headwise._ops.attention.relative_values
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -79,6 +80,7 @@ class CoreOptions(FunctionOptions, total=False):
 
     dropout_rate: float | None
     score_mod: Callable[..., Any] | None
+    relative_values: ArrayLike | None
 
 
 class VarlenOptions(ScoreOptions, total=False):

@@ -13,7 +13,7 @@ import numpy as np
 from headwise._base.arrays import as_array, cast_layout, promote
 from headwise._base.attention_spec import fill_without_keys
 from headwise._base.outputs import allocate, finalize
-from headwise._ops.attention.dense import with_heads
+from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.dropout import backend_of
 from headwise._ops.attention.relative_bias import check_relative_bias
 from headwise._ops.attention.score_masks import split_keep_and_bias

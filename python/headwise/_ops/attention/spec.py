@@ -35,7 +35,7 @@ def attention_spec(shape: AttentionShape, dtypes: Dtypes, options: SpecOptions) 
     _, heads, query_len, key_len = shape.scores
     (
         mask, bias, is_causal, alignment, scale, window, softcap, slopes, sinks, padding, precision, counts, mod,
-        relative,
+        relative, _,
     ) = options  # fmt: skip
     # Defaults are recognised here, without the call of a check: together the calls would add 10 % to a small attention.
     lower_right = alignment is not UPPER_LEFT and is_lower_right(alignment)
@@ -89,7 +89,7 @@ def check_score_mod(function: object) -> ScoreMod:
 def array_options(options: SpecOptions) -> list[Named]:
     """The options that are arrays, which ``out=`` must not overlap."""
     given: list[Named] = []
-    for name in ("mask", "bias", "key_padding_mask", "alibi_slopes", "sinks", "relative_bias"):
+    for name in ("mask", "bias", "key_padding_mask", "alibi_slopes", "sinks", "relative_bias", "relative_values"):
         value: Any = getattr(options, name)
         if isinstance(value, np.ndarray):
             given.append((name, value))

@@ -158,7 +158,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     # Positions, as in dense.py: keywords take 0.4 µs.
     options = tuple.__new__(SpecOptions, (
         None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision, None,
-        None, relative_bias,
+        None, relative_bias, None,
     ))  # fmt: skip
     spec = attention_spec(shape, (compute, stored), options)
     return_lse = check_flag(return_lse, "return_lse")

@@ -11,12 +11,14 @@ from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, 
 from headwise._base.ieee import assign, cast_dtype, ieee
 from headwise._base.outputs import allocate
 from headwise._base.typing import FLOAT32
-from headwise._ops.attention.dense import with_heads
-from headwise._ops.attention.dropout import dropout_blocks, rows_of
+from headwise._ops.attention.call import with_heads
+from headwise._ops.attention.dropout import rows_of
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import SpecOptions
+from headwise._ops.attention.relative_values import check_relative_values, row_blocks
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import attention_spec, check_dropout
+from headwise._ops.gradients.relative_values import RelativeValues
 from headwise._ops.gradients.results import as_gradient, check_wrt, finish, gradients_of
 from headwise._runtime.backend import current
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from headwise._ops.attention.spec import Dropout
 
 #: The arguments of attention that have gradients.
-NAMES = ("query", "key", "value", "bias", "alibi_slopes", "sinks", "relative_bias")
+NAMES = ("query", "key", "value", "bias", "alibi_slopes", "sinks", "relative_bias", "relative_values")
 ROWS = NAMES[:3]
 
 
@@ -94,6 +96,7 @@ def flash_attention_backward(  # noqa: PLR0913 (the public signature)
     key_padding_mask: ArrayLike | None = None,
     key_lengths: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    relative_values: ArrayLike | None = None,
     precision: str | None = None,
     rng: int | np.random.Generator | None = None,
     dropout_rate: float | None = None,
@@ -120,11 +123,11 @@ def flash_attention_backward(  # noqa: PLR0913 (the public signature)
         The logarithm of the softmax denominator.
     wrt : tuple of str
         The arguments whose gradients are returned: some of "query", "key", "value", "bias", "alibi_slopes", "sinks",
-        "relative_bias".
+        "relative_bias", "relative_values".
     d_lse : array_like, (..., query_len), optional
         The gradient of the loss by `lse`; 0 if None.
     mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask, \
-key_lengths, relative_bias, precision : optional
+key_lengths, relative_bias, relative_values, precision : optional
         The keywords of the forward pass; see :func:`scaled_dot_product_attention`.
     rng : int or numpy.random.Generator, optional
         With dropout: the seed of the forward pass, or a generator in the state that it had before the forward pass. The
@@ -180,7 +183,7 @@ key_lengths, relative_bias, precision : optional
         refuse(unknown, flash_attention_backward.__kwdefaults__ or ())
     options = SpecOptions(
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision, key_lengths, relative_bias=relative_bias,
+        precision, key_lengths, relative_bias=relative_bias, relative_values=relative_values,
     )  # fmt: skip
     names = check_wrt(wrt, NAMES, {"query": query, "key": key, "value": value, **options._asdict()})
     drops = check_dropout(0.0, dropout_rate, rng)
@@ -202,8 +205,11 @@ def differentiate(
     compute = FLOAT32 if dtype.itemsize == 2 else dtype
     if not is_canonical_or_16bit(*given.values()):
         compute, dtype = promote(*given.items())
-    stored = dtype if dtype.itemsize == 2 else compute
     shape = check_shapes(*(a.shape for a in given.values()))
+    table = None
+    if options.relative_values is not None:
+        table = check_relative_values(options.relative_values, shape, compute)
+    stored = dtype if dtype.itemsize == 2 and table is None else compute
     for name in NAMES[3:]:
         if name in wrt:
             given[name] = as_array(getattr(options, name), name)
@@ -212,14 +218,18 @@ def differentiate(
                 options = options._replace(**full)
     spec = attention_spec(shape, (compute, stored), options)
     arrays = _arrays(given, shape, spec, results, (compute, stored), wrt)
+    d_table = None if table is None or "relative_values" not in wrt else np.zeros_like(table)
     if math.prod(shape.scores) == 0:
         without_scores(arrays, spec)
-    elif dropout is None:
+    elif dropout is None and table is None:
         backward(arrays, spec)
     else:
-        _with_dropout(arrays, spec, dropout)
+        _by_rows(arrays, spec, dropout, None if table is None else RelativeValues(table, d_table))
     found: dict[str, Array] = {}
     for name in wrt:
+        if name == "relative_values" and d_table is not None:
+            found[name] = finish(d_table.reshape(given[name].shape), given[name], dtype)
+            continue
         d = arrays.d_bias[-1] if name == "bias" else getattr(arrays, f"d_{name}")
         assert d is not None  # noqa: S101 (allocated for each name of wrt)
         d = _bias_as_given(d, given[name].shape, shape) if "bias" in name else d.reshape(given[name].shape)
@@ -299,8 +309,8 @@ def without_scores(arrays: Arrays, spec: AttentionSpec) -> None:
         arrays.d_sinks[:] = np.where(np.isneginf(spec.sinks), 0, arrays.d_lse.sum(axis=(0, 2)))
 
 
-def _with_dropout(arrays: Arrays, spec: AttentionSpec, dropout: Dropout) -> None:
-    """One block of query rows after another, with the draws of the forward pass.
+def _by_rows(arrays: Arrays, spec: AttentionSpec, dropout: Dropout | None, values: RelativeValues | None) -> None:
+    """One block of query rows after another, with the draws of the forward pass and the gradients by relative values.
 
     Gradients to which several blocks contribute are summed in the dtype of the computation.
     """
@@ -310,11 +320,10 @@ def _with_dropout(arrays: Arrays, spec: AttentionSpec, dropout: Dropout) -> None
     for d in biases:
         if d is not None:
             d.fill(0)
-    for block, block_spec in dropout_blocks((*arrays.query.shape[:3], arrays.key.shape[2]), spec, dropout):
-        rows = {name: given[name][:, :, block] for name in _BY_ROW if given[name] is not None}
-        for name in ("lse", "d_lse", "d_weights"):
-            if given[name] is not None:
-                rows[name] = np.ascontiguousarray(given[name][:, :, block])
+    for block, block_spec in row_blocks((*arrays.query.shape[:3], arrays.key.shape[2]), spec, dropout):
+        rows: dict[str, Any] = _rows_of_block(given, block)
+        if values is not None:
+            rows["d_weights"] = values.d_weights(rows, arrays.key, block_spec)
         parts = {name: np.empty_like(given[name]) for name in sums}
         bias_parts = tuple(None if d is None else np.empty_like(rows_of(d, block)) for d in biases)
         more: Any = {"d_bias": bias_parts[:-1], "d_relative_bias": bias_parts[-1]}
@@ -327,6 +336,15 @@ def _with_dropout(arrays: Arrays, spec: AttentionSpec, dropout: Dropout) -> None
                 total += part
     for name, total in sums.items():
         assign(given[name], total)
+
+
+def _rows_of_block(given: Mapping[str, Any], block: slice) -> dict[str, Array]:
+    """The query rows of ``block`` of the arrays that have rows of queries, by name, without those that are None."""
+    rows = {name: given[name][:, :, block] for name in _BY_ROW if given[name] is not None}
+    for name in ("lse", "d_lse", "d_weights"):
+        if given[name] is not None:
+            rows[name] = np.ascontiguousarray(given[name][:, :, block])
+    return rows
 
 
 def _bias_as_given(d: Array, bias: Shape, shape: AttentionShape) -> Array:

@@ -12,7 +12,7 @@ from headwise._base.messages import shown
 from headwise._base.typing import FLOAT64
 from headwise._numpy.linear_attention import elu_features
 from headwise._numpy.linear_attention_backward import linear_attention_backward
-from headwise._ops.attention.dense import with_heads
+from headwise._ops.attention.call import with_heads
 from headwise._ops.gradients.results import as_gradient, finish, sum_to_shape
 from headwise._ops.linear_attention.arguments import CHUNK, Call, Options, check_call, rate_axes
 from headwise._ops.linear_attention.function import run

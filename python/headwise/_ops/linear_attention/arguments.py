@@ -13,7 +13,7 @@ from headwise._base.linear_attention_spec import RULES, LinearAttentionSpec
 from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_real, check_size
 from headwise._base.typing import FLOAT32
-from headwise._ops.attention.dense import with_heads
+from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.shapes import check_shapes
 
 if TYPE_CHECKING:

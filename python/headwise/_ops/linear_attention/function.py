@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headwise._base.outputs import allocate, finalize
-from headwise._ops.attention.dense import with_heads
+from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.linear_attention.arguments import Options, check_call
 from headwise._runtime.backend import current

@@ -30,8 +30,8 @@ def attention(
     """:func:`headwise.flash_attention` of PyTorch tensors, differentiable by PyTorch's autograd.
 
     Memory is shared with PyTorch in both directions, and an array of all scores is never allocated. Gradients flow to
-    `query`, `key`, `value`, `bias`, `alibi_slopes`, `sinks` and `relative_bias`, from the output and from the
-    log-sum-exp.
+    `query`, `key`, `value`, `bias`, `alibi_slopes`, `sinks`, `relative_bias` and `relative_values`, from the
+    output and from the log-sum-exp.
 
     Parameters
     ----------
