@@ -16,7 +16,7 @@ from headwise._base.attention_spec import EVERY, spec_of_part
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.outputs import allocate
 from headwise._base.typing import FLOAT64, INT64
-from headwise._ops.attention.dense import with_heads
+from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.dropout import backend_of
 from headwise._ops.attention.merge import part_weights
 from headwise._ops.attention.parts import with_masks
