@@ -47,6 +47,17 @@ _BERT = {
 }
 _T5: dict[str, Any] = {"vocab_size": 1024, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
 _EXPERTS: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1}
+# Linear attention of 4 key heads and 8 value heads of 128 in three of four layers.
+_DELTA = _GROUPED | {
+    "num_hidden_layers": 4, "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+}  # fmt: skip
+# Linear attention of 8 heads of 128 in one of two layers, with a decay for each entry of a key.
+_KIMI = _GROUPED | {
+    "num_key_value_heads": 8, "kv_lora_rank": 128, "linear_num_heads": 8, "linear_head_dim": 128,
+    "num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 512,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
 _PREFILL = 2048
 
 #: Case: the configuration, its keywords, the class that loads it, batch and tokens, whether the batch is padded.
@@ -57,9 +68,15 @@ CASES: dict[str, tuple[str, dict[str, Any], str, tuple[int, int], bool]] = {
     "gemma-2": ("Gemma2", _GROUPED | {"sliding_window": 4096}, "AutoModel", (1, _PREFILL), False),
     "gpt-oss": ("GptOss", _GROUPED | _EXPERTS | {"sliding_window": 128}, "AutoModel", (1, _PREFILL), False),
     "bert, padded": ("Bert", _BERT, "AutoModel", (4, 512), True),
+    "qwen3.5 (linear attention)": ("Qwen3_5Text", _DELTA, "AutoModel", (1, _PREFILL), False),
+    "kimi (linear attention)": ("KimiLinear", _KIMI, "AutoModel", (1, 512), False),
     "t5 encoder": ("T5", _T5, "AutoModelForTextEncoding", (1, 1024), False),
 }
-DECODE = {"llama, 64 tokens": ("Llama", _GROUPED), "gemma-2, 64 tokens": ("Gemma2", _GROUPED | {"sliding_window": 512})}
+DECODE = {
+    "llama, 64 tokens": ("Llama", _GROUPED),
+    "gemma-2, 64 tokens": ("Gemma2", _GROUPED | {"sliding_window": 512}),
+    "qwen3.5, 64 tokens (linear attention)": ("Qwen3_5Text", _DELTA),
+}
 IMPLEMENTATIONS = ("headwise", "eager", "sdpa")
 
 

@@ -82,6 +82,44 @@ DECODERS: dict[str, dict[str, Any]] = {
         "eos_token_id": None,
     },
 }
+_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+_DELTA_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+_KIMI: dict[str, Any] = _SMALL | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+#: Decoders whose first layer has linear attention, by the gated delta rule.
+LINEAR: dict[str, dict[str, Any]] = {
+    "Qwen3Next": _GROUPED | _DELTA | _DELTA_EXPERTS,
+    "Qwen3_5Text": _GROUPED | _DELTA,
+    "Qwen3_5MoeText": _GROUPED | _DELTA | _DELTA_EXPERTS,
+    "OlmoHybrid": _GROUPED | _DELTA | {"linear_num_value_heads": 2},
+    "LaraMini": _GROUPED | _DELTA,
+    "KimiLinear": _KIMI,
+    "BailingHybrid": _KIMI | {"head_dim": 8, "n_group": 2, "topk_group": 2, "first_k_dense_replace": 1},
+}
 ENCODERS: dict[str, dict[str, Any]] = {
     "Bert": _SMALL,
     "Roberta": _SMALL,

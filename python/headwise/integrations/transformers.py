@@ -5,7 +5,7 @@
 >>> model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="headwise")  # doctest: +SKIP
 
 Masks that consist of causality, a sliding window and padding are handed on as such: no array of queries x keys is
-built. Softcap, sinks and position bias are computed by the same call.
+built. Softcap, sinks and position bias are computed by the same call. Linear attention by the gated delta rule follows.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from headwise.integrations._transformers_calls import (
     options_of_mask,
     with_weights,
 )
+from headwise.integrations._transformers_linear import adopt
 from headwise.integrations._transformers_masks import ImplicitMask, Pattern, implicit_mask, masking_utils
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def register() -> None:
     - models whose code does not use transformers' ``AttentionInterface`` keep transformers' default,
     - tensors on other devices than CPU, ``torch.export`` and ``torch.jit.trace`` run on the model's eager function,
     - so do calls with keywords that are not known here, such as the indices of sparse attention.
+
+    Layers of linear attention by the gated delta rule (Qwen3-Next, Kimi Linear and others) follow the implementation of
+    their model: with "headwise", :func:`headwise.linear_attention` computes what needs no gradient.
 
     See Also
     --------
@@ -252,6 +256,8 @@ def _check_models() -> None:
             if reason is not None:
                 _warn_once(cls, reason, "transformers' default attention")
                 requested_attention = None
+            else:
+                adopt(self)
         return original(self, requested_attention, *arguments, **options)
 
     vars(checked)["checks_headwise"] = True
