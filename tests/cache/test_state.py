@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +90,11 @@ def test_attributes_have_the_types_of_a_new_cache() -> None:
     assert repr(cache) == repr(hw.KVCache(1, 2, 3, 4, dtype=np.float64))
 
 
+def memo_size(data: bytes) -> int:
+    """How many objects the unpickler makes room for."""
+    return max((arg for opcode, arg, _ in pickletools.genops(data) if opcode.name.endswith("PUT")), default=0)
+
+
 @pytest.mark.single_implementation
 @pytest.mark.parametrize("ring", [False, True])
 def test_bits_of_pickles_are_refused_or_whole(ring: bool) -> None:
@@ -99,6 +105,8 @@ def test_bits_of_pickles_are_refused_or_whole(ring: bool) -> None:
         damaged = bytearray(data)
         damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
         try:
+            if memo_size(bytes(damaged)) > 10**6:  # pickle would clear gigabytes first
+                continue
             state = pickle.loads(bytes(damaged))
         except Exception:  # those of pickle and NumPy
             continue

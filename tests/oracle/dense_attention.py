@@ -137,23 +137,20 @@ def attention(  # noqa: PLR0913 (the options of attention, one by one)
     with np.errstate(all="ignore"):
         for n, h, i in np.ndindex(batch, heads, query_len):
             position = i + int(offsets[n])
-            kept = [
-                j
-                for j in np.flatnonzero(keep[n, h, i, : lengths[n]])
-                if (left < 0 or position - left <= j) and (right < 0 or j <= position + right)
-                if relative[n, h, i, entry(j - position, relative)] != -np.inf
-            ]
+            keys = np.flatnonzero(keep[n, h, i, : lengths[n]])
+            distance = keys - position
+            close = relative[n, h, i, entry(distance, relative)]
+            seen = (close != -np.inf) & ((left < 0) | (distance >= -left)) & ((right < 0) | (distance <= right))
+            kept, distance, close = keys[seen], distance[seen], close[seen]
             score = scale * (key[n, h * kv_heads // heads, kept] @ query[n, h, i])
             if softcap is not None:
                 score = softcap * np.tanh(score / softcap)
-            distance = np.array(kept, int) - position
-            score = score + added[n, h, i, kept] + relative[n, h, i, entry(distance, relative)]
-            score = score - slopes[h] * np.abs(distance)
+            score = score + added[n, h, i, kept] + close - slopes[h] * np.abs(distance)
             if score_mod is not None:
-                score = score_mod(score, n, h, i, np.array(kept, int))
+                score = score_mod(score, n, h, i, kept)
             logits = np.append(score, () if sinks is None else sinks[h]).astype(np.longdouble)
             largest = logits.max(initial=-np.inf)
-            if not kept and largest == -np.inf:
+            if not len(kept) and largest == -np.inf:
                 continue
             powers = np.exp(logits - largest)
             lse[n, h, i] = largest + np.log(powers.sum())

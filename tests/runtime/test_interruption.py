@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -39,8 +40,10 @@ Handler = Callable[[Callable[[], None]], None]
 
 @pytest.fixture
 def on_signal() -> Iterator[Handler]:
-    """Sets what a handler of SIGALRM does; no timer runs after the test."""
+    """Sets what a handler of SIGALRM does; no timer runs after the test. The garbage collector is off: Python ignores
+    exceptions in its callbacks, such as JAX's."""
     before = signal.getsignal(signal.SIGALRM)
+    gc.disable()
 
     def use(action: Callable[[], None]) -> None:
         def handler(_: int, __: FrameType | None) -> None:
@@ -50,6 +53,7 @@ def on_signal() -> Iterator[Handler]:
 
     yield use
     signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.enable()
     signal.signal(signal.SIGALRM, before)
 
 
@@ -192,10 +196,12 @@ def test_signals_at_random_moments(case: Case, rng: np.random.Generator, on_sign
     interrupted = 0
     for _ in range(ROUNDS):
         try:
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 3e-2))
+            # Again after a second, if Python has ignored the exception, as it does in callbacks of weak references.
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 3e-2), 1)
             while True:
                 case.run(arguments)
         except Stop:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             interrupted += 1
         assert [result.tobytes() for result in case.run(arguments)] == expected
     assert interrupted == ROUNDS
