@@ -85,6 +85,15 @@ void RunQueryBlock(const Call<T>& call, std::int64_t task, std::byte* scratch) {
   call.kernel->block(*call.args, {head / kv_heads, head % kv_heads, query, query_end}, scratch);
 }
 
+template <typename T>
+void RunSmallTask(const Call<T>& call, std::int64_t task, std::byte* scratch) {
+  const Schedule& schedule = call.schedule;
+  const std::int64_t begin = task * Schedule::kSmallHeads;
+  const std::int64_t end = std::min(schedule.heads(), begin + Schedule::kSmallHeads);
+  call.decode->small_heads(*call.args, begin, end, scratch);
+  Interrupted(schedule.work() / static_cast<double>(schedule.tasks()));
+}
+
 // The last chunk of a head to finish combines the partial results of all of them.
 template <typename T>
 void RunChunk(const Call<T>& call, std::int64_t task, std::byte* partials, std::byte* scratch) {
@@ -137,7 +146,9 @@ void RunCalls(Call<T>* begin, Call<T>* end) {
   ParallelFor(tasks, threads, [&](std::int64_t task, int thread) {
     const auto later = [](std::int64_t t, const Call<T>& call) { return t < call.first_task; };
     const Call<T>& call = *(std::upper_bound(begin, end, task, later) - 1);
-    if (call.decode) {
+    if (call.schedule.small()) {
+      RunSmallTask(call, task - call.first_task, scratch.thread(thread));
+    } else if (call.decode) {
       RunChunk(call, task - call.first_task, partials, scratch.thread(thread));
     } else {
       RunQueryBlock(call, task - call.first_task, scratch.thread(thread));

@@ -9,6 +9,12 @@
 
 namespace headwise {
 
+// Up to this many rows per key and value head, packing keys and values costs more than it saves: decode.
+constexpr std::int64_t kMaxDecodeRows = 8;
+
+// Limits of decode/small-inl.h: keys, and head_dim and value_dim.
+constexpr std::int64_t kSmallKeys = 16, kSmallWidth = 128;
+
 // A task of AttentionKernel: queries [query_begin, query_end) of all heads that share one key and value head, that is
 // group * queries rows that meet the same keys.
 struct AttentionBlock {
@@ -39,6 +45,9 @@ struct DecodeKernel {
   void (*chunk)(const AttentionArgs<T>& args, const DecodeChunk& chunk, std::byte* partial, std::byte* scratch);
   void (*combine)(const AttentionArgs<T>& args, std::int64_t batch, std::int64_t kv_head, std::int64_t chunk_keys,
                   std::byte* partials);
+  // All of the key and value heads [begin, end), counted over batch entries, of a call for which Schedule::small().
+  // `scratch`: a partial result of all keys, then scratch_bytes.
+  void (*small_heads)(const AttentionArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 };
 
 // The kernels of the bf16 matmul backends; null if this build has none. AMX: every type but double; BF16 dot: float and

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <variant>
 
+#include "attention/kernel.h"
+
 namespace headwise {
 namespace {
 
@@ -30,11 +32,11 @@ std::int64_t MaxBlockRows(const AttentionArgs<T>& args) {
   return std::clamp(kWeightsBytes / std::max<std::int64_t>(1, bytes(args.key.shape[2])), kMinRows, rows);
 }
 
-// Up to this many rows per key and value head, packing keys and values costs more than it saves: decode.
-constexpr std::int64_t kMaxDecodeRows = 8;
-
 // Cost of a decode task apart from its keys, in floating-point operations. A byte of keys and values costs one.
 constexpr double kDecodeTaskWork = 15'000;
+
+// Cost of a small head, and of each of its scores, apart from the products.
+constexpr double kSmallHeadWork = 1'500, kSmallScoreWork = 150;
 
 // Bytes of a number of the keys and values.
 template <typename T>
@@ -49,6 +51,17 @@ template <typename T>
 std::int64_t ChunkKeys(std::int64_t key_len) {
   constexpr std::int64_t kBlock = 1024 / sizeof(Accumulator<T>), kMaxChunks = 64;
   return std::max(2 * kBlock, CeilDiv(CeilDiv(key_len, kMaxChunks), kBlock) * kBlock);
+}
+
+// Whether decode/small-inl.h computes a call with few rows.
+template <typename T>
+bool IsSmall(const AttentionArgs<T>& args) {
+  const auto& spec = args.spec;
+  const std::int64_t keys = args.key.shape[2], head_dim = args.query.shape[3], value_dim = args.value.shape[3];
+  return keys > 0 && keys <= kSmallKeys && head_dim <= kSmallWidth && value_dim > 0 && value_dim <= kSmallWidth &&
+         !args.weights && std::holds_alternative<std::monostate>(args.stored) && spec.softcap == 0 &&
+         spec.keep.empty() && spec.bias.empty() && !spec.alibi_slopes && !spec.sinks && !spec.dropout_keep &&
+         !spec.blocks && !spec.relative_bias;
 }
 
 }  // namespace
@@ -74,6 +87,12 @@ Schedule::Schedule(const AttentionArgs<T>& args) {
   parts_ = std::max<std::int64_t>(1, CeilDiv(key_len, size_));
   const double bytes =
       static_cast<double>(KeySize(args)) * static_cast<double>(heads_) * static_cast<double>(key_len) * width;
+  small_ = IsSmall(args);
+  if (small_) {
+    const auto scores = static_cast<double>(group_ * query_len * key_len);
+    work_ += bytes + (kSmallHeadWork + kSmallScoreWork * scores) * static_cast<double>(heads_);
+    return;
+  }
   work_ += bytes + kDecodeTaskWork * static_cast<double>(tasks());
 }
 template Schedule::Schedule(const AttentionArgs<Float16>&);

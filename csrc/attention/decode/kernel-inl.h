@@ -156,7 +156,7 @@ HWY_INLINE void PrefetchRows(const K* row, int64_t rows, int64_t stride, int64_t
 }
 
 // scores[r][j] = query_r . key_j for kRows rows and kKeys keys. Rows of queries end in zeros.
-template <int kRows, int kKeys, typename T, typename S>
+template <int kRows, int kKeys, int kScoreStride, typename T, typename S>
 HWY_INLINE void Dots(const T* query, int64_t query_stride, const S* key, int64_t key_stride, int64_t depth, T* scores) {
   const Tag<T> d;
   hn::Vec<Tag<T>> sum[kRows][kKeys];
@@ -175,7 +175,7 @@ HWY_INLINE void Dots(const T* query, int64_t query_stride, const S* key, int64_t
   });
 #pragma GCC unroll 16
   for (int i = 0; i < kRows * kKeys; ++i) {
-    scores[i / kKeys * kKeyBlock<T> + i % kKeys] = hn::GetLane(hn::SumOfLanes(d, sum[i / kKeys][i % kKeys]));
+    scores[i / kKeys * kScoreStride + i % kKeys] = hn::GetLane(hn::SumOfLanes(d, sum[i / kKeys][i % kKeys]));
   }
 }
 
@@ -190,9 +190,12 @@ void DecodeScores(const DecodeScratch<T>& scratch, const HeadKeys<K>& head, int6
     if (r == 0 && begin + j + kKeysAhead + kDecodeKeys <= head.keys) {
       PrefetchRows(key + (j + kKeysAhead) * stride, kDecodeKeys, stride, head.head_dim);
     }
-    Dots<kRows, kDecodeKeys>(query, width, key + j * stride, stride, head.head_dim, scratch.Scores(r) + j);
+    Dots<kRows, kDecodeKeys, kKeyBlock<T>>(query, width, key + j * stride, stride, head.head_dim,
+                                           scratch.Scores(r) + j);
   }
-  for (; j < keys; ++j) Dots<kRows, 1>(query, width, key + j * stride, stride, head.head_dim, scratch.Scores(r) + j);
+  for (; j < keys; ++j) {
+    Dots<kRows, 1, kKeyBlock<T>>(query, width, key + j * stride, stride, head.head_dim, scratch.Scores(r) + j);
+  }
 }
 
 // One row's weighted values of a vector of columns, for values with NaN or Inf: keys of weight 0 are skipped, because

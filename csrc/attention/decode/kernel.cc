@@ -5,6 +5,7 @@
 // Below foreach_target.h, or the first target would miss them.
 #include "attention/decode/combine-inl.h"
 #include "attention/decode/kernel-inl.h"
+#include "attention/decode/small-inl.h"
 #include "attention/kernel.h"
 #include "base/dispatch.h"
 
@@ -13,7 +14,8 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 
 template <typename T>
-constexpr DecodeKernel<T> kDecode{&PartialBytes<T>, &DecodeScratchBytes<T>, &DecodeChunkKernel<T>, &CombineChunks<T>};
+constexpr DecodeKernel<T> kDecode{&PartialBytes<T>, &DecodeScratchBytes<T>, &DecodeChunkKernel<T>, &CombineChunks<T>,
+                                  &RunSmallHeads<T>};
 
 const KernelSet<DecodeKernel>* DecodeKernels() {
   static constexpr KernelSet<DecodeKernel> kernels{kDecode<Float16>, kDecode<BFloat16>, kDecode<float>,
