@@ -164,7 +164,19 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(
         name=st.sampled_from(
-            ["append", "extend", "attend", "truncate", "reorder", "select", "entry", "positions", "KVCache"]
+            [
+                "append",
+                "extend",
+                "attend",
+                "truncate",
+                "reorder",
+                "select",
+                "entry",
+                "positions",
+                "evict",
+                "key_positions",
+                "KVCache",
+            ]
         ),
         data=st.data(),
     )
@@ -184,6 +196,8 @@ class CacheMachine(RuleBasedStateMachine):
             "select": {"indices": [0] * self.batch},
             "entry": {"index": 0},
             "positions": {"new": 1},
+            "evict": {"scores": np.zeros((self.batch, max(self._lengths()))), "keep": 2},
+            "key_positions": {"index": 0},
             "KVCache": dict(self.sizes),
         }[name]
         place = data.draw(st.sampled_from(sorted(arguments)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -99,24 +99,52 @@ def _attend(
     options: CacheOptions,
 ) -> None:
     gap = has_gap(rows, max(spans.lengths))
-    if not gap and spans.counts[0] == query.shape[2] and spans.equal():
+    scattered = rows.kept is not None and _depends_on_positions(rows, spans, spec, options)
+    if not gap and not scattered and spans.counts[0] == query.shape[2] and spans.equal():
         _together(query, rows, output, weights, lse, spans, spec)
         return
     if spec.blocks is not None:  # each sequence has other columns
         batch, heads, new, _ = query.shape
-        kept = spec.blocks.keep(slice(0, batch), slice(0, heads), slice(0, new), slice(0, max(spans.lengths)))
+        kept = spec.blocks.keep(slice(0, batch), slice(0, heads), slice(0, new), slice(0, max(spans.seen)))
         spec = spec._replace(keep=spec.keep if kept is None else (*spec.keep, kept), blocks=None)
+    if scattered:
+        spec = spec._replace(**_window(options)._asdict())
     if gap:
         # attention_spec takes a window of more positions than there are columns for an open one.
         spec = spec._replace(left=check_window(options.get("window_size"), sys.maxsize)[0])
     relative = spec.relative_bias
     by_sequence = relative is not None and (relative.shape[0] > 1 or relative.shape[2] > 1)
-    if weights is None and not spec.keep and not spec.bias and not by_sequence and not gap:
+    if weights is None and not spec.keep and not spec.bias and not by_sequence and not gap and not scattered:
         _packed(query, rows, output, lse, spans, spec)
     else:
-        attend_by_entry(query, rows, output, weights, lse, spans, spec)
+        attend_by_entry(query, rows, output, weights, lse, spans, spec, scattered=scattered)
     for entry, count in enumerate(spans.counts):
         output[entry, :, count:] = 0
+
+
+class _Window(NamedTuple):
+    left: int
+    right: int
+
+
+def _window(options: CacheOptions) -> _Window:
+    """The window in positions. attention_spec takes one of more positions than there are columns for an open one."""
+    left, right = check_window(options.get("window_size"), sys.maxsize)
+    return _Window(left, 0 if options.get("is_causal", True) else right)
+
+
+def _depends_on_positions(rows: CacheRows, spans: Spans, spec: AttentionSpec, options: CacheOptions) -> bool:
+    """Whether columns, of which some have been evicted, are not enough to compute masks and biases.
+
+    They are for causal queries in whose rows, the latest ones, none is missing.
+    """
+    left, right = _window(options)
+    if left >= 0 or right > 0 or spec.alibi_slopes is not None or spec.relative_bias is not None:
+        return True
+    entries = enumerate(zip(spans.seen, spans.counts, spans.lengths, strict=True))
+    return right == 0 and any(
+        count and rows.rows_until(entry, length - count) != seen - count for entry, (seen, count, length) in entries
+    )
 
 
 def _together(

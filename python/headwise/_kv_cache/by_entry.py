@@ -9,6 +9,7 @@ import numpy as np
 
 from headwise._base.arrays import cast_layout
 from headwise._base.attention_spec import fill_without_keys
+from headwise._base.ieee import ieee
 from headwise._base.outputs import allocate
 from headwise._base.typing import FLOAT32
 from headwise._kv_cache.rows import equal
@@ -39,17 +40,23 @@ def attend_by_entry(
     lse: Array | None,
     spans: Spans,
     spec: AttentionSpec,
+    *,
+    scattered: bool = False,
 ) -> None:
-    """One call for all sequences if they are equal, else one for each. Padding is not written."""
+    """One call for all sequences if they are equal, else one for each. Padding is not written.
+
+    ``scattered``: masks and biases follow from the positions of rows, of which some have been evicted.
+    """
     batch, attention = len(query), current().attention
-    together = spans.equal() and (not rows.first or equal(spans.lengths))
+    together = spans.equal() and not scattered and (not rows.first or equal(spans.lengths))
     groups = [slice(0, batch)] if together else [slice(entry, entry + 1) for entry in range(batch)]
     for entries in groups:
         count, seen, length = (numbers[entries.start] for numbers in (spans.counts, spans.seen, spans.lengths))
         if count == 0:
             continue
         gap = has_gap(rows, length)
-        if gap and weights is None and not spec.keep and not spec.bias and spec.relative_bias is None:
+        plain = weights is None and not spec.keep and not spec.bias and spec.relative_bias is None
+        if gap and plain:
             columns: slice | Array = slice(0, length - rows.offsets[entries.start])  # a view; the mask drops the gap
         else:
             columns = rows.visible(entries.start, count, spans.lengths)
@@ -60,7 +67,8 @@ def attend_by_entry(
                 cast_layout(factors[entries, :, columns][..., 0], FLOAT32, last=True) for factors in rows.factors
             )
             spec = spec._replace(key_scales=key_scales, value_scales=value_scales)
-        for block in _query_blocks(count, key_len if gap else 0):
+        width = _mask_width(spec, query.shape[1], key_len) if scattered else key_len if gap else 0
+        for block in _query_blocks(count, width):
             shape = (len(keys), query.shape[1], block.stop - block.start)
             part_weights = None if weights is None else allocate((*shape, key_len), weights.dtype)
             part_lse = None if lse is None else allocate(shape, lse.dtype)
@@ -70,9 +78,11 @@ def attend_by_entry(
                 bias=tuple(_mask_part(m, entries, block, key_len) for m in spec.bias),
                 relative_bias=None if spec.relative_bias is None else _rows_part(spec.relative_bias, entries, block),
             )
-            if gap:
-                positions = _positions(rows, entries.start, columns)
-                part_spec = _with_gap(part_spec, positions, length - count + block.start, shape[2], rows)
+            first_query = length - count + block.start
+            if gap or scattered:
+                positions = rows.positions(entries.start, columns)
+                add = _with_gap if gap else _by_positions
+                part_spec = add(part_spec, positions, first_query, shape[2], rows)
             if key_len == 0:
                 fill_without_keys(output[entries, :, block], part_lse, spec.sinks)
             else:
@@ -92,6 +102,12 @@ def _query_blocks(count: int, mask_width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
+def _mask_width(spec: AttentionSpec, heads: int, key_len: int) -> int:
+    """Entries of the masks and biases of :func:`_by_positions` for each query."""
+    of_heads = spec.alibi_slopes is not None or spec.relative_bias is not None
+    return key_len * heads if of_heads else key_len
+
+
 def _mask_part(m: Array, entries: slice, queries: slice, key_len: int) -> Array:
     """The part of a mask (batch, heads, query_len, key_len), each or 1, for a call."""
     m = _rows_part(m, entries, queries)
@@ -104,10 +120,31 @@ def _rows_part(m: Array, entries: slice, queries: slice) -> Array:
     return m if m.shape[2] == 1 else m[:, :, queries]
 
 
-def _positions(rows: CacheRows, entry: int, columns: slice | Array) -> Array:
-    slots = columns if isinstance(columns, np.ndarray) else np.arange(columns.start, columns.stop)
-    positions: Array = np.where(slots < rows.first, slots, slots + rows.offsets[entry])
-    return positions
+@ieee
+def _by_positions(spec: AttentionSpec, positions: Array, first_query: int, count: int, _: CacheRows) -> AttentionSpec:
+    """``spec`` for queries from position ``first_query`` on and keys at ``positions``, in masks and biases."""
+    distance = positions - np.arange(first_query, first_query + count)[:, np.newaxis]
+    keep, bias = np.ones(distance.shape, bool), spec.bias
+    if spec.left >= 0:
+        keep &= distance >= -spec.left
+    if spec.right >= 0:
+        keep &= distance <= spec.right
+    if spec.alibi_slopes is not None:
+        steps = np.abs(distance).astype(spec.alibi_slopes.dtype)
+        bias = (*bias, -spec.alibi_slopes[np.newaxis, :, np.newaxis, np.newaxis] * steps)
+    if spec.relative_bias is not None:
+        bias = (*bias, _of_distances(spec.relative_bias, distance))
+    return spec._replace(
+        left=-1, right=-1, keep=(*spec.keep, keep[np.newaxis, np.newaxis]), bias=bias, alibi_slopes=None,
+        relative_bias=None,
+    )  # fmt: skip
+
+
+def _of_distances(table: Array, distance: Array) -> Array:
+    """The entries of a relative bias, (batch, heads, queries, keys), for ``distance`` (queries, keys)."""
+    middle = table.shape[3] // 2
+    entries = distance.clip(-middle, middle) + middle
+    return np.take_along_axis(table, entries[np.newaxis, np.newaxis], axis=3)
 
 
 def _with_gap(spec: AttentionSpec, positions: Array, first_query: int, count: int, rows: CacheRows) -> AttentionSpec:
@@ -123,7 +160,5 @@ def _with_gap(spec: AttentionSpec, positions: Array, first_query: int, count: in
         further = np.where(positions < rows.first, missing, 0).astype(spec.alibi_slopes.dtype)
         bias = (*bias, -spec.alibi_slopes[np.newaxis, :, np.newaxis, np.newaxis] * further)
     if spec.relative_bias is not None:
-        middle = spec.relative_bias.shape[3] // 2
-        entries = (positions - query).clip(-middle, middle) + middle
-        bias = (*bias, np.take_along_axis(spec.relative_bias, entries[np.newaxis, np.newaxis], axis=3))
+        bias = (*bias, _of_distances(spec.relative_bias, positions - query))
     return spec._replace(left=-1, keep=(*spec.keep, keep[np.newaxis, np.newaxis]), bias=bias, relative_bias=None)

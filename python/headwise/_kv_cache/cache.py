@@ -11,9 +11,9 @@ import numpy as np
 
 from headwise._kv_cache.attention import attend_rows
 from headwise._kv_cache.checks import CacheShape, check_counts, check_free, check_new, check_query, check_shape
+from headwise._kv_cache.eviction import EvictableSequences
 from headwise._kv_cache.extension import Extension
 from headwise._kv_cache.placement import check_placement, check_query_positions
-from headwise._kv_cache.sequences import CachedSequences
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["KVCache", "extension"]
 
 
-class KVCache(CachedSequences):
+class KVCache(EvictableSequences):
     """Keys and values of a batch of sequences, allocated once and written in place.
 
     Each call appends any number of tokens. Their queries attend causally to all stored positions, and the results equal
@@ -265,7 +265,7 @@ class KVCache(CachedSequences):
 
         Notes
         -----
-        ``stored`` is the maximum number of keys that the new queries of a sequence see: its length, or in a ring
+        ``stored`` is the maximum number of keys that the new queries of a sequence see: its stored rows, or in a ring
         ``capacity - 1`` plus its number of new queries, if that is less. Column ``j`` is the ``j``-th of these keys, of
         which the first ``keep_first`` are those of the sequence; columns beyond a sequence's last key are ignored.
 
@@ -372,7 +372,7 @@ class KVCache(CachedSequences):
         new = check_new(key, value, self._shape)
         counts = check_counts(lengths, new[0].shape[2], self.batch_size)
         if not self.ring:
-            check_free(counts, self._rows.lengths, self.capacity)
+            check_free(counts, [self._rows.end(i) for i in range(self.batch_size)], self.capacity)
         return new, counts
 
     def _extension(

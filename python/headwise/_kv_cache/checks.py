@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from headwise._base.arrays import as_array
+from headwise._base.arrays import as_array, check_dtype
 from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_int, check_size
 from headwise._kv_cache.storage import INT8, Part, activation_dtypes, encode, parts, storage_dtype
@@ -72,8 +72,10 @@ def _check_columns(value_from_key: object, head_dim: int) -> tuple[int, int]:
     return start, stop
 
 
-def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int], list[list[Array]]]:
-    """The lengths and rows of a pickled cache, checked: the file may be damaged, or from a stranger."""
+def check_stored(
+    state: object, shape: CacheShape, slots: int, kept: object = None
+) -> tuple[list[int], list[list[Array]], list[Array] | None]:
+    """The lengths, rows and kept positions of a pickled cache, checked: the file may be damaged, or from a stranger."""
     expected = shape.parts()
     if not isinstance(state, tuple) or len(state) != 1 + len(expected):
         *names, last = ("lengths", *(part.name for part in expected))
@@ -87,7 +89,7 @@ def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int
                 found = getattr(a, "dtype", type(a).__name__)
                 raise ValueError(f"state: {name}[{i}]: {found}, expected an array of {dtype}")
             # A ring that has dropped rows still has all that the next query sees.
-            least = min(length, shape.capacity - 1) if shape.ring else length
+            least = min(length, shape.capacity - 1) if shape.ring else length if kept is None else 0
             rows = a.shape[1] if a.ndim == 3 else -1
             if a.shape != (shape.num_kv_heads, rows, width) or not least <= rows <= min(length, slots):
                 raise ValueError(
@@ -100,7 +102,41 @@ def check_stored(state: object, shape: CacheShape, slots: int) -> tuple[list[int
                 raise ValueError(
                     f"state: {part.name}[{i}]: {rows.shape[1]} rows, expected the {key.shape[1]} of the keys"
                 )
-    return lengths, list(state[1:])
+    return lengths, list(state[1:]), None if kept is None else _check_kept(kept, lengths, state[1], ring=shape.ring)
+
+
+def _check_kept(kept: object, lengths: list[int], keys: list[Array], *, ring: bool) -> list[Array]:
+    """The positions of the first rows of each sequence, after an eviction, checked as those of a pickled cache."""
+    if ring or not isinstance(kept, list) or len(kept) != len(lengths):
+        raise ValueError(f"state: kept: {shown(kept)}, expected one array for each sequence of a cache without a ring")
+    checked = []
+    for i, (positions, length, rows) in enumerate(zip(kept, lengths, keys, strict=True)):
+        a = np.array(positions)
+        fits = a.ndim == 1 and a.dtype == np.int64 and len(a) <= rows.shape[1]
+        if fits and a.size:  # behind the first rows, each of the positions up to the length has a row
+            fits = a[0] >= 0 and (np.diff(a) > 0).all() and a[-1] < length - rows.shape[1] + len(a)
+        if not fits:
+            raise ValueError(f"state: kept[{i}]: {shown(positions)}, expected increasing positions of the first rows")
+        checked.append(a)
+    return checked
+
+
+def check_scores(scores: ArrayLike, rows: Sequence[int]) -> Array:
+    """``scores``, (batch, stored), in float64: one for each of the ``rows[i]`` rows of each sequence, and padding."""
+    a = as_array(scores, "scores")
+    check_dtype(a.dtype, "scores")
+    expected = (len(rows), max(rows))
+    if a.shape != expected:
+        by_head = "; sum or average the heads first" if a.ndim == 3 else ""
+        raise ValueError(
+            f"scores: shape {a.shape}, expected one for each stored row of each sequence, {expected}{by_head}"
+        )
+    wide = a.astype(np.float64)
+    for i, count in enumerate(rows):
+        missing = np.isnan(wide[i, :count])
+        if missing.any():
+            raise ValueError(f"scores: NaN for row {int(missing.argmax())}{of(i, rows)}, expected numbers to compare")
+    return wide
 
 
 def check_query(query: ArrayLike, shape: CacheShape) -> Array:

@@ -41,14 +41,15 @@ def check_placement(
     order, longer, replaced = np.empty(given.shape, np.intp), [], []
     for i, (count, length) in enumerate(zip(counts, rows.lengths, strict=True)):
         where = given[i, :count]
-        _check_range(where, capacity if rows.reach < 0 else -1, of(i, counts))
+        _check_range(where, capacity + rows.offsets[i] if rows.reach < 0 else -1, of(i, counts))
         by_position = np.argsort(where, kind="stable")
         where = where[by_position].astype(INT64)
         old = int(np.searchsorted(where, length))
         _check_distinct(where, length, old, of(i, counts))
-        dropped = where[(where >= rows.first) & (where < rows.offsets[i] + rows.first)]
-        if dropped.size:
-            raise ValueError(f"positions: {dropped[0]}{of(i, counts)}, but the ring has dropped this position")
+        missing = where[:old][rows.is_missing(i, where[:old])]
+        if missing.size:
+            reason = "the ring has dropped" if rows.kept is None else "evict() has removed"
+            raise ValueError(f"positions: {missing[0]}{of(i, counts)}, but {reason} this position")
         order[i] = [*by_position[old:], *by_position[:old], *range(count, new)]
         longer.append(count - old)
         replaced.append(where[:old])

@@ -34,6 +34,9 @@ class CacheRows:
     ``first`` on, at most once per ``spare`` positions, so a position costs on average at most about 9 row copies. The
     rows kept are all that the next query sees, also after up to ``spare`` of the latest positions have been removed.
 
+    After :meth:`evict`, the first rows of sequence ``i`` have the positions ``kept[i]``, which increase, and row ``r``
+    behind them has position ``offsets[i] + r``. ``kept`` is None before, and in a ring.
+
     A KeyboardInterrupt may come between any two bytecodes. So rows are first written where no query sees them, and
     ``lengths`` and ``offsets`` are then replaced in one step; rows that are seen are changed together with these lists
     (:func:`_at_once`).
@@ -56,6 +59,7 @@ class CacheRows:
         # changed in place.
         self.lengths = [0] * shape.batch_size
         self.offsets = self.lengths
+        self.kept: list[Array] | None = None
 
     def end(self, entry: int) -> int:
         """The number of rows stored of a sequence."""
@@ -124,7 +128,7 @@ class CacheRows:
     def visible(self, entry: int, new: int, lengths: list[int] | None = None) -> slice | Array:
         """The slots of the rows that the queries of the latest ``new`` positions of a sequence see."""
         length = (lengths or self.lengths)[entry]
-        end = length - self.offsets[entry]
+        end = self.rows_until(entry, length)
         rows = end if self.reach < 0 else min(length, self.reach + new)
         if not self.first or rows >= end:
             return slice(max(0, end - rows), end)
@@ -134,18 +138,70 @@ class CacheRows:
         """The first slot and the number of the rows that the queries of the latest ``counts[i]`` positions see, in
         sequences of ``lengths``. The slot is negative if some of these rows have been dropped."""
         if self.reach < 0:
-            return [0] * len(counts), lengths
+            return [0] * len(counts), lengths if self.kept is None else self._rows_until(lengths)
         seen = [min(length, self.reach + count) for length, count in zip(lengths, counts, strict=True)]
         return [length - offset - rows for length, offset, rows in zip(lengths, self.offsets, seen, strict=True)], seen
 
+    def rows_until(self, entry: int, length: int) -> int:
+        """The number of rows stored at the first ``length`` positions of a sequence."""
+        rows = length - self.offsets[entry]
+        if self.kept is None or rows >= len(self.kept[entry]):
+            return rows
+        return int(np.searchsorted(self.kept[entry], length))
+
+    def _rows_until(self, lengths: list[int]) -> list[int]:
+        return [self.rows_until(entry, length) for entry, length in enumerate(lengths)]
+
+    def positions(self, entry: int, rows: slice | Array) -> Array:
+        """The positions of stored rows of a sequence."""
+        slots = rows if isinstance(rows, np.ndarray) else np.arange(rows.start, rows.stop)
+        positions: Array = np.where(slots < self.first, slots, slots + self.offsets[entry])
+        if self.kept is not None:
+            first = slots < len(self.kept[entry])
+            positions[first] = self.kept[entry][slots[first]]
+        return positions
+
+    def slots_of(self, entry: int, positions: Array, offset: int) -> Array:
+        """The slots of stored positions of a sequence with this ``offset``."""
+        slots: Array = np.where(positions < self.first, positions, positions - offset)
+        if self.kept is not None:
+            first = slots < len(self.kept[entry])
+            slots[first] = np.searchsorted(self.kept[entry], positions[first])
+        return slots
+
+    def is_missing(self, entry: int, positions: Array) -> Array:
+        """Which of these positions, all below the length of a sequence, a ring has dropped or :meth:`evict` removed."""
+        if self.kept is None:
+            return (positions >= self.first) & (positions < self.offsets[entry] + self.first)
+        kept = self.kept[entry]
+        return (positions < self.offsets[entry] + len(kept)) & ~np.isin(positions, kept)
+
+    def evict(self, chosen: Sequence[Array]) -> None:
+        """Keep only the rows in the slots ``chosen[i]`` of each sequence, which increase; not in a ring."""
+        steps: list[Step] = []
+        for entry, slots in enumerate(chosen):
+            moved = np.flatnonzero(slots != np.arange(len(slots)))
+            if moved.size:  # all memory before the first row is written
+                to = (entry, slice(None), slice(moved[0], len(slots)))
+                steps += [(array, to, array[entry][:, slots[moved[0] :]]) for array in self.arrays]
+        offsets = [length - len(slots) for length, slots in zip(self.lengths, chosen, strict=True)]
+        kept = [self.positions(entry, slots) for entry, slots in enumerate(chosen)]
+        _at_once([*steps, (vars(self), "offsets", offsets), (vars(self), "kept", kept)])
+
     def min_length(self, entry: int) -> int:
         """The minimum length, apart from 0, to which a sequence can be truncated."""
-        return self.offsets[entry] + self.reach if self.offsets[entry] else 0
+        return self.offsets[entry] + self.reach if self.reach >= 0 and self.offsets[entry] else 0
 
     def truncate(self, lengths: list[int]) -> None:
         """Remove the latest positions of each sequence, down to these lengths."""
         if not any(self.offsets):
             self.lengths = lengths
+            return
+        if self.kept is not None:
+            stored = self._rows_until(lengths)
+            offsets = [length - rows for length, rows in zip(lengths, stored, strict=True)]
+            kept = [positions[:rows] for positions, rows in zip(self.kept, stored, strict=True)]
+            vars(self).update(lengths=lengths, offsets=offsets, kept=kept)
             return
         offsets = [offset if length else 0 for length, offset in zip(lengths, self.offsets, strict=True)]
         vars(self).update(lengths=lengths, offsets=offsets)
@@ -163,17 +219,19 @@ class CacheRows:
             for head in rows.swapaxes(0, 1):
                 steps += [(copy, ..., head[source, :stop]) for copy, source in zip(taken, take, strict=True)]
                 steps += [(head, (entry, slice(stop)), copy) for copy, entry in zip(taken, to, strict=True)]
-        steps += [(vars(self), name, [getattr(self, name)[i] for i in sources]) for name in ("lengths", "offsets")]
+        names = ["lengths", "offsets", *([] if self.kept is None else ["kept"])]
+        steps += [(vars(self), name, [getattr(self, name)[i] for i in sources]) for name in names]
         _at_once(steps)
 
-    def restore(self, lengths: list[int], stored: Sequence[Sequence[Array]]) -> None:
+    def restore(self, lengths: list[int], stored: Sequence[Sequence[Array]], kept: list[Array] | None = None) -> None:
         """Hold these rows, (kv_heads, rows, dim) of each sequence for each of :attr:`arrays`: the latest of its
-        ``lengths[i]`` positions, and the first ones."""
+        ``lengths[i]`` positions, and the first ones, or those of ``kept``."""
         for array, sequences in zip(self.arrays, stored, strict=True):
             for entry, rows in enumerate(sequences):
                 array[entry, :, : rows.shape[1]] = rows
         self.lengths = lengths
         self.offsets = [length - rows.shape[1] for length, rows in zip(lengths, stored[0], strict=True)]
+        self.kept = kept
 
     def _longer(self, counts: Sequence[int]) -> list[int]:
         return [length + count for length, count in zip(self.lengths, counts, strict=True)]
@@ -213,7 +271,7 @@ class CacheRows:
     def _replacements(self, entry: int, new: Sequence[Array], positions: Array, offset: int) -> Iterator[Step]:
         """The assignments of new rows, (kv_heads, rows, dim), to increasing positions of a sequence, unless the new
         ``offset`` drops them. Consecutive positions are one assignment."""
-        slots = np.where(positions < self.first, positions, positions - offset)
+        slots = self.slots_of(entry, positions, offset)
         stored = np.flatnonzero((positions < self.first) | (slots >= self.first))
         for run in np.split(stored, np.flatnonzero(np.diff(slots[stored]) != 1) + 1):
             if run.size:
@@ -224,6 +282,8 @@ class CacheRows:
     def _room(self, counts: Sequence[int]) -> tuple[list[Step], list[int]]:
         """The moves of rows of a ring to the first slots where ``counts[i]`` more would not fit, and the offsets after
         them."""
+        if self.reach < 0:
+            return [], self.offsets
         ends = [length - offset for length, offset in zip(self.lengths, self.offsets, strict=True)]
         if equal(self.lengths) and equal(counts):
             # Keep equally many rows of each sequence: equal offsets make the stored rows one view.

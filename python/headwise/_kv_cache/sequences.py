@@ -280,8 +280,9 @@ class CachedSequences:
         state = self.__getstate__()
         lengths, *arrays = state["_rows"]
         picked = tuple([of_sequences[i] for i in sources] for of_sequences in (lengths, *arrays))
+        kept = {"_kept": [state["_kept"][i] for i in sources]} if "_kept" in state else {}
         selected = type(self).__new__(type(self))
-        selected.__setstate__({**state, "batch_size": len(sources), "_rows": picked})
+        selected.__setstate__({**state, **kept, "batch_size": len(sources), "_rows": picked})
         return selected
 
     def _check_sources(self, sources: list[int]) -> None:
@@ -309,9 +310,12 @@ class CachedSequences:
         rows = self._rows
         stored = [slice(0, rows.end(i)) for i in range(self.batch_size)]
         state = {name: value for name, value in vars(self).items() if name not in ("_shape", "_exclusive")}
-        return state | {
-            "_rows": (rows.lengths, *([a[i, :, part] for i, part in enumerate(stored)] for a in rows.arrays))
-        }
+        kept = {} if rows.kept is None else {"_kept": [positions.copy() for positions in rows.kept]}
+        return (
+            state
+            | kept
+            | {"_rows": (rows.lengths, *([a[i, :, part] for i, part in enumerate(stored)] for a in rows.arrays))}
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         needed = {*CacheShape._fields, "_rows"} - CacheShape._field_defaults.keys()
@@ -320,8 +324,9 @@ class CachedSequences:
             raise ValueError(f"state: no {', '.join(sorted(missing))}, expected the state of a pickled KVCache")
         shape = check_shape(CacheShape._field_defaults | state)
         rows = CacheRows(shape)
-        rows.restore(*check_stored(state["_rows"], shape, rows.slots))
-        vars(self).update(state, **shape._asdict())  # attributes of the types that __init__ gives them
+        others = {name: value for name, value in state.items() if name != "_kept"}
+        rows.restore(*check_stored(state["_rows"], shape, rows.slots, state.get("_kept")))
+        vars(self).update(others, **shape._asdict())  # attributes of the types that __init__ gives them
         self._shape, self._rows, self._exclusive = shape, rows, Exclusive()
 
     def _kept(self, entry: int) -> slice | Array:
@@ -337,6 +342,8 @@ class CachedSequences:
         which = ("keys", "values").index(name)
         if equal(rows.offsets):
             return _read_only(rows.shown(slice(None), self._kept(0))[which])
+        if not equal([rows.end(i) for i in range(self.batch_size)]) and not self.ring:
+            raise ValueError(f"{name}: the numbers of rows that evict() has left differ; expected entry(i) instead")
         return _read_only(np.stack([rows.shown(i, self._kept(i))[which] for i in range(self.batch_size)]))
 
 
