@@ -47,6 +47,7 @@ _BERT = {
 }
 _T5: dict[str, Any] = {"vocab_size": 1024, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
 _EXPERTS: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1}
+_CHUNKED = _GROUPED | _EXPERTS | {"attention_chunk_size": 512, "intermediate_size_mlp": 1024}
 # Linear attention of 4 key heads and 8 value heads of 128 in three of four layers.
 _DELTA = _GROUPED | {
     "num_hidden_layers": 4, "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 128,
@@ -65,6 +66,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, tuple[int, int], bool]] = {
     "llama": ("Llama", _GROUPED, "AutoModel", (1, _PREFILL), False),
     "llama, left padding": ("Llama", _GROUPED, "AutoModel", (2, 1024), True),
     "mistral, window 512": ("Mistral", _GROUPED | {"sliding_window": 512}, "AutoModel", (1, _PREFILL), False),
+    "llama-4, chunks of 512": ("Llama4Text", _CHUNKED, "AutoModel", (1, _PREFILL), False),
     "gemma-2": ("Gemma2", _GROUPED | {"sliding_window": 4096}, "AutoModel", (1, _PREFILL), False),
     "gpt-oss": ("GptOss", _GROUPED | _EXPERTS | {"sliding_window": 128}, "AutoModel", (1, _PREFILL), False),
     "bert, padded": ("Bert", _BERT, "AutoModel", (4, 512), True),

@@ -24,6 +24,16 @@ FUNCTIONS = {
     "window": utils.sliding_window_causal_mask_function(3),
     "window of one": utils.sliding_window_causal_mask_function(1),
 }
+#: Documents of 14 positions in two rows.
+PACKED = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3], [0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3]])
+if hasattr(utils, "chunked_overlay"):
+    FUNCTIONS["chunks"] = utils.chunked_causal_mask_function(3, torch.tensor([2, 0]))
+    FUNCTIONS["chunks, not causal"] = utils.chunked_overlay(4, torch.tensor([0, 0]))
+    FUNCTIONS["one chunk"] = utils.chunked_causal_mask_function(20, torch.tensor([0, 0]))
+if hasattr(utils, "packed_sequence_mask_function"):
+    packed = utils.packed_sequence_mask_function(PACKED)
+    FUNCTIONS["packed"] = utils.and_masks(CAUSAL, packed)
+    FUNCTIONS["packed chunks"] = utils.and_masks(utils.chunked_causal_mask_function(2, torch.tensor([0, 1])), packed)
 if hasattr(utils, "sliding_window_bidirectional_mask_function"):  # from transformers 5.2 on
     FUNCTIONS["both sides"] = utils.sliding_window_bidirectional_mask_function(2)
 
@@ -95,6 +105,36 @@ def test_attention_with_patterns(
     assert not by_pattern[~visible].any()
 
 
+@pytest.mark.skipif("chunks" not in FUNCTIONS, reason="this version has no chunks")
+def test_gradients_of_chunks() -> None:
+    options = {"batch_size": 2, "q_length": 9, "kv_length": 9, "mask_function": FUNCTIONS["chunks"]}
+    gradients = []
+    for mask in (implicit_mask(**options), sdpa_mask(**options)):
+        arrays = [
+            torch.randn(2, 2, 9, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(3)
+        ]
+        hwt.attention(None, *arrays, mask)[0].square().sum().backward()
+        gradients.append([x.grad for x in arrays])
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif("chunks" not in FUNCTIONS, reason="this version has no chunks")
+@pytest.mark.parametrize("q_length", [9, 1])
+def test_chunks_and_packed_sequences_stay_implicit(q_length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention makes no tensor of queries x keys, for a prompt; the blocks are made once for all layers."""
+    function = utils.and_masks(FUNCTIONS["chunks"], utils.packed_sequence_mask_function(PACKED[:, :9]))
+    options = {"q_length": q_length, "q_offset": 9 - q_length, "kv_length": 9}
+    mask = implicit_mask(batch_size=2, mask_function=function, **options)
+    query, key = torch.randn(2, 2, q_length, 8), torch.randn(2, 2, 9, 8)
+    if q_length > 1:
+        monkeypatch.setattr(masks.ImplicitMask, "dense", lambda _: pytest.fail("a tensor of queries x keys"))
+    outputs = [hwt.attention(None, query, key, key, mask)[0] for _ in "ab"]
+    assert torch.equal(*outputs)
+    if q_length > 1:
+        assert mask.blocks(slice(0, 9)) is mask.blocks(slice(0, 9))
+
+
 def test_masked_keys_have_no_influence() -> None:
     """NaN behind the end of a static cache and in padding reaches no output."""
     seen = torch.ones(2, 5, dtype=torch.bool)
@@ -119,8 +159,7 @@ def test_nothing_to_mask_is_none() -> None:
     [
         utils.or_masks(CAUSAL, FUNCTIONS["window"]),
         utils.and_masks(CAUSAL, lambda batch, head, query, key: key != 1),
-        utils.chunked_causal_mask_function(2, torch.zeros(2, dtype=torch.long)),
-        utils.packed_sequence_mask_function(torch.tensor([[0, 0, 1, 1]] * 2)),
+        utils.or_masks(CAUSAL, utils.packed_sequence_mask_function(torch.tensor([[0, 0, 1, 1]] * 2))),
         lambda batch, head, query, key: key <= query,
     ],
 )

@@ -31,7 +31,7 @@ def options_of_mask(mask: Any, batch: int, query_len: int, key_len: int) -> tupl
 
 def _options_of_pattern(mask: ImplicitMask, query_len: int, key_len: int) -> tuple[dict[str, Any], slice] | None:
     """As :func:`options_of_mask`, None if no keywords do it."""
-    causal, left, right = mask.pattern
+    causal, left, right, _ = mask.pattern
     offset = mask.query_offset
     start, stop = 0, min(key_len, offset + query_len) if causal else key_len
     options: dict[str, Any] = {}
@@ -47,12 +47,24 @@ def _options_of_pattern(mask: ImplicitMask, query_len: int, key_len: int) -> tup
             options["is_causal"] = True
         if left is not None or right is not None:
             options["window_size"] = (-1 if left is None else left, -1 if right is None else right)
-    if mask.padding is not None:
-        if mask.key_lengths is not None and "causal_alignment" not in options:
-            options["key_lengths"] = mask.key_lengths.clamp(start, stop) - start
-        else:
-            options["key_padding_mask"] = mask.padding[:, start:stop]
-    return options, slice(start, stop)
+    if mask.labels and query_len == 1:
+        seen = mask.dense()[:, 0, 0]  # as large as a mask of padding
+        start = max(start, int(seen.any(dim=0).int().argmax()))
+        return options | {"key_padding_mask": seen[:, start:stop]}, slice(start, stop)
+    keys = slice(start, stop)
+    return options | _options_of_keys(mask, keys, "causal_alignment" not in options), keys
+
+
+def _options_of_keys(mask: ImplicitMask, keys: slice, lengths: bool) -> dict[str, Any]:
+    """The keywords of padding and labels; padding as numbers of keys, if it allows that and ``lengths`` does."""
+    options: dict[str, Any] = {}
+    if mask.key_lengths is not None and lengths:
+        options["key_lengths"] = mask.key_lengths.clamp(keys.start, keys.stop) - keys.start
+    elif mask.padding is not None:
+        options["key_padding_mask"] = mask.padding[:, keys]
+    if mask.labels:
+        options["mask"] = mask.blocks(keys)
+    return options
 
 
 def flash_attention(query: Any, key: Any, value: Any, **options: Any) -> Any:

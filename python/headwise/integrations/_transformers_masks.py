@@ -1,8 +1,8 @@
-"""Attention masks of transformers as patterns: causal, window and padding, without an array of queries x keys.
+"""Attention masks of transformers as patterns: causal, window, labels and padding, without an array of queries x keys.
 
 transformers describes a mask by a function of (batch, head, query, key) indices and asks the attention implementation
-for a tensor. :func:`implicit_mask` recognizes the functions that transformers composes of causal masks and windows and
-returns an :class:`ImplicitMask`; every other function becomes a bool tensor.
+for a tensor. :func:`implicit_mask` recognizes the functions that transformers composes of causal masks, windows, chunks
+(Llama 4) and packed sequences and returns an :class:`ImplicitMask`; every other function becomes a bool tensor.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 from functools import cache, reduce
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from headwise._block_mask.mask import BlockMask
 from headwise.integrations._libraries import require
 
 if TYPE_CHECKING:
@@ -26,17 +27,23 @@ tree_map_only: Any = importlib.import_module("torch.utils._pytree").tree_map_onl
 
 
 class Pattern(NamedTuple):
-    """The keys that the query at position p sees: p - left to p + right (None leaves a side open), to p if causal."""
+    """The keys that the query at position p sees: p - left to p + right (None leaves a side open), to p if causal.
+
+    Each function of ``labels`` gives positions (n,) their labels (batch, n), or None if it does not reach one of them.
+    A query sees the keys that have its labels.
+    """
 
     causal: bool = False
     left: int | None = None
     right: int | None = None
+    labels: tuple[Callable[[Tensor], Tensor | None], ...] = ()
 
     def __and__(self, other: Pattern) -> Pattern:
         def narrower(a: int | None, b: int | None) -> int | None:
             return b if a is None else a if b is None else min(a, b)
 
-        return Pattern(self.causal or other.causal, narrower(self.left, other.left), narrower(self.right, other.right))
+        left, right = narrower(self.left, other.left), narrower(self.right, other.right)
+        return Pattern(self.causal or other.causal, left, right, self.labels + other.labels)
 
 
 class ImplicitMask(torch.Tensor):
@@ -48,6 +55,7 @@ class ImplicitMask(torch.Tensor):
 
     pattern: Pattern
     query_offset: int  # position of query 0 minus position of key 0
+    labels: tuple[tuple[Tensor, Tensor], ...]  # (batch, query_len) and (batch, key_len): a query sees keys of its label
     padding: Tensor | None  # (batch, key_len) of bool, False for padding; None if there is none
     key_lengths: Tensor | None  # (batch,), if the padding of each sequence follows all of its keys
     written: bool  # whether an operation wrote to the bool tensor or returned a view: the pattern may not hold then
@@ -56,20 +64,29 @@ class ImplicitMask(torch.Tensor):
 
     @staticmethod
     def __new__(  # noqa: PYI034 (typing.Self is of Python 3.11)
-        cls: Any, shape: tuple[Any, ...], pattern: Pattern, offset: int, padding: Tensor | None, device: Any
+        cls: Any,
+        shape: tuple[Any, ...],
+        pattern: Pattern,
+        offset: int,
+        padding: Tensor | None,
+        device: Any,
+        labels: tuple[tuple[Tensor, Tensor], ...] = (),
     ) -> ImplicitMask:
         self: ImplicitMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)  # noqa: SLF001
-        self.pattern, self.query_offset, self.padding = pattern, offset, padding
+        self.pattern, self.query_offset, self.padding, self.labels = pattern, offset, padding, labels
         self.key_lengths = None if padding is None else _key_lengths(padding)
         self.written = False
-        self._dense = None
+        self._dense = self._blocks = None
         return self
 
     _dense: Tensor | None
+    _blocks: tuple[slice, Any] | None
 
     def __repr__(self, **_: Any) -> str:
         padded = "" if self.padding is None else ", padded"
-        return f"ImplicitMask({tuple(self.shape)}, {self.pattern}, query_offset={self.query_offset}{padded})"
+        causal, left, right, labels = self.pattern
+        shown = f"causal={causal}, left={left}, right={right}, query_offset={self.query_offset}"
+        return f"ImplicitMask({tuple(self.shape)}, {shown}{', labels' * bool(labels)}{padded})"
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         return self.dense().clone()
@@ -93,7 +110,7 @@ class ImplicitMask(torch.Tensor):
             query = torch.arange(query_len, device=self.device)[:, None] + self.query_offset
             key = torch.arange(key_len, device=self.device)
             keep = torch.ones(query_len, key_len, dtype=torch.bool, device=self.device)
-            causal, left, right = self.pattern
+            causal, left, right, _ = self.pattern
             if causal:
                 keep &= key <= query
             if left is not None:
@@ -102,8 +119,17 @@ class ImplicitMask(torch.Tensor):
                 keep &= key <= query + right
             if self.padding is not None:
                 keep = keep & self.padding[:, None, None, :]
+            for of_queries, of_keys in self.labels:
+                keep = keep & (of_queries[:, None, :, None] == of_keys[:, None, None, :])
             self._dense = keep.expand(batch, 1, query_len, key_len).contiguous()
         return self._dense
+
+    def blocks(self, keys: slice) -> BlockMask:
+        """The labels of some of the keys, as blocks. They are computed once for all layers."""
+        if self._blocks is None or self._blocks[0] != keys:
+            parts = (BlockMask.documents(q.numpy(), k[:, keys].numpy()) for q, k in self.labels)
+            self._blocks = keys, reduce(BlockMask.__and__, parts)
+        return self._blocks[1]
 
 
 def _key_lengths(padding: Tensor) -> Tensor | None:
@@ -129,7 +155,13 @@ def implicit_mask(
     positions = options.get("cache_position")  # of transformers before 5.4, instead of q_length and q_offset
     first = options.get("q_offset", 0) if positions is None else positions[0]
     pattern = None if options.get("use_vmap") else recognized(mask_function)
-    if pattern is None or not _readable(attention_mask, first) or not patterns_hold():
+    labels = None
+    if pattern is not None and _readable(attention_mask, first) and patterns_hold():
+        start, query_start = int(options.get("kv_offset", 0)), int(first)
+        query_len = options["q_length"] if positions is None else len(positions)
+        queries, keys = range(query_start, query_start + query_len), range(start, start + kv_length)
+        labels = _labels(pattern, batch_size, queries, keys)
+    if pattern is None or labels is None:
         options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         return masking_utils.sdpa_mask(
             batch_size=batch_size,
@@ -138,16 +170,14 @@ def implicit_mask(
             attention_mask=attention_mask,
             **options,
         )
-    query_len = options["q_length"] if positions is None else len(positions)
     device = options.get("device", "cpu") if positions is None else positions.device
-    start = int(options.get("kv_offset", 0))
-    offset, padding = int(first) - start, None
+    offset, padding = query_start - start, None
     if attention_mask is not None:
         reach = min(kv_length, offset + query_len) if pattern.causal else kv_length
         padding = _padding(attention_mask, start, kv_length, reach)
     if allow_is_bidirectional_skip and padding is None and pattern == Pattern():
         return None
-    return ImplicitMask((batch_size, 1, query_len, kv_length), pattern, offset, padding, device)
+    return ImplicitMask((batch_size, 1, query_len, kv_length), pattern, offset, padding, device, labels)
 
 
 def _readable(*arguments: Any) -> bool:
@@ -157,6 +187,20 @@ def _readable(*arguments: Any) -> bool:
     tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
     is_tracing = getattr(import_utils, "is_tracing", None)
     return all(x.is_cpu and not (is_tracing is not None and is_tracing(x)) for x in tensors)
+
+
+def _labels(pattern: Pattern, batch: int, queries: range, keys: range) -> tuple[tuple[Tensor, Tensor], ...] | None:
+    """The labels of positions, without those that are all the same; None if a function does not reach a position."""
+    found = []
+    for function in pattern.labels:
+        of_queries, of_keys = (function(torch.arange(x.start, x.stop)) for x in (queries, keys))
+        if of_queries is None or of_keys is None:
+            return None
+        of_queries, of_keys = of_queries.expand(batch, -1), of_keys.expand(batch, -1)
+        first = of_keys[:, :1]
+        if not bool((of_queries == first).all() and (of_keys == first).all()):
+            found.append((of_queries, of_keys))
+    return tuple(found)
 
 
 def _padding(attention_mask: Tensor, start: int, key_len: int, reach: int) -> Tensor | None:
@@ -171,7 +215,7 @@ def _padding(attention_mask: Tensor, start: int, key_len: int, reach: int) -> Te
 
 
 def recognized(function: Any) -> Pattern | None:
-    """The pattern of a mask function that transformers made of causal masks and windows; None of any other."""
+    """The pattern of a mask function that transformers made of parts that are known; None of any other."""
     if function is masking_utils.causal_mask_function:
         return Pattern(causal=True)
     if function is getattr(masking_utils, "bidirectional_mask_function", None):
@@ -179,30 +223,65 @@ def recognized(function: Any) -> Pattern | None:
     if getattr(function, "__module__", None) != masking_utils.__name__ or not getattr(function, "__closure__", None):
         return None
     maker = function.__qualname__.partition(".")[0]
-    value = function.__closure__[0].cell_contents
+    variables = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+    values = [variables[name].cell_contents for name in sorted(variables)]
     if maker == "and_masks":
-        parts = [recognized(part) for part in value]
+        parts = [recognized(part) for part in values[0]]
         known = [part for part in parts if part is not None]
         return reduce(Pattern.__and__, known, Pattern()) if len(known) == len(parts) else None
-    windows = {
-        "sliding_window_overlay": lambda: Pattern(left=int(value) - 1),
-        "sliding_window_bidirectional_overlay": lambda: Pattern(left=int(value), right=int(value)),
-    }
-    return windows[maker]() if maker in windows else None
+    made: Pattern | None = _MAKERS[maker](*values) if maker in _MAKERS else None
+    return made
+
+
+def _chunks(size: int, left_padding: Tensor) -> Pattern:
+    """Chunks of Llama 4, which begin after the padding of each sequence."""
+
+    def labels(positions: Tensor) -> Tensor | None:
+        return (positions - left_padding[:, None]) // size if left_padding.is_cpu else None
+
+    return Pattern(labels=(labels,))
+
+
+def _packed(sequences: Tensor) -> Pattern:
+    """Sequences that are packed into rows, by their number at each position."""
+
+    def labels(positions: Tensor) -> Tensor | None:
+        inside = sequences.is_cpu and bool((positions < sequences.shape[1]).all())
+        return sequences[:, positions] if inside else None
+
+    return Pattern(labels=(labels,))
+
+
+#: Functions of transformers that make mask functions: the pattern by the values in the closure, in the order of names.
+_MAKERS: dict[str, Callable[..., Pattern]] = {
+    "sliding_window_overlay": lambda size: Pattern(left=int(size) - 1),
+    "sliding_window_bidirectional_overlay": lambda size: Pattern(left=int(size), right=int(size)),
+    "chunked_overlay": _chunks,
+    "packed_sequence_mask_function": _packed,
+}
 
 
 @cache
 def patterns_hold() -> bool:
-    """Whether this version's windows are those that :func:`recognized` knows: they are compared once, on 7 tokens."""
-    for name in ("sliding_window_causal_mask_function", "sliding_window_bidirectional_mask_function"):
+    """Whether this version's functions are those that :func:`recognized` knows: they are compared once, on 7 tokens."""
+    numbers = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+    arguments: dict[str, tuple[Any, ...]] = {
+        "sliding_window_causal_mask_function": (3,),
+        "sliding_window_bidirectional_mask_function": (3,),
+        "chunked_overlay": (3, numbers[2:3]),
+        "packed_sequence_mask_function": (numbers[None],),
+    }
+    positions = range(7)
+    for name, values in arguments.items():
         maker = getattr(masking_utils, name, None)
         if maker is None:
             continue
-        function, indices = maker(3), torch.arange(7)
+        function, indices = maker(*values), torch.arange(7)
         pattern = recognized(function)
-        expected = function(0, 0, indices[:, None], indices[None, :])
-        if pattern is None:
+        labels = None if pattern is None else _labels(pattern, 1, positions, positions)
+        if pattern is None or labels is None:
             return False
-        if not torch.equal(ImplicitMask((1, 1, 7, 7), pattern, 0, None, "cpu").dense()[0, 0], expected):
+        found = ImplicitMask((1, 1, 7, 7), pattern, 0, None, "cpu", labels).dense()[0, 0]
+        if not torch.equal(found, function(0, 0, indices[:, None], indices[None, :])):
             return False
     return True
