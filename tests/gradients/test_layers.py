@@ -131,6 +131,11 @@ LINEAR: dict[str, tuple[dict[str, Any], tuple[np.ndarray, ...], dict[str, Any]]]
         (X,),
         {"decay": np.linspace(0.7, 1, 30).reshape(2, 3, 5), "wrt": ("x", "decay")},
     ),
+    "rates": (
+        {"rule": "gated_delta", "feature_map": None, "scale": 0.5, "decay": [0.7, 0.8, 0.9]},
+        (X / 4,),
+        {"beta": np.linspace(0.1, 0.9, 30).reshape(2, 3, 5), "wrt": ("x", "beta")},
+    ),
     "one-sequence": ({"head_dim": 5}, (X[0], 2 + normal((2, 5, 6), 9, np.float64)), {}),
 }
 
@@ -147,13 +152,14 @@ def test_linear_attention(name: str) -> None:
         assert np.array_equal(result, same)
     d = [normal(y.shape, 2, np.float64) for y in results]
     grads = pullback(*d)
-    assert grads.inputs._fields == ("d_x", "d_decay" if wrt else "d_state")[: len(grads.inputs)]
+    assert grads.inputs._fields == tuple(f"d_{n}" for n in wrt.get("wrt", ("x", "state")[: len(inputs)]))
     for i, gradient in enumerate(grads.inputs[: len(inputs)]):
         check(lambda x, i=i: layer(*inputs[:i], x, *inputs[i + 1 :], **options), inputs[i], gradient, d, tolerance)
     if wrt:
-        below = options["decay"] * 0.98
-        by_decay = layer.vjp(*inputs, decay=below, **wrt)[2](*d).inputs.d_decay
-        check(lambda decay: layer(*inputs, decay=decay), below, by_decay, d, tolerance)
+        rate = wrt["wrt"][1]
+        below = options[rate] * 0.98
+        by_rate = layer.vjp(*inputs, **{rate: below}, **wrt)[2](*d).inputs[1]
+        check(lambda x: layer(*inputs, **{rate: x}), below, by_rate, d, tolerance)
     assert set(grads.parameters) == set(layer.state_dict())
     for parameter, gradient in grads.parameters.items():
 
@@ -168,8 +174,6 @@ def test_linear_attention(name: str) -> None:
 
 
 def test_linear_attention_without_gradients() -> None:
-    with pytest.raises(ValueError, match=r"^rule: 'delta', expected 'linear' or 'gated'"):
-        hw.LinearAttention(12, 3, rule="delta", beta=0.5).vjp(X)
     with pytest.raises(TypeError, match=r"^feature_map: "):
         hw.LinearAttention(12, 3, feature_map=np.exp).vjp(X)
     with pytest.raises(ValueError, match=r"^wrt: 'decay', which is not given"):

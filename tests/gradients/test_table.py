@@ -77,7 +77,7 @@ def test_dtypes(case: Case, dtype: str) -> None:
 def test_every_rule_is_in_the_table() -> None:
     in_table = {operation.name: set(operation.wrt) for operation in OPERATIONS.values() if operation.wrt}
     without = {"logsumexp": {"b"}}  # tests/gradients/test_operations.py
-    # tests/gradients/test_layers.py and, for some rules only, test_linear_attention.py
+    # tests/gradients/test_layers.py and test_linear_attention.py
     above = {
         "self_attention", "cross_attention", "multi_head_attention", "multi_head_self_attention", "linear_attention",
     }  # fmt: skip

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     FeatureMap = str | Callable[[Array], ArrayLike] | None
 
-_NAMES = ("x", "state", "decay")  # the arguments that have gradients
+_NAMES = ("x", "state", "decay", "beta")  # the arguments that have gradients
 
 
 class LinearAttention(ProjectedLayer):
@@ -271,15 +271,15 @@ class LinearAttention(ProjectedLayer):
         beta: ArrayLike | None = None,
         wrt: tuple[str, ...] | None = None,
     ) -> tuple[Array, Array, Callable[..., LayerGradients]]:
-        """The results of :meth:`forward`, and a function that computes gradients: of the rules "linear" and "gated".
+        """The results of :meth:`forward`, and a function that computes gradients.
 
         Parameters
         ----------
         x, state, decay, beta
             As for :meth:`forward`.
         wrt : tuple of str, optional
-            The arrays whose gradients are asked for besides those of the parameters: some of "x", "state" and "decay".
-            By default those of ``x`` and ``state`` that are given.
+            The arrays whose gradients are asked for besides those of the parameters: some of "x", "state", "decay" and
+            "beta". By default those of ``x`` and ``state`` that are given.
 
         Returns
         -------
@@ -293,7 +293,7 @@ class LinearAttention(ProjectedLayer):
         Raises
         ------
         ValueError, TypeError
-            As :meth:`forward`, and if the rule or the feature map has no gradients, or ``wrt`` names an array that has
+            As :meth:`forward`, and if the feature map has no gradients, or ``wrt`` names an array that has
             no gradient or is not given.
 
         Examples
@@ -306,7 +306,7 @@ class LinearAttention(ProjectedLayer):
         >>> grads.inputs.d_x.shape, sorted(grads.parameters)
         ((1, 5, 8), ['W_k', 'W_o', 'W_q', 'W_v'])
         """
-        given = {"x": x, "state": state, "decay": decay}
+        given = {"x": x, "state": state, "decay": decay, "beta": beta}
         default = ("x",) if state is None else ("x", "state")
         names = default if wrt is None else check_wrt(wrt, _NAMES, given)
         call = self._prepare(x, state, decay, beta)

@@ -161,8 +161,7 @@ def _in_products(chunk: _Chunk, state: Array) -> Array:
     if chunk.beta is not None:
         beta = np.zeros((*k.shape[:3], 1), k.dtype)
         beta[:, :, :tokens, 0] = chunk.beta
-        solved = unit_lower_inverse(beta * np.tril(decays.scores(k, k), -1))
-        v = solved @ (beta * (v - decays.from_begin(k) @ state))
+        v = correct(decays, k, v, beta, state).u
     # A query head at a time, so that its group shares the decays.
     result = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
     for g in range(q.shape[2]):
@@ -295,6 +294,22 @@ def unit_lower_inverse(lower: Array) -> Array:
         np.negative(between, out=_diagonal_blocks(inverse, size))
         size *= 2
     return inverse
+
+
+class Correction(NamedTuple):
+    """The correction of the delta rules in a chunk: ``u = beta * (v - P * k @ state - scores @ u)``."""
+
+    scores: Array  # of keys for the keys before them, (batch, kv_heads, C, C)
+    inverse: Array  # of I + beta * scores
+    read: Array  # v - P * k @ state, (batch, kv_heads, C, value columns)
+    u: Array
+
+
+def correct(decays: Decays, k: Array, v: Array, beta: Array, state: Array) -> Correction:
+    scores = np.tril(decays.scores(k, k), -1)
+    inverse = unit_lower_inverse(beta * scores)
+    read = v - decays.from_begin(k) @ state
+    return Correction(scores, inverse, read, inverse @ (beta * read))
 
 
 def _token_by_token(chunk: _Chunk, state: Array) -> Array:

@@ -1,15 +1,25 @@
-"""Gradients of linear attention without a correction (the rules "linear" and "gated"), in chunks of tokens.
+"""Gradients of linear attention, in chunks of tokens.
 
-With the gradient ``R`` by the state after a chunk, and ``G_tj = dot(d_output_t, v_j)`` for ``j <= t``, else 0::
+With the gradient ``R`` by the state after a chunk, and ``G_tj = dot(d_output_t, u_j)`` for ``j <= t``, else 0::
 
     d_q_t = P_t * (S d_output_t) + sum_j G_tj (P_t / P_j) * k_j
-    d_k_j = (P_C / P_j) * (R v_j) + sum_t G_tj (P_t / P_j) * q_t
-    d_v   = A.T d_output + ((P_C / P) * K) R
+    d_k_j = (P_C / P_j) * (R u_j) + sum_t G_tj (P_t / P_j) * q_t
+    d_u   = W.T d_output + ((P_C / P) * K) R
     R     = P_C * R + (P * Q).T d_output
 
-for chunks from the last to the first; A, P and the states S as in :mod:`headwise._numpy.linear_attention`. With the
-logarithm ``b_t`` of ``P_t``, which multiplies q_t and divides k_t, the gradient by ``b_t`` is ``q_t * d_q_t - k_t *
-d_k_t``, and that by the logarithm of a decay is the sum of those of its token and later ones.
+for chunks from the last to the first; W, P, u and the states S as in :mod:`headwise._numpy.linear_attention`. Without a
+correction, u are the values.
+
+The delta rules correct ``u = inverse(I + beta M) beta (V - (P * K) S)``, where ``M_tj = sum_f k_tf (P_tf / P_jf) k_jf``
+for ``j < t``. With ``D = inverse(I + beta M).T d_u``, the gradients by values and rates are::
+
+    d_v = beta D        d_beta_t = dot(D_t, v_t - (P_t * k_t) S - sum_j M_tj u_j)
+
+and the keys have those of queries whose gradient by the output is ``-beta D`` and that see the tokens before their own.
+
+With the logarithm ``b_t`` of ``P_t``, which multiplies q_t (and k_t where it reads) and divides k_t (where it writes),
+the gradient by ``b_t`` is ``q_t * d_q_t - k_t * d_k_t``, the latter with the sign of its use, and that by the logarithm
+of a decay is the sum of those of its token and later ones.
 """
 
 from __future__ import annotations
@@ -19,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from headwise._base.ieee import ieee
-from headwise._numpy.linear_attention import Decays, padded
+from headwise._numpy.linear_attention import Correction, Decays, correct, padded
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
@@ -30,6 +40,7 @@ class Gradients(NamedTuple):
     k: Array  # (batch, kv_heads, key_len, features)
     v: Array  # (batch, kv_heads, key_len, value columns)
     decay: Array | None  # (batch, kv_heads, key_len, features)
+    beta: Array | None  # (batch, kv_heads, key_len, 1)
     state: Array  # (batch, kv_heads, features, value columns)
 
 
@@ -40,6 +51,7 @@ def linear_attention_backward(  # noqa: PLR0913 (the arrays of the operation)
     k: Array,
     v: Array,
     decay: Array | None,  # (batch, kv_heads, key_len, features or 1); None: 1
+    beta: Array | None,  # (batch, kv_heads, key_len, 1); None: no correction
     state: Array | None,
     d_state: Array,
     *,
@@ -52,30 +64,55 @@ def linear_attention_backward(  # noqa: PLR0913 (the arrays of the operation)
         S = S + k.swapaxes(-1, -2) @ v
         R = d_state + (q.swapaxes(-1, -2) @ d_output).sum(axis=2)
         d_q = d_output @ S[:, :, None].swapaxes(-1, -2)
-        return Gradients(d_q, v @ R.swapaxes(-1, -2), k @ R, None, R)
+        return Gradients(d_q, v @ R.swapaxes(-1, -2), k @ R, None, None, R)
     if not all(np.isfinite(a).all() for a in (d_output, q, k, v)):
         chunk = 1  # in which no product has 0 times the row of another token
     steps = [slice(start, min(start + chunk, k.shape[2])) for start in range(0, k.shape[2], chunk)]
     states = []
     for tokens in steps:
         states.append(S)
-        decays = _decays(decay, tokens)
-        S = S if decays.whole is None else S * decays.whole.swapaxes(-1, -2)
-        width = decays.width
-        S = S + decays.to_end(padded(k[:, :, tokens], width)).swapaxes(-1, -2) @ padded(v[:, :, tokens], width)
-    found = Gradients(np.empty_like(q), np.empty_like(k), np.empty_like(v), None, d_state.copy())
+        c = _read(k, v, decay, beta, tokens, S)
+        S = S if c.decays.whole is None else S * c.decays.whole.swapaxes(-1, -2)
+        S = S + c.decays.to_end(c.k).swapaxes(-1, -2) @ c.u
+    d_beta = None if beta is None else np.empty_like(beta)
+    found = Gradients(np.empty_like(q), np.empty_like(k), np.empty_like(v), None, d_beta, d_state.copy())
+    reading = None if beta is None else np.empty_like(k)  # gradients by the keys where they read the state
     for tokens, before in zip(reversed(steps), reversed(states), strict=True):
-        _differentiate(
-            d_output[..., tokens, :], q[..., tokens, :], (k, v, tokens), before, _decays(decay, tokens), found
-        )
+        c = _read(k, v, decay, beta, tokens, before)
+        _differentiate(d_output[..., tokens, :], q[..., tokens, :], c, found, reading)
     if decay is None:
         return found
     by_log = (q * found.q).sum(axis=2)
     by_log -= k * found.k
+    if reading is not None:
+        by_log += 2 * k * reading
     if k.shape[2]:
         by_log[:, :, -1] += (d_state * S).sum(axis=-1)
     by_log = np.flip(np.cumsum(np.flip(by_log, axis=2), axis=2), axis=2)
     return found._replace(decay=by_log / decay)
+
+
+class _Chunk(NamedTuple):
+    """The tokens of a chunk, and rows of 0 behind them."""
+
+    tokens: slice
+    decays: Decays
+    k: Array
+    u: Array  # what the tokens add to the state: values, or corrections
+    state: Array  # before the chunk
+    beta: Array | None
+    correction: Correction | None
+
+
+def _read(k: Array, v: Array, decay: Array | None, beta: Array | None, tokens: slice, state: Array) -> _Chunk:
+    decays = _decays(decay, tokens)
+    width = decays.width
+    part, values = padded(k[:, :, tokens], width), padded(v[:, :, tokens], width)
+    if beta is None:
+        return _Chunk(tokens, decays, part, values, state, None, None)
+    rates = padded(beta[:, :, tokens], width)
+    correction = correct(decays, part, values, rates, state)
+    return _Chunk(tokens, decays, part, correction.u, state, rates, correction)
 
 
 def _decays(decay: Array | None, tokens: slice) -> Decays:
@@ -88,25 +125,35 @@ def _decays(decay: Array | None, tokens: slice) -> Decays:
     return Decays(part, width)
 
 
-def _differentiate(
-    d_output: Array, q: Array, keys: tuple[Array, Array, slice], state: Array, decays: Decays, found: Gradients
-) -> None:
+def _differentiate(d_output: Array, q: Array, c: _Chunk, found: Gradients, reading: Array | None) -> None:
     """Writes the gradients of a chunk, and makes ``found.state`` that by the state before it."""
-    all_k, all_v, tokens = keys
-    length, width, R = tokens.stop - tokens.start, decays.width, found.state
-    k, v = padded(all_k[:, :, tokens], width), padded(all_v[:, :, tokens], width)
-    d_k = decays.to_end(v @ R.swapaxes(-1, -2))
-    d_v = decays.to_end(k) @ R
+    decays, k, R, tokens = c.decays, c.k, found.state, c.tokens
+    length, width = tokens.stop - tokens.start, decays.width
+    d_k = decays.to_end(c.u @ R.swapaxes(-1, -2))
+    d_u = decays.to_end(k) @ R
     if decays.whole is not None:
         R *= decays.whole.swapaxes(-1, -2)
     for g in range(q.shape[2]):
         d, rows = padded(d_output[:, :, g], width), padded(q[:, :, g], width)
-        pairs = np.tril(d @ v.swapaxes(-1, -2))
-        d_v += decays.scores(rows, k).swapaxes(-1, -2) @ d
-        d_q = decays.from_begin(d @ state.swapaxes(-1, -2))
+        pairs = np.tril(d @ c.u.swapaxes(-1, -2))
+        d_u += decays.scores(rows, k).swapaxes(-1, -2) @ d
+        d_q = decays.from_begin(d @ c.state.swapaxes(-1, -2))
         decays.add_pairs(pairs, k, d_q)
         decays.add_pairs(pairs, rows, d_k, transposed=True)
         R += decays.from_begin(rows).swapaxes(-1, -2) @ d
         found.q[:, :, g, tokens] = d_q[:, :, :length]
+    if c.beta is not None and c.correction is not None and found.beta is not None and reading is not None:
+        d_read = c.correction.inverse.swapaxes(-1, -2) @ d_u
+        error = c.correction.read - c.correction.scores @ c.u
+        found.beta[:, :, tokens] = (d_read * error).sum(axis=-1, keepdims=True)[:, :, :length]
+        d_u = c.beta * d_read
+        d = -d_u
+        by_reading = decays.from_begin(d @ c.state.swapaxes(-1, -2))
+        pairs = np.tril(d @ c.u.swapaxes(-1, -2), -1)
+        decays.add_pairs(pairs, k, by_reading)
+        decays.add_pairs(pairs, k, d_k, transposed=True)
+        R += decays.from_begin(k).swapaxes(-1, -2) @ d
+        reading[:, :, tokens] = by_reading[:, :, :length]
+        d_k += by_reading
     found.k[:, :, tokens] = d_k[:, :, :length]
-    found.v[:, :, tokens] = d_v[:, :, :length]
+    found.v[:, :, tokens] = d_u[:, :, :length]

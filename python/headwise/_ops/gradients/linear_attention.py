@@ -1,4 +1,4 @@
-"""Gradients of linear attention, of the rules without a correction."""
+"""Gradients of linear attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from headwise._base.typing import Array
 
-LINEAR_ATTENTION_NAMES = ("query", "key", "value", "decay", "state")
+LINEAR_ATTENTION_NAMES = ("query", "key", "value", "decay", "beta", "state")
 
 
 def linear_attention_rule(
@@ -31,8 +31,6 @@ def linear_attention_rule(
     """The rule of :func:`headwise.linear_attention` in :func:`headwise.vjp`."""
     arrays = [arguments.pop(name) for name in ("query", "key", "value")]
     options = Options(**arguments)
-    if isinstance(options.rule, str) and "delta" in options.rule:
-        raise ValueError(f"rule: {options.rule!r}, expected 'linear' or 'gated', the rules that vjp differentiates")
     if callable(options.feature_map):
         raise TypeError(
             f"feature_map: {shown(options.feature_map)}, expected 'elu' or None: vjp does not differentiate functions "
@@ -40,7 +38,8 @@ def linear_attention_rule(
         )
     call = check_call(arrays[0], arrays[1], arrays[2], options)
     output, state = run(call)
-    given = dict(zip(("query", "key", "value"), arrays, strict=True)) | {"decay": options.decay, "state": options.state}
+    given = dict(zip(("query", "key", "value"), arrays, strict=True))
+    given |= {name: getattr(options, name) for name in ("decay", "beta", "state")}
     read = {name: as_array(array, name) for name, array in given.items() if array is not None}
 
     def pull(d: tuple[Any, ...]) -> dict[str, Array]:
@@ -65,6 +64,7 @@ def _pull(call: Call, given: dict[str, Array], d: tuple[Any, ...], wrt: tuple[st
     decay = None if call.decay is None else cast_dtype(call.decay, compute)
     if decay is not None:
         decay = np.broadcast_to(decay, (*k.shape[:3], decay.shape[3]))
+    beta = None if call.beta is None else np.broadcast_to(cast_dtype(call.beta, compute), k.shape[:3])[..., np.newaxis]
     before = None if call.state is None else cast_dtype(call.state, compute)
     group = (k.shape[0], k.shape[1], q.shape[1] // k.shape[1] if k.shape[1] else 1)
     scale = 1.0 if spec.normalize else spec.scale
@@ -78,6 +78,7 @@ def _pull(call: Call, given: dict[str, Array], d: tuple[Any, ...], wrt: tuple[st
         k,
         v,
         decay,
+        beta,
         before,
         d_state,
         is_causal=spec.is_causal,
@@ -88,26 +89,30 @@ def _pull(call: Call, given: dict[str, Array], d: tuple[Any, ...], wrt: tuple[st
         d_q, d_k = d_q * np.exp(np.minimum(x, 0)), d_k * np.exp(np.minimum(y, 0))
     results = {"query": d_q, "key": d_k, "value": found.v[..., : v.shape[-1] - spec.normalize], "state": found.state}
     results = {name: a.reshape(given[name].shape) for name, a in results.items() if name in given}
-    if found.decay is not None and "decay" in wrt:
-        key = given["key"].shape
-        by_key = found.decay.reshape(key)
-        results["decay"] = sum_to_shape(by_key, rate_axes(given["decay"], "decay", key)).reshape(given["decay"].shape)
+    key = given["key"].shape
+    for name, by_key in (("decay", found.decay), ("beta", found.beta)):
+        if by_key is not None and name in wrt:
+            by_token = by_key.reshape((*key[:-1], by_key.shape[-1]))
+            summed = sum_to_shape(by_token, rate_axes(given[name], name, key))
+            results[name] = summed.reshape(given[name].shape)
     return {name: finish(results[name], given[name], call.dtype) for name in wrt}
 
 
 def _of_quotients(call: Call, d_out: Array, compute: np.dtype[Any]) -> Array:
     """The gradients by the sums and by the sums of weights whose quotients are the outputs, as one more column."""
     # Values and the sums of weights, not divided: outputs of values of which the last is 1.
-    ones = np.ones((*call.value.shape[:-1], 1), call.value.dtype)
-    values = np.concatenate([call.value, ones], axis=-1)
+    q, k, v = (cast_dtype(a, call.compute) for a in (call.query, call.key, call.value))
+    values = np.concatenate([v, np.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)
     sums, _ = run(
         call._replace(
+            query=q,
+            key=k,
             value=values,
             spec=call.spec._replace(normalize=False, scale=1.0),
             output_shape=(*call.query.shape[:-1], values.shape[-1]),
             state_shape=(*call.key.shape[:2], call.key.shape[3], values.shape[-1]),
-            stored=call.stored,
-            dtype=call.stored,
+            stored=call.compute,
+            dtype=call.compute,
         )
     )
     sums = cast_dtype(sums, compute)
