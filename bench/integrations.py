@@ -2,6 +2,7 @@
 
     python bench/integrations.py torch               # medians of interleaved rounds, two threads
     python bench/integrations.py torch --rounds 5 --threads 1 --cases "small,training"
+    python bench/integrations.py torch --processor-time    # one thread; for a machine that does other work
 
 Each case runs without and with headwise in turn, in one process.
 """
@@ -117,21 +118,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cases", default="", help="parts of the names of cases, with commas; all by default")
+    parser.add_argument("--processor-time", action="store_true", help="processor time of the process, on one thread")
     arguments = parser.parse_args()
     cases, inside, set_threads = LIBRARIES[arguments.library]
-    set_threads(arguments.threads)
-    hw.set_num_threads(arguments.threads)
+    threads = 1 if arguments.processor_time else arguments.threads
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    set_threads(threads)
+    hw.set_num_threads(threads)
     wanted = [part.strip() for part in arguments.cases.split(",") if part.strip()]
     print(f"| {arguments.library}, milliseconds | alone | with headwise | ratio |")
     print("| --- | --- | --- | --- |")
     for case in cases():
         if wanted and not any(part in case.name for part in wanted):
             continue
-        alone, ours = medians(case, inside, arguments.rounds)
+        alone, ours = medians(case, inside, arguments.rounds, clock)
         print(f"| {case.name} | {alone * 1e3:.4g} | {ours * 1e3:.4g} | {alone / ours:.2f} |", flush=True)
 
 
-def medians(case: Case, inside: Callable[[], Any], rounds: int) -> list[float]:
+def medians(case: Case, inside: Callable[[], Any], rounds: int, clock: Callable[[], float]) -> list[float]:
     """The median time of a call, without and with headwise."""
     ways: tuple[Callable[[], Any], ...] = (nullcontext, inside)
     times: list[list[float]] = [[] for _ in ways]
@@ -139,11 +143,11 @@ def medians(case: Case, inside: Callable[[], Any], rounds: int) -> list[float]:
         for way, taken in zip(ways, times, strict=True):
             with way():
                 case.run()
-                start = time.perf_counter()
+                start = clock()
                 for _ in range(case.repeats):
                     case.run()
                 if i:
-                    taken.append((time.perf_counter() - start) / case.repeats)
+                    taken.append((clock() - start) / case.repeats)
     return [statistics.median(taken) for taken in times]
 
 
