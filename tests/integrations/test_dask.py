@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lengths, window": {"key_lengths": [61, 30], "window_size": (9, 4), "causal_alignment": "lower_right"},
     "relative": {"relative_bias": normal((4, 1, 9), 10)},
     "relative, rows": {"relative_bias": normal((2, 1, 50, 21), 11), "causal_alignment": "lower_right"},
+    "relative values": {"relative_values": normal((4, 7, 12), 13), "relative_bias": normal((4, 1, 9), 10)},
     "blocks": {"mask": hw.BlockMask.window((14, 2), 50, 70, block_size=(16, 8))},
     "blocks of heads": {
         "mask": hw.BlockMask.from_mod(
@@ -56,6 +57,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "score_mod": {"score_mod": lambda score, b, h, q, k: score + 0.1 * b - 0.2 * h + np.sin(0.3 * q) * np.cos(0.7 * k)},
 }  # fmt: skip
 
+FIRST = ("plain", "window, lower right, sinks")  # of which all chunks are tested
+
 
 def arrays(dtype: Any = np.float64) -> list[Any]:
     return [normal(shape, seed, np.float64).astype(dtype) for seed, shape in enumerate((QUERY, KEY, VALUE))]
@@ -65,15 +68,17 @@ def chunked(given: list[Any], chunks: Any) -> list[Any]:
     return [da.from_array(a, chunks=c) for a, c in zip(given, chunks, strict=True)]
 
 
-@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=list(CHUNKS))
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-def test_chunks_are_one_call(options: dict[str, Any], chunks: Any) -> None:
-    given = arrays()
-    expected, expected_lse = hw.flash_attention(*given, return_lse=True, **options)
-    output, lse = adapter.flash_attention(*chunked(given, chunks), return_lse=True, split_every=2, **options)
+@pytest.mark.parametrize(
+    ("options", "chunks"),
+    [(options, chunks) for options in OPTIONS for chunks in (CHUNKS if options in FIRST else ("all axes", "uneven"))],
+)
+def test_chunks_are_one_call(options: str, chunks: str) -> None:
+    given, keywords = arrays(), OPTIONS[options]
+    expected, expected_lse = hw.flash_attention(*given, return_lse=True, **keywords)
+    output, lse = adapter.flash_attention(*chunked(given, CHUNKS[chunks]), return_lse=True, split_every=2, **keywords)
     assert (output.shape, output.dtype) == (expected.shape, expected.dtype)
     assert (lse.shape, lse.dtype) == (expected_lse.shape, expected_lse.dtype)
-    found, found_lse = output.compute(scheduler="sync"), lse.compute(scheduler="sync")
+    found, found_lse = da.compute(output, lse, scheduler="sync")
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(found_lse, expected_lse, rtol=1e-12, atol=1e-13)
 
@@ -190,6 +195,7 @@ def test_zarr(tmp_path: Any) -> None:
         ({"key_lengths": [71, 1]}, ValueError, "key_lengths: 71"),
         ({"key_lengths": da.ones(2, dtype=int)}, TypeError, "key_lengths: a Dask collection"),
         ({"relative_bias": np.ones((4, 50, 6))}, ValueError, "relative_bias: shape"),
+        ({"relative_values": np.ones((4, 6, 12))}, ValueError, "relative_values: shape"),
         ({"score_mod": 3}, TypeError, "score_mod: int"),
         ({"dropout_rate": 0.1}, TypeError, "dropout_rate: not a keyword here; dropout is not applied over chunks"),
         ({"out": None}, TypeError, "out: not a keyword here; results are lazy"),

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import headwise as hw
+from headwise._base.arrays import promote
 from headwise._base.attention_spec import fill_without_keys
-from headwise._ops.attention.parts import attend_packed_part, attend_part
+from headwise._ops.attention.options import SpecOptions
+from headwise._ops.attention.parts import attend_packed_part, attend_part, with_masks
+from headwise._ops.attention.shapes import check_shapes
+from headwise._ops.gradients.attention import ROWS, Results, differentiate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +30,11 @@ class Pair:
 
     spec: AttentionSpec  # without masks and biases
     names: tuple[str, ...] = ()  # of the masks and biases that the task has, each in the axes of the scores
+    relative_values: Array | None = None  # (heads or 1, 2 M + 1, value_dim), in the dtype of the computation
+
+    def named(self, masks: Sequence[Array]) -> list[tuple[str, Array]]:
+        """The ``masks`` with their names."""
+        return list(zip(self.names, masks, strict=True))
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,29 @@ def attend(query: Array, key: Array, value: Array | None, masks: Sequence[Array]
     """The output and log-sum-exp of a pair of chunks. Without ``value``, the output has a width of 0."""
     if value is None:
         value = np.empty((*key.shape[:-1], 0), key.dtype)
-    return attend_part(query, key, value, list(zip(pair.names, masks, strict=True)), pair.spec)
+    return attend_part(query, key, value, pair.named(masks), pair.spec, pair.relative_values)
+
+
+def backward(
+    results: tuple[Array, Array, Array, Array | None],
+    query: Array,
+    key: Array,
+    value: Array,
+    masks: Sequence[Array],
+    pair: Pair,
+) -> tuple[Array, Array, Array]:
+    """What a pair of chunks adds to the gradients of its queries, keys and values.
+
+    ``results`` are the gradient of the output, the output, its log-sum-exp and the gradient of that or None, of the
+    queries and all keys.
+    """
+    d_output, output, lse, d_lse = results
+    arrays = (query, key, value)
+    compute, dtype = promote(*zip(ROWS, arrays, strict=True))
+    dtypes = compute, dtype if dtype.itemsize == 2 else compute
+    spec = with_masks(pair.spec, pair.named(masks), check_shapes(*(a.shape for a in arrays)), dtypes)
+    found = differentiate(arrays, SpecOptions(), None, Results(output, lse, None, d_output, d_lse, None), ROWS, spec)
+    return found["query"], found["key"], found["value"]
 
 
 def attend_packed(query: Array, key: Array, value: Array, relative_bias: Array | None, pair: PackedPair) -> Part:

@@ -16,6 +16,7 @@ from headwise._base.outputs import allocate, finalize
 from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.dropout import backend_of
 from headwise._ops.attention.relative_bias import check_relative_bias
+from headwise._ops.attention.relative_values import attend_with_relative_values
 from headwise._ops.attention.score_masks import split_keep_and_bias
 from headwise._ops.attention.shapes import check_packed_shapes, check_shapes
 from headwise._runtime.backend import current
@@ -32,12 +33,17 @@ if TYPE_CHECKING:
 
 
 def attend_part(
-    query: ArrayLike, key: ArrayLike, value: ArrayLike, masks: Sequence[Named], spec: AttentionSpec
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    masks: Sequence[Named],
+    spec: AttentionSpec,
+    relative_values: Array | None = None,
 ) -> tuple[Array, Array]:
     """(output, lse) of some queries and some keys."""
     q, k, v = as_array(query, "query"), as_array(key, "key"), as_array(value, "value")
     compute, dtype = promote(("query", q), ("key", k), ("value", v))
-    stored = dtype if dtype.itemsize == 2 else compute
+    stored = dtype if dtype.itemsize == 2 and relative_values is None else compute
     shape = check_shapes(q.shape, k.shape, v.shape)
     spec = with_masks(spec, masks, shape, (compute, stored))
     output, lse = allocate(shape.output, stored), allocate(shape.scores[:3], compute)
@@ -45,7 +51,10 @@ def attend_part(
         fill_without_keys(with_heads(output), lse, spec.sinks)
     elif lse.size:
         q, k, v = (with_heads(cast_layout(a, stored, last=True)) for a in (q, k, v))
-        backend_of(spec).attention(q, k, v, with_heads(output), None, lse, spec)
+        if relative_values is None or output.size == 0:
+            backend_of(spec).attention(q, k, v, with_heads(output), None, lse, spec)
+        else:
+            attend_with_relative_values((q, k, v), (with_heads(output), None, lse), spec, None, relative_values)
     return finalize(output, None, dtype), lse.reshape(shape.output[:-1])
 
 

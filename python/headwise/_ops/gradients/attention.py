@@ -198,8 +198,12 @@ def differentiate(
     dropout: Dropout | None,
     results: Results,
     wrt: tuple[str, ...],
+    spec: AttentionSpec | None = None,
 ) -> dict[str, Array]:
-    """The gradients by the arguments ``wrt``, by name. ``rows`` are query, key and value."""
+    """The gradients by the arguments ``wrt``, by name. ``rows`` are query, key and value.
+
+    ``spec`` describes attention in place of ``options`` where it is given, for gradients by query, key and value.
+    """
     given = {name: as_array(x, name) for name, x in zip(ROWS, rows, strict=True)}
     dtype = given["query"].dtype
     compute = FLOAT32 if dtype.itemsize == 2 else dtype
@@ -210,13 +214,9 @@ def differentiate(
     if options.relative_values is not None:
         table = check_relative_values(options.relative_values, shape, compute)
     stored = dtype if dtype.itemsize == 2 and table is None else compute
-    for name in NAMES[3:]:
-        if name in wrt:
-            given[name] = as_array(getattr(options, name), name)
-            if "bias" in name and 0 in given[name].strides:  # a gradient for each entry, also of a broadcast view
-                full: Any = {name: np.ascontiguousarray(given[name])}
-                options = options._replace(**full)
-    spec = attention_spec(shape, (compute, stored), options)
+    options = _options_of(given, options, wrt)
+    if spec is None:
+        spec = attention_spec(shape, (compute, stored), options)
     arrays = _arrays(given, shape, spec, results, (compute, stored), wrt)
     d_table = None if table is None or "relative_values" not in wrt else np.zeros_like(table)
     if math.prod(shape.scores) == 0:
@@ -235,6 +235,17 @@ def differentiate(
         d = _bias_as_given(d, given[name].shape, shape) if "bias" in name else d.reshape(given[name].shape)
         found[name] = finish(d, given[name], dtype)
     return found
+
+
+def _options_of(given: dict[str, Array], options: SpecOptions, wrt: tuple[str, ...]) -> SpecOptions:
+    """``options`` with entries of their own for biases that have a gradient. Those in ``wrt`` are added to ``given``."""
+    for name in NAMES[3:]:
+        if name in wrt:
+            given[name] = as_array(getattr(options, name), name)
+            if "bias" in name and 0 in given[name].strides:  # a gradient for each entry, also of a broadcast view
+                full: Any = {name: np.ascontiguousarray(given[name])}
+                options = options._replace(**full)
+    return options
 
 
 def _arrays(

@@ -4,7 +4,7 @@
 
 A task returns its output and its log-sum-exp, and a tree of tasks merges those of the same queries
 (:func:`headwise.merge_attention`). So neither the keys nor the values of a sequence have to fit into the memory of one
-machine. Pairs of chunks that a causal mask or a window excludes are no tasks.
+machine. Pairs of chunks that a mask excludes are no tasks.
 
 >>> import dask.array as da  # doctest: +SKIP
 >>> from headwise.integrations.dask import flash_attention  # doctest: +SKIP
@@ -15,11 +15,12 @@ machine. Pairs of chunks that a causal mask or a window excludes are no tasks.
 from __future__ import annotations
 
 from headwise.integrations.dask._attention import flash_attention
+from headwise.integrations.dask._backward import flash_attention_backward
 from headwise.integrations.dask._statistics import attention_statistics
 from headwise.integrations.dask._varlen import varlen_attention
 
-__all__ = ["attention_statistics", "flash_attention", "varlen_attention"]
+__all__ = ["attention_statistics", "flash_attention", "flash_attention_backward", "varlen_attention"]
 
-for _function in (attention_statistics, flash_attention, varlen_attention):
+for _function in (attention_statistics, flash_attention, flash_attention_backward, varlen_attention):
     _function.__module__ = __name__
 del _function

@@ -40,6 +40,7 @@ def flash_attention(  # noqa: PLR0913 (the arguments of headwise.flash_attention
     key_lengths: Any = None,
     score_mod: Callable[..., Any] | None = None,
     relative_bias: Any = None,
+    relative_values: Any = None,
     precision: str | None = None,
     return_lse: bool = False,
     split_every: int = 8,
@@ -71,6 +72,8 @@ def flash_attention(  # noqa: PLR0913 (the arguments of headwise.flash_attention
         processes pickle it.
     relative_bias : array_like, (heads or 1, query_len or 1, 2 M + 1), optional
         As in :func:`headwise.flash_attention`.
+    relative_values : array_like, (2 M + 1, value_dim) or (heads or 1, 2 M + 1, value_dim), optional
+        As in :func:`headwise.flash_attention`; no Dask array.
     return_lse : bool
         Whether to return the logarithm of the softmax denominator as well.
     split_every : int
@@ -107,7 +110,7 @@ def flash_attention(  # noqa: PLR0913 (the arguments of headwise.flash_attention
         refuse_in_chunks(unknown, flash_attention)
     options = SpecOptions(
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
-        precision, key_lengths, score_mod, relative_bias,
+        precision, key_lengths, score_mod, relative_bias, relative_values,
     )  # fmt: skip
     every, return_lse = check_int(split_every, "split_every", 2), check_flag(return_lse, "return_lse")
     chunks = in_chunks(query, key, value, options)

@@ -17,6 +17,7 @@ from headwise._ops.attention.masks import CausalMask, PaddingMask
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.parts import keeps_none
 from headwise._ops.attention.relative_bias import check_relative_bias
+from headwise._ops.attention.relative_values import check_relative_values
 from headwise._ops.attention.score_masks import aligned_masks
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import attention_spec
@@ -45,6 +46,7 @@ class Chunks:
     compute: np.dtype[Any]  # of the computation
     spec: AttentionSpec  # of the whole call, without sinks and the arrays of `masks`
     sinks: Array | None
+    relative_values: Array | None
     masks: dict[str, Any]  # Dask arrays with the axes of the scores, in their chunks where the size is not 1
 
     @cached_property
@@ -86,7 +88,12 @@ class Chunks:
         part = spec_of_part(spec, b, h, rows, keys)
         if part.blocks is not None:
             part = part._replace(blocks=part.blocks.alone(size[0]))
-        return None if keeps_none(part, *size) else _parts.Pair(part, tuple(self.masks))
+        if keeps_none(part, *size):
+            return None
+        table = self.relative_values
+        if table is not None and len(table) > 1:
+            table = table[h]
+        return _parts.Pair(part, tuple(self.masks), table)
 
     def mask_chunks(self, lead: Where, i: int, j: int) -> list[Any]:
         """The chunks of masks that belong to a pair of chunks."""
@@ -101,7 +108,7 @@ class Chunks:
     @property
     def token(self) -> tuple[Any, ...]:
         """All that decides the results, as Dask names tasks by it."""
-        return (*self.sources, tuple(self.masks), tuple(self.spec), self.sinks)
+        return (*self.sources, tuple(self.masks), tuple(self.spec), self.sinks, self.relative_values)
 
     @property
     def sources(self) -> list[Any]:
@@ -152,6 +159,9 @@ def in_chunks(
         q = q.rechunk(dict.fromkeys(range(1, len(shape.batch)), -1))
     if all_heads and shape.has_heads:
         q, k = (a.rechunk({a.ndim - 3: -1}) for a in (q, k))
+    table = None
+    if options.relative_values is not None:
+        table = check_relative_values(options.relative_values, shape, compute)
     query_size, key_size = multiples
     if blocks is not None:
         key_size = math.lcm(key_size, blocks.block_size[1])
@@ -160,7 +170,7 @@ def in_chunks(
     masks = _masks(
         options._replace(mask=None) if blocks is not None else options, shape, compute, (*q.chunks[:-1], k.chunks[-2])
     )
-    return Chunks(q, k, v, shape, dtype, compute, spec._replace(sinks=None), spec.sinks, masks)
+    return Chunks(q, k, v, shape, dtype, compute, spec._replace(sinks=None), spec.sinks, table, masks)
 
 
 def _at_multiples(a: Any, size: int) -> Any:

@@ -165,8 +165,7 @@ def part_statistics(
     query: Any, key: Any, rows: _parts.Part, masks: Sequence[Any], pair: _parts.Pair, request: merge.Request, first: int
 ) -> dict[str, Any]:
     """The task of a pair of chunks; ``rows`` has the log-sum-exp of its queries and all keys."""
-    named = list(zip(pair.names, masks, strict=True))
-    return merge.part_statistics(query, key, rows[1], named, pair.spec, request, first)
+    return merge.part_statistics(query, key, rows[1], pair.named(masks), pair.spec, request, first)
 
 
 def _sum_of_mass(parts: Sequence[Any]) -> Any:
