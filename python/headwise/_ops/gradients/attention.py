@@ -238,7 +238,7 @@ def differentiate(
 
 
 def _options_of(given: dict[str, Array], options: SpecOptions, wrt: tuple[str, ...]) -> SpecOptions:
-    """``options`` with entries of their own for biases that have a gradient. Those in ``wrt`` are added to ``given``."""
+    """``options`` with entries of their own for biases that have a gradient; adds those in ``wrt`` to ``given``."""
     for name in NAMES[3:]:
         if name in wrt:
             given[name] = as_array(getattr(options, name), name)
