@@ -136,6 +136,12 @@ LINEAR: dict[str, tuple[dict[str, Any], tuple[np.ndarray, ...], dict[str, Any]]]
         (X / 4,),
         {"beta": np.linspace(0.1, 0.9, 30).reshape(2, 3, 5), "wrt": ("x", "beta")},
     ),
+    "learned": (
+        {"rule": "gated_delta", "feature_map": None, "scale": 0.5, "decay": "learned", "beta": "learned"},
+        (X / 4, normal((2, 3, 4, 4), 9, np.float64)),
+        {},
+    ),
+    "learned-decay": ({"rule": "gated", "decay": "learned", "num_kv_heads": 1}, (X[0],), {}),
     "one-sequence": ({"head_dim": 5}, (X[0], 2 + normal((2, 5, 6), 9, np.float64)), {}),
 }
 

@@ -34,6 +34,17 @@ LAYERS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = {
     "retnet": ({"rule": "gated", "feature_map": None}, {}),
     "gated": ({"rule": "gated", "decay": 0.9}, {}),
     "gated-by-token": ({"rule": "gated", "num_kv_heads": 2}, {"decay": DECAYS}),
+    "learned": (
+        {
+            "rule": "gated_delta",
+            "feature_map": unit,
+            "normalize": False,
+            "num_kv_heads": 2,
+            "decay": "learned",
+            "beta": "learned",
+        },
+        {},
+    ),
     "delta": ({"rule": "delta", "feature_map": unit, "normalize": False, "beta": [0.1, 0.2, 0.3, 0.4]}, {}),
     "gated_delta": (
         {"rule": "gated_delta", "feature_map": unit, "normalize": False, "num_kv_heads": 2},
@@ -45,9 +56,9 @@ LAYERS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = {
 def layer_of(name: str, **more: Any) -> hw.LinearAttention:
     layer = hw.LinearAttention(24, 4, **{"rng": 0, **LAYERS[name][0], **more})
     rng = np.random.default_rng(5)
-    for bias in ("b_q", "b_k", "b_v", "b_o"):
-        if getattr(layer, bias) is not None:
-            setattr(layer, bias, rng.standard_normal(getattr(layer, bias).shape))
+    for parameter in ("b_q", "b_k", "b_v", "b_o", "W_decay", "b_decay", "W_beta", "b_beta"):
+        if getattr(layer, parameter) is not None:
+            setattr(layer, parameter, rng.standard_normal(getattr(layer, parameter).shape))
     return layer
 
 
@@ -79,6 +90,10 @@ def test_a_layer_is_the_function_between_projections(name: str, x: np.ndarray) -
     options = {n: k for n, k in keywords.items() if n not in ("num_kv_heads", "head_dim", "bias")}
     if name == "retnet":
         options["decay"] = 1 - 2.0 ** -np.arange(5, 9)
+    if name == "learned":
+        for rate in ("decay", "beta"):
+            z = x @ getattr(layer, f"W_{rate}") + getattr(layer, f"b_{rate}")
+            options[rate] = (1 / (1 + np.exp(-z))).swapaxes(1, 2)
     expected = by_hand(copy.deepcopy(layer), x, is_causal=True, **{**options, **rates})
     for _ in range(3):  # joined, then packed
         for got, wanted in zip(layer(x, **rates), expected, strict=True):
@@ -148,6 +163,27 @@ def test_state_dicts(form: str, x: np.ndarray) -> None:
         other.load_state_dict({**layer.state_dict(), "sinks": np.zeros(4)})
 
 
+def test_learned_rates(x: np.ndarray) -> None:
+    """They begin as the decays of RetNet and rates of 1 / 2, are stored, and those of a call replace them."""
+    options: dict[str, Any] = {"rule": "gated_delta", "feature_map": unit, "normalize": False}
+    layer = hw.LinearAttention(24, 4, **options, decay="learned", beta="learned", rng=0)
+    fixed = hw.LinearAttention(24, 4, **options, beta=0.5, rng=0)
+    np.testing.assert_allclose(layer(x)[0], fixed(x)[0], atol=1e-12)
+    layer = layer_of("learned")
+    stored = layer.state_dict()
+    assert stored["W_decay"].shape == (24, 2) and stored["b_beta"].shape == (2,)
+    other = layer_of("learned", rng=7)
+    other.load_state_dict(stored)
+    np.testing.assert_array_equal(other(x)[0], layer(x)[0])
+    with pytest.raises(ValueError, match=r"W_decay: extra .*the layer has none \(decay='learned'\)"):
+        layer_of("delta").load_state_dict(stored)
+    with pytest.raises(ValueError, match=r"'llama' has no W_decay, .*; 'headwise' has them"):
+        layer.state_dict("llama")
+    assert not np.allclose(layer(x, beta=1.0)[0], layer(x)[0])
+    layer.b_decay -= 1000  # decays underflow
+    assert np.isfinite(layer(x.astype(np.float32))[0]).all()
+
+
 def test_copies_and_pickles(x: np.ndarray) -> None:
     layer = layer_of("gated")
     expected, _ = layer(x)
@@ -176,7 +212,8 @@ def test_states_of_reordered_sequences(x: np.ndarray) -> None:
         (ValueError, "^beta: given with rule 'gated'", {"rule": "gated", "beta": 1}),
         (ValueError, r"^decay: 1.5, expected factors in \(0, 1\]", {"rule": "gated", "decay": 1.5}),
         (ValueError, r"^decay: shape \(2,\), expected \(\) or", {"rule": "gated", "decay": [0.5, 0.5]}),
-        (TypeError, "^decay", {"rule": "gated", "decay": "retnet"}),
+        (ValueError, "^decay: 'retnet', expected 'learned', a number or", {"rule": "gated", "decay": "retnet"}),
+        (ValueError, "^beta: given with rule 'gated'", {"rule": "gated", "beta": "learned"}),
         (TypeError, "^is_causal", {"is_causal": "yes"}),
         (TypeError, "^normalize", {"normalize": 0.5}),
         (TypeError, "^scale", {"scale": "1"}),

@@ -129,7 +129,7 @@ def layers() -> None:
     linear = hw.LinearAttention(32, 8, rule="gated", decay=[0.9] * 4, num_kv_heads=4, feature_map=np.exp)
     assert_type(linear(F64, linear.make_state(2, dtype=np.float64)), tuple[Array, Array])
     assert_type(linear.W_k, Array)
-    assert_type(linear.decay, Array | None)
+    assert_type(linear.decay, Array | str | None)
 
 
 def decoding() -> None:

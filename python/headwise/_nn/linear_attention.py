@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from headwise._base.arrays import as_array, check_dtype, promote
+from headwise._base.arrays import as_array, promote
 from headwise._base.ieee import cast_dtype
-from headwise._base.layer import LayerGradients, parameter_dtype
+from headwise._base.layer import LayerGradients, Parameter, parameter_dtype
 from headwise._base.linear_attention_spec import RULES
-from headwise._base.messages import shown
 from headwise._base.outputs import check_room, finalize
 from headwise._base.scalars import check_flag, check_real, check_rng, check_size
 from headwise._base.typing import FLOAT32, FLOAT64
 from headwise._nn.arguments import check_biases
+from headwise._nn.gates import check_rate, gate, gate_gradients, initial_decay_bias
 from headwise._nn.gradients import Rows, output_gradients, row_gradients
 from headwise._nn.multi_head import Block, Heads, Inputs, project, split_heads
 from headwise._nn.projected import ProjectedLayer
@@ -22,7 +22,7 @@ from headwise._nn.projections import LayerProjections
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.gradients.linear_attention import linear_attention_rule
 from headwise._ops.gradients.results import check_pulled, check_wrt, finish, gradients_of
-from headwise._ops.linear_attention.arguments import check_decay, check_feature_map, check_rule
+from headwise._ops.linear_attention.arguments import check_feature_map, check_rule
 from headwise._ops.linear_attention.function import linear_attention
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, DTypeLike
 
+    from headwise._base.layer import Slot
     from headwise._base.typing import Array, Rng
 
     FeatureMap = str | Callable[[Array], ArrayLike] | None
 
-_NAMES = ("x", "state", "decay", "beta")  # the arguments that have gradients
+RATES = ("decay", "beta")
+_NAMES = ("x", "state", *RATES)  # the arguments that have gradients
 
 
 class LinearAttention(ProjectedLayer):
@@ -58,11 +60,13 @@ class LinearAttention(ProjectedLayer):
         As for :func:`headwise.linear_attention`: "elu" is ``elu(x) + 1``, and None uses queries and keys as they are.
     rule : {"linear", "gated", "delta", "gated_delta"}
         How a token updates the state.
-    decay : float or array_like, (num_kv_heads,), optional
+    decay : float, array_like, (num_kv_heads,), or "learned", optional
         Factors in (0, 1] for the rules "gated" and "gated_delta". By default those of RetNet, ``1 - 2 ** -(5 + h)`` for
-        head ``h`` [2]_. Calls may give others, such as one for each token.
-    beta : float or array_like, (num_kv_heads,), optional
-        Rates for the rules "delta" and "gated_delta". Without them, each call must give its own.
+        head ``h`` [2]_. "learned" are ``sigmoid(x @ W_decay + b_decay)``, one for each head and token [3]_. Calls may
+        give others.
+    beta : float, array_like, (num_kv_heads,), or "learned", optional
+        Rates for the rules "delta" and "gated_delta"; "learned" are ``sigmoid(x @ W_beta + b_beta)``, as in DeltaNet
+        [4]_. If None, each call must give its own.
     is_causal : bool
         Whether a token sees itself and earlier tokens only. The rules other than "linear" always are causal.
     normalize : bool, optional
@@ -83,6 +87,10 @@ class LinearAttention(ProjectedLayer):
         num_kv_heads * d_k) and (num_heads * d_k, d_model). Initially uniform as in Glorot & Bengio (2010).
     b_q, b_k, b_v, b_o : ndarray or None
         Added to the products.
+    W_decay, W_beta : ndarray, (d_model, num_kv_heads), or None
+        The weights of learned rates, initially zero.
+    b_decay, b_beta : ndarray, (num_kv_heads,), or None
+        Their biases, with which decays begin as those of RetNet, and ``beta`` as 1 / 2.
     d_k : int
         Width of a head.
 
@@ -107,6 +115,10 @@ class LinearAttention(ProjectedLayer):
     .. [1] A. Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention",
        2020, section 3.
     .. [2] Y. Sun et al., "Retentive Network: A Successor to Transformer for Large Language Models", 2023, equation (8).
+    .. [3] S. Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training", 2024, section 4.4;
+       there, one for each entry of the key.
+    .. [4] S. Yang et al., "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", 2024, section
+       2.2.
 
     Examples
     --------
@@ -130,7 +142,21 @@ class LinearAttention(ProjectedLayer):
     >>> output, state = layer(x, beta=np.full((2, 8, 9), 0.5))
     >>> state.shape
     (2, 8, 8, 8)
+
+    Gated DeltaNet with rates that the layer computes:
+
+    >>> layer = hw.LinearAttention(
+    ...     64, 8, rule="gated_delta", feature_map=unit, normalize=False, decay="learned", beta="learned", rng=0
+    ... )
+    >>> output, state = layer(x)
+    >>> layer.W_beta.shape, layer.b_beta.shape
+    ((64, 8), (8,))
     """
+
+    W_decay: Parameter[Any] = Parameter.optional("d_model", "num_kv_heads")
+    b_decay: Parameter[Any] = Parameter.optional("num_kv_heads")
+    W_beta: Parameter[Any] = Parameter.optional("d_model", "num_kv_heads")
+    b_beta: Parameter[Any] = Parameter.optional("num_kv_heads")
 
     d_model: int
     num_heads: int
@@ -138,11 +164,12 @@ class LinearAttention(ProjectedLayer):
     num_kv_heads: int
     feature_map: FeatureMap
     rule: str
-    decay: Array | None
-    beta: Array | None
+    decay: Array | str | None
+    beta: Array | str | None
     is_causal: bool
     normalize: bool
     scale: float
+    _names = (*ProjectedLayer._names, "W_decay", "b_decay", "W_beta", "b_beta")  # noqa: SLF001 (of the base class)
 
     @hide_unknown
     def __init__(  # noqa: PLR0913 (public)
@@ -169,14 +196,17 @@ class LinearAttention(ProjectedLayer):
         self._set_heads(d_model, num_heads, num_kv_heads, head_dim)
         check_feature_map(feature_map)
         self.feature_map, self.rule = feature_map, check_rule(rule)
-        self.decay = _check_rate(decay, "decay", self.rule, self.num_kv_heads)
-        self.beta = _check_rate(beta, "beta", self.rule, self.num_kv_heads)
+        self.decay = check_rate(decay, "decay", self.rule, self.num_kv_heads)
+        self.beta = check_rate(beta, "beta", self.rule, self.num_kv_heads)
         if RULES[self.rule][0] and self.decay is None:
             self.decay = 1.0 - 2.0 ** -(5.0 + np.arange(self.num_kv_heads))
         self.is_causal = check_flag(is_causal, "is_causal") or self.rule != "linear"
         self.normalize = feature_map is not None if normalize is None else check_flag(normalize, "normalize")
         self.scale = check_real(scale, "scale")
-        self._initialize(check_rng(rng), dtype, zeros={f"b_{letter}" for letter in check_biases(bias)})
+        learned = {f"{kind}_{name}" for name in RATES if self._learns(name) for kind in "Wb"}
+        self._initialize(check_rng(rng), dtype, zeros={f"b_{letter}" for letter in check_biases(bias)} | learned)
+        if self._learns("decay"):
+            self.b_decay = cast_dtype(initial_decay_bias(self.num_kv_heads), self.b_decay.dtype)
 
     def make_state(self, batch_size: int, *, dtype: DTypeLike = np.float32) -> Array:
         """The state before the first token, which is 0.
@@ -312,7 +342,7 @@ class LinearAttention(ProjectedLayer):
         call = self._prepare(x, state, decay, beta)
         defaults = {**(linear_attention.__kwdefaults__ or {}), **call.arguments}
         (output, new_state), pull = linear_attention_rule(
-            defaults, ("query", "key", "value", *(name for name in names if name != "x"))
+            defaults, ("query", "key", "value", *(name for name in names if name != "x"), *call.learned)
         )
         joined = _join_heads(output)
         y = call.block.projections(joined if call.batched else joined[0], "o", None)
@@ -326,13 +356,22 @@ class LinearAttention(ProjectedLayer):
             found = pull((split_heads(d_joined, self.num_heads), d_state))
             rows = Rows(call.inputs, dict.fromkeys("qkv", "query"), {}, None)
             found["x"] = row_gradients(rows, found, call.block, None, ("query",), parameters)["query"]
+            for name, (rates, *slots_of) in call.learned.items():
+                by_gate = gate_gradients(found[name], rates, call.inputs.query, *slots_of)
+                found["x"] = found["x"] + by_gate["x"]
+                parameters |= {f"W_{name}": by_gate["weight"], f"b_{name}": by_gate["bias"]}
             arrays = {name: as_array(given[name], name) for name in names}
             by_input = {
                 name: finish(found[name].reshape(array.shape), array, call.dtype) for name, array in arrays.items()
             }
             return LayerGradients(
                 gradients_of(names, by_input),
-                {name: cast_dtype(parameters[name], dtype) for name, dtype in slots.items()},
+                {
+                    name: cast_dtype(parameters[name], dtype)
+                    if name in parameters
+                    else np.zeros_like(getattr(self, name))
+                    for name, dtype in slots.items()
+                },
             )
 
         return finalize(y, None, call.dtype), new_state if call.batched else new_state[0], pullback
@@ -359,15 +398,26 @@ class LinearAttention(ProjectedLayer):
             if not batched and array is not None:
                 a = as_array(array, name)
                 options[name] = a[np.newaxis] if a.ndim > 1 else a
-        for name, own in (("decay", self.decay), ("beta", self.beta)):
-            options[name] = own if options[name] is None else options[name]
+        learned = {}
+        for name in RATES:
+            if options[name] is not None:
+                continue
+            if self._learns(name):
+                parameters = vars(self)[f"W_{name}"], vars(self)[f"b_{name}"]
+                options[name] = gate(rows, *parameters)
+                learned[name] = (options[name], *parameters)
+            else:
+                options[name] = getattr(self, name)
         heads = Heads((self.d_model,) * 3, self.d_model, self.num_heads, self.num_kv_heads, self.d_k)
         block, inputs = Block(heads, LayerProjections(vars(self), self._packs)), Inputs(rows, rows, rows)
         found = project(inputs._asdict(), block, compute, None, None)
         for name in ("feature_map", "normalize", "scale", "is_causal", "rule"):
             options[name] = getattr(self, name)
         arguments = {"query": found["q"], "key": found["k"], "value": found["v"], **options}
-        return _Call(block, inputs, arguments, dtype, batched)
+        return _Call(block, inputs, arguments, dtype, batched, learned)
+
+    def _learns(self, name: str) -> bool:
+        return isinstance(getattr(self, name), str)
 
 
 class _Call(NamedTuple):
@@ -376,26 +426,10 @@ class _Call(NamedTuple):
     arguments: dict[str, Any]  # of linear_attention
     dtype: np.dtype[Any]  # of the output
     batched: bool  # whether the caller's arrays have an axis of sequences
+    learned: dict[str, tuple[Array, Slot, Slot]]  # rates that were computed from the input, with their parameters
 
 
 def _join_heads(x: Array) -> Array:
     """(batch, heads, seq, d_k) as (batch, seq, heads * d_k), a copy."""
     batch, heads, seq, width = x.shape
     return x.swapaxes(1, 2).reshape(batch, seq, heads * width)
-
-
-def _check_rate(given: Any, name: str, rule: str, heads: int) -> Array | None:
-    """The layer's ``decay`` or ``beta``: float64 (heads,), or None."""
-    if given is None:
-        return None
-    if not RULES[rule][name == "beta"]:
-        fitting = " or ".join(repr(r) for r, needs in RULES.items() if needs[name == "beta"])
-        raise ValueError(f"{name}: given with rule {shown(rule)}, expected None, or rule {fitting}")
-    rates = as_array(given, name)
-    check_dtype(rates.dtype, name)
-    if rates.shape not in ((), (heads,)):
-        raise ValueError(f"{name}: shape {rates.shape}, expected () or (num_kv_heads,) = ({heads},); others by call")
-    made = np.array(np.broadcast_to(cast_dtype(rates, FLOAT64), (heads,)))
-    if name == "decay":
-        check_decay(made)
-    return made

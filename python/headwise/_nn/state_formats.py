@@ -70,6 +70,7 @@ def _joint(inputs: str, output: str) -> Layout:
 _SINKS: Layout = {"sinks": ("sinks",)}
 _NORMS: Layout = {"q_norm.weight": ("q_norm",), "k_norm.weight": ("k_norm",)}
 _RELATIVE = ("relative_table", "relative_embeddings")  # tables, which have one layout in every format
+_GATES = ("W_decay", "b_decay", "W_beta", "b_beta")  # of LinearAttention
 # torch.nn.MultiheadAttention: packed if query, key and value have the width of the output, else (kdim, vdim) separate.
 _TORCH_BIASES: Layout = {"in_proj_bias": ("b_q", "b_k", "b_v"), "out_proj.weight": ("W_o",), "out_proj.bias": ("b_o",)}
 _TORCH_PACKED: Layout = {"in_proj_weight": ("W_q", "W_k", "W_v"), **_TORCH_BIASES}
@@ -79,7 +80,9 @@ _PER_HEAD = _joint("query_key_value", "dense")
 # Formats with the same names are tried in this order.
 _FORMATS: dict[str, _Format] = {
     "headwise": _Format(
-        _one_by_one("W_{}", "b_{}", *"qkvo") | _SINKS | {name: (name,) for name in ("q_norm", "k_norm", *_RELATIVE)},
+        _one_by_one("W_{}", "b_{}", *"qkvo")
+        | _SINKS
+        | {name: (name,) for name in ("q_norm", "k_norm", *_RELATIVE, *_GATES)},
         stores_in_out=True,
     ),
     # bias_k and bias_v (add_bias_kv=True) are in no layout, as no layer has such parameters.
@@ -243,6 +246,7 @@ def why_extra(form: str, name: str, shapes: Shapes) -> str:
     """Why the layer has no parameter for the entry ``name``, as the end of a message."""
     plain = dict.fromkeys((*_RELATIVE, "relative_attention_bias.weight"), "; the layer has none (relative=)") | {
         "sinks": "; the layer has none (sinks=True)",
+        **{name: f"; the layer has none ({name[2:]}='learned')" for name in _GATES},
         "bias_k": "; keys and values of add_bias_kv=True are not supported",
         "bias_v": "; keys and values of add_bias_kv=True are not supported",
     }
