@@ -1,4 +1,4 @@
-"""Attention over Dask arrays: beside one call of headwise, and over a million keys in files.
+"""Attention over Dask arrays: each function beside one call of headwise, and a million keys in files.
 
 python bench/chunked.py             both
 python bench/chunked.py --keys N    the second with N keys
@@ -12,6 +12,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dask
@@ -19,27 +20,54 @@ import dask.array as da
 import numpy as np
 
 import headwise as hw
-from headwise.integrations.dask import flash_attention
+import headwise.integrations.dask as hw_dask
 
 CHUNK, DIM = 8192, 64
 
 
-def overhead(chunks: int = 16, rounds: int = 5) -> None:
-    """Queries of one chunk and keys of several, in tasks of one worker, and in one call."""
-    rng = np.random.default_rng(0)
-    query = rng.standard_normal((CHUNK, DIM), dtype=np.float32)
-    key, value = rng.standard_normal((2, chunks * CHUNK, DIM), dtype=np.float32)
-    lazy = flash_attention(*(da.from_array(a, chunks=(CHUNK, DIM)) for a in (query, key, value)))
+def compare(title: str, one: Callable[[], object], several: Callable[[], object], rounds: int = 5) -> None:
+    """The medians of one call and of tasks of one worker, in turn."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
-        for function, taken in zip(
-            (lambda: hw.flash_attention(query, key, value), lambda: lazy.compute(num_workers=1)), times, strict=True
-        ):
+        for function, taken in zip((one, several), times, strict=True):
             start = time.perf_counter()
             function()
             taken.append(time.perf_counter() - start)
-    one, several = map(statistics.median, times)
-    print(f"{CHUNK} queries, {chunks} x {CHUNK} keys: one call {one:.3f} s, Dask {several:.3f} s, {one / several:.2f}")
+    a, b = map(statistics.median, times)
+    print(f"| {title} | {a:.3f} s | {b:.3f} s | {a / b:.2f} |")
+
+
+def overhead(chunks: int = 16) -> None:
+    """Queries of one chunk and keys of several, in tasks of one worker, and in one call."""
+    rng = np.random.default_rng(0)
+    query, d_output = rng.standard_normal((2, CHUNK, DIM), dtype=np.float32)
+    key, value = rng.standard_normal((2, chunks * CHUNK, DIM), dtype=np.float32)
+    arrays = query, key, value
+    lazy = tuple(da.from_array(a, chunks=(CHUNK, DIM)) for a in arrays)
+    results = hw.flash_attention(*arrays, return_lse=True)
+    lazy_results = hw_dask.flash_attention(*lazy, return_lse=True)
+    which = {"which": ("key_mass", "entropy")}
+    packed, lazy_packed = ([a[:, None] for a in some] for some in (arrays, lazy))
+    starts = [0, CHUNK // 2, CHUNK], [0, 5 * CHUNK // 2, chunks * CHUNK]
+    # Sequences that end within chunks: of 16 chunks of keys, one is of both.
+    work: dict[str, tuple[Callable[[], object], tuple[object, ...]]] = {
+        "flash_attention": (lambda: hw.flash_attention(*arrays), lazy_results[:1]),
+        "flash_attention_backward": (
+            lambda: hw.flash_attention_backward(d_output, *arrays, *results),
+            hw_dask.flash_attention_backward(d_output, *lazy, *results),
+        ),
+        "varlen_attention": (
+            lambda: hw.varlen_attention(*packed, *starts), (hw_dask.varlen_attention(*lazy_packed, *starts),)
+        ),
+        "attention_statistics": (
+            lambda: hw.attention_statistics(query, key, **which),
+            hw_dask.attention_statistics(*lazy[:2], **which)[:2],
+        ),
+    }  # fmt: skip
+    print(f"{CHUNK} queries, {chunks} x {CHUNK} keys, float32, {DIM} features\n")
+    print("| function | one call | Dask, one worker | one call / Dask |\n| --- | --- | --- | --- |")
+    for title, (one, collections) in work.items():
+        compare(title, one, lambda collections=collections: dask.compute(*collections, num_workers=1))
 
 
 def long(keys: int, window: int = 4096) -> None:
@@ -55,7 +83,7 @@ def long(keys: int, window: int = 4096) -> None:
             arrays.append(da.from_array(np.load(Path(folder) / name, mmap_mode="r"), chunks=(CHUNK, DIM)))
         output = np.lib.format.open_memmap(Path(folder) / "output", "w+", np.float32, (keys, DIM))
         start = time.perf_counter()
-        da.store(flash_attention(*arrays, is_causal=True, window_size=(window, 0)), output)
+        da.store(hw_dask.flash_attention(*arrays, is_causal=True, window_size=(window, 0)), output)
         seconds = time.perf_counter() - start
         tail = [np.asarray(a[-2 * window :]) for a in arrays]
         expected = hw.flash_attention(*tail, is_causal=True, window_size=(window, 0))[-window:]

@@ -21,13 +21,13 @@ class Integration(NamedTuple):
 #: Every module of this package, in alphabetic order; a new module adds its line.
 INTEGRATIONS: tuple[Integration, ...] = (
     Integration("autograd", "autograd", "1.7", "autograd", "the differentiable functions as primitives of autograd"),
-    Integration("dask", "dask", "2024.8", "dask", "flash_attention over Dask arrays, on one machine or many"),
+    Integration("dask", "dask", "2024.8", "dask", "attention, gradients and statistics over Dask arrays"),
     Integration("jax", "jax", "0.5", "jax", "the differentiable functions under jit, grad and vmap, on CPU"),
     Integration("mygrad", "mygrad", "2.3", "mygrad", "the differentiable functions as operations of mygrad"),
     Integration("onnx", "onnx", "1.22", "onnx", "operators for ONNX's reference evaluator, and run_model"),
     Integration("torch", "torch", "2.6", "torch", "scaled_dot_product_attention of PyTorch on CPU, and its gradients"),
     Integration("transformers", "transformers", "5.0", "transformers", 'models with attn_implementation="headwise"'),
-    Integration("xarray", "xarray", "2024.7", "xarray", "flash_attention by the names of dimensions"),
+    Integration("xarray", "xarray", "2024.7", "xarray", "attention and its statistics by the names of dimensions"),
 )
 
 
