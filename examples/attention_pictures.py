@@ -1,4 +1,4 @@
-"""Figures of a small causal transformer: its attention weights, positional encodings and biases.
+"""Figures of a small causal transformer: its attention weights, positional encodings and biases; statistics of weights.
 
     pip install 'headwise[plot]'
     python examples/attention_pictures.py FOLDER
@@ -64,6 +64,14 @@ def draw(folder: Path) -> Iterator[Path]:
     yield folder / "layers.png"
     hw.plot.lines(layers[0], TOKENS, head=[0, 4, 7], threshold=0.02, path=folder / "lines.svg")
     yield folder / "lines.svg"
+    q, k = rng.standard_normal((2, 1, HEADS, 512, 64))
+    statistics = hw.attention_statistics(q, k, which=("key_mass", "entropy", "block_mass"), is_causal=True)
+    hw.plot.statistics(statistics, "key_mass", title="Sums of the weights of each key", path=folder / "key_mass.png")
+    yield folder / "key_mass.png"
+    hw.plot.statistics(statistics, "entropy", title="Entropy of each query", path=folder / "entropy.png")
+    yield folder / "entropy.png"
+    hw.plot.statistics(statistics, "block_mass", title="Sums of blocks", path=folder / "block_mass.png")
+    yield folder / "block_mass.png"
     hw.plot.encoding(encoding.pe, title="Sinusoidal positions", path=folder / "encoding.png")
     yield folder / "encoding.png"
     hw.plot.bias(causal, title="ALiBi, causal", path=folder / "alibi.png")

@@ -139,6 +139,7 @@ void CheckAttention(const AttentionArgs<T>& args) {
   const std::array<std::int64_t, 4> scores{batch, heads, query_len, key_len};
   if (args.weights) CheckArray(args.weights, scores, "weights");
   if (args.lse) CheckShape<Accumulator<T>, 3>(args.lse, {batch, heads, query_len}, "lse");
+  if (args.statistics) Fail("statistics", "given to another function than AttentionStatistics");
 
   const AttentionSpec<T>& spec = args.spec;
   if (spec.softcap != 0 && !(spec.softcap >= kMinSoftcap && spec.softcap <= kMaxSoftcap)) {

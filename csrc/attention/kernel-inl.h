@@ -10,7 +10,8 @@
 //   3. weights p_j = exp(s_j - m) and their sums;
 //   4. output = output * exp(old m - new m) + p V.
 // FinishRows divides the outputs by the sums. Requested weights are stored in step 3 and multiplied by
-// exp(m at the time - final m) / sum as soon as the rows have met all keys, while they are still in L2.
+// exp(m at the time - final m) / sum as soon as the rows have met all keys, while they are still in L2. Statistics of
+// weights (statistics/) are computed at the same place, and their weights dropped.
 //
 // Products is the matmul backend's part: FmaProducts (backends/fma-inl.h, every target) or SplitProducts
 // (backends/bf16-inl.h). It sets the rows of a tile, the keys of a block and the number of tiles in flight.
@@ -20,7 +21,7 @@
 //
 // Cost: 4 * head_dim operations per score in the products, and about 15 vector operations per vector of scores.
 // Scratch: packed queries and outputs of the block of queries, one packed block of keys and of values, one tile of
-// scores. Only requested weights need scratch that grows with the number of keys.
+// scores. Only requested weights and statistics need scratch that grows with the number of keys.
 
 #if defined(HEADWISE_ATTENTION_KERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_KERNEL_INL_H_
@@ -35,6 +36,7 @@
 #include "attention/kernel.h"
 #include "attention/modifiers/score_modifiers-inl.h"
 #include "attention/softmax-inl.h"
+#include "attention/statistics/statistics-inl.h"
 #include "base/interruption.h"
 #include "base/scratch.h"
 #include "hwy/cache_control.h"
@@ -81,7 +83,9 @@ struct AttentionScratch {
       : tile_count((rows + Products::kRows - 1) / Products::kRows),
         padded_rows(tile_count * Products::kRows),
         value_width(Products::ValueWidth(args.value.shape[3])),
-        blocks(args.weights && args.key.shape[2] > Products::kKeys ? (args.key.shape[2] - 1) / Products::kKeys + 1 : 0),
+        blocks(args.statistics || (args.weights && args.key.shape[2] > Products::kKeys)
+                   ? (args.key.shape[2] + Products::kKeys - 1) / Products::kKeys
+                   : 0),
         tiles(arena.Allocate<Tile<Products::kRows>>(tile_count)),
         output(arena.Allocate<T>(padded_rows, value_width)),
         max(arena.Allocate<T>(padded_rows)),
@@ -90,15 +94,24 @@ struct AttentionScratch {
         shift(arena.Allocate<T>(Products::kStages * Products::kRows)),
         rescale(arena.Allocate<T>(Products::kStages * Products::kRows)),
         block_max(arena.Allocate<T>(padded_rows, blocks)),
-        staging_width(blocks > 0 && (kIs16Bit<Stored> || args.key.shape[2] <= kMaxStagedKeys) ? args.key.shape[2] : 0),
-        staging(arena.Allocate<T>(padded_rows, staging_width)) {}
+        staging_width(StagingWidth(args)),
+        staging(arena.Allocate<T>(padded_rows, staging_width)),
+        statistics(arena, args.statistics, args.key.shape[2]) {}
 
   // Longer rows would be evicted from L2 before they are finished. Weights of 16-bit types are always staged, because
   // they are rounded once.
   static constexpr int64_t kMaxStagedKeys = 8192 / sizeof(T);
 
+  int64_t StagingWidth(const AttentionArgs<Stored>& args) const {
+    const int64_t keys = args.key.shape[2];
+    constexpr int64_t kLine = 64 / sizeof(T);
+    // Whole cache lines, and one more, so that rows do not fall on the same cache sets.
+    if (args.statistics) return (keys + kLine - 1) / kLine * kLine + kLine;
+    return blocks > 0 && (kIs16Bit<Stored> || keys <= kMaxStagedKeys) ? keys : 0;
+  }
+
   int64_t tile_count, padded_rows, value_width;
-  int64_t blocks;  // key blocks, if weights are requested and there are several; else 0
+  int64_t blocks;  // key blocks, if weights are requested and there are several, or statistics are; else 0
   Tile<Products::kRows>* tiles;
   T* output;     // [padded_rows][value_width], not yet divided by the sum
   T* max;        // [padded_rows] running maxima of the scores
@@ -106,9 +119,10 @@ struct AttentionScratch {
   T* scores;     // [kStages][kRows][kStride], then weights
   T* shift;      // [kStages][kRows]: max of each row of the tile, then (UpdateTileMaxima) the subtrahend of its scores
   T* rescale;    // [kStages][kRows] factors for the outputs of the tile
-  T* block_max;  // [padded_rows][blocks]: the running max that the weights of each key block were computed with
+  T* block_max;  // [padded_rows][blocks]: the running max that a block's weights were computed with; -inf: it has none
   int64_t staging_width;
   T* staging;  // [padded_rows][staging_width]: unfinished weights; if empty, they are in the result array
+  StatisticsScratch<T> statistics;
 };
 
 template <class Products, typename T>
@@ -191,6 +205,7 @@ void StartRows(AttentionRun<Products>& run) {
   std::fill_n(scratch.rescale, Products::kStages * kRows, T{1});
   std::fill_n(scratch.max, scratch.padded_rows, kMinusInf<T>);
   std::fill_n(scratch.sum, scratch.padded_rows, T{0});
+  std::fill_n(scratch.block_max, scratch.padded_rows * scratch.blocks, kMinusInf<T>);
   int64_t member = 0, query = 0;  // head of the group, query of the block
   for (int64_t t = 0; t < scratch.tile_count; ++t) {
     Tile<kRows>& tile = scratch.tiles[t];
@@ -240,6 +255,12 @@ TileKeys KeysOfTile(const AttentionRun<Products>& run, const Tile<Products::kRow
   if (tile.all_low > begin + keys.from || tile.all_high < begin + keys.to) keys.modifiers |= kWindow;
   keys.fused = TakeFused(keys.modifiers);
   return keys;
+}
+
+// Whether weights are stored until their rows have met all keys.
+template <typename S>
+bool WeightsStay(const AttentionArgs<S>& args) {
+  return args.weights || args.statistics;
 }
 
 // Stores row r's weights for the keys [begin, end) from its scores, which have become weights: final if this is the
@@ -331,7 +352,7 @@ template <class Products>
 HWY_INLINE void ComputeWeights(const AttentionRun<Products>& run, const Stage<Products::kRows>& stage, int r,
                                int64_t begin, int64_t end) {
   run.Sum(stage)[r] += Exponentials(run.Scores(stage, r), stage.keys.from, stage.keys.to, run.Shift(stage)[r]);
-  if (run.args.weights) StoreWeights(run, stage, r, begin, end);
+  if (WeightsStay(run.args)) StoreWeights(run, stage, r, begin, end);
   PrepareWeights(run, stage, r, begin);
 }
 
@@ -342,10 +363,9 @@ void AddValues(const AttentionRun<Products>& run, const Stage<Products::kRows>& 
                          run.Rescale(stage), run.Output(stage));
 }
 
-// Stored exp(score - running max) of each key block becomes exp(score - max) / sum.
-template <class Products>
-void FinishWeights(const AttentionRun<Products>& run, const Row& row, int64_t padded_row) {
-  using T = typename AttentionRun<Products>::T;
+// The factors that make stored exp(score - running max) of each key block exp(score - max) / sum.
+template <class Products, typename T = Accumulator<typename Products::Stored>>
+T* WeightFactors(const AttentionRun<Products>& run, int64_t padded_row) {
   const Tag<T> d;
   const int64_t blocks = (run.keys.end - 1) / Products::kKeys - run.keys.begin / Products::kKeys + 1;
   T* factors = run.BlockMax(padded_row);
@@ -353,11 +373,19 @@ void FinishWeights(const AttentionRun<Products>& run, const Row& row, int64_t pa
   const auto normaliser = hn::Set(d, Normaliser(run.scratch.sum[padded_row]));
   ForEachVector(d, blocks, [&](auto lanes, int64_t i) HWY_ATTR {
     const auto before = lanes.Load(d, factors + i);
-    // After only scores of -inf the weights are 0, or NaN if the row is NaN.
+    // After only scores of -inf the weights are 0, or NaN if the row is NaN, as its normaliser is.
     const auto none = hn::Eq(before, hn::Set(d, kMinusInf<T>));
-    const auto grown = hn::IfThenElse(none, hn::Set(d, T{1}), AttentionExp(d, hn::Sub(before, max)));
+    const auto grown = hn::IfThenZeroElse(none, AttentionExp(d, hn::Sub(before, max)));
     lanes.Store(hn::Mul(grown, normaliser), d, factors + i);
   });
+  return factors;
+}
+
+// Stores the final weights of a row of several key blocks.
+template <class Products>
+void FinishWeights(const AttentionRun<Products>& run, const Row& row, int64_t padded_row) {
+  using T = typename AttentionRun<Products>::T;
+  const T* factors = WeightFactors(run, padded_row);
   ForKeyBlocks(Products::kKeys, run.keys, [&](int64_t begin, int64_t end) HWY_ATTR {
     auto* const weights = run.Weights(row, begin);
     const T factor = *factors++;
@@ -399,6 +427,25 @@ void FinishRows(const AttentionRun<Products>& run) {
   }
 }
 
+// The statistics of all rows' weights, in place of their array.
+template <class Products>
+void FinishStatistics(const AttentionRun<Products>& run) {
+  const auto& args = run.args;
+  const auto& scratch = run.scratch;
+  RowStatistics rows(*args.statistics, scratch.statistics, run.block, run.keys, args.key.shape[2],
+                     args.query.shape[1] / args.key.shape[1]);
+  for (int64_t t = 0; t < scratch.tile_count; ++t) {
+    const Tile<Products::kRows>& tile = scratch.tiles[t];
+    if (Interrupted(20.0 * static_cast<double>(tile.rows * (run.keys.end - run.keys.begin)))) return;
+    for (int r = 0; r < tile.rows; ++r) {
+      const int64_t padded_row = tile.first_row + r;
+      const auto* factors = run.keys.begin < run.keys.end ? WeightFactors(run, padded_row) : nullptr;
+      rows.Add(tile.row[r], run.Staging(padded_row, 0), factors, Products::kKeys, Normaliser(scratch.sum[padded_row]));
+    }
+  }
+  rows.AddColumns();
+}
+
 // Whether the block mask drops the keys [begin, end) for all rows. Requested weights are stored nevertheless.
 template <class Products>
 bool SkipsKeys(const AttentionRun<Products>& run, int64_t begin, int64_t end) {
@@ -421,6 +468,9 @@ void RunAttention(AttentionRun<Products>& run, const KeyBlock& key_block) {
     key_block(begin, end);
   });
   FinishRows(run);
+  if constexpr (!kIs16Bit<typename Products::Stored>) {
+    if (run.args.statistics) FinishStatistics(run);
+  }
 }
 
 }  // namespace HWY_NAMESPACE

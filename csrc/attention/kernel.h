@@ -18,7 +18,8 @@ constexpr std::int64_t kSmallKeys = 16, kSmallWidth = 128;
 // A task of AttentionKernel: queries [query_begin, query_end) of all heads that share one key and value head, that is
 // group * queries rows that meet the same keys.
 struct AttentionBlock {
-  std::int64_t batch, kv_head, query_begin, query_end;
+  std::int64_t batch = 0, kv_head = 0, query_begin = 0, query_end = 0;
+  double* key_mass = nullptr;  // [group][key_len]: sums to which AttentionArgs::statistics adds the weights of the keys
 };
 
 // A task of DecodeKernel: keys [key_begin, key_end) of one key and value head, and all queries of the heads that share

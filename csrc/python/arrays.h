@@ -223,6 +223,7 @@ void RegisterActivation(py::module_& module);
 void RegisterAlibi(py::module_& module);
 void RegisterAttention(py::module_& module);
 void RegisterAttentionBackward(py::module_& module);
+void RegisterAttentionStatistics(py::module_& module);
 void RegisterAttentionVarlen(py::module_& module);
 void RegisterLayerNorm(py::module_& module);
 void RegisterLinear(py::module_& module);

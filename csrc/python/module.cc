@@ -63,6 +63,7 @@ PYBIND11_MODULE(_core, module) {
   RegisterAlibi(module);
   RegisterAttention(module);
   RegisterAttentionBackward(module);
+  RegisterAttentionStatistics(module);
   RegisterAttentionVarlen(module);
   RegisterLayerNorm(module);
   RegisterLinear(module);

@@ -22,6 +22,13 @@ def attention(
     lse: NDArray[Any] | None,
     spec: tuple[Any, ...],
 ) -> None: ...
+def attention_statistics(
+    query: NDArray[Any],
+    key: NDArray[Any],
+    results: tuple[Any, ...],
+    block_size: tuple[int, int],
+    spec: tuple[Any, ...],
+) -> None: ...
 def attention_backward(
     d_output: NDArray[Any],
     query: NDArray[Any],

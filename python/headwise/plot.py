@@ -10,6 +10,7 @@ imported by the first call.
 from __future__ import annotations
 
 from headwise._plot.pictures import attention, bias, block_mask, encoding, grid, lines
+from headwise._plot.statistics import statistics
 
 __all__ = [
     "attention",
@@ -18,4 +19,5 @@ __all__ = [
     "encoding",
     "grid",
     "lines",
+    "statistics",
 ]

@@ -15,6 +15,7 @@ import pytest
 import headwise as hw
 from calls import Case, Sizes, changed
 from headwise._base.attention_spec import AttentionSpec, PackedSequences
+from headwise._base.attention_statistics import AttentionStatistics
 from headwise._base.linear_attention_spec import LinearAttentionSpec
 from headwise._runtime import backend as _backend
 from operations import cases
@@ -57,6 +58,9 @@ OF_16BIT = (
     "layer_normalization_backward", "rms_norm_backward",
 )  # fmt: skip
 
+# Operations with 16-bit weights, keys or values under float32.
+NARROW = ("linear", "attention", "attention_statistics")
+
 
 class Contract:
     """A backend that checks its arguments and calls another backend."""
@@ -90,7 +94,7 @@ class Contract:
                 check([x for x in arrays if x.dtype != dtype], np.dtype(np.float32))
             else:
                 assert dtype in (np.float32, np.float64)
-                narrow = [x for x in arrays if name in ("linear", "attention") and x.dtype.itemsize == 2]
+                narrow = [x for x in arrays if name in NARROW and x.dtype.itemsize == 2]
                 self.narrow += len(narrow)
                 assert not narrow or dtype == np.float32
                 check([x for x in arrays if x.dtype.itemsize > 2 or not narrow], dtype)
@@ -238,6 +242,18 @@ class Contract:
         assert output.flags.c_contiguous and new_state.flags.c_contiguous
         assert state is None or (state.shape == new_state.shape and contiguous_last(state))
 
+    def check_attention_statistics(
+        self, query: Any, key: Any, results: AttentionStatistics, block_size: tuple[int, int], spec: AttentionSpec
+    ) -> None:
+        assert type(results) is AttentionStatistics and all(type(size) is int for size in block_size)
+        (batch, heads, query_len, head_dim), key_len = query.shape, key.shape[2]
+        assert key.shape[::3] == (batch, head_dim) and heads % key.shape[1] == 0 and query_len * key_len > 0
+        assert all(map(contiguous_last, (query, key)))
+        written = [x for x in flat(results) if x is not None]
+        assert all(x.flags.c_contiguous and x.shape[:2] == (batch, heads) and not x.any() for x in written)
+        assert all(x.dtype in (query.dtype, np.int64) for x in written)
+        self.check_spec(spec, heads, query.dtype)
+
     def check_pack_linear(self, weight: np.ndarray, bias: Any, precision: str) -> None:
         assert weight.ndim == 2 and weight.itemsize in weight.strides and precision in ("highest", "high", "medium")
         assert bias is None or (bias.shape == weight.shape[1:] and bias.flags.c_contiguous)
@@ -360,9 +376,9 @@ def test_backend_gets_16bit_arrays_as_they_are(contract: Contract, name: str, dt
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_statistics_are_those_of_float32_weights(contract: Contract, dtype: str) -> None:
-    """Blocks of queries are float32, so that weights are; keys are 16-bit as they are, and values have no columns."""
+    """Queries are float32, so that weights are; keys are 16-bit as they are."""
     CALLS["attention_statistics-all"](lambda x: x if x.dtype == bool else x.astype(dtype_named(dtype)))
-    assert contract.dtypes == {"float32"} and contract.narrow == 2 * contract.calls
+    assert contract.dtypes == {"float32"} and contract.calls == contract.narrow == 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -46,6 +46,36 @@ def test_block_mask() -> None:
         plot.block_mask(mask.to_dense())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("which", ["key_mass", "entropy", "max_weight", "block_mass"])
+def test_statistics(which: str, average: bool) -> None:
+    x = normal((2, 3, 20, 8))
+    found = hw.attention_statistics(x, x, is_causal=True, block_size=4, average_heads=average)
+    figure = plot.statistics(found, which, batch=1, title="a title")
+    values = np.asarray(getattr(found, which))[1]
+    if which == "block_mass":
+        shown = np.array([np.ma.filled(x, 0) for x in drawn(figure)])
+    else:
+        (shown,) = drawn(figure)
+        assert panels(figure)[0].get_xlabel() == ("key" if which == "key_mass" else "query")
+    np.testing.assert_array_equal(shown, values.reshape(shown.shape))
+    assert figure.get_suptitle() == "a title"
+
+
+def test_statistics_of_some_heads() -> None:
+    x = normal((3, 20, 8))[None]
+    found = hw.attention_statistics(x, x, which=("entropy",))
+    figure = plot.statistics(found, "entropy", head=[2, 0])
+    np.testing.assert_array_equal(drawn(figure)[0], np.asarray(found.entropy)[0, [2, 0]])
+    assert queries(panels(figure)[0]) == ["head 2", "head 0"]
+    with pytest.raises(ValueError, match=r"^found: no key_mass; headwise.*which='key_mass'\)"):
+        plot.statistics(found)
+    with pytest.raises(ValueError, match=r"^which: 'top_k', expected one of key_mass, entropy,"):
+        plot.statistics(found, "top_k")
+    with pytest.raises(TypeError, match=r"^found: ndarray, expected the result of"):
+        plot.statistics(x)  # type: ignore[arg-type]
+
+
 def test_lines() -> None:
     given = np.array([[0.5, 0.0, 0.5], [0.0, 0.2, 0.8]])
     figure = plot.lines(given, query_tokens=["x", "y"], key_tokens=["a", "b", "c"])

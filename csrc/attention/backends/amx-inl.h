@@ -46,7 +46,7 @@ constexpr float kMaxSlack = kTerms == 3 ? 5.5f : 0.0f;
 // Requested weights, and weights that dropout will change, overwrite the scores.
 template <typename S, int kTerms>
 bool WeightsInPlace(const AttentionRun<AmxProducts<S, kTerms>>& run) {
-  return run.args.weights || run.args.spec.dropout_keep;
+  return WeightsStay(run.args) || run.args.spec.dropout_keep;
 }
 
 // Whether weights may be computed with the running maxima before the tile's own maxima are known. If a score turns out
@@ -143,7 +143,7 @@ void AmxKeyBlock(const AttentionRun<AmxProducts<S, kTerms>>& run, int64_t begin,
       if (reuse_maxima && weights.Exceeds(kMaxSlack<kTerms>)) RecomputeWeights<S, kTerms>(run, now, weights);
       weights.AddSums(run.Sum(now));
       for (int r = 0; r < now.tile->rows; ++r) {
-        if (run.args.weights) StoreWeights(run, now, r, begin, end);
+        if (WeightsStay(run.args)) StoreWeights(run, now, r, begin, end);
         if (run.args.spec.dropout_keep) PrepareWeights(run, now, r, begin);
       }
     }

@@ -25,11 +25,11 @@ void DotWeights(const AttentionRun<DotProducts<S>>& run, const Stage<kSide>& sta
   const auto& [tile, keys, buffer] = stage;
   const int64_t first = keys.from / kChunk;
   weights.Start(run.Scores(stage) + first * kChunk, run.products.Weights(0, buffer), run.Shift(stage), tile->height,
-                Chunks(keys.to) - first, 0, run.args.weights || run.args.spec.dropout_keep);
+                Chunks(keys.to) - first, 0, WeightsStay(run.args) || run.args.spec.dropout_keep);
   weights.Finish();
   weights.AddSums(run.Sum(stage));
   for (int r = 0; r < tile->rows; ++r) {
-    if (run.args.weights) StoreWeights(run, stage, r, begin, end);
+    if (WeightsStay(run.args)) StoreWeights(run, stage, r, begin, end);
     if (run.args.spec.dropout_keep) PrepareWeights(run, stage, r, begin);
   }
 }

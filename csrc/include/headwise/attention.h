@@ -103,6 +103,9 @@ struct StoredKeys {
 };
 using AnyStoredKeys = std::variant<std::monostate, StoredKeys<Float16>, StoredKeys<BFloat16>, StoredKeys<std::int8_t>>;
 
+template <typename A>
+struct WeightStatistics;  // attention_statistics.h
+
 // The last axis of every array is contiguous.
 template <typename T>
 struct AttentionArgs {
@@ -115,6 +118,8 @@ struct AttentionArgs {
   AttentionSpec<T> spec;
   // For T = float only, in place of the data of key and value, of which the shapes alone are then read.
   AnyStoredKeys stored;
+  // Set by AttentionStatistics alone (attention_statistics.h), for its kernels.
+  const WeightStatistics<Accumulator<T>>* statistics = nullptr;
 };
 
 // Throws std::invalid_argument, with a message that begins with the argument's name, unless the shapes agree, the

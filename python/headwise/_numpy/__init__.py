@@ -9,6 +9,7 @@ from headwise._numpy.activation import activation, activation_backward
 from headwise._numpy.alibi import add_alibi
 from headwise._numpy.attention import attention, attention_varlen
 from headwise._numpy.attention_backward import attention_backward, attention_varlen_backward
+from headwise._numpy.attention_statistics import attention_statistics
 from headwise._numpy.layer_norm import (
     layer_normalization,
     layer_normalization_backward,
@@ -28,6 +29,7 @@ __all__ = [
     "apply_rope",
     "attention",
     "attention_backward",
+    "attention_statistics",
     "attention_varlen",
     "attention_varlen_backward",
     "get_num_threads",

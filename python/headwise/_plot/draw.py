@@ -112,7 +112,9 @@ def head_grid(
     return sheet.figure
 
 
-def table_map(values: Array, scale: Scale, cmap: Colormap, rows: str, columns: str, title: str | None) -> Figure:
+def table_map(
+    values: Array, scale: Scale, cmap: Colormap, rows: str, columns: str, title: str | None, meaning: str = "value"
+) -> Figure:
     """A map of one table with numbered rows and columns."""
     length, width = values.shape
     size = (min(max(0.1 * width, 4.0), 9.0), min(max(0.05 * length, 2.0), 7.0))
@@ -125,7 +127,7 @@ def table_map(values: Array, scale: Scale, cmap: Colormap, rows: str, columns: s
     panel.tick_params(length=2, width=0.6, labelsize=LARGE)
     panel.set_xlabel(columns, fontsize=TITLE)
     panel.set_ylabel(rows, fontsize=TITLE)
-    sheet.scale(cmap, scale, "value")
+    sheet.scale(cmap, scale, meaning)
     return sheet.figure
 
 

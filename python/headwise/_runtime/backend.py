@@ -19,6 +19,7 @@ from headwise._version import __version__
 
 if TYPE_CHECKING:
     from headwise._base.attention_spec import AttentionSpec, PackedSequences
+    from headwise._base.attention_statistics import AttentionStatistics
     from headwise._base.linear_attention_spec import LinearAttentionSpec
     from headwise._base.typing import Array
 
@@ -234,6 +235,19 @@ class Backend(Protocol):
         With ``spec.normalize``, states have ``value_dim + 1`` columns, the last of them that of values of 1, else
         ``value_dim``. Without ``spec.is_causal``, there are neither decays nor betas. What stands in a token's row of
         query, key or value affects no earlier output.
+        """
+
+    def attention_statistics(
+        self,
+        query: Array,  # (batch, heads, query_len, head_dim), last axis contiguous, any other strides; not 16-bit
+        key: Array,  # (batch, kv_heads, key_len, head_dim), likewise; may be 16-bit beside a float32 query
+        results: AttentionStatistics,  # with heads, C-contiguous, in the dtype of query
+        block_size: tuple[int, int],  # queries and keys of the blocks of results.block_mass
+        spec: AttentionSpec,
+    ) -> None:
+        """Fill the given fields of ``results``, which hold 0, with statistics of the weights of :meth:`attention`.
+
+        There are at least one query and one key. No array of size query_len x key_len is allocated.
         """
 
     def set_num_threads(self, n: int) -> None: ...

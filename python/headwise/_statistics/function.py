@@ -5,25 +5,27 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
-from headwise._base.attention_spec import fill_without_keys, spec_of_part
+from headwise._base.attention_spec import fill_without_keys
+from headwise._base.attention_statistics import NAMES, AttentionStatistics, TopKeys, zeros
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.messages import shown
 from headwise._base.outputs import allocate
 from headwise._base.scalars import check_flag, check_int
-from headwise._base.typing import FLOAT32
+from headwise._base.typing import FLOAT32, INT64
 from headwise._block_mask.grid import make_grid
+from headwise._numpy.attention_statistics import reduce_parts
 from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.dropout import backend_of
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import attention_spec
-from headwise._statistics.parts import weight_parts
-from headwise._statistics.totals import NAMES, AttentionStatistics, TopKeys, Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "AttentionStatistics", "TopKeys", "attention_statistics"]
 
 _DEFAULT_K = 8
+
+# Up to this many rows per key head, the kernel of few queries computes all weights, which are small enough to keep.
+_FEW_ROWS = 8
 
 
 @hide_unknown
@@ -188,43 +193,61 @@ def attention_statistics(  # noqa: PLR0913 (the public signature)
     if not ready:
         q, keys = cast_layout(q, stored, last=True), cast_layout(keys, stored, last=True)
     q, keys = with_heads(q), with_heads(keys)
-    totals = Totals(names, grid, count, compute)
-    lse = allocate(shape.scores[:3], compute) if "lse" in names else None
+    results = _empty(names, grid, shape.scores[1], count, compute)
     if shape.key_len == 0:
-        if lse is not None:
-            fill_without_keys(allocate((*shape.scores[:3], 0), compute), lse, spec.sinks)
+        if results.lse is not None:
+            fill_without_keys(allocate((*shape.scores[:3], 0), compute), results.lse, spec.sinks)
     elif math.prod(shape.scores):
-        _reduce(q, keys, spec, totals, lse, average=average)
+        _compute(q, keys, spec, results, grid, average=average)
     rows = shape.output[:-1]
     lead = rows[:-2] if average and shape.has_heads else rows[:-1]
-    return _reshaped(totals.rounded(lse), lead, rows)
+    return _reshaped(results, lead, rows)
 
 
 @ieee
-def _reduce(query: Array, key: Array, spec: AttentionSpec, totals: Totals, lse: Array | None, *, average: bool) -> None:
-    """Add the weights of all parts to ``totals``, and fill ``lse``."""
-    attention = backend_of(spec).attention
-    (batch, heads, query_len, _), (kv_heads, key_len) = query.shape, key.shape[1:3]
-    group = heads // kv_heads
-    compute = FLOAT32 if query.itemsize == 2 else query.dtype
-    room = allocate((0,), compute)
-    for b, g, r in weight_parts(batch, kv_heads, group, query_len, key_len, all_heads=average):
-        h = slice(g.start * group, g.stop * group)
-        shape = (b.stop - b.start, h.stop - h.start, r.stop - r.start)
-        size = math.prod(shape) * key_len
-        if room.size < size:
-            room = allocate((size,), compute)
-        weights = room[:size].reshape((*shape, key_len))
-        rows, part = cast_dtype(query[b, h, r], compute), key[b, g]
-        nothing = allocate((*part.shape[:3], 0), part.dtype)
-        part_lse = None if lse is None else allocate(shape, compute)
-        attention(rows, part, nothing, allocate((*shape, 0), compute), weights, part_lse, spec_of_part(spec, b, h, r))
-        if lse is not None and part_lse is not None:
-            lse[b, h, r] = part_lse
-        if average:
-            totals.add(b, slice(0, 1), r, weights.mean(axis=1, keepdims=True))
-        else:
-            totals.add(b, h, r, weights)
+def _compute(
+    query: Array, key: Array, spec: AttentionSpec, results: AttentionStatistics, grid: Grid, *, average: bool
+) -> None:
+    """Fill ``results``, of which mass is 0, and whose heads are one if ``average``."""
+    backend, block_size = backend_of(spec), (grid.query_size, grid.key_size)
+    (heads, query_len), kv_heads = query.shape[1:3], key.shape[1]
+    of_rows = (results.entropy, results.max_weight, results.top_k)
+    if heads // kv_heads * query_len <= _FEW_ROWS or (average and any(part is not None for part in of_rows)):
+        reduce_parts(backend.attention, query, key, results, block_size, spec, average=average)
+        return
+    wide = cast_dtype(query, FLOAT32) if query.itemsize == 2 else query
+    per_head = results
+    if average:  # mass is linear in the weights
+
+        def of_heads(mass: Array | None) -> Array | None:
+            return None if mass is None else zeros((len(mass), heads, *mass.shape[2:]), mass.dtype)
+
+        per_head = results._replace(key_mass=of_heads(results.key_mass), block_mass=of_heads(results.block_mass))
+    backend.attention_statistics(wide, key, per_head, block_size, spec)
+    if average:
+        for mean, masses in ((results.key_mass, per_head.key_mass), (results.block_mass, per_head.block_mass)):
+            if mean is not None and masses is not None:
+                np.mean(masses, axis=1, keepdims=True, out=mean)
+
+
+def _empty(names: Collection[str], grid: Grid, heads: int, k: int, dtype: np.dtype[Any]) -> AttentionStatistics:
+    """Arrays of 0 for the statistics ``names`` of weights of the sizes of ``grid``; lse has all ``heads``."""
+    lead, queries = (grid.batch, grid.heads), grid.query_len
+
+    def wanted(name: str, *shape: int) -> Array | None:
+        return zeros(shape, dtype) if name in names else None
+
+    top = None
+    if "top_k" in names:
+        top = TopKeys(zeros((*lead, queries, k), dtype), zeros((*lead, queries, k), INT64))
+    return AttentionStatistics(
+        wanted("key_mass", *lead, grid.key_len),
+        wanted("entropy", *lead, queries),
+        wanted("max_weight", *lead, queries),
+        top,
+        wanted("block_mass", *lead, grid.query_blocks, grid.key_blocks),
+        wanted("lse", grid.batch, heads, queries),
+    )
 
 
 def _reshaped(found: AttentionStatistics, lead: Shape, rows: Shape) -> AttentionStatistics:

@@ -16,13 +16,13 @@ from headwise._base.attention_spec import EVERY, spec_of_part
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.outputs import allocate
 from headwise._base.typing import FLOAT64, INT64
+from headwise._numpy.attention_statistics import weight_parts
+from headwise._numpy.statistics_totals import entropies, top_keys
 from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.dropout import backend_of
 from headwise._ops.attention.merge import part_weights
 from headwise._ops.attention.parts import with_masks
 from headwise._ops.attention.shapes import check_shapes
-from headwise._statistics.parts import weight_parts
-from headwise._statistics.totals import _entropy, _top_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,9 +108,9 @@ def _add(found: Found, where: tuple[slice, ...], weights: Array, block_size: tup
     if "max_weight" in found:
         weights.max(axis=3, out=found["max_weight"][where])
     if "entropy" in found:
-        found["entropy"][where] = _entropy(weights)
+        found["entropy"][where] = entropies(weights)
     if "top_weights" in found:
-        found["top_weights"][where], found["top_indices"][where] = _top_keys(weights, found["top_weights"].shape[3])
+        found["top_weights"][where], found["top_indices"][where] = top_keys(weights, found["top_weights"].shape[3])
         found["top_indices"][where] += first_key
     if "block_mass" in found:
         rows, keys = block_size
