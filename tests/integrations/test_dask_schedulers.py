@@ -35,6 +35,31 @@ def test_schedulers(scheduler: str) -> None:
     )
 
 
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_every_function(scheduler: str) -> None:
+    """Their tasks are pickled, score_mod and the blocks of masks included."""
+    q, k, v = given = arrays()
+    x = chunked(given)
+    mask, packed = hw.BlockMask.documents(np.arange(40) // 15, block_size=4), [a.swapaxes(0, 1) for a in given]
+    output, lse = hw.flash_attention(*given, mask, return_lse=True)
+    found, statistics, gradients, sequences = da.compute(
+        adapter.flash_attention(*x, score_mod=lambda score, b, h, q, k: score + 0.1 * q - 0.2 * k),
+        adapter.attention_statistics(*x[:2], mask=mask)[:3],
+        adapter.flash_attention_backward(output, *x, output, lse, mask=mask)[:],
+        adapter.varlen_attention(*(a.swapaxes(0, 1) for a in x), [0, 15, 40], is_causal=True),
+        scheduler=scheduler, num_workers=2,
+    )  # fmt: skip
+    expected = hw.flash_attention(*given, score_mod=lambda score, b, h, q, k: score + 0.1 * q - 0.2 * k)
+    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
+    for one, several in zip(hw.attention_statistics(q, k, mask=mask)[:3], statistics, strict=True):
+        np.testing.assert_allclose(several, one, rtol=1e-11, atol=1e-13)
+    expected = hw.flash_attention_backward(output, q, k, v, output, lse, mask=mask)
+    for one, several in zip(expected, gradients, strict=True):
+        np.testing.assert_allclose(several, one, rtol=1e-11, atol=1e-13)
+    expected = hw.varlen_attention(*packed, [0, 15, 40], is_causal=True)
+    np.testing.assert_allclose(sequences, expected, rtol=1e-11, atol=1e-13)
+
+
 def test_a_worker_of_a_cluster_is_killed() -> None:
     """Its parts are computed again by the others, and the result is that of one call."""
     distributed: Any = pytest.importorskip("distributed", reason="the package distributed is not installed")

@@ -45,6 +45,15 @@ def test_coordinates_are_kept() -> None:
     assert list(found.coords["time"]) == [0, 10, 20, 30, 40] and list(found.coords["head"]) == ["a", "b", "c"]
 
 
+def test_other_labels_are_refused() -> None:
+    query, key, _ = arrays()
+    query, other = query.assign_coords(head=["a", "b", "c"]), key.assign_coords(head=["a", "c", "b"])
+    with pytest.raises(ValueError, match="head"):
+        adapter.flash_attention(query, other, other, **NAMES)
+    with pytest.raises(ValueError, match="head"):
+        adapter.flash_attention(query, key, key, **NAMES, heads="head", sinks=other[:, 0, 0])
+
+
 def test_dask_chunks_stay_chunks() -> None:
     pytest.importorskip("dask.array", reason="the package dask is not installed")
     given = arrays()
