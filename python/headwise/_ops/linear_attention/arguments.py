@@ -109,6 +109,8 @@ def check_rule(rule: object) -> str:
 
 def _check_rule(options: Options) -> str:
     rule = check_rule(options.rule)
+    if (options.decay is not None, options.beta is not None) == RULES[rule]:
+        return rule
     for name, needed in zip(("decay", "beta"), RULES[rule], strict=True):
         given = getattr(options, name) is not None
         if given != needed:
@@ -175,6 +177,8 @@ def _spread(given: ArrayLike, name: str, key: Shape, compute: np.dtype[Any]) -> 
     last; or all of them.
     """
     a = as_array(given, name)
+    if len(key) == 4 and a.shape == key[:-1] and a.dtype == compute:  # one for each token: decoding calls this often
+        return cast_layout(a, compute).reshape((*a.shape, 1))
     own, rank = rate_axes(a, name, key), len(key)
     a = cast_layout(a, compute).reshape(own)
     if rank < 4:
