@@ -66,8 +66,8 @@ def lengths(rounds: int, clock: Callable[[], float]) -> None:
 
 
 def session(rule: str, feeds: dict[str, Array], heads: int, threads: int, domain: str) -> Any:
-    """A model of one LinearAttention, on ``threads`` threads: the kernel of the domain com.microsoft, or the operator of
-    ONNX (opset 27), which ONNX Runtime 1.32 runs as a Scan over tokens."""
+    """A model of one LinearAttention on ``threads`` threads: the kernel of the domain com.microsoft, or the operator of
+    opset 27, which ONNX Runtime 1.32 runs as a Scan over tokens."""
     import onnxruntime
     from onnx import TensorProto, helper
 
