@@ -129,6 +129,25 @@ def _varlen_exact(**packed: Array) -> Array:
     return np.concatenate([oracle.attention(*part, is_causal=True).output for part in parts], 1).swapaxes(0, 1)
 
 
+def _relative(d: Draw) -> dict[str, Any]:
+    """A bias of each head and one of 65 distances, as T5's."""
+    return {**_attention()(d), "relative_bias": d.normal(2, 1, 65)}
+
+
+def _relative_values(d: Draw) -> dict[str, Any]:
+    return {**_attention()(d), "relative_values": d.normal(33, 64)}
+
+
+def _blocks(d: Draw) -> dict[str, Any]:
+    """A window of 40 keys to each side and 8 global tokens, in blocks of 16."""
+    near = hw.BlockMask.window(40, 256, 256, block_size=16)
+    return {**_attention()(d), "mask": near | hw.BlockMask.global_tokens(8, 256, 256, block_size=16)}
+
+
+def _blocks_exact(mask: hw.BlockMask, **arguments: Array) -> Array:
+    return oracle.attention(**arguments, mask=mask.to_dense()).output
+
+
 def _sdpa(t: Any, **arguments: Any) -> Any:
     return t.nn.functional.scaled_dot_product_attention(**arguments)
 
@@ -177,6 +196,14 @@ _ATTENTION = [
         lambda **x: hw.flash_attention(**x, return_lse=True)[1],
         lambda **x: oracle.attention(**x).lse,
         products=True,
+    ),
+    *(
+        Row(f"attention, {name}", draw, hw.flash_attention, exact, products=True)
+        for name, draw, exact in (
+            ("relative bias", _relative, lambda **x: oracle.attention(**x).output),
+            ("relative values", _relative_values, lambda **x: oracle.attention(**x).output),
+            ("block mask", _blocks, _blocks_exact),
+        )
     ),
     Row("varlen_attention, causal", _packed, _varlen, _varlen_exact, products=True),
 ]

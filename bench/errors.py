@@ -224,8 +224,9 @@ are used in sums and products; small entries beside large ones have small errors
 `error_rows.py` defines each of them. head_dim is 64. Weights of `linear` are scaled for results of variance 1 (the sums
 of 4,096 numbers from 0 to 1 are 16). "Subnormal" rows use a sixteenth of the smallest normal number as their scale.
 "All options" is a boolean mask, a bias, causality, a window, softcap, ALiBi, sinks, key padding and grouped-query heads
-in one call. Tables for `apply_rope` are computed with 80 decimal digits and rounded to float64, then to the dtype.
-Inputs are the same on every processor: none of them comes from NumPy's mathematical functions or from a BLAS.
+in one call. "Relative bias" has 65 distances for each head, "relative values" 33, and "block mask" is a window of 40
+keys to each side with 8 global tokens. Tables for `apply_rope` are computed with 80 decimal digits and rounded to
+float64, then to the dtype. Inputs are the same on every processor: none of them comes from NumPy's mathematical functions or from a BLAS.
 
 **Columns.** The instruction sets, of which one is selected at import (`headwise.list_targets()`), the NumPy backend
 (here with NumPy {numpy}), and PyTorch {torch} on the same inputs for comparison.

@@ -149,6 +149,17 @@ def test_dropout_draws_as_with_the_dense_mask(monkeypatch: pytest.MonkeyPatch) -
     assert_close(*found)
 
 
+@pytest.mark.parametrize("size", [None, 16, (24, 7), 40])
+@pytest.mark.parametrize("stride", [1, 2, 5, 16, 33, 500])
+@pytest.mark.parametrize("alignment", ["upper_left", "lower_right"])
+def test_a_stride_is_that_of_its_function(alignment: str, stride: int, size: Any) -> None:
+    offset = 29 if alignment == "lower_right" else 0
+    expected = hw.BlockMask.from_mod(lambda b, h, q, k: (q + offset - k) % stride == 0, 131, 160, block_size=size)
+    found = hw.BlockMask.strided(stride, 131, 160, alignment=alignment, block_size=size)
+    np.testing.assert_array_equal(found.to_dense(), expected.to_dense())
+    assert (found.kept, found.kept_blocks) == (expected.kept, expected.kept_blocks)
+
+
 @pytest.mark.parametrize("name", ["causal", "from_dense", "strided"])
 def test_what_is_masked_reaches_nothing(name: str) -> None:
     build, dense = BUILT[name]

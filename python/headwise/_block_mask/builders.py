@@ -230,7 +230,9 @@ class MaskBuilders(MaskViews):
                [1, 0, 1]])
         """
         step, offset = check_size(stride, "stride"), patterns.offset(alignment, query_len, key_len)
-        return cls._from(lambda _, __, q, k: (q + offset - k) % step == 0, query_len, key_len, block_size)
+        grid = make_grid((1, 1), query_len, key_len, block_size)
+        blocks = evaluate.from_period(lambda _, __, q, k: (q + offset - k) % step == 0, grid, step)
+        return cls._of(blocks, grid, with_heads=False)
 
     @classmethod
     def top_k_blocks(

@@ -103,6 +103,27 @@ def from_mod(mask_mod: MaskMod, grid: Grid) -> Blocks:
     return table.blocks(index)
 
 
+def from_period(mask_mod: MaskMod, grid: Grid, period: int) -> Blocks:
+    """The blocks of a function of ``(q - k) % period`` alone, the same for all batch entries and heads.
+
+    Blocks whose first pairs have the same remainder are equal, but for the last ones, so one of each is evaluated.
+    """
+    table = BitTable(grid)
+    rows, columns = (np.arange(n) for n in (grid.query_blocks, grid.key_blocks))
+    remainders = ((rows * grid.query_size)[:, np.newaxis] - columns * grid.key_size) % period
+    last = (rows == rows[-1])[:, np.newaxis] * 2 + (columns == columns[-1])
+    _, first, inverse = np.unique(remainders * 4 + last, return_index=True, return_inverse=True)
+    entries, head = np.empty(len(first), np.int32), np.zeros((1, 1, 1, 1), np.int64)
+    for n, at in enumerate(first.tolist()):
+        row, column = divmod(at, grid.key_blocks)
+        q, k = row * grid.query_size, column * grid.key_size
+        queries = np.arange(q, min(grid.query_len, q + grid.query_size)).reshape(1, 1, -1, 1)
+        keys = np.arange(k, min(grid.key_len, k + grid.key_size)).reshape(1, 1, 1, -1)
+        kept = call_mod(mask_mod, head, head, queries, keys)[0, 0]
+        entries[n] = table.entry(pack(kept, grid).tobytes(), row, column)
+    return table.blocks(np.ascontiguousarray(np.broadcast_to(entries[inverse].reshape(grid.blocks[2:]), grid.blocks)))
+
+
 def _runs(unknown: Array, width: int) -> Iterator[tuple[int, int, int]]:
     """(row, first column, last column + 1) of neighbouring blocks of a row that are not known, at most ``width``."""
     for row in np.flatnonzero(unknown.any(axis=(0, 1, 3))).tolist():

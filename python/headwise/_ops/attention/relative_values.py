@@ -76,7 +76,7 @@ def attend_with_relative_values(
         current().attention(query, key, value, output, weights, sums, spec)
         for block in _blocks(scores, _width(spec, table)):
             mass = mass_by_distance(query[:, :, block], key, sums[:, :, block], query_rows(spec, block), table.shape[1])
-            _add(output[:, :, block], mass, table)
+            _add(output[:, :, block], mass, table, spec.precision)
         return
     attention = backend_of(spec).attention
     for block, block_spec in row_blocks(scores, spec, dropout):
@@ -87,7 +87,8 @@ def attend_with_relative_values(
             weights[:, :, block] = block_weights
         if lse is not None:
             lse[:, :, block] = block_lse
-        _add(output[:, :, block], mass_of_weights(block_weights, block_spec, table.shape[1]), table)
+        mass = mass_of_weights(block_weights, block_spec, table.shape[1])
+        _add(output[:, :, block], mass, table, spec.precision)
 
 
 def row_blocks(scores: Shape, spec: AttentionSpec, dropout: Dropout | None) -> Iterator[tuple[slice, AttentionSpec]]:
@@ -173,6 +174,28 @@ def _blocks(scores: Shape, width: int) -> Iterator[slice]:
 
 
 @ieee
-def _add(output: Array, mass: Array, table: Array) -> None:
+def _add(output: Array, mass: Array, table: Array, precision: str) -> None:
     """``output += mass @ table``, where a mass of 0 adds 0, whatever stands in the table."""
-    output += masked_product(mass, table)
+    if np.isfinite(table).all():
+        output += rows_by_table(mass, table, precision)
+    else:
+        output += masked_product(mass, table)
+
+
+def rows_by_table(rows: Array, table: Array, precision: str) -> Array:
+    """``rows @ table`` for rows (batch, heads, n, inner) and a table (heads or 1, inner, width).
+
+    By the backend: the threads of NumPy's BLAS, once they have been used, take the time of others for a while.
+    """
+    result = allocate((*rows.shape[:3], table.shape[2]), rows.dtype)
+    for heads, weight in zip(heads_of(table), table, strict=True):
+        x = rows[:, heads].reshape((-1, rows.shape[3]))
+        out = allocate((len(x), table.shape[2]), rows.dtype)
+        current().linear(x, weight, None, out, precision)
+        result[:, heads] = out.reshape(result[:, heads].shape)
+    return result
+
+
+def heads_of(table: Array) -> list[slice]:
+    """The heads that have each table of (heads or 1, ...)."""
+    return [slice(None)] if len(table) == 1 else [slice(h, h + 1) for h in range(len(table))]

@@ -15,7 +15,13 @@ import numpy as np
 from headwise._base.ieee import ieee
 from headwise._base.outputs import allocate
 from headwise._numpy.attention import masked_product
-from headwise._ops.attention.relative_values import mass_by_distance, mass_of_weights, weight_gradients
+from headwise._ops.attention.relative_values import (
+    heads_of,
+    mass_by_distance,
+    mass_of_weights,
+    rows_by_table,
+    weight_gradients,
+)
 from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
@@ -39,14 +45,25 @@ class RelativeValues(NamedTuple):
         """
         d_output = rows["d_output"]
         if self.d_table is not None:
-            mass = self._mass(rows, key, spec)
-            by_entry = masked_product(mass.swapaxes(2, 3), d_output)
-            by_head = by_entry.sum(axis=0)
-            self.d_table[...] += by_head if len(self.d_table) > 1 else by_head.sum(axis=0, keepdims=True)
-        d_weights = weight_gradients(np.matmul(d_output, self.table.swapaxes(1, 2)), spec, key.shape[2])
+            self._add_gradient(self.d_table, self._mass(rows, key, spec), d_output, spec.precision)
+        d_mass = rows_by_table(np.ascontiguousarray(d_output), self.table.swapaxes(1, 2), spec.precision)
+        d_weights = weight_gradients(d_mass, spec, key.shape[2])
         if "d_weights" in rows:
             d_weights += rows["d_weights"]
         return d_weights
+
+    @staticmethod
+    def _add_gradient(d_table: Array, mass: Array, d_output: Array, precision: str) -> None:
+        """Add ``mass.T @ d_output``, where a mass of 0 adds 0, to the gradient by each head's table."""
+        for n, heads in enumerate(heads_of(d_table)):
+            columns = np.ascontiguousarray(mass[:, heads].reshape((-1, mass.shape[3])).T)
+            gradients = np.ascontiguousarray(d_output[:, heads].reshape((-1, d_output.shape[3])))
+            if np.isfinite(gradients).all():
+                part = allocate(d_table[n].shape, d_table.dtype)
+                current().linear(columns, gradients, None, part, precision)
+            else:
+                part = masked_product(columns, gradients)
+            d_table[n] += part
 
     def _mass(self, rows: Mapping[str, Array], key: Array, spec: AttentionSpec) -> Array:
         query, width = rows["query"], self.table.shape[1]
