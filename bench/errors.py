@@ -226,7 +226,8 @@ of 4,096 numbers from 0 to 1 are 16). "Subnormal" rows use a sixteenth of the sm
 "All options" is a boolean mask, a bias, causality, a window, softcap, ALiBi, sinks, key padding and grouped-query heads
 in one call. "Relative bias" has 65 distances for each head, "relative values" 33, and "block mask" is a window of 40
 keys to each side with 8 global tokens. Tables for `apply_rope` are computed with 80 decimal digits and rounded to
-float64, then to the dtype. Inputs are the same on every processor: none of them comes from NumPy's mathematical functions or from a BLAS.
+float64, then to the dtype. Inputs are the same on every processor: none of them comes from NumPy's mathematical
+functions or from a BLAS.
 
 **Columns.** The instruction sets, of which one is selected at import (`headwise.list_targets()`), the NumPy backend
 (here with NumPy {numpy}), and PyTorch {torch} on the same inputs for comparison.
