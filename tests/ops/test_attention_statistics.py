@@ -55,6 +55,48 @@ def test_top_k_of_equal_weights_has_the_first_keys() -> None:
     np.testing.assert_allclose(found.top_k.weights[0], expected)
 
 
+@pytest.mark.parametrize("k", [1, 7, 32, 33, 200, 300])
+def test_top_k_among_repeated_keys(k: int) -> None:
+    """Every key is there six times, and has the same weight each time: scores are exact."""
+    query, key = np.zeros((1, 1, 20, 8)), np.zeros((1, 1, 50, 8))
+    query[0, 0, :, 0], key[0, 0, :, 0] = np.arange(1, 21) / 4, np.random.default_rng(0).permutation(50) / 8
+    weights = np.tile(oracle.attention(query, key, key, scale=1.0).weights, 6)
+    top = hw.attention_statistics(query, np.tile(key, (1, 1, 6, 1)), which="top_k", k=k, scale=1.0).top_k
+    assert top is not None
+    np.testing.assert_array_equal(top.indices, first_keys(weights, k))
+    expected = np.take_along_axis(weights, top.indices, axis=-1) / 6
+    np.testing.assert_allclose(top.weights, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [None, [900, 500]])
+@pytest.mark.parametrize("k", [4, 600])
+def test_blocks_and_windows_that_leave_keys_out(lengths: list[int] | None, k: int) -> None:
+    """Key blocks are skipped for all rows, or for some of them, and hold NaN where no row keeps them."""
+    query, key = normal((2, 4, 100, 8)), normal((2, 2, 900, 8), 1)
+    mask = hw.BlockMask.from_mod(
+        lambda b, h, q, k: (k // 50 % 3 == h % 3) & (k < 700) & ((q < 50) | (k > 300)), 100, 900, heads=4, block_size=50
+    )
+    key[:, :, 700:] = np.nan
+    options: dict[str, Any] = {"window_size": (300, 550), "sinks": np.array([0.5, -np.inf, 0, 1])}
+    if lengths is not None:
+        options["key_lengths"] = lengths
+    found = hw.attention_statistics(query, key, which=ALL, k=k, block_size=(30, 64), mask=mask, **options)
+    weights = oracle.attention(query, key, key, mask=mask.to_dense(), **options).weights
+    assert found.top_k is not None
+    np.testing.assert_allclose(found.key_mass, weights.sum(axis=-2), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.max_weight, weights.max(axis=-1), rtol=1e-5)
+    terms = weights * np.log(np.where(weights == 0, 1, weights))
+    np.testing.assert_allclose(found.entropy, -terms.sum(axis=-1), rtol=1e-5, atol=1e-5)
+    blocks = np.add.reduceat(weights, np.arange(0, 900, 64), axis=-1)
+    blocks = np.add.reduceat(blocks, np.arange(0, 100, 30), axis=-2)
+    np.testing.assert_allclose(found.block_mass, blocks, rtol=1e-5, atol=1e-6)
+    expected = np.take_along_axis(weights, found.top_k.indices, axis=-1)
+    np.testing.assert_allclose(found.top_k.weights, expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(found.top_k.weights, -np.sort(-weights)[..., :k], rtol=1e-5, atol=1e-9)
+    # Behind the kept keys, the first ones of weight 0.
+    assert found.top_k.indices[0, 1, 0, -1] == first_keys(weights, k)[0, 1, 0, -1]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int32"])
 def test_dtypes(dtype: str) -> None:
     """16-bit inputs are computed in float32, and nothing is rounded to 16 bits."""
