@@ -7,6 +7,10 @@ No session installs packages of the system. ``lint`` looks for clang-tidy and cp
 
 from __future__ import annotations
 
+import functools
+import pathlib
+import re
+
 import nox
 
 nox.options.reuse_existing_virtualenvs = True
@@ -30,6 +34,60 @@ def tests(session: nox.Session) -> None:
     """The Python suite, on NumPy and on each instruction set of the machine. Arguments go to pytest."""
     install_headwise(session, "test")
     session.run("pytest", *(session.posargs or ["-q", "tests", "--pyargs", "headwise"]))
+
+
+#: Module of headwise.integrations: packages that its tests need beside its library.
+INTEGRATIONS = {
+    "autograd": (),
+    "dask": ("distributed", "zarr"),
+    "jax": (),
+    "mygrad": ("autograd",),
+    "onnx": (),
+    "torch": (),
+    "transformers": ("torch", "tokenizers"),
+    "xarray": ("dask[array]",),
+}
+
+
+@functools.cache
+def oldest_versions() -> dict[str, str]:
+    """The oldest version of each library, as its module states it."""
+    text = pathlib.Path("python/headwise/integrations/_libraries.py").read_text(encoding="utf-8")
+    return dict(re.findall(r'Integration\("(\w+)", "\w+", "([0-9.]+)"', text))
+
+
+#: The wheel that this run of nox has built.
+_wheel: list[pathlib.Path] = []
+
+
+def built_wheel(session: nox.Session) -> pathlib.Path:
+    """The wheel of this tree. Sessions of one run share it, and later runs compile only what has changed."""
+    folder = pathlib.Path("build/nox-wheel")
+    if not _wheel:
+        for old in folder.glob("*.whl"):
+            old.unlink()
+        build = ("-C", "build-dir=build/nox-wheel/objects", "--no-build-isolation")
+        install(session, "--group", "build")
+        session.run("python", "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(folder), *build, ".")
+        _wheel.extend(folder.glob("*.whl"))
+    return _wheel[0]
+
+
+@nox.session
+@nox.parametrize(
+    ("name", "versions"),
+    [(name, versions) for name in INTEGRATIONS for versions in ("oldest", "newest")],
+    ids=[f"{name}-{versions}" for name in INTEGRATIONS for versions in ("oldest", "newest")],
+)
+def integrations(session: nox.Session, name: str, versions: str) -> None:
+    """Integrations with the oldest and newest versions of their libraries, or one: "integrations(torch-oldest)".
+
+    On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu brings PyTorch without CUDA.
+    """
+    library = f"{name}=={oldest_versions()[name]}.*" if versions == "oldest" else name
+    install(session, "--group", "test", library, *INTEGRATIONS[name])
+    session.install("--force-reinstall", "--no-deps", str(built_wheel(session)))
+    session.run("pytest", "-q", *map(str, sorted(pathlib.Path("tests/integrations").glob(f"test_{name}*.py"))))
 
 
 @nox.session

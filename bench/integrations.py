@@ -1,6 +1,7 @@
 """Libraries with headwise inside, beside the same libraries alone: the tables of docs/integrations.
 
     python bench/integrations.py torch               # medians of interleaved rounds, two threads
+    python bench/integrations.py mygrad              # autograd, mygrad and xarray: a formula written in the library
     python bench/integrations.py torch --rounds 5 --threads 1 --cases "small,training"
     python bench/integrations.py torch --processor-time    # one thread; for a machine that does other work
 
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import headwise as hw
 
 
@@ -23,6 +26,7 @@ class Case(NamedTuple):
     name: str
     run: Callable[[], Any]
     repeats: int = 1  # calls for each time taken
+    alone: Callable[[], Any] | None = None  # the library's own way, where that is another call
 
 
 def torch_cases() -> Iterator[Case]:
@@ -94,6 +98,76 @@ def llama_training() -> Callable[[], None]:
     return step
 
 
+def normal(*shape: int) -> list[Any]:
+    return list(np.random.default_rng(0).standard_normal((3, *shape), dtype=np.float32))
+
+
+def autograd_cases() -> Iterator[Case]:
+    import autograd
+    import autograd.numpy as anp
+
+    import headwise.integrations.autograd as ours
+
+    arrays = normal(1, 8, 512, 64)
+    keep = np.tri(512, dtype=bool)
+
+    def formula(query: Any, key: Any, value: Any) -> Any:
+        scores = anp.where(keep, anp.matmul(query, anp.swapaxes(key, 2, 3)) / 8, -np.inf)
+        weights = anp.exp(scores - anp.max(scores, axis=-1, keepdims=True))
+        return anp.matmul(weights / anp.sum(weights, axis=-1, keepdims=True), value)
+
+    def attend(query: Any, key: Any, value: Any) -> Any:
+        return ours.flash_attention(query, key, value, is_causal=True)
+
+    def gradients(function: Any) -> Any:
+        pull = autograd.grad(lambda x: anp.sum(function(*x) ** 2))
+        return lambda: pull(tuple(arrays))
+
+    yield Case("(1, 8, 512, 64), causal, with gradients", gradients(attend), alone=gradients(formula))
+
+
+def mygrad_cases() -> Iterator[Case]:
+    import mygrad as mg
+
+    import headwise.integrations.mygrad as ours
+
+    arrays = normal(1, 8, 512, 64)
+    masked = np.where(np.tri(512, dtype=bool), np.float32(0), -np.inf).astype(np.float32)
+
+    def formula(query: Any, key: Any, value: Any) -> Any:
+        scores = mg.matmul(query, mg.swapaxes(key, 2, 3)) / 8 + masked
+        return mg.matmul(mg.nnet.softmax(scores, axis=-1), value)
+
+    def attend(query: Any, key: Any, value: Any) -> Any:
+        return ours.flash_attention(query, key, value, is_causal=True)
+
+    def gradients(function: Any) -> Any:
+        return lambda: (function(*(mg.tensor(x) for x in arrays)) ** 2).sum().backward()
+
+    yield Case("(1, 8, 512, 64), causal, with gradients", gradients(attend), alone=gradients(formula))
+
+
+def xarray_cases() -> Iterator[Case]:
+    import xarray
+
+    from headwise.integrations.xarray import flash_attention
+
+    query, key, value = (
+        xarray.DataArray(x, dims=("batch", "head", dim, "channel"))
+        for x, dim in zip(normal(1, 8, 1024, 64), ("time", "past", "past"), strict=True)
+    )
+
+    def formula() -> Any:
+        scores = xarray.dot(query, key, dim="channel") / 8
+        weights = np.exp(scores - scores.max("past"))
+        return xarray.dot(weights / weights.sum("past"), value, dim="past")
+
+    def attend() -> Any:
+        return flash_attention(query, key, value, queries="time", keys="past", features="channel")
+
+    yield Case("(1, 8, 1024, 64)", attend, alone=formula)
+
+
 def torch_with() -> AbstractContextManager[Any]:
     from headwise.integrations.torch import enabled
 
@@ -108,7 +182,10 @@ def torch_threads(count: int) -> None:
 
 #: Library: its cases, headwise inside for a block of code, and how its number of threads is set.
 LIBRARIES: dict[str, tuple[Callable[[], Iterator[Case]], Callable[[], Any], Callable[[int], None]]] = {
+    "autograd": (autograd_cases, nullcontext, lambda _: None),
+    "mygrad": (mygrad_cases, nullcontext, lambda _: None),
     "torch": (torch_cases, torch_with, torch_threads),
+    "xarray": (xarray_cases, nullcontext, lambda _: None),
 }
 
 
@@ -141,11 +218,12 @@ def medians(case: Case, inside: Callable[[], Any], rounds: int, clock: Callable[
     times: list[list[float]] = [[] for _ in ways]
     for i in range(rounds + 1):  # the first round warms up
         for way, taken in zip(ways, times, strict=True):
+            call = case.alone if case.alone is not None and taken is times[0] else case.run
             with way():
-                case.run()
+                call()
                 start = clock()
                 for _ in range(case.repeats):
-                    case.run()
+                    call()
                 if i:
                     taken.append((clock() - start) / case.repeats)
     return [statistics.median(taken) for taken in times]
