@@ -9,13 +9,11 @@ import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, is_canonical_or_16bit, promote
 from headwise._base.attention_spec import fill_without_keys
-from headwise._base.attention_statistics import NAMES, AttentionStatistics, TopKeys, zeros
+from headwise._base.attention_statistics import AttentionStatistics, TopKeys, zeros
 from headwise._base.ieee import cast_dtype, ieee
-from headwise._base.messages import shown
 from headwise._base.outputs import allocate
-from headwise._base.scalars import check_flag, check_int
+from headwise._base.scalars import check_flag
 from headwise._base.typing import FLOAT32, INT64
-from headwise._block_mask.grid import make_grid
 from headwise._numpy.attention_statistics import reduce_parts
 from headwise._ops.attention.call import with_heads
 from headwise._ops.attention.dropout import backend_of
@@ -23,6 +21,7 @@ from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import attention_spec
+from headwise._statistics.arguments import check_k, check_names, statistics_grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -32,11 +31,6 @@ if TYPE_CHECKING:
     from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array, Shape
     from headwise._block_mask.grid import BlockSize, Grid
-    from headwise._ops.attention.shapes import AttentionShape
-
-__all__ = ["NAMES", "AttentionStatistics", "TopKeys", "attention_statistics"]
-
-_DEFAULT_K = 8
 
 # Up to this many rows per key head, the kernel of few queries computes all weights, which are small enough to keep.
 _FEW_ROWS = 8
@@ -178,7 +172,7 @@ def attention_statistics(  # noqa: PLR0913 (the public signature)
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
         precision, key_lengths, score_mod, relative_bias,
     )  # fmt: skip
-    names = _check_names(which)
+    names = check_names(which)
     q, keys = as_array(query, "query"), as_array(key, "key")
     ready = is_canonical_or_16bit(q, keys)
     dtype = q.dtype
@@ -189,7 +183,7 @@ def attention_statistics(  # noqa: PLR0913 (the public signature)
     shape = check_shapes(q.shape, keys.shape, (*keys.shape[:-1], 0))
     spec = attention_spec(shape, (compute, compute), options)
     average = check_flag(average_heads, "average_heads")
-    count, grid = _check_k(k, shape.key_len), _grid(shape, block_size, average=average)
+    count, grid = check_k(k, shape.key_len), statistics_grid(shape, block_size, average=average)
     if not ready:
         q, keys = cast_layout(q, stored, last=True), cast_layout(keys, stored, last=True)
     q, keys = with_heads(q), with_heads(keys)
@@ -267,36 +261,3 @@ def _reshaped(found: AttentionStatistics, lead: Shape, rows: Shape) -> Attention
         as_given(found.block_mass),
         None if found.lse is None else found.lse.reshape(rows),
     )
-
-
-def _check_names(which: object) -> tuple[str, ...]:
-    """``which=`` as a tuple of names."""
-    names = (which,) if isinstance(which, str) else which
-    if not isinstance(names, (tuple, list)):
-        raise TypeError(f"which: {type(which).__name__}, expected a name or a sequence of names of {', '.join(NAMES)}")
-    names = tuple(names)
-    if not names:
-        raise ValueError(f"which: no name, expected some of {', '.join(NAMES)}")
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"which: {shown(name)} of type {type(name).__name__}, expected some of {', '.join(NAMES)}")
-        if name not in NAMES:
-            raise ValueError(f"which: {shown(name)}, expected some of {', '.join(NAMES)}")
-    return names
-
-
-def _check_k(k: object, key_len: int) -> int:
-    """``k=``, from 1 to the number of keys."""
-    if k is None:
-        return min(_DEFAULT_K, key_len)
-    count = check_int(k, "k")
-    if not 1 <= count <= key_len:
-        raise ValueError(f"k: {count}, expected 1 to {key_len}, the length of key")
-    return count
-
-
-def _grid(shape: AttentionShape, block_size: BlockSize, *, average: bool) -> Grid:
-    """The sizes of the statistics' weights and of the blocks of "block_mass"."""
-    batch, heads, query_len, key_len = shape.scores
-    grid = make_grid((batch, 1 if average else heads), max(1, query_len), max(1, key_len), block_size)
-    return grid._replace(query_len=query_len, key_len=key_len)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import headwise as hw
-from headwise._statistics.function import _check_names
+from headwise._statistics.arguments import check_names
 from headwise.integrations._libraries import require
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def attention_statistics(  # noqa: PLR0913 (as flash_attention)
     ValueError, TypeError
         As in :func:`flash_attention` and :func:`headwise.attention_statistics`.
     """
-    names = _check_names(which)
+    names = check_names(which)
     dims: dict[str, dict[str, tuple[str, ...]]] = {
         "key_mass": {"key_mass": (keys,)},
         "entropy": {"entropy": (queries,)},

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headwise._base.attention_statistics import AttentionStatistics, TopKeys
 from headwise._base.scalars import check_flag, check_int
 from headwise._base.typing import INT64
 from headwise._ops.attention.keywords import hide_unknown
 from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.shapes import check_shapes
 from headwise._statistics import merge
-from headwise._statistics.function import AttentionStatistics, TopKeys, _check_k, _check_names, _grid
+from headwise._statistics.arguments import check_k, check_names, statistics_grid
 from headwise.integrations.dask._attention import add_attention
 from headwise.integrations.dask._chunks import as_dask, in_chunks
 from headwise.integrations.dask._graph import collected, result, tree
@@ -100,13 +101,13 @@ key_lengths, score_mod, relative_bias, precision
         mask, bias, is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, key_padding_mask,
         precision, key_lengths, score_mod, relative_bias,
     )  # fmt: skip
-    names, every = _check_names(which), check_int(split_every, "split_every", 2)
+    names, every = check_names(which), check_int(split_every, "split_every", 2)
     average = check_flag(average_heads, "average_heads")
     q, keys = as_dask(query, "query"), as_dask(key, "key")
     shape = check_shapes(q.shape, keys.shape, (*keys.shape[:-1], 0))
-    grid = _grid(shape, block_size, average=average)
+    grid = statistics_grid(shape, block_size, average=average)
     sizes = grid.query_size, grid.key_size
-    request = merge.Request(names, _check_k(k, shape.key_len), sizes, average)
+    request = merge.Request(names, check_k(k, shape.key_len), sizes, average)
     multiples = sizes if "block_mass" in names else (1, 1)
     chunks = in_chunks(q, keys, None, options, multiples=multiples, all_heads=average)
 
