@@ -11,6 +11,7 @@ import headwise as hw
 from support import normal
 
 pytest.importorskip("dask.array", reason="the package dask is not installed")
+dask: Any = pytest.importorskip("dask")
 da: Any = pytest.importorskip("dask.array")
 adapter: Any = pytest.importorskip("headwise.integrations.dask")
 
@@ -171,7 +172,9 @@ def test_memory_mapped_files(tmp_path: Any) -> None:
 
 
 def test_zarr(tmp_path: Any) -> None:
-    pytest.importorskip("zarr", reason="the package zarr is not installed")
+    zarr = pytest.importorskip("zarr", reason="the package zarr is not installed")
+    if zarr.__version__ >= "3" and dask.__version__ < "2024.12":
+        pytest.skip("this version of Dask writes files by zarr 2 alone")
     given = arrays()
     stored = []
     for name, a in zip("qkv", given, strict=True):
