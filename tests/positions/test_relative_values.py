@@ -132,3 +132,23 @@ def test_empty_and_without_keys() -> None:
         )
         assert output.shape == query.shape and not output.any()
         assert not any(gradient.any() for gradient in pullback(np.ones_like(output)))
+
+
+def test_layers() -> None:
+    """Keys and values of distances in a layer, as Shaw et al. have them."""
+    layer = hw.MultiHeadAttention(16, 2, rng=0, relative=hw.RelativePositionalEncoding(8, 3, rng=1))
+    x, table = RNG.standard_normal((2, 9, 16)), RNG.standard_normal((7, 8))
+    query, key, value = (layer.split_heads(x @ w) for w in (layer.W_q, layer.W_k, layer.W_v))
+    bias = hw.shaw_relative_bias(query, layer.relative_embeddings)
+    heads = hw.flash_attention(query, key, value, relative_bias=bias, relative_values=table)
+    output, _ = layer(x, relative_values=table)
+    assert_close(output, layer.combine_heads(heads) @ layer.W_o, factor=4)
+    _, _, pullback = layer.vjp(x, relative_values=table, wrt=("relative_values",))
+    direction, d_output = RNG.standard_normal(table.shape), RNG.standard_normal(output.shape)
+    moved = [(layer(x, relative_values=table + step * direction)[0] * d_output).sum() for step in (1e-3, -1e-3)]
+    found = (pullback(d_output).inputs.d_relative_values * direction).sum()
+    assert abs((moved[0] - moved[1]) / 2e-3 - found) < 1e-8 * max(1, abs(found))
+    output, _ = hw.self_attention(x, 16, relative_values=np.ones((3, 16)), rng=0)
+    assert_close(output, hw.self_attention(x, 16, rng=0)[0] + 1, factor=4)
+    with pytest.raises(TypeError, match="relative_values: not a keyword here"):
+        layer(x, cache=layer.make_cache(2, 9, dtype=np.float64), is_causal=True, relative_values=table)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from headwise._ops.attention.options import AttentionOptions
 
 #: The arguments of a layer that have gradients.
-NAMES = ("query", "key", "value", "bias", "alibi_slopes", "sinks", "relative_bias")
+NAMES = ("query", "key", "value", "bias", "alibi_slopes", "sinks", "relative_bias", "relative_values")
 
 
 class DifferentiableAttention(MultiHeadParameters):
@@ -77,8 +77,8 @@ class DifferentiableAttention(MultiHeadParameters):
             As for :meth:`forward`.
         wrt : tuple of str, optional
             The arrays whose gradients are asked for besides those of the parameters: some of "query", "key", "value",
-            "bias", "alibi_slopes", "sinks" and "relative_bias". By default those of query, key and value that are
-            given.
+            "bias", "alibi_slopes", "sinks", "relative_bias" and "relative_values". By default those of query, key and
+            value that are given.
         training, rng, positions
             As for :meth:`forward`.
         **options

@@ -226,6 +226,6 @@ def _cross_rule(arguments: dict[str, Any], wrt: tuple[str, ...]) -> tuple[Any, P
     return _differentiate(arguments, {"query": rows, "key": keys, "value": keys}, owners, wrt)
 
 
-_OPTIONS = ("bias", "alibi_slopes", "sinks", "relative_bias")
+_OPTIONS = ("bias", "alibi_slopes", "sinks", "relative_bias", "relative_values")
 set_rule(self_attention, ("x", *_OPTIONS), _self_rule)
 set_rule(cross_attention, ("query", "context", *_OPTIONS), _cross_rule)

@@ -23,6 +23,7 @@ _NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "attention_mask": (("mask", "key_padding_mask"), f"{_KEEPS}; (batch, key_len) is key_padding_mask"),
     "attn_bias": (("bias",), ""),
     "attn_mask": (("mask",), _KEEPS),
+    "block_mask": (("mask",), "a BlockMask"),
     "causal": (("is_causal",), ""),
     "dropout_p": (("dropout", "dropout_rate", "training"), ""),
     "dropout_seed": (("rng",), ""),
@@ -66,11 +67,14 @@ _NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "window": (("window_size",), ""),
 }
 
+_OF_PACKED = "packed sequences have none; flash_attention takes BlockMask.documents(ids) & a BlockMask of the same rows"
+
 #: Names without a keyword of headwise.
 _WITHOUT = {
     "add_bias_kv": "there is none",
     "add_zero_attn": "there is none; sinks= are logits that join the softmax denominator",
     "average_attn_weights": "weights are those of each head: weights.mean(axis=-3) is their average",
+    "block_mask": _OF_PACKED,
     "batch_first": "arrays are (batch, seq, width)",
     "cu_seqlens_k": "packed sequences are for varlen_attention",
     "cu_seqlens_q": "packed sequences are for varlen_attention",
@@ -79,6 +83,7 @@ _WITHOUT = {
     "implementation": "HEADWISE_BACKEND and set_target choose",
     "key_lengths": "the cumulative lengths tell",
     "key_padding_mask": "sequences without padding need none",
+    "mask": _OF_PACKED,
     "max_seqlen_k": "the cumulative lengths tell",
     "max_seqlen_q": "the cumulative lengths tell",
     "need_weights": "scaled_dot_product_attention returns weights",

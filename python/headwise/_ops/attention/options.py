@@ -60,6 +60,7 @@ class SharedOptions(ScoreOptions, total=False):
     causal_alignment: str
     key_padding_mask: ArrayLike | None
     key_lengths: ArrayLike | None
+    relative_values: ArrayLike | None
 
 
 class AttentionOptions(SharedOptions, total=False):
@@ -80,7 +81,6 @@ class CoreOptions(FunctionOptions, total=False):
 
     dropout_rate: float | None
     score_mod: Callable[..., Any] | None
-    relative_values: ArrayLike | None
 
 
 class VarlenOptions(ScoreOptions, total=False):
