@@ -48,6 +48,9 @@ INTEGRATIONS = {
     "xarray": ("dask[array]",),
 }
 
+#: Packages that only the oldest version of a library needs, in versions of its time.
+OF_OLDEST = {"dask": ("zarr<3",)}
+
 
 @functools.cache
 def oldest_versions() -> dict[str, str]:
@@ -84,8 +87,10 @@ def integrations(session: nox.Session, name: str, versions: str) -> None:
 
     On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu brings PyTorch without CUDA.
     """
-    library = f"{name}=={oldest_versions()[name]}.*" if versions == "oldest" else name
-    install(session, "--group", "test", library, *INTEGRATIONS[name])
+    packages = [name]
+    if versions == "oldest":
+        packages = [f"{name}=={oldest_versions()[name]}.*", *OF_OLDEST.get(name, ())]
+    install(session, "--group", "test", *packages, *INTEGRATIONS[name])
     session.install("--force-reinstall", "--no-deps", str(built_wheel(session)))
     session.run("pytest", "-q", *map(str, sorted(pathlib.Path("tests/integrations").glob(f"test_{name}*.py"))))
 
