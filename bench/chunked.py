@@ -2,6 +2,7 @@
 
 python bench/chunked.py             both
 python bench/chunked.py --keys N    the second with N keys
+python bench/chunked.py --chunks 4  the first with 4 chunks of keys
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import headwise.integrations.dask as hw_dask
 CHUNK, DIM = 8192, 64
 
 
-def compare(title: str, one: Callable[[], object], several: Callable[[], object], rounds: int = 5) -> None:
+def compare(title: str, one: Callable[[], object], several: Callable[[], object], rounds: int) -> None:
     """The medians of one call and of tasks of one worker, in turn."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
@@ -37,7 +38,7 @@ def compare(title: str, one: Callable[[], object], several: Callable[[], object]
     print(f"| {title} | {a:.3f} s | {b:.3f} s | {a / b:.2f} |")
 
 
-def overhead(chunks: int = 16) -> None:
+def overhead(chunks: int, rounds: int) -> None:
     """Queries of one chunk and keys of several, in tasks of one worker, and in one call."""
     rng = np.random.default_rng(0)
     query, d_output = rng.standard_normal((2, CHUNK, DIM), dtype=np.float32)
@@ -49,7 +50,6 @@ def overhead(chunks: int = 16) -> None:
     which = {"which": ("key_mass", "entropy")}
     packed, lazy_packed = ([a[:, None] for a in some] for some in (arrays, lazy))
     starts = [0, CHUNK // 2, CHUNK], [0, 5 * CHUNK // 2, chunks * CHUNK]
-    # Sequences that end within chunks: of 16 chunks of keys, one is of both.
     work: dict[str, tuple[Callable[[], object], tuple[object, ...]]] = {
         "flash_attention": (lambda: hw.flash_attention(*arrays), lazy_results[:1]),
         "flash_attention_backward": (
@@ -67,7 +67,7 @@ def overhead(chunks: int = 16) -> None:
     print(f"{CHUNK} queries, {chunks} x {CHUNK} keys, float32, {DIM} features\n")
     print("| function | one call | Dask, one worker | one call / Dask |\n| --- | --- | --- | --- |")
     for title, (one, collections) in work.items():
-        compare(title, one, lambda collections=collections: dask.compute(*collections, num_workers=1))
+        compare(title, one, lambda collections=collections: dask.compute(*collections, num_workers=1), rounds)
 
 
 def long(keys: int, window: int = 4096) -> None:
@@ -97,9 +97,11 @@ def long(keys: int, window: int = 4096) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keys", type=int, default=None)
+    parser.add_argument("--keys", type=int, default=None, help="only the million keys in files, this number of them")
+    parser.add_argument("--chunks", type=int, default=16, help="chunks of keys of the functions beside one call")
+    parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     print(f"headwise {hw.__version__} ({hw.config()['target']}), dask {dask.__version__}, {os.cpu_count()} processors")
     if chosen.keys is None:
-        overhead()
+        overhead(chosen.chunks, chosen.rounds)
     long(chosen.keys or 1_000_000)

@@ -212,6 +212,8 @@ def test_zarr(tmp_path: Any) -> None:
         ({"causal_alignment": "lower"}, ValueError, "causal_alignment"),
         ({"return_lse": 1.5}, TypeError, "return_lse"),
         ({"key": np.ones((2, 2, 70, 15))}, ValueError, "key: shape"),
+        ({"value": None}, TypeError, "value: None, expected an array"),
+        ({"query": np.ma.masked_equal(np.ones((2, 4, 50, 16)), 0)}, TypeError, "query: a masked array"),
         ({"value": np.ones((2, 2, 71, 16))}, ValueError, "value: shape"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, promote
-from headwise._base.attention_spec import EVERY, spec_of_part
+from headwise._base.attention_spec import spec_of_part
 from headwise._base.ieee import cast_dtype, ieee
 from headwise._base.outputs import allocate
 from headwise._base.typing import FLOAT64, INT64
@@ -115,8 +115,9 @@ def _add(found: Found, where: tuple[slice, ...], weights: Array, block_size: tup
     if "block_mass" in found:
         rows, keys = block_size
         by_keys = np.add.reduceat(weights, np.arange(0, weights.shape[3], keys), axis=3)
-        where_blocks: Any = (EVERY, EVERY, np.arange(r.start, r.stop) // rows)
-        np.add.at(found["block_mass"][b, h], where_blocks, by_keys)
+        first, last = r.start // rows, (r.stop - 1) // rows
+        starts = np.maximum(np.arange(first, last + 1) * rows - r.start, 0)
+        found["block_mass"][b, h, first : last + 1] += np.add.reduceat(by_keys, starts, axis=2)
 
 
 @ieee

@@ -113,7 +113,7 @@ def flash_attention(  # noqa: PLR0913 (the arguments of headwise.flash_attention
         precision, key_lengths, score_mod, relative_bias, relative_values,
     )  # fmt: skip
     every, return_lse = check_int(split_every, "split_every", 2), check_flag(return_lse, "return_lse")
-    chunks = in_chunks(query, key, value, options)
+    chunks = in_chunks({"query": query, "key": key, "value": value}, options)
     name = f"attention-{base.tokenize(chunks.token, every)}"
     graph: Graph = {}
     add_attention(graph, name, chunks, every)

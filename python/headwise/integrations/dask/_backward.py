@@ -98,7 +98,7 @@ key_lengths, relative_bias, precision
     )  # fmt: skip
     names = check_wrt(wrt, ROWS, dict.fromkeys(ROWS, True))
     every = check_int(split_every, "split_every", 2)
-    chunks = in_chunks(query, key, value, options)
+    chunks = in_chunks({"query": query, "key": key, "value": value}, options)
     whole, rows = chunks.shape.output, chunks.query.chunks[:-1]
     if d_output is None:
         d_output = arrays.zeros(whole, dtype=chunks.dtype)

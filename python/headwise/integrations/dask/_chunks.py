@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import promote
+from headwise._base.arrays import as_array, promote
 from headwise._base.attention_spec import spec_of_part
 from headwise._base.blocks import KeepBlocks
 from headwise._ops.attention.masks import CausalMask, PaddingMask
@@ -25,7 +25,7 @@ from headwise.integrations import _parts
 from headwise.integrations.dask._library import arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from headwise._base.attention_spec import AttentionSpec
     from headwise._ops.attention.shapes import AttentionShape
@@ -128,28 +128,24 @@ def as_dask(a: Any, name: str) -> Any:
         if any(np.isnan(size) for size in a.shape):
             raise ValueError(f"{name}: shape {a.shape}, expected known sizes; compute_chunk_sizes() finds them")
         return a
-    return arrays.from_array(np.asarray(a), chunks=-1)
+    return arrays.from_array(as_array(a, name), chunks=-1)
 
 
 def in_chunks(
-    query: Any,
-    key: Any,
-    value: Any,
+    given: Mapping[str, Any],
     options: SpecOptions,
     *,
     multiples: tuple[int, int] = (1, 1),
     all_heads: bool = False,
 ) -> Chunks:
-    """The checked arguments of a call. The chunks of queries and keys start at ``multiples``.
+    """The checked arguments of a call: ``given`` are query, key and, where it has one, value.
 
-    ``value`` may be None. With ``all_heads``, all heads are in one chunk.
+    The chunks of queries and keys start at ``multiples``. With ``all_heads``, all heads are in one chunk.
     """
-    given = {"query": query, "key": key, "value": value}
-    lazy: dict[str, Any] = {name: None if a is None else as_dask(a, name) for name, a in given.items()}
-    q, k, v = lazy.values()
+    lazy: dict[str, Any] = {name: as_dask(a, name) for name, a in given.items()}
+    q, k, v = lazy["query"], lazy["key"], lazy.get("value")
     shape = check_shapes(q.shape, k.shape, (*k.shape[:-1], 0) if v is None else v.shape)
-    named = [(name, np.empty(0, a.dtype)) for name, a in lazy.items() if a is not None]
-    compute, dtype = promote(*named)
+    compute, dtype = promote(*((name, np.empty(0, a.dtype)) for name, a in lazy.items()))
     blocks = options.mask if isinstance(options.mask, KeepBlocks) else None
     spec = attention_spec(
         shape, (compute, compute), options._replace(mask=blocks, bias=None, key_padding_mask=None, relative_bias=None)

@@ -109,7 +109,7 @@ key_lengths, score_mod, relative_bias, precision
     sizes = grid.query_size, grid.key_size
     request = merge.Request(names, check_k(k, shape.key_len), sizes, average)
     multiples = sizes if "block_mass" in names else (1, 1)
-    chunks = in_chunks(q, keys, None, options, multiples=multiples, all_heads=average)
+    chunks = in_chunks({"query": q, "key": keys}, options, multiples=multiples, all_heads=average)
 
     token = base.tokenize(chunks.token, every, names, request.k, sizes, average)
     graph: Graph = {}
