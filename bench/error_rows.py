@@ -445,4 +445,33 @@ _OTHER = [
     Row("MultiHeadAttention, (1, 160, 128), 2 heads", _layer_inputs, _layer, _layer_exact, _torch_layer, products=True),
 ]
 
-ROWS = [*_SOFTMAX, *_ATTENTION, *_GRADIENTS, *_POSITIONS, *_OTHER]
+# --- linear attention ---
+
+
+def _tokens(**options: Any) -> Callable[[Draw], dict[str, Any]]:
+    """1,024 tokens of two heads, with keys of about length 1 and rates as ``options`` ask for."""
+
+    def draw(d: Draw) -> dict[str, Any]:
+        shape = (1, 2, 1024, 64)
+        tensors = {"query": d.normal(*shape), "key": d.normal(*shape, scale=0.125), "value": d.normal(*shape)}
+        rule = options.get("rule", "")
+        if "gated" in rule:
+            tensors["decay"] = d.cast(1 - d.uniform(*shape[:3]) / 8)
+        if "delta" in rule:
+            tensors["beta"] = d.uniform(*shape[:3])
+        return tensors | {"is_causal": True} | options
+
+    return draw
+
+
+_LINEAR_ATTENTION = _rows_of(
+    "linear_attention",
+    {
+        "elu + 1, 1,024 tokens": _tokens(),
+        **{f"{rule}, 1,024 tokens": _tokens(rule=rule, feature_map=None) for rule in ("gated", "delta", "gated_delta")},
+    },
+    lambda **inputs: hw.linear_attention(**inputs)[0],
+    lambda **inputs: oracle.linear_attention(**inputs)[0],
+)
+
+ROWS = [*_SOFTMAX, *_ATTENTION, *_GRADIENTS, *_LINEAR_ATTENTION, *_POSITIONS, *_OTHER]

@@ -5,11 +5,13 @@
 //   O = (P * Q) S + W U              W_tj = sum_f q_tf (P_tf / P_jf) k_jf for j <= t
 //   S = P_C S + ((P_C / P) * K)^T U
 //
-// (Yang et al. 2024, arXiv:2406.06484 and 2412.06464). Tiles of kTileRows tokens go through all of it: U of a tile
-// needs U of the tiles before, and is solved by substitution within the tile, as the recurrence does. Quotients of
-// decays are never divided. Where a token has one decay, they are products of the decays in between, a row at a time.
-// Where each feature has its own, a tile's keys before it carry the decays up to its first token, and its rows those
-// from there on; pairs within a tile are summed one by one. So a decay near 0 neither overflows nor cancels.
+// (Yang et al. 2024, arXiv:2406.06484 and 2412.06464). For a block of tokens, M, U, W and O are computed one after
+// another; in U and O, a panel of value columns (of the state and of U) stays in the first-level cache while all tiles
+// of kTileRows tokens use it. U of a tile needs U of the tiles before, and is solved by substitution within the tile,
+// as the recurrence does. Quotients of decays are never divided. Where a token has one decay, a block is the whole
+// chunk, and the quotients are products of the decays in between, a row at a time. Where each feature has its own, a
+// block is one tile: the keys before it carry the decays up to its first token, and its rows those from there on; pairs
+// within the tile are summed one by one. So a decay near 0 neither overflows nor cancels.
 
 #if defined(HEADWISE_LINEAR_ATTENTION_CHUNK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_LINEAR_ATTENTION_CHUNK_INL_H_
@@ -19,12 +21,11 @@
 #endif
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
-#include "base/scratch.h"
 #include "hwy/highway.h"
-#include "linear_attention/kernel.h"
+#include "linear_attention/chunk_data-inl.h"
 #include "matmul/fma-inl.h"
 #include "matmul/pack-inl.h"
 #include "simd/rows-inl.h"
@@ -32,86 +33,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
-
-// Rows that tiles of `rows` rows may write.
-constexpr int64_t TiledRows(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
-constexpr int64_t kChunkRows = TiledRows(kMaxChunk);
-
-// A cache line more than the tokens of a chunk and a tile, so that rows of a tile do not fall on the same cache sets.
-template <typename A>
-constexpr int kScoreStride = static_cast<int>((kChunkRows + kPanel<A> - 1) / kPanel<A> * kPanel<A> +
-                                              64 / static_cast<int64_t>(sizeof(A)));
-
-// The numbers of a chunk. Rows have `stride` features, those behind the last 0. Panels are packed as in
-// matmul/pack-inl.h, of kChunkRows tokens (value columns) or of `features` rows (keys).
-template <typename A>
-struct ChunkData {
-  int64_t features, columns;  // value columns, the column of sums of weights among them
-  int64_t stride, packed;     // `features` and `columns` in whole vectors, features in whole tiles as well
-  bool by_feature;            // each feature has its own decay
-  A *keys, *transposed;       // [kChunkRows][stride], and panels [features][tokens]
-  A *to_end, *tile;           // keys times decays to the chunk's end, in tiles of features; a tile of rows
-  A *u, *out, *row;           // panels [kChunkRows][columns]; [kTileRows][packed]; [max(packed, stride)]
-  A *scores, *pairs;          // [kChunkRows][kScoreStride]
-  A *decays, *begin, *end;    // [kChunkRows][stride], or one number a token: the decays, and their products
-  A *queries, *scaled;        // [kTileRows][stride]
-  A* states[2]{};             // panels [TiledRows(features)][columns]: before and after the chunk
-  A* beta;                    // [kChunkRows]
-
-  HWY_NOINLINE ChunkData(int64_t feature_count, int64_t column_count, bool decays_by_feature, std::byte* memory,
-                         std::size_t* used)
-      : features(feature_count), columns(column_count), by_feature(decays_by_feature) {
-    stride = PackedColumns<A>(TiledRows(features));
-    packed = std::max<int64_t>(kLanes<A>, PackedColumns<A>(columns));
-    const int64_t per_token = by_feature ? stride : 1;
-    Arena arena(memory);
-    keys = arena.Allocate<A>(kChunkRows, stride);
-    transposed = arena.Allocate<A>(PackedColumns<A>(kChunkRows) + kPanel<A>, features);
-    to_end = arena.Allocate<A>(kChunkRows, TiledRows(features));
-    tile = arena.Allocate<A>(kTileRows, features);
-    u = arena.Allocate<A>(kChunkRows, packed);
-    out = arena.Allocate<A>(kTileRows, packed);
-    row = arena.Allocate<A>(std::max(packed, stride));
-    scores = arena.Allocate<A>(kChunkRows, kScoreStride<A>);
-    pairs = arena.Allocate<A>(kChunkRows, kScoreStride<A>);
-    decays = arena.Allocate<A>(kChunkRows, per_token);
-    begin = arena.Allocate<A>(kChunkRows, per_token);
-    end = arena.Allocate<A>(kChunkRows, per_token);
-    queries = arena.Allocate<A>(kTileRows, stride);
-    scaled = arena.Allocate<A>(kTileRows, stride);
-    for (A*& state : states) state = arena.Allocate<A>(TiledRows(features), packed);
-    beta = arena.Allocate<A>(kChunkRows);
-    if (used) *used = arena.used();
-  }
-};
-
-// to[0, n) = a * b or, with one number b, a * b[0]; whole vectors.
-template <typename A>
-HWY_INLINE void MultiplyRow(const A* a, const A* b, bool one, int64_t n, A* to) {
-  const Tag<A> d;
-  const auto all = hn::Set(d, b[0]);
-  for (int64_t i = 0; i < n; i += kLanes<A>) {
-    hn::Store(hn::Mul(hn::Load(d, a + i), one ? all : hn::Load(d, b + i)), d, to + i);
-  }
-}
-
-// A row of value columns into panels of `rows` rows, and back.
-template <typename A>
-HWY_INLINE void ToPanels(const A* row, int64_t r, int64_t rows, int64_t columns, A* panels) {
-  const Tag<A> d;
-  for (int64_t c = 0; c < columns; c += kLanes<A>) {
-    const int64_t column = c / kPanel<A> * kPanel<A>;
-    hn::Store(hn::Load(d, row + c), d, panels + column * rows + r * PanelWidth<A>(column, columns) + c - column);
-  }
-}
-template <typename A>
-HWY_INLINE void FromPanels(const A* panels, int64_t r, int64_t rows, int64_t columns, A* row) {
-  const Tag<A> d;
-  for (int64_t c = 0; c < columns; c += kLanes<A>) {
-    const int64_t column = c / kPanel<A> * kPanel<A>;
-    hn::Store(hn::Load(d, panels + column * rows + r * PanelWidth<A>(column, columns) + c - column), d, row + c);
-  }
-}
 
 // Products of decays from the chunk's begin to each token and behind each token to its end.
 template <typename A>
@@ -152,7 +73,8 @@ HWY_NOINLINE void PackKeys(const ChunkData<A>& chunk, int64_t tokens, bool decay
       row = chunk.row;
     }
     for (int64_t f = 0; f < chunk.features; f += kTileRows) {
-      std::copy_n(row + f, kTileRows, chunk.to_end + f * kChunkRows + t * kTileRows);
+      // Compiled to moves of vectors, as std::copy_n is not.
+      std::memcpy(chunk.to_end + f * kChunkRows + t * kTileRows, row + f, kTileRows * sizeof(A));
     }
   }
   if (!scores) return;
@@ -234,16 +156,20 @@ struct ToRows {
     for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[v], Tag<A>(), to + r * stride + v * kLanes<A>);
   }
 };
+// to = beta * (to - factor * sum), where the factors of rows are `step` apart.
 template <typename A>
-struct ToRowsTimes {
+struct ToCorrections {
   A* to;
   int64_t stride;
-  const A* factor;
+  const A *beta, *factor;
+  int64_t step;
   template <int kVectors>
   HWY_INLINE void operator()(int r, const hn::Vec<Tag<A>> (&sums)[kVectors]) const {
     const Tag<A> d;
+    const auto beta_r = hn::Set(d, beta[r]), factor_r = hn::Set(d, factor[r * step]);
     for (int v = 0; v < kVectors; ++v) {
-      hn::StoreU(hn::Mul(sums[v], hn::Set(d, factor[r])), d, to + r * stride + v * kLanes<A>);
+      A* const at = to + r * stride + v * kLanes<A>;
+      hn::StoreU(hn::Mul(beta_r, hn::NegMulAdd(factor_r, sums[v], hn::LoadU(d, at))), d, at);
     }
   }
 };
@@ -260,41 +186,6 @@ HWY_INLINE void ForPanels(int64_t columns, int64_t end, const Product& product) 
   }
 }
 
-// Scores of the rows [first, first + rows) of a chunk, for the tokens up to each row's own, 0 behind them within the
-// tile. `from` are the rows themselves.
-template <typename A>
-HWY_NOINLINE void ScoreTile(const ChunkData<A>& chunk, int64_t tokens, int64_t first, int64_t rows, const A* from,
-                            bool decay) {
-  A* const scores = chunk.scores + first * kScoreStride<A>;
-  const int64_t n = chunk.stride, end = chunk.by_feature ? first : first + rows;
-  if (chunk.by_feature) {
-    // The decays from the tile's first token, exclusive, to each row.
-    std::copy_n(from, n, chunk.scaled);
-    for (int64_t i = 0; i < n; ++i) chunk.row[i] = A{1};
-    for (int64_t r = 1; r < rows; ++r) {
-      MultiplyRow(chunk.row, chunk.decays + (first + r) * n, false, n, chunk.row);
-      MultiplyRow(from + r * n, chunk.row, false, n, chunk.scaled + r * n);
-    }
-    from = chunk.scaled;
-  }
-  if (end > 0) {
-    PackTile(from, rows, n, chunk.features, kTileRows, chunk.tile);
-    ForPanels<A>(tokens, end, [&](auto vectors, int64_t column) HWY_ATTR {
-      constexpr int kVectors = decltype(vectors)::value;
-      GemmTile<kTileRows, kVectors, 1, kTileRows>(chunk.features, chunk.tile,
-                                                  chunk.transposed + column * chunk.features, FromZero<A>(),
-                                                  ToRows<A>{scores + column, kScoreStride<A>});
-    });
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    A* const row = scores + r * kScoreStride<A>;
-    if (!chunk.by_feature && decay) {
-      MultiplyRow(row, chunk.pairs + (first + r) * kScoreStride<A>, false, PackedColumns<A>(first + r + 1), row);
-    }
-    std::fill(row + first + r + 1, row + first + rows, A{0});
-  }
-}
-
 // The pairs within a tile, of decays by feature.
 template <typename A>
 HWY_NOINLINE void ScoreWithinTile(const ChunkData<A>& chunk, int64_t first, int64_t rows, const A* from) {
@@ -308,84 +199,159 @@ HWY_NOINLINE void ScoreWithinTile(const ChunkData<A>& chunk, int64_t first, int6
   }
 }
 
-// The rows times the decays from the chunk's begin, as a tile; times -1 if `minus`.
+// Packs the rows of a block in tiles.
 template <typename A>
-HWY_NOINLINE void PackFromBegin(const ChunkData<A>& chunk, int64_t first, int64_t rows, const A* from, bool decay,
-                                bool minus) {
-  const int64_t n = chunk.stride;
-  const A sign = minus ? A{-1} : A{1};
-  if (decay || minus) {
-    for (int64_t r = 0; r < rows; ++r) {
-      A* const to = chunk.scaled + r * n;
-      const A* row = from + r * n;
-      if (decay) {
-        MultiplyRow(row, chunk.begin + (first + r) * (chunk.by_feature ? n : 1), !chunk.by_feature, n, to);
-        row = to;
-      }
-      if (minus) MultiplyRow(row, &sign, true, n, to);
-    }
-    from = chunk.scaled;
+HWY_NOINLINE void PackBlock(const ChunkData<A>& chunk, int64_t rows, const A* from) {
+  for (int64_t r = 0; r < rows; r += kTileRows) {
+    PackTile(from + r * chunk.stride, std::min<int64_t>(kTileRows, rows - r), chunk.stride, chunk.features, kTileRows,
+             chunk.tiles + r * chunk.features);
   }
-  PackTile(from, rows, n, chunk.features, kTileRows, chunk.tile);
 }
 
-// U of a tile: V of the tile is replaced.
+// Of decays by feature: the rows of a tile times the decays between `begin` and each row, as the tile.
 template <typename A>
-HWY_NOINLINE void SolveTile(const ChunkData<A>& chunk, int64_t tokens, int64_t first, int64_t rows, bool decay) {
-  const Tag<A> d;
-  const A* const keys = chunk.keys + first * chunk.stride;
-  ScoreTile(chunk, tokens, first, rows, keys, decay);
-  if (chunk.by_feature) ScoreWithinTile(chunk, first, rows, keys);
-  A* const scores = chunk.scores + first * kScoreStride<A>;
-  for (int64_t r = 0; r < rows; ++r) {
-    const A factor = -chunk.beta[first + r];
-    MultiplyRow(scores + r * kScoreStride<A>, &factor, true, PackedColumns<A>(first + r), scores + r * kScoreStride<A>);
+HWY_NOINLINE void PackDecayed(const ChunkData<A>& chunk, int64_t first, int64_t rows, const A* from, bool from_begin) {
+  const int64_t n = chunk.stride;
+  if (from_begin) {
+    for (int64_t r = 0; r < rows; ++r) {
+      MultiplyRow(from + r * n, chunk.begin + (first + r) * n, false, n, chunk.scaled + r * n);
+    }
+  } else {
+    std::copy_n(from, n, chunk.scaled);
+    for (int64_t i = 0; i < n; ++i) chunk.row[i] = A{1};
+    for (int64_t r = 1; r < rows; ++r) {
+      MultiplyRow(chunk.row, chunk.decays + (first + r) * n, false, n, chunk.row);
+      MultiplyRow(from + r * n, chunk.row, false, n, chunk.scaled + r * n);
+    }
   }
-  PackFromBegin(chunk, first, rows, keys, decay, true);
+  PackBlock(chunk, rows, chunk.scaled);
+}
+
+// Scores of the rows [first, first + rows) of a chunk, for the tokens up to each row's own, 0 behind them within its
+// tile. `from` are the rows themselves. Leaves them packed, times the decays from the chunk's begin if those are by
+// feature.
+template <typename A>
+HWY_NOINLINE void ScoreBlock(const ChunkData<A>& chunk, int64_t tokens, int64_t first, int64_t rows, const A* from,
+                             bool decay) {
+  if (!chunk.by_feature) {
+    PackBlock(chunk, rows, from);
+  } else if (first > 0) {
+    PackDecayed(chunk, first, rows, from, false);
+  }
+  for (int64_t tile = 0; tile < rows; tile += kTileRows) {
+    const int64_t begin = first + tile, height = std::min<int64_t>(kTileRows, rows - tile);
+    A* const scores = chunk.scores + begin * kScoreStride<A>;
+    ForPanels<A>(tokens, chunk.by_feature ? begin : begin + height, [&](auto vectors, int64_t column) HWY_ATTR {
+      constexpr int kVectors = decltype(vectors)::value;
+      GemmTile<kTileRows, kVectors, 1, kTileRows>(chunk.features, chunk.tiles + tile * chunk.features,
+                                                  chunk.transposed + column * chunk.features, FromZero<A>(),
+                                                  ToRows<A>{scores + column, kScoreStride<A>});
+    });
+    for (int64_t r = 0; r < height; ++r) {
+      A* const row = scores + r * kScoreStride<A>;
+      if (!chunk.by_feature && decay) {
+        MultiplyRow(row, chunk.pairs + (begin + r) * kScoreStride<A>, false, PackedColumns<A>(begin + r + 1), row);
+      }
+      std::fill(row + begin + r + 1, row + begin + kTileRows, A{0});
+    }
+  }
+  if (!chunk.by_feature) return;
+  ScoreWithinTile(chunk, first, rows, from);
+  PackDecayed(chunk, first, rows, from, true);
+}
+
+// The factors of the rows of packed tiles that their decays from the chunk's begin leave: one number a row, or 1.
+template <typename A>
+struct RowFactors {
+  const A* factors;
+  int64_t step;
+};
+template <typename A>
+HWY_INLINE RowFactors<A> FactorsFromBegin(const ChunkData<A>& chunk, int64_t first, bool decay) {
+  if (decay && !chunk.by_feature) return {chunk.begin + first, 1};
+  return {chunk.one, 0};
+}
+
+// Solves (I - L) U = U for a tile of U in the registers: `scores` of L, row r of which has r of them.
+template <int kVectors, typename A>
+HWY_INLINE void Substitute(const A* scores, A* u) {
+  const Tag<A> d;
+  hn::Vec<Tag<A>> rows[kTileRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) rows[r][v] = hn::Load(d, u + (r * kVectors + v) * kLanes<A>);
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < kTileRows; ++j) {
+#pragma GCC unroll 16
+    for (int r = j + 1; r < kTileRows; ++r) {
+      const auto score = hn::Set(d, scores[r * kScoreStride<A> + j]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) rows[r][v] = hn::MulAdd(score, rows[j][v], rows[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 1; r < kTileRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) hn::Store(rows[r][v], d, u + (r * kVectors + v) * kLanes<A>);
+  }
+}
+
+// U of a block: its V is replaced.
+template <typename A>
+HWY_NOINLINE void SolveBlock(const ChunkData<A>& chunk, int64_t tokens, int64_t first, int64_t rows, bool decay) {
+  ScoreBlock(chunk, tokens, first, rows, chunk.keys + first * chunk.stride, decay);
+  for (int64_t t = first; t < first + rows; ++t) {
+    const A factor = -chunk.beta[t];
+    A* const row = chunk.scores + t * kScoreStride<A>;
+    MultiplyRow(row, &factor, true, PackedColumns<A>(t), row);
+  }
   ForPanels<A>(chunk.columns, chunk.columns, [&](auto vectors, int64_t column) HWY_ATTR {
     constexpr int kVectors = decltype(vectors)::value;
     constexpr int64_t kWidth = kVectors * kLanes<A>;
     A* const panel = chunk.u + column * kChunkRows;
-    A* const u = panel + first * kWidth;
-    GemmTile<kTileRows, kVectors, 1, kTileRows>(chunk.features, chunk.tile,
-                                                chunk.states[0] + column * TiledRows(chunk.features),
-                                                FromRows<A>{u, kWidth}, ToRowsTimes<A>{u, kWidth, chunk.beta + first});
-    GemmTile<kTileRows, kVectors, kScoreStride<A>, 1>(first, scores, panel, FromRows<A>{u, kWidth},
-                                                      ToRows<A>{u, kWidth});
-    for (int64_t r = 1; r < rows; ++r) {
-      const A* const row = scores + r * kScoreStride<A> + first;
-      for (int64_t c = 0; c < kWidth; c += kLanes<A>) {
-        auto sum = hn::Load(d, u + r * kWidth + c);
-        for (int64_t j = 0; j < r; ++j) sum = hn::MulAdd(hn::Set(d, row[j]), hn::Load(d, u + j * kWidth + c), sum);
-        hn::Store(sum, d, u + r * kWidth + c);
-      }
+    for (int64_t tile = 0; tile < rows; tile += kTileRows) {
+      const int64_t begin = first + tile;
+      A* const u = panel + begin * kWidth;
+      const A* const scores = chunk.scores + begin * kScoreStride<A>;
+      const auto factors = FactorsFromBegin(chunk, begin, decay);
+      GemmTile<kTileRows, kVectors, 1, kTileRows>(
+          chunk.features, chunk.tiles + tile * chunk.features, chunk.states[0] + column * TiledRows(chunk.features),
+          FromZero<A>(), ToCorrections<A>{u, kWidth, chunk.beta + begin, factors.factors, factors.step});
+      GemmTile<kTileRows, kVectors, kScoreStride<A>, 1>(begin, scores, panel, FromRows<A>{u, kWidth},
+                                                        ToRows<A>{u, kWidth});
+      Substitute<kVectors>(scores + begin, u);
     }
   });
 }
 
-// chunk.out = the outputs of `rows` rows of queries, from the state alone or, with `scores`, from the tokens of the
-// chunk as well.
+// chunk.out = the outputs of the packed queries of a block, from the state alone or, with `scores`, from the tokens of
+// the chunk as well.
 template <typename A>
-HWY_NOINLINE void OutputTile(const ChunkData<A>& chunk, int64_t first, int64_t rows, bool decay, bool scores) {
-  PackFromBegin(chunk, first, rows, chunk.queries, decay, false);
-  const A* const weights = chunk.scores + first * kScoreStride<A>;
+HWY_NOINLINE void OutputBlock(const ChunkData<A>& chunk, int64_t first, int64_t rows, bool decay, bool scores) {
   ForPanels<A>(chunk.columns, chunk.columns, [&](auto vectors, int64_t column) HWY_ATTR {
     constexpr int kVectors = decltype(vectors)::value;
-    A* const out = chunk.out + column;
-    GemmTile<kTileRows, kVectors, 1, kTileRows>(chunk.features, chunk.tile,
-                                                chunk.states[0] + column * TiledRows(chunk.features), FromZero<A>(),
-                                                ToRows<A>{out, chunk.packed});
-    if (!scores) return;
-    GemmTile<kTileRows, kVectors, kScoreStride<A>, 1>(first + rows, weights, chunk.u + column * kChunkRows,
-                                                      FromRows<A>{out, chunk.packed}, ToRows<A>{out, chunk.packed});
+    for (int64_t tile = 0; tile < rows; tile += kTileRows) {
+      const int64_t begin = first + tile;
+      A* const out = chunk.out + tile * chunk.packed + column;
+      GemmTile<kTileRows, kVectors, 1, kTileRows>(chunk.features, chunk.tiles + tile * chunk.features,
+                                                  chunk.states[0] + column * TiledRows(chunk.features), FromZero<A>(),
+                                                  ToRows<A>{out, chunk.packed});
+      if (!scores) continue;
+      const auto factors = FactorsFromBegin(chunk, begin, decay);
+      GemmTile<kTileRows, kVectors, kScoreStride<A>, 1>(
+          std::min(first + rows, begin + kTileRows), chunk.scores + begin * kScoreStride<A>,
+          chunk.u + column * kChunkRows, FromRowsTimes<A>{out, chunk.packed, factors.factors, factors.step},
+          ToRows<A>{out, chunk.packed});
+    }
   });
 }
 
 // The state after the chunk, into states[1].
 template <typename A>
 HWY_NOINLINE void UpdateStates(const ChunkData<A>& chunk, int64_t tokens, bool decay) {
-  const A one{1};
-  const A* const whole = decay ? chunk.begin + (tokens - 1) * (chunk.by_feature ? chunk.stride : 1) : &one;
+  const A* const whole = decay ? chunk.begin + (tokens - 1) * (chunk.by_feature ? chunk.stride : 1) : chunk.one;
   const int64_t step = decay && chunk.by_feature ? 1 : 0;
   for (int64_t f = 0; f < chunk.features; f += kTileRows) {
     const A* const keys = chunk.to_end + f * kChunkRows;

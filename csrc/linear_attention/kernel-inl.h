@@ -45,9 +45,17 @@ HWY_NOINLINE void MapElu(A* x, int64_t n) {
 template <typename A>
 HWY_NOINLINE bool IsFiniteRow(const A* x, int64_t n) {
   const Tag<A> d;
-  auto sum = hn::Zero(d);
-  for (int64_t i = 0; i < n; i += kLanes<A>) sum = hn::MulAdd(hn::Load(d, x + i), hn::Zero(d), sum);
-  return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
+  const auto zero = hn::Zero(d);
+  auto sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;  // independent of each other, to hide latencies
+  int64_t i = 0;
+  for (; i + 4 * kLanes<A> <= n; i += 4 * kLanes<A>) {
+    sum0 = hn::MulAdd(hn::Load(d, x + i), zero, sum0);
+    sum1 = hn::MulAdd(hn::Load(d, x + i + kLanes<A>), zero, sum1);
+    sum2 = hn::MulAdd(hn::Load(d, x + i + 2 * kLanes<A>), zero, sum2);
+    sum3 = hn::MulAdd(hn::Load(d, x + i + 3 * kLanes<A>), zero, sum3);
+  }
+  for (; i < n; i += kLanes<A>) sum0 = hn::MulAdd(hn::Load(d, x + i), zero, sum0);
+  return hn::AllTrue(d, hn::Eq(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)), zero));
 }
 
 // The head of a task, and its arrays.
@@ -235,17 +243,17 @@ template <typename T>
 HWY_NOINLINE bool RunChunk(const Head<T>& head, const ChunkData<Accumulator<T>>& chunk, int64_t first, int64_t tokens) {
   const auto& args = head.args;
   const bool decay{args.decay};
+  const int64_t block = chunk.by_feature ? int64_t{kTileRows} : tokens;
   bool finite = true;
-  for (int64_t tile = 0; tile < tokens; tile += kTileRows) {
-    const int64_t rows = std::min<int64_t>(kTileRows, tokens - tile);
-    if (chunk.by_feature) AdvanceKeys(chunk, tokens, tile);
-    if (args.beta) SolveTile(chunk, tokens, tile, rows, decay);
+  for (int64_t begin = 0; begin < tokens; begin += block) {
+    const int64_t rows = std::min(block, tokens - begin);
+    if (chunk.by_feature) AdvanceKeys(chunk, tokens, begin);
+    if (args.beta) SolveBlock(chunk, tokens, begin, rows, decay);
     for (int64_t g = 0; g < head.group(); ++g) {
-      ReadQueries(head, chunk, g, first + tile, rows);
-      ScoreTile(chunk, tokens, tile, rows, chunk.queries, decay);
-      if (chunk.by_feature) ScoreWithinTile(chunk, tile, rows, chunk.queries);
-      OutputTile(chunk, tile, rows, decay, true);
-      finite &= WriteRows(head, chunk, g, first + tile, rows);
+      ReadQueries(head, chunk, g, first + begin, rows);
+      ScoreBlock(chunk, tokens, begin, rows, chunk.queries, decay);
+      OutputBlock(chunk, begin, rows, decay, true);
+      finite &= WriteRows(head, chunk, g, first + begin, rows);
     }
   }
   return finite;
@@ -315,12 +323,13 @@ void RunLinearAttention(const LinearAttentionArgs<T>& args, const LinearAttentio
   WriteState(head, chunk);
   if (args.is_causal) return;
   for (int64_t g = 0; g < head.group(); ++g) {
-    for (int64_t first = 0; first < queries; first += kTileRows) {
-      const int64_t rows = std::min<int64_t>(kTileRows, queries - first);
+    for (int64_t first = 0; first < queries; first += kChunkRows) {
+      const int64_t rows = std::min(kChunkRows, queries - first);
       ReadQueries(head, chunk, g, first, rows);
-      OutputTile(chunk, 0, rows, false, false);
+      PackBlock(chunk, rows, chunk.queries);
+      OutputBlock(chunk, 0, rows, false, false);
       WriteRows(head, chunk, g, first, rows);
-      if (Interrupted(token * kTileRows)) return;
+      if (Interrupted(token * static_cast<double>(rows))) return;
     }
   }
 }

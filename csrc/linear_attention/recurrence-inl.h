@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "matmul/fma-inl.h"
 #include "simd/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -18,9 +19,29 @@ namespace headwise {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Columns whose part of a state stays in the first-level cache between its reading and its update.
+// Vectors of columns of a block, whose part of the state stays in the first or second-level cache between its reading
+// and its update. Eight of AVX-512 are whole rows of 128 float32, so that the state comes from memory as one stream.
+#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
+constexpr int kStepVectors = 8;
+#else
+constexpr int kStepVectors = 4;
+#endif
 template <typename A>
-constexpr std::int64_t kStepColumns = 4 * static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<A>()));
+constexpr std::int64_t kStepColumns = kStepVectors* static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<A>()));
+
+// Calls block(Int<vectors>, column) for blocks of 8 and 4 vectors within [0, columns); the first column behind them.
+template <typename A, class Block>
+HWY_INLINE std::int64_t ForBlocks(std::int64_t columns, const Block& block) {
+  std::int64_t c = 0;
+  for (; c + kStepColumns<A> <= columns; c += kStepColumns<A>) block(Int<kStepVectors>(), c);
+  if constexpr (kStepVectors > 4) {
+    if (c + 4 * kLanes<A> <= columns) {
+      block(Int<4>(), c);
+      c += 4 * kLanes<A>;
+    }
+  }
+  return c;
+}
 
 // The state before and after a token; `from` is null for a state of 0, and may be `to`.
 template <typename A>
@@ -36,23 +57,20 @@ template <typename A>
 HWY_NOINLINE void ReadState(std::int64_t features, std::int64_t columns, const A* state, std::int64_t stride,
                             const A* weights, A* out) {
   const hn::ScalableTag<A> d;
-  const auto width = static_cast<std::int64_t>(hn::Lanes(d));
-  std::int64_t c = 0;
-  for (; c + 4 * width <= columns; c += 4 * width) {
-    auto sum0 = hn::Zero(d), sum1 = sum0, sum2 = sum0, sum3 = sum0;
-    const A* row = state + c;
+  const std::int64_t c = ForBlocks<A>(columns, [&](auto vectors, std::int64_t column) HWY_ATTR {
+    constexpr int kVectors = decltype(vectors)::value;
+    hn::Vec<decltype(d)> sums[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[v] = hn::Zero(d);
+    const A* row = state + column;
     for (std::int64_t f = 0; f < features; ++f, row += stride) {
       const auto w = hn::Set(d, weights[f]);
-      sum0 = hn::MulAdd(w, hn::LoadU(d, row), sum0);
-      sum1 = hn::MulAdd(w, hn::LoadU(d, row + width), sum1);
-      sum2 = hn::MulAdd(w, hn::LoadU(d, row + 2 * width), sum2);
-      sum3 = hn::MulAdd(w, hn::LoadU(d, row + 3 * width), sum3);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[v] = hn::MulAdd(w, hn::LoadU(d, row + v * kLanes<A>), sums[v]);
     }
-    hn::StoreU(sum0, d, out + c);
-    hn::StoreU(sum1, d, out + c + width);
-    hn::StoreU(sum2, d, out + c + 2 * width);
-    hn::StoreU(sum3, d, out + c + 3 * width);
-  }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[v], d, out + column + v * kLanes<A>);
+  });
   ForEachVector(d, columns - c, [&](auto lanes, std::int64_t j) HWY_ATTR {
     auto sum = hn::Zero(d);
     const A* row = state + c + j;
@@ -68,31 +86,31 @@ template <typename A>
 HWY_NOINLINE void UpdateState(std::int64_t features, std::int64_t columns, const StateRows<A>& state, const A* decay,
                               const A* k, const A* u, const A* q, A* out) {
   const hn::ScalableTag<A> d;
-  using V = hn::Vec<decltype(d)>;
-  const auto width = static_cast<std::int64_t>(hn::Lanes(d));
   const auto one = hn::Set(d, A{1});
-  std::int64_t c = 0;
-  for (; c + 4 * width <= columns; c += 4 * width) {
-    V sums[4], us[4];
-    for (int v = 0; v < 4; ++v) {
+  const std::int64_t c = ForBlocks<A>(columns, [&](auto vectors, std::int64_t column) HWY_ATTR {
+    constexpr int kVectors = decltype(vectors)::value;
+    hn::Vec<decltype(d)> sums[kVectors], us[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
       sums[v] = hn::Zero(d);
-      us[v] = hn::LoadU(d, u + c + v * width);
+      us[v] = hn::LoadU(d, u + column + v * kLanes<A>);
     }
     for (std::int64_t f = 0; f < features; ++f) {
       const auto keep = decay ? hn::Set(d, decay[f]) : one;
       const auto k_f = hn::Set(d, k[f]), q_f = hn::Set(d, q[f]);
-      const A* from = state.from ? state.from + f * state.from_stride + c : nullptr;
-      A* to = state.to + f * state.to_stride + c;
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        V s = from ? hn::Mul(keep, hn::LoadU(d, from + v * width)) : hn::Zero(d);
+      const A* from = state.from ? state.from + f * state.from_stride + column : nullptr;
+      A* to = state.to + f * state.to_stride + column;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        auto s = from ? hn::Mul(keep, hn::LoadU(d, from + v * kLanes<A>)) : hn::Zero(d);
         s = hn::MulAdd(k_f, us[v], s);
-        hn::StoreU(s, d, to + v * width);
+        hn::StoreU(s, d, to + v * kLanes<A>);
         sums[v] = hn::MulAdd(q_f, s, sums[v]);
       }
     }
-    for (int v = 0; v < 4; ++v) hn::StoreU(sums[v], d, out + c + v * width);
-  }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[v], d, out + column + v * kLanes<A>);
+  });
   ForEachVector(d, columns - c, [&](auto lanes, std::int64_t j) HWY_ATTR {
     auto sum = hn::Zero(d);
     const auto u_c = lanes.Load(d, u + c + j);
