@@ -12,12 +12,14 @@ have their own tests) run on NumPy and on the best instruction set.
 
 - ``default``: NumPy and the best instruction set, without the tests marked ``slow``, unless their file is named on the
   command line; about three minutes on two cores;
-- ``ci``: every test on every implementation, as ``.ci/run`` does;
-- ``long``: more hypothesis examples, and tests marked ``above_operations`` on every implementation.
+- ``ci``: as ``.ci/run``: every test on NumPy and the best instruction set, and each of its cases on one of the other
+  instruction sets in turn (``rotation.py``); a test of few cases runs with all of them on each;
+- ``long``: every case on every implementation, tests marked ``above_operations`` as well, and more hypothesis examples.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections import Counter
@@ -42,6 +44,7 @@ from implementations import (
 )
 
 import headwise  # isort: skip
+import rotation  # isort: skip
 from headwise._runtime import backend as _backend  # isort: skip
 
 ONCE = "single implementation"
@@ -55,8 +58,9 @@ for profile, examples in (("default", 10), ("ci", 25)):
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(PROFILE)
 
-#: Differs from avx512 in bfloat16 and in "medium" only: where it is not the best, only modules with these run on it.
-BF16_DOT = "native-avx512_bf16"
+#: Two names of the same machine code, but for bfloat16 and "medium": other modules run on the first of them only that
+#: is there.
+SAME_CODE = ("native-avx512_bf16", "native-avx512")
 WITH_BFLOAT16 = (
     "cache.test_cache",
     "cache.test_extend",
@@ -92,6 +96,8 @@ def pytest_report_header() -> list[str]:
     if PROFILE == "default":
         more = ", ".join(name for name in PRESENT if name not in IMPLEMENTATIONS) or "no other implementation"
         lines.append(f"HEADWISE_TEST_PROFILE=ci adds: {more}; tests marked slow")
+    if PROFILE == "ci":
+        lines.append(f"HEADWISE_TEST_ROTATION={rotation.FIRST}: where the rotation of the other implementations begins")
     return lines
 
 
@@ -100,13 +106,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     few = metafunc.definition.get_closest_marker("above_operations") is not None and PROFILE != "long"
     names = FEW if few else IMPLEMENTATIONS
-    if PROFILE != "long" and BF16_DOT not in FEW and metafunc.module.__name__ not in WITH_BFLOAT16:
-        names = [name for name in names if name != BF16_DOT]
+    if PROFILE != "long" and metafunc.module.__name__ not in WITH_BFLOAT16:
+        same = [name for name in names if name in SAME_CODE]
+        names = [name for name in names if name not in same[1:]]
     metafunc.parametrize("implementation", names, indirect=True)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Tens of thousands of tests stay until the end: the garbage collector need not look at them again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k, so that a case runs on the same implementations in any selection of tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     leave_out_slow_tests(config, items)
+    if PROFILE == "ci":
+        running, waiting = rotation.rotated(items, FEW)
+        config.hook.pytest_deselected(items=waiting)
+        items[:] = running
     # The examples in the docstrings of headwise.plot draw, and Matplotlib is not needed for anything else.
     if importlib.util.find_spec("matplotlib") is None:
         for item in items:

@@ -13,7 +13,7 @@ import headwise
 from headwise._runtime import backend as _backend
 
 SELECTION = ("HEADWISE_BACKEND", "HEADWISE_TARGET")
-#: ``default``: about three minutes; ``ci``: every test on every implementation; ``long``: more hypothesis examples.
+#: ``default``: about three minutes; ``ci``: with the other instruction sets in turn; ``long``: every case on each.
 PROFILE = os.environ.get("HEADWISE_TEST_PROFILE", "default")
 
 
