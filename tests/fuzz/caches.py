@@ -153,6 +153,35 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             assert not self._has_room(stored[0].shape[2], None)
 
+    @rule(new=NEW, seed=SEEDS, keep=st.integers(0, 40), counts=COUNTS, drawn=OPTIONS)
+    def evict(self, new: int, seed: int, keep: int, counts: list[int] | None, drawn: dict[str, Any]) -> None:
+        """A copy that has evicted rows computes what a mask of these rows does in another copy."""
+        before, lengths = self._lengths(), self._counts(counts, new)
+        evicted, masked = self.cache.duplicate(), self.cache.duplicate()
+        kept = evicted.call(lambda cache: cache.evict(rows((self.batch, max(before)), seed, "float64"), keep=keep))
+        if self.ring or not self._has_room(new, lengths):
+            assert isinstance(kept, ValueError) == self.ring
+            return
+        after = [n + more for n, more in zip(before, lengths or [new] * self.batch, strict=True)]
+        keep_mask = np.ones((self.batch, 1, 1, max(after)), bool)
+        for mask, indices, length in zip(keep_mask, kept, before, strict=True):
+            mask[..., :length] = False
+            mask[..., indices[indices >= 0]] = True
+        by_column = ("mask", "bias", "need_weights", "precision")
+        options = {name: value for name, value in drawn.items() if name not in by_column}
+        options = self._options(options, new, lengths, after)
+        key, value = self._key_value(new, seed)
+        query = rows((self.batch, self.heads, new, self.sizes["head_dim"]), seed + 2, self.dtype)
+        found = evicted.call(lambda cache: cache.extend(query, key, value, lengths=lengths, **options))
+        expected = masked.call(
+            lambda cache: cache.extend(query, key, value, lengths=lengths, mask=keep_mask, **options)
+        )
+        results = [r if isinstance(r, tuple) else (r,) for r in (found, expected)]
+        tolerance = {"float64": 1e-11, "float32": 2e-4, "float16": 1e-2, "bfloat16": 6e-2}[np.dtype(query.dtype).name]
+        for a, b in zip(*results, strict=True):
+            if a is not None:
+                np.testing.assert_allclose(oracle.double(a), oracle.double(b), rtol=tolerance, atol=tolerance)
+
     @rule(way=st.sampled_from(DUPLICATES))
     def duplicate(self, way: Any) -> None:
         self.cache.replace(way)
