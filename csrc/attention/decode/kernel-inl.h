@@ -23,6 +23,7 @@
 #include <type_traits>
 #include <variant>
 
+#include "attention/decode/dots-inl.h"
 #include "attention/decode/partial-inl.h"
 #include "attention/kernel.h"
 #include "attention/modifiers/score_modifiers-inl.h"
@@ -38,10 +39,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
-
-// Rows that a key is multiplied with while it is in registers, and keys at a time.
-constexpr int kDecodeRows = 4;
-constexpr int kDecodeKeys = kTileRows / 3;
 
 template <typename T>
 struct DecodeScratch {
@@ -152,30 +149,6 @@ HWY_INLINE void PrefetchRows(const K* row, int64_t rows, int64_t stride, int64_t
   constexpr int64_t kLine = 64 / sizeof(K);
   for (; rows > 0; --rows, row += stride) {
     for (int64_t i = 0; i < width; i += kLine) hwy::Prefetch(row + i);
-  }
-}
-
-// scores[r][j] = query_r . key_j for kRows rows and kKeys keys. Rows of queries end in zeros.
-template <int kRows, int kKeys, int kScoreStride, typename T, typename S>
-HWY_INLINE void Dots(const T* query, int64_t query_stride, const S* key, int64_t key_stride, int64_t depth, T* scores) {
-  const Tag<T> d;
-  hn::Vec<Tag<T>> sum[kRows][kKeys];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows * kKeys; ++i) sum[i / kKeys][i % kKeys] = hn::Zero(d);
-  ForEachVector(d, depth, [&](auto lanes, int64_t k) HWY_ATTR {
-    hn::Vec<Tag<T>> keys[kKeys];
-#pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) keys[j] = lanes.Load(d, key + j * key_stride + k);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const auto q = hn::Load(d, query + r * query_stride + k);
-#pragma GCC unroll 4
-      for (int j = 0; j < kKeys; ++j) sum[r][j] = hn::MulAdd(q, keys[j], sum[r][j]);
-    }
-  });
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows * kKeys; ++i) {
-    scores[i / kKeys * kScoreStride + i % kKeys] = hn::GetLane(hn::SumOfLanes(d, sum[i / kKeys][i % kKeys]));
   }
 }
 
