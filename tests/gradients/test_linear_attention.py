@@ -95,6 +95,39 @@ def test_dtypes(name: str, dtype: str) -> None:
         np.testing.assert_allclose(oracle.double(got), expected, atol=tolerance * scale, rtol=tolerance)
 
 
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_chunks_against_pytorch(by_feature: bool) -> None:
+    """150 tokens of the gated delta rule, three chunks, against PyTorch's gradients of the recurrence."""
+    torch = pytest.importorskip("torch", reason="PyTorch computes the expected gradients")
+    rng, heads, tokens, width = np.random.default_rng(0), (2, 2), 150, 16
+    arguments = {
+        "query": rng.standard_normal((2, 4, tokens, width)),
+        "key": rng.standard_normal((*heads, tokens, width)) / 4,
+        "value": rng.standard_normal((*heads, tokens, 12)),
+        "decay": np.exp(-0.2 * rng.random((*heads, tokens, width if by_feature else 1))),
+        "beta": rng.random((*heads, tokens)),
+        "state": rng.standard_normal((*heads, width, 12)),
+    }
+    t = {name: torch.tensor(x, requires_grad=True) for name, x in arguments.items()}
+    state, rows = t["state"], []
+    for i in range(tokens):
+        k = t["key"][:, :, i, :, None]
+        state = state * t["decay"][:, :, i, :, None]
+        u = t["beta"][:, :, i, None, None] * (t["value"][:, :, i, None] - k.mT @ state)
+        state = state + k * u
+        rows.append(t["query"][:, :, i, None] @ state.repeat_interleave(2, dim=1))
+    expected = torch.cat(rows, dim=2), state
+    options: dict[str, Any] = {"feature_map": None, "rule": "gated_delta", "wrt": tuple(arguments)}
+    results, pullback = hw.vjp(hw.linear_attention, **arguments, **options)
+    d = [rng.standard_normal(y.shape) for y in results]
+    sum((y * torch.tensor(b)).sum() for y, b in zip(expected, d, strict=True)).backward()
+    for result, y in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, y.detach().numpy(), atol=1e-12)
+    for name, gradient in zip(arguments, pullback(*d), strict=True):
+        grad = t[name].grad.numpy()
+        np.testing.assert_allclose(gradient, grad, atol=1e-12 * np.abs(grad).max())
+
+
 @pytest.mark.parametrize("name", ["plain", "gated-features", "gated-delta"])
 def test_nan_of_later_tokens_reaches_no_gradient_by_earlier_queries(name: str) -> None:
     arguments = call(name)
