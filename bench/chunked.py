@@ -3,6 +3,7 @@
 python bench/chunked.py             both
 python bench/chunked.py --keys N    the second with N keys
 python bench/chunked.py --chunks 4  the first with 4 chunks of keys
+python bench/chunked.py --processor-time   on one thread; for a machine that does other work
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ import headwise.integrations.dask as hw_dask
 CHUNK, DIM = 8192, 64
 
 
-def compare(title: str, one: Callable[[], object], several: Callable[[], object], rounds: int) -> None:
+def compare(
+    title: str, one: Callable[[], object], several: Callable[[], object], rounds: int, clock: Callable[[], float]
+) -> None:
     """The medians of one call and of tasks of one worker, in turn."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for function, taken in zip((one, several), times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function()
-            taken.append(time.perf_counter() - start)
+            taken.append(clock() - start)
     a, b = map(statistics.median, times)
     print(f"| {title} | {a:.3f} s | {b:.3f} s | {a / b:.2f} |")
 
 
-def overhead(chunks: int, rounds: int) -> None:
+def overhead(chunks: int, rounds: int, clock: Callable[[], float]) -> None:
     """Queries of one chunk and keys of several, in tasks of one worker, and in one call."""
     rng = np.random.default_rng(0)
     query, d_output = rng.standard_normal((2, CHUNK, DIM), dtype=np.float32)
@@ -67,7 +70,7 @@ def overhead(chunks: int, rounds: int) -> None:
     print(f"{CHUNK} queries, {chunks} x {CHUNK} keys, float32, {DIM} features\n")
     print("| function | one call | Dask, one worker | one call / Dask |\n| --- | --- | --- | --- |")
     for title, (one, collections) in work.items():
-        compare(title, one, lambda collections=collections: dask.compute(*collections, num_workers=1), rounds)
+        compare(title, one, lambda collections=collections: dask.compute(*collections, num_workers=1), rounds, clock)
 
 
 def long(keys: int, window: int = 4096) -> None:
@@ -100,8 +103,13 @@ if __name__ == "__main__":
     parser.add_argument("--keys", type=int, default=None, help="only the million keys in files, this number of them")
     parser.add_argument("--chunks", type=int, default=16, help="chunks of keys of the functions beside one call")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of one thread, for a machine that does other work"
+    )
     chosen = parser.parse_args()
     print(f"headwise {hw.__version__} ({hw.config()['target']}), dask {dask.__version__}, {os.cpu_count()} processors")
+    if chosen.processor_time:
+        hw.set_num_threads(1)
     if chosen.keys is None:
-        overhead(chosen.chunks, chosen.rounds)
+        overhead(chosen.chunks, chosen.rounds, time.process_time if chosen.processor_time else time.perf_counter)
     long(chosen.keys or 1_000_000)
