@@ -25,6 +25,7 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "sinks": {"sinks": np.array([0.5, -np.inf, 4.0, -1.0])},
     "bias": {"bias": normal((HEADS, LENGTH, LENGTH))},
     "keep-mask": {"mask": normal((BATCH, 1, LENGTH, LENGTH)) > -0.5},
+    "relative_values": {"relative_values": normal((HEADS, 9, VALUE_DIM), 4)},
     "float-mask": {"mask": normal((LENGTH, LENGTH))},
 }
 

@@ -12,12 +12,13 @@ from headwise._base.attention_spec import PackedSequences, fill_without_keys
 from headwise._base.outputs import check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import INT64
-from headwise._kv_cache.by_entry import attend_by_entry, has_gap
+from headwise._kv_cache.by_entry import Rules, attend_by_entry, has_gap
 from headwise._kv_cache.checks import of
 from headwise._kv_cache.options import CacheOptions
 from headwise._kv_cache.rows import Spans
 from headwise._ops.attention.keywords import refuse
 from headwise._ops.attention.options import SpecOptions
+from headwise._ops.attention.relative_values import check_relative_values
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import array_options, attention_spec, check_window
 from headwise._runtime.backend import current
@@ -50,7 +51,11 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
         query.shape, (*keys.shape[:2], longest, keys.shape[3]), (*values.shape[:2], longest, values.shape[3])
     )
     spec_options = _spec_options(options)
-    spec = attention_spec(shape, (compute, dtype), spec_options)
+    stored = dtype
+    if spec_options.relative_values is not None:  # added to the output before it is rounded
+        options["relative_values"] = check_relative_values(spec_options.relative_values, shape, compute)
+        stored = compute
+    spec = attention_spec(shape, (compute, stored), spec_options)
     need_weights = check_flag(options.get("need_weights", False), "need_weights")
     return_lse = check_flag(options.get("return_lse", False), "return_lse")
     out = options.get("out")
@@ -58,11 +63,13 @@ def attend_rows(rows: CacheRows, lengths: list[int], query: Array, counts: Seque
         inputs = ("query", query), ("the cache's keys", keys), ("its values", values)
         check_out(out, shape.output, dtype, *inputs, *array_options(spec_options))
 
-    result = resolve_out(out, shape.output, dtype)
-    weights = np.zeros(shape.scores, dtype) if need_weights else None
+    result = resolve_out(out, shape.output, stored)
+    weights = np.zeros(shape.scores, stored) if need_weights else None
     lse = np.full(shape.scores[:3], -np.inf, compute) if return_lse else None
-    _attend(cast_layout(query, dtype, last=True), rows, result, weights, lse, spans, spec, options)
+    _attend(cast_layout(query, stored, last=True), rows, result, weights, lse, spans, spec, options)
     output = finalize(result, out, dtype)
+    if weights is not None and stored is not dtype:
+        weights = finalize(weights, None, dtype)
     if lse is not None:
         return output, weights, lse
     return (output, weights) if need_weights else output
@@ -98,9 +105,10 @@ def _attend(
     spec: AttentionSpec,
     options: CacheOptions,
 ) -> None:
+    table: Any = options.get("relative_values")
     gap = has_gap(rows, max(spans.lengths))
     scattered = rows.kept is not None and _depends_on_positions(rows, spans, spec, options)
-    if not gap and not scattered and spans.counts[0] == query.shape[2] and spans.equal():
+    if table is None and not gap and not scattered and spans.counts[0] == query.shape[2] and spans.equal():
         _together(query, rows, output, weights, lse, spans, spec)
         return
     if spec.blocks is not None:  # each sequence has other columns
@@ -114,10 +122,11 @@ def _attend(
         spec = spec._replace(left=check_window(options.get("window_size"), sys.maxsize)[0])
     relative = spec.relative_bias
     by_sequence = relative is not None and (relative.shape[0] > 1 or relative.shape[2] > 1)
-    if weights is None and not spec.keep and not spec.bias and not by_sequence and not gap and not scattered:
+    plain = weights is None and table is None and not spec.keep and not spec.bias and not by_sequence
+    if plain and not gap and not scattered:
         _packed(query, rows, output, lse, spans, spec)
     else:
-        attend_by_entry(query, rows, output, weights, lse, spans, spec, scattered=scattered)
+        attend_by_entry(query, rows, output, weights, lse, spans, spec, Rules(scattered, table))
     for entry, count in enumerate(spans.counts):
         output[entry, :, count:] = 0
 

@@ -3,7 +3,7 @@ weights, masks, and rings that keep their first rows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from headwise._base.ieee import ieee
 from headwise._base.outputs import allocate
 from headwise._base.typing import FLOAT32
 from headwise._kv_cache.rows import equal
+from headwise._numpy.relative_bias import add_by_distance
+from headwise._ops.attention.relative_values import add_by_mass
 from headwise._runtime.backend import current
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array
     from headwise._kv_cache.rows import CacheRows, Spans
+    from headwise._ops.attention.relative_values import Results
 
 # Entries of the mask of a block of queries.
 _MASK_BLOCK = 1 << 20
@@ -32,6 +35,17 @@ def has_gap(rows: CacheRows, length: int) -> bool:
     return rows.first > 0 and length > rows.reach + 1
 
 
+class Rules(NamedTuple):
+    """What the spec of a call does not say.
+
+    ``scattered``: masks and biases follow from the positions of rows, of which some have been evicted. ``table``:
+    relative values, (heads or 1, 2 M + 1, value_dim).
+    """
+
+    scattered: bool
+    table: Array | None
+
+
 def attend_by_entry(
     query: Array,
     rows: CacheRows,
@@ -40,15 +54,12 @@ def attend_by_entry(
     lse: Array | None,
     spans: Spans,
     spec: AttentionSpec,
-    *,
-    scattered: bool = False,
+    rules: Rules,
 ) -> None:
-    """One call for all sequences if they are equal, else one for each. Padding is not written.
-
-    ``scattered``: masks and biases follow from the positions of rows, of which some have been evicted.
-    """
-    batch, attention = len(query), current().attention
-    together = spans.equal() and not scattered and (not rows.first or equal(spans.lengths))
+    """One call for all sequences if they are equal, else one for each. Padding is not written."""
+    batch, (scattered, table) = len(query), rules
+    by_position = scattered or (table is not None and rows.kept is not None)
+    together = spans.equal() and not by_position and (not rows.first or equal(spans.lengths))
     groups = [slice(0, batch)] if together else [slice(entry, entry + 1) for entry in range(batch)]
     for entries in groups:
         count, seen, length = (numbers[entries.start] for numbers in (spans.counts, spans.seen, spans.lengths))
@@ -68,9 +79,11 @@ def attend_by_entry(
             )
             spec = spec._replace(key_scales=key_scales, value_scales=value_scales)
         width = _mask_width(spec, query.shape[1], key_len) if scattered else key_len if gap else 0
+        width = width if table is None else key_len * query.shape[1] * len(keys)  # of the weights
         for block in _query_blocks(count, width):
             shape = (len(keys), query.shape[1], block.stop - block.start)
-            part_weights = None if weights is None else allocate((*shape, key_len), weights.dtype)
+            no_weights = weights is None and table is None
+            part_weights = None if no_weights else allocate((*shape, key_len), output.dtype)
             part_lse = None if lse is None else allocate(shape, lse.dtype)
             part_spec = spec._replace(
                 offset=key_len - count + block.start,
@@ -79,20 +92,26 @@ def attend_by_entry(
                 relative_bias=None if spec.relative_bias is None else _rows_part(spec.relative_bias, entries, block),
             )
             first_query = length - count + block.start
+            positions = rows.positions(entries.start, columns)
             if gap or scattered:
-                positions = rows.positions(entries.start, columns)
                 add = _with_gap if gap else _by_positions
                 part_spec = add(part_spec, positions, first_query, shape[2], rows)
-            if key_len == 0:
-                fill_without_keys(output[entries, :, block], part_lse, spec.sinks)
-            else:
-                attention(
-                    query[entries, :, block], keys, values, output[entries, :, block], part_weights, part_lse, part_spec
-                )
+            part_output = output[entries, :, block]
+            _compute(query[entries, :, block], keys, values, (part_output, part_weights, part_lse), part_spec)
+            if table is not None and part_weights is not None:
+                mass = _mass(part_weights, positions - first_query, table.shape[1])
+                add_by_mass(part_output, mass, table, spec.precision)
             if weights is not None and part_weights is not None:
                 weights[entries, :, block, :seen] = part_weights
             if lse is not None and part_lse is not None:
                 lse[entries, :, block] = part_lse
+
+
+def _compute(query: Array, keys: Array, values: Array, results: Results, spec: AttentionSpec) -> None:
+    if keys.shape[2] == 0:
+        fill_without_keys(results[0], results[2], spec.sinks)
+    else:
+        current().attention(query, keys, values, *results, spec)
 
 
 def _query_blocks(count: int, mask_width: int) -> Iterator[slice]:
@@ -100,6 +119,16 @@ def _query_blocks(count: int, mask_width: int) -> Iterator[slice]:
     step = max(1, _MASK_BLOCK // mask_width if mask_width else count)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
+
+
+@ieee
+def _mass(weights: Array, distances: Array, width: int) -> Array:
+    """The sums of weights (batch, heads, queries, keys) by ``width`` distances, from those of the keys from query 0."""
+    mass = np.zeros((*weights.shape[:3], width), weights.dtype)
+    for run in np.split(np.arange(len(distances)), np.flatnonzero(np.diff(distances) != 1) + 1):
+        if run.size:
+            add_by_distance(mass, int(distances[run[0]]), weights[..., run[0] : run[-1] + 1])
+    return mass
 
 
 def _mask_width(spec: AttentionSpec, heads: int, key_len: int) -> int:

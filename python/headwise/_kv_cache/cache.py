@@ -239,10 +239,11 @@ class KVCache(EvictableSequences):
         **options
             Keywords of :func:`headwise.scaled_dot_product_attention`: ``scale``, ``window_size``, ``softcap``,
             ``alibi_slopes`` (heads,), ``sinks`` (heads,), ``need_weights`` (False by default), ``return_lse``,
-            ``relative_bias`` (heads or 1, new or 1, 2 M + 1), by the distances of positions in the sequence,
-            ``precision``, ``out`` (batch, heads, new, value_dim), and ``mask`` and ``bias``, broadcast against scores
-            (batch, heads, new, stored) and combined with causality. With ``is_causal=False`` (True by default) a query
-            sees later keys, too, and there may be more queries than stored positions, as in cross-attention.
+            ``relative_bias`` (heads or 1, new or 1, 2 M + 1) and ``relative_values`` (heads or 1, 2 M + 1, value_dim),
+            by the distances of positions in the sequence, ``precision``, ``out`` (batch, heads, new, value_dim), and
+            ``mask`` and ``bias``, broadcast against scores (batch, heads, new, stored) and combined with causality.
+            With ``is_causal=False`` (True by default) a query sees later keys, too, and there may be more queries than
+            stored positions, as in cross-attention.
 
         Returns
         -------

@@ -22,6 +22,7 @@ class RowOptions(ScoreOptions, total=False):
     mask: ArrayLike | None
     bias: ArrayLike | None
     is_causal: bool
+    relative_values: ArrayLike | None
 
 
 class CacheOptions(RowOptions, total=False):

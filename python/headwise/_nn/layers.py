@@ -333,8 +333,8 @@ class MultiHeadAttention(DifferentiableAttention):
             The other keywords of :func:`headwise.scaled_dot_product_attention`: ``is_causal``, ``key_padding_mask``
             (batch, key_len), ``key_lengths`` (batch,), ``need_weights``, ``bias`` (of the shapes of ``mask``),
             ``scale``, ``window_size``, ``softcap``, ``alibi_slopes`` (num_heads,), ``sinks`` (num_heads,),
-            ``relative_bias`` (num_heads or 1, query_len or 1, 2 M + 1), without a cache ``relative_values`` (2 M + 1,
-            d_k), ``return_lse``, ``precision``, ``out`` (of the shape of the output) and ``causal_alignment``.
+            ``relative_bias`` (num_heads or 1, query_len or 1, 2 M + 1), ``relative_values`` (2 M + 1, d_k),
+            ``return_lse``, ``precision``, ``out`` (of the shape of the output) and ``causal_alignment``.
 
         Returns
         -------

@@ -76,7 +76,7 @@ def attend_with_relative_values(
         current().attention(query, key, value, output, weights, sums, spec)
         for block in _blocks(scores, _width(spec, table)):
             mass = mass_by_distance(query[:, :, block], key, sums[:, :, block], query_rows(spec, block), table.shape[1])
-            _add(output[:, :, block], mass, table, spec.precision)
+            add_by_mass(output[:, :, block], mass, table, spec.precision)
         return
     attention = backend_of(spec).attention
     for block, block_spec in row_blocks(scores, spec, dropout):
@@ -88,7 +88,7 @@ def attend_with_relative_values(
         if lse is not None:
             lse[:, :, block] = block_lse
         mass = mass_of_weights(block_weights, block_spec, table.shape[1])
-        _add(output[:, :, block], mass, table, spec.precision)
+        add_by_mass(output[:, :, block], mass, table, spec.precision)
 
 
 def row_blocks(scores: Shape, spec: AttentionSpec, dropout: Dropout | None) -> Iterator[tuple[slice, AttentionSpec]]:
@@ -174,7 +174,7 @@ def _blocks(scores: Shape, width: int) -> Iterator[slice]:
 
 
 @ieee
-def _add(output: Array, mass: Array, table: Array, precision: str) -> None:
+def add_by_mass(output: Array, mass: Array, table: Array, precision: str) -> None:
     """``output += mass @ table``, where a mass of 0 adds 0, whatever stands in the table."""
     if np.isfinite(table).all():
         output += rows_by_table(mass, table, precision)
