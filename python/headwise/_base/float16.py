@@ -17,9 +17,13 @@ from headwise._base.typing import FLOAT16, FLOAT32
 if TYPE_CHECKING:
     from headwise._base.typing import Array
 
-# Entries that are narrowed together: two temporaries of 128 KB stay in a second-level cache. The C library takes larger
-# ones from the system at each call, whose page faults tripled the time.
-_BLOCK = 1 << 15
+# Entries that are narrowed together, at most: two buffers of 256 KB stay in a second-level cache.
+_BLOCK = 1 << 16
+
+# Entries of a buffer. The C library takes larger arrays from the system at each call, whose page faults take several
+# times as long as a cast, so buffers are kept: at most this many.
+BUFFER, _MAX_KEPT = 1 << 17, 8
+_kept: list[Array] = []
 
 # Below, NumPy's own cast is faster than a dozen calls.
 _FEW = 1 << 10
@@ -43,15 +47,22 @@ def cast_of_float16(x: Array, dtype: np.dtype[Any]) -> Array:
         out = np.empty(x.shape, FLOAT16)
         narrow_into(out, x)
         return out
+    out = np.empty(x.shape, FLOAT32)
+    widen_into(out, x)
+    return out
+
+
+def widen_into(out: Array, x: Array) -> None:
+    """``out[...] = x`` for float16 ``x`` and float32 ``out`` of the same shape."""
     with np.errstate(all="ignore"):
-        return _widen(x)
+        _widen(out, x)
 
 
-def _widen(x: Array) -> Array:
-    bits = x.view(np.int16).astype(np.int32)  # repeats the sign
+def _widen(wide: Array, x: Array) -> None:
+    bits = wide.view(np.int32)
+    bits[...] = x.view(np.int16)  # repeats the sign
     bits <<= 13
     bits &= -0x70002000  # 0x8FFFE000: the sign and 15 bits of exponent and mantissa
-    wide: Array = bits.view(np.float32)
     wide *= _REBIAS
     # Infinity has become 65536, NaN a larger number; and subnormal numbers are so before the multiplication. Of the two
     # maxima of bits, the first is that of a positive, the second that of a negative number.
@@ -61,7 +72,6 @@ def _widen(x: Array) -> Array:
     elif largest == _INFINITE:
         wide *= _REBIAS  # 65504 stays finite
         wide /= _REBIAS
-    return wide
 
 
 @lru_cache(maxsize=1)
@@ -69,24 +79,46 @@ def _every_float16() -> Array:
     return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
+def borrow_buffer() -> Array:
+    """``BUFFER`` entries of float32, for :func:`give_back`. Whoever has borrowed a buffer is its only user."""
+    try:
+        return _kept.pop()
+    except IndexError:
+        return np.empty(BUFFER, FLOAT32)
+
+
+def give_back(buffer: Array) -> None:
+    if len(_kept) < _MAX_KEPT:
+        _kept.append(buffer)
+
+
+@lru_cache(maxsize=1)
+def _smallest_normals() -> Array:
+    return np.full(_BLOCK, 2.0**-14, np.float32)
+
+
 def narrow_into(out: Array, x: Array) -> None:
     """``out[...] = x`` for float32 ``x`` and C-contiguous float16 ``out`` of the same shape."""
     flat_in, flat_out = x.reshape(-1), out.reshape(-1).view(np.uint16)
-    size, power = (np.empty(min(x.size, _BLOCK), np.float32) for _ in range(2))
+    buffer = borrow_buffer()
+    blocks = -(-x.size // _BLOCK)
+    step = -(-x.size // max(1, blocks))
     with np.errstate(all="ignore"):
-        for start in range(0, x.size, _BLOCK):
-            block, count = slice(start, start + _BLOCK), x.size - start
-            _narrow_block(flat_in[block], flat_out[block], size[:count], power[:count])
+        for start in range(0, x.size, max(1, step)):
+            block = slice(start, start + step)
+            _narrow_block(flat_in[block], flat_out[block], buffer)
+    give_back(buffer)
 
 
-def _narrow_block(x: Array, out: Array, size: Array, power: Array) -> None:
-    """Round to the nearest, ties to even. ``size`` and ``power`` are overwritten.
+def _narrow_block(x: Array, out: Array, buffer: Array) -> None:
+    """Round to the nearest, ties to even.
 
     For ``|x|`` with exponent e, at least -14 for the subnormal numbers of float16, the digits of float16 are multiples
     of ``2**(e - 10)``. That is the spacing of float32 at ``2**(e + 13)``, so the addition of this power rounds, and the
     low 16 bits of the sum are the rounded digits, to which the exponent is added modulo ``2**16``. A carry into the
     exponent gives the right result, infinity included.
     """
+    size, power, smallest = buffer[: x.size], buffer[_BLOCK : _BLOCK + x.size], _smallest_normals()[: x.size]
     magnitude = x
     largest = x.view(np.uint32).max()
     signed = largest >= 0x80000000
@@ -95,7 +127,7 @@ def _narrow_block(x: Array, out: Array, size: Array, power: Array) -> None:
         largest = size.view(np.uint32).max()
     if largest > _LARGEST:
         magnitude = np.minimum(magnitude, 65536.0, out=size)
-    np.clip(magnitude, 2.0**-14, 65536.0, out=power)
+    np.maximum(magnitude, smallest, out=power)  # by a scalar takes four times as long
     bits = power.view(np.uint32)
     bits &= 0x7F800000
     power *= 8194.0  # 2**13, and the exponent bias: the bits (-126 << 10) modulo 2**16

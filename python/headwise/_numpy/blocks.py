@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 BLOCK = 1 << 17
 
 
-def in_float32(function: Callable[[Array, Array], None], x: Array, out: Array) -> None:
-    """``function(x, out)``; 16-bit types are computed in float32 and rounded once."""
+def in_float32(function: Callable[[Array, Array], None], x: Array, out: Array, *, in_place: bool = False) -> None:
+    """``function(x, out)``; 16-bit types are computed in float32 and rounded once.
+
+    ``in_place``: the function allows ``out`` to be ``x``, which saves a temporary.
+    """
     if x.dtype.itemsize > 2:
         function(x, out)
         return
-    result = np.empty(out.shape, np.float32)
-    function(cast_dtype(x, FLOAT32), result)
+    wide = cast_dtype(x, FLOAT32)
+    result = wide if in_place else np.empty(out.shape, np.float32)
+    function(wide, result)
     assign(out, result)
 
 

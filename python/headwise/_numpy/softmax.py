@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 @ieee
 def softmax(x: Array, out: Array) -> None:
     for o, i in lane_blocks(x):
-        in_float32(_softmax, x[o, :, i], out[o, :, i])
+        in_float32(_softmax, x[o, :, i], out[o, :, i], in_place=True)
 
 
 @ieee
 def log_softmax(x: Array, out: Array) -> None:
     for o, i in lane_blocks(x):
-        in_float32(_log_softmax, x[o, :, i], out[o, :, i])
+        in_float32(_log_softmax, x[o, :, i], out[o, :, i], in_place=True)
 
 
 @ieee
