@@ -41,17 +41,17 @@ PI = np.longdouble("3.14159265358979323846264338327950288")
 
 def erfc(z: Array) -> Array:
     """By the series 7.1.6 of Abramowitz and Stegun (1964) near 0, else by their continued fraction 7.1.14."""
-    a = np.abs(z)
-    near = np.minimum(a, 1.5)
-    term = series = near
+    a = np.asarray(np.abs(z))
+    upper, near = np.empty_like(a), a < 1.5
+    x = term = series = a[near]
     for n in range(1, 50):
-        term = term * 2 * near**2 / (2 * n + 1)
+        term = term * 2 * x**2 / (2 * n + 1)
         series = series + term
-    fraction = far = np.maximum(a, 1.5)
+    upper[near] = 1 - 2 / np.sqrt(PI) * np.exp(-(x**2)) * series
+    x = fraction = a[~near]
     for n in range(400, 0, -1):
-        fraction = far + np.longdouble(n) / 2 / fraction
-    bell = np.exp(-(a**2))
-    upper = np.where(a < 1.5, 1 - 2 / np.sqrt(PI) * bell * series, bell / np.sqrt(PI) / fraction)
+        fraction = x + np.longdouble(n) / 2 / fraction
+    upper[~near] = np.exp(-(x**2)) / np.sqrt(PI) / fraction
     return np.where(np.isnan(z), z, np.where(z < 0, 2 - upper, upper))
 
 
