@@ -72,6 +72,7 @@ def test_some_gradients_without_that_of_the_output() -> None:
         ({"lse": np.ones((2, 4, 44))}, ValueError, "lse: shape"),
         ({"d_output": np.ones((2, 4, 45, 5))}, ValueError, "d_output: shape"),
         ({"relative_values": None}, TypeError, "relative_values: not a keyword here; relative values join"),
+        ({"score_mod": None}, TypeError, "score_mod: not a keyword here; a function of the scores has no gradient"),
         ({"rng": 1}, TypeError, "rng: not a keyword here; dropout is not applied over chunks"),
         ({"split_every": 1}, ValueError, "split_every: 1"),
     ],

@@ -167,7 +167,7 @@ def zero_mass(shape: Shape) -> Array:
     return np.zeros(shape, FLOAT64)
 
 
-def count_masked(masked: Sequence[slice], k: int) -> Array:
+def first_keys(masked: Sequence[slice], k: int) -> Array:
     """The first ``k`` keys of ranges in increasing order."""
     found: list[Array] = []
     for keys in masked:

@@ -14,6 +14,7 @@ _REASONS = {
     "dropout": _DROPOUT,
     "dropout_rate": _DROPOUT,
     "rng": _DROPOUT,
+    "score_mod": "a function of the scores has no gradient, as in one call",
     "relative_values": "relative values join those of flash_attention alone over chunks, without gradients",
     "need_weights": "weights of query_len x key_len are not computed over chunks; attention_statistics reduces them",
     "out": "results are lazy; dask.array.store writes them to an array",

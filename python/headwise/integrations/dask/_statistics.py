@@ -152,7 +152,7 @@ def _add_statistics(graph: Graph, token: str, chunks: Chunks, request: merge.Req
             merged = tree(graph, f"merge-{token}", (*lead, i), of_rows, parts, every) if parts else None
             graph[(f"rows-{token}", *lead, i)] = (
                 merge.with_masked_keys, merged, (*sizes, r.stop - r.start), request,
-                merge.count_masked(masked, request.k), chunks.compute,
+                merge.first_keys(masked, request.k), chunks.compute,
             )  # fmt: skip
         if "key_mass" in names:
             for j, some in enumerate(chunks.keys):
