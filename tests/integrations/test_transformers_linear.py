@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -121,6 +122,16 @@ def test_a_copied_model(calls: list[Any]) -> None:
         assert not calls
         model(**batch(9))
         assert len(calls) == 1
+
+
+def test_a_pickled_model(calls: list[Any]) -> None:
+    """The layers of a model that was made before it was set to headwise are pickled by the names of their classes."""
+    model = make("Qwen3Next")
+    model.set_attn_implementation("headwise")
+    loaded = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch(9)).logits, model(**batch(9)).logits)
+    assert len(calls) == 2
 
 
 def test_bfloat16(calls: list[Any]) -> None:

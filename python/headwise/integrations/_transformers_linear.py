@@ -107,6 +107,7 @@ def _adopt_layer(layer: Any, config: Any) -> None:
             vars(layer)[name] = _dispatched(function)
 
 
+@cache
 def _dispatched(original: Callable[..., Any]) -> Callable[..., Any]:
     """A function of transformers, by headwise where a layer asks for that and no gradient is needed."""
 
