@@ -361,6 +361,7 @@ WIDENED = (
     "attention_statistics",
     "relative_values",
     "flash_attention-all",
+    "varlen_attention-all",
     "product_attention-all",
     "gradients-all",
 )

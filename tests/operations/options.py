@@ -116,7 +116,6 @@ OPTIONS: dict[str, Option] = {
             (ValueError, np.ones((5, 7))), (ValueError, np.ones(6)), (ValueError, np.ones((1, 1, 5, 6))),
             (TypeError, np.ones((5, 6), bool)), (TypeError, "shaw"),
         ),
-        varlen=False,
     ),
     "sinks": Option(
         lambda s, make: make("sinks", (s.heads,)),

@@ -88,3 +88,4 @@ class VarlenOptions(ScoreOptions, total=False):
 
     is_causal: bool
     causal_alignment: str
+    relative_values: ArrayLike | None

@@ -74,9 +74,7 @@ def attend_with_relative_values(
     if dropout is None and spec.score_mod is None:
         sums = allocate(scores[:3], output.dtype) if lse is None else lse
         current().attention(query, key, value, output, weights, sums, spec)
-        for block in _blocks(scores, _width(spec, table)):
-            mass = mass_by_distance(query[:, :, block], key, sums[:, :, block], query_rows(spec, block), table.shape[1])
-            add_by_mass(output[:, :, block], mass, table, spec.precision)
+        add_relative_values(query, key, output, sums, spec, table)
         return
     attention = backend_of(spec).attention
     for block, block_spec in row_blocks(scores, spec, dropout):
@@ -88,6 +86,13 @@ def attend_with_relative_values(
         if lse is not None:
             lse[:, :, block] = block_lse
         mass = mass_of_weights(block_weights, block_spec, table.shape[1])
+        add_by_mass(output[:, :, block], mass, table, spec.precision)
+
+
+def add_relative_values(query: Array, key: Array, output: Array, lse: Array, spec: AttentionSpec, table: Array) -> None:
+    """Add the relative values of a ``table`` to the output of attention, without dropout."""
+    for block in _blocks((*query.shape[:3], key.shape[2]), _width(spec, table)):
+        mass = mass_by_distance(query[:, :, block], key, lse[:, :, block], query_rows(spec, block), table.shape[1])
         add_by_mass(output[:, :, block], mass, table, spec.precision)
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from headwise._base.arrays import as_array, cast_layout, is_canonical, promote
-from headwise._base.attention_spec import PackedSequences
+from headwise._base.attention_spec import PackedSequences, query_rows
 from headwise._base.outputs import allocate, check_out, finalize, resolve_out
 from headwise._base.scalars import check_flag
 from headwise._base.typing import INT64
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import UPPER_LEFT, SpecOptions
+from headwise._ops.attention.relative_values import add_relative_values, check_relative_values
 from headwise._ops.attention.shapes import check_packed_shapes
 from headwise._ops.attention.spec import array_options, attention_spec, is_lower_right
 from headwise._runtime.backend import current
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
+    from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array
     from headwise._ops.attention.options import VarlenOptions
     from headwise._ops.attention.shapes import AttentionShape
@@ -57,6 +59,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    relative_values: ArrayLike | None = None,
     return_lse: bool = False,
     precision: str | None = None,
     out: Array | None = None,
@@ -99,6 +102,8 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     relative_bias : array_like, (heads or 1, total_query_len or 1, 2 M + 1), optional
         ``relative_bias[h, row, clip(j - i, -M, M) + M]`` is added to the scores of query ``i`` of a sequence, which is
         row ``row`` of `query`; see :func:`scaled_dot_product_attention`.
+    relative_values : array_like, (2 M + 1, value_dim) or (heads or 1, 2 M + 1, value_dim), optional
+        ``relative_values[h, clip(j - i, -M, M) + M]`` is added to the value of key ``j`` for query ``i`` of a sequence.
     return_lse : bool
         Whether to return the logarithm of the softmax denominator as well.
     precision : {"highest", "high", "medium"}, optional
@@ -158,8 +163,12 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
     # Positions, as in dense.py: keywords take 0.4 µs.
     options = tuple.__new__(SpecOptions, (
         None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision, None,
-        None, relative_bias, None,
+        None, relative_bias, relative_values,
     ))  # fmt: skip
+    table = None
+    if relative_values is not None:  # added to the output before it is rounded
+        table = check_relative_values(relative_values, shape, compute)
+        ready, stored = ready and stored is compute, compute
     spec = attention_spec(shape, (compute, stored), options)
     return_lse = check_flag(return_lse, "return_lse")
 
@@ -168,7 +177,7 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
         given = [(name, a) for name, a in lengths if isinstance(a, np.ndarray)]
         check_out(out, shape.output, dtype, ("query", q), ("key", k), ("value", v), *given, *array_options(options))
     result = resolve_out(out, shape.output, stored)
-    lse = allocate(shape.scores[1:3], compute) if return_lse else None
+    lse = allocate(shape.scores[1:3], compute) if return_lse or table is not None else None
     if not ready:
         q, k = cast_layout(q, stored, last=True), cast_layout(k, stored, last=True)
         v = cast_layout(v, stored, last=True)
@@ -176,8 +185,24 @@ def varlen_attention(  # noqa: PLR0913 (the public signature)
         current().attention_varlen(
             q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1), result.swapaxes(0, 1), lse, sequences, spec
         )
+    if table is not None and lse is not None and result.size:
+        add_of_sequences(q, k, result, lse, sequences, spec, table)
     result = finalize(result, out, dtype)
-    return result if lse is None else (result, lse)
+    return (result, lse) if return_lse else result
+
+
+def add_of_sequences(
+    query: Array, key: Array, output: Array, lse: Array, sequences: PackedSequences, spec: AttentionSpec, table: Array
+) -> None:
+    """Add the relative values of a ``table`` to the output of packed sequences, one after another.
+
+    Arrays are those of :func:`varlen_attention`, (rows, heads, dim), and lse is (heads, rows).
+    """
+    for start, length, first, keys, offset in zip(*(a.tolist() for a in sequences), strict=True):
+        if length and keys:
+            rows, columns = slice(start, start + length), slice(first, first + keys)
+            q, k, out = (a[where].swapaxes(0, 1)[None] for a, where in ((query, rows), (key, columns), (output, rows)))
+            add_relative_values(q, k, out, lse[None, :, rows], query_rows(spec, rows)._replace(offset=offset), table)
 
 
 def packed_sequences(

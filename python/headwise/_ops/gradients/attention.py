@@ -224,7 +224,7 @@ def differentiate(
     elif dropout is None and table is None:
         backward(arrays, spec)
     else:
-        _by_rows(arrays, spec, dropout, None if table is None else RelativeValues(table, d_table))
+        backward_by_rows(arrays, spec, dropout, None if table is None else RelativeValues(table, d_table))
     found: dict[str, Array] = {}
     for name in wrt:
         if name == "relative_values" and d_table is not None:
@@ -320,7 +320,9 @@ def without_scores(arrays: Arrays, spec: AttentionSpec) -> None:
         arrays.d_sinks[:] = np.where(np.isneginf(spec.sinks), 0, arrays.d_lse.sum(axis=(0, 2)))
 
 
-def _by_rows(arrays: Arrays, spec: AttentionSpec, dropout: Dropout | None, values: RelativeValues | None) -> None:
+def backward_by_rows(
+    arrays: Arrays, spec: AttentionSpec, dropout: Dropout | None, values: RelativeValues | None
+) -> None:
     """One block of query rows after another, with the draws of the forward pass and the gradients by relative values.
 
     Gradients to which several blocks contribute are summed in the dtype of the computation.

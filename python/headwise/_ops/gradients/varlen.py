@@ -12,10 +12,12 @@ from headwise._base.outputs import allocate
 from headwise._ops.attention.dropout import rows_of
 from headwise._ops.attention.keywords import hide_unknown, refuse
 from headwise._ops.attention.options import UPPER_LEFT, SpecOptions
+from headwise._ops.attention.relative_values import check_relative_values
 from headwise._ops.attention.shapes import check_packed_shapes
 from headwise._ops.attention.spec import attention_spec, is_lower_right
 from headwise._ops.attention.varlen import packed_sequences
-from headwise._ops.gradients.attention import ROWS, Arrays, backward, without_scores
+from headwise._ops.gradients.attention import ROWS, Arrays, backward, backward_by_rows, without_scores
+from headwise._ops.gradients.relative_values import RelativeValues
 from headwise._ops.gradients.results import accumulate, as_gradient, check_wrt, finish, gradients_of
 from headwise._runtime.backend import current
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from headwise._base.typing import Array
 
 #: The arguments of attention over packed sequences that have gradients.
-VARLEN_NAMES = ("query", "key", "value", "alibi_slopes", "sinks", "relative_bias")
+VARLEN_NAMES = ("query", "key", "value", "alibi_slopes", "sinks", "relative_bias", "relative_values")
 _BY_KEY = ("key", "value", "d_key", "d_value")
 _BY_SEQUENCE = ("d_alibi_slopes", "d_sinks")
 
@@ -52,6 +54,7 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
     relative_bias: ArrayLike | None = None,
+    relative_values: ArrayLike | None = None,
     precision: str | None = None,
     **unknown: Any,
 ) -> Any:
@@ -72,10 +75,11 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
         Cumulative lengths, as in the forward pass.
     wrt : tuple of str
         The arguments whose gradients are returned: some of "query", "key", "value", "alibi_slopes", "sinks",
-        "relative_bias".
+        "relative_bias", "relative_values".
     d_lse : array_like, (heads, total_query_len), optional
         The gradient of the loss by `lse`; 0 if None.
-    is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, relative_bias, precision : optional
+    is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, relative_bias, relative_values, \
+precision : optional
         The keywords of the forward pass.
 
     Returns
@@ -106,13 +110,14 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
         refuse(unknown, varlen_attention_backward.__kwdefaults__ or ())
     options = SpecOptions(
         None, None, is_causal, UPPER_LEFT, scale, window_size, softcap, alibi_slopes, sinks, None, precision,
-        relative_bias=relative_bias,
+        relative_bias=relative_bias, relative_values=relative_values,
     )  # fmt: skip
     names = check_wrt(wrt, VARLEN_NAMES, {"query": query, "key": key, "value": value, **options._asdict()})
     given = {"query": as_array(query, "query"), "key": as_array(key, "key"), "value": as_array(value, "value")}
     compute, dtype = promote(*given.items())
-    stored = dtype if dtype.itemsize == 2 else compute
     shape = check_packed_shapes(*(a.shape for a in given.values()))
+    table = None if relative_values is None else check_relative_values(relative_values, shape, compute)
+    stored = dtype if dtype.itemsize == 2 and table is None else compute
     sequences = packed_sequences(cu_seqlens_q, cu_seqlens_k, shape, lower_right=is_lower_right(causal_alignment))
     given.update({name: as_array(getattr(options, name), name) for name in names if name not in ROWS})
     if "relative_bias" in given and 0 in given["relative_bias"].strides:
@@ -142,12 +147,19 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
         "d_query": d_q, "d_key": d_k, "d_value": d_v,
         "d_alibi_slopes": of_heads.get("alibi_slopes"), "d_sinks": of_heads.get("sinks"),
     }  # fmt: skip
-    if "relative_bias" in names and spec.relative_bias is not None:
-        results["relative_bias"] = np.zeros(given["relative_bias"].shape, compute)
-        _one_after_another(arrays, results["relative_bias"].reshape(spec.relative_bias.shape), sequences, spec)
-    else:
+    for name in ("relative_bias", "relative_values"):
+        if name in names:
+            results[name] = np.zeros(given[name].shape, compute)
+    d_bias, d_table = results.get("relative_bias"), results.get("relative_values")
+    if table is None and d_bias is None:
         arguments: tuple[Any, ...] = (*arrays.values(), sequences, spec)
         current().attention_varlen_backward(*arguments)
+    else:
+        bias = spec.relative_bias
+        by_bias = d_bias if d_bias is None or bias is None else d_bias.reshape(bias.shape)
+        by_value = d_table if d_table is None or table is None else d_table.reshape(table.shape)
+        values = None if table is None else RelativeValues(table, by_value)
+        _one_after_another(arrays, by_bias, sequences, spec, values)
     for name, parts in of_heads.items():
         results[name] = np.zeros(given[name].shape, compute)
         for part in parts:
@@ -156,15 +168,20 @@ def varlen_attention_backward(  # noqa: PLR0913 (the public signature)
 
 
 def _one_after_another(
-    arrays: dict[str, Any], d_relative_bias: Array, sequences: PackedSequences, spec: AttentionSpec
+    arrays: dict[str, Any],
+    d_relative_bias: Array | None,
+    sequences: PackedSequences,
+    spec: AttentionSpec,
+    values: RelativeValues | None,
 ) -> None:
-    """One call of :func:`backward` for each sequence; their gradients of the relative bias are added to its zeros.
+    """One call of :func:`backward` for each sequence; their gradients of the relative bias and of the relative values
+    are added to zeros.
 
     ``arrays`` are those of :meth:`headwise._runtime.backend.Backend.attention_varlen_backward`.
     """
     for s, (start, length, first, keys, offset) in enumerate(zip(*(a.tolist() for a in sequences), strict=True)):
         rows, cols = slice(start, start + length), slice(first, first + keys)
-        part = np.empty_like(rows_of(d_relative_bias, rows), order="C")
+        part = None if d_relative_bias is None else np.empty_like(rows_of(d_relative_bias, rows), order="C")
         parts: dict[str, Any] = {"d_weights": None, "d_bias": (), "d_relative_bias": part}
         for name, array in arrays.items():
             where = (None, slice(None), cols if name in _BY_KEY else rows)
@@ -172,8 +189,11 @@ def _one_after_another(
         for name in ("lse", "d_lse"):
             parts[name] = None if parts[name] is None else np.ascontiguousarray(parts[name])
         call, part_spec = Arrays(**parts), query_rows(spec, rows)._replace(offset=offset)
-        if length and keys and call.query.shape[1]:
-            backward(call, part_spec)
-        else:
+        if not (length and keys and call.query.shape[1]):
             without_scores(call, part_spec)
-        accumulate(rows_of(d_relative_bias, rows), part)
+        elif values is not None:
+            backward_by_rows(call, part_spec, None, values)
+        else:
+            backward(call, part_spec)
+        if d_relative_bias is not None and part is not None:
+            accumulate(rows_of(d_relative_bias, rows), part)
