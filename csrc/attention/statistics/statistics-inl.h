@@ -77,8 +77,14 @@ template <typename T>
 HWY_NOINLINE void AddTopKeys(const T* weights, int64_t n, int64_t key, TopKeys<T>& top) {
   const Tag<T> d;
   ForEachVector(d, n, [&](auto lanes, int64_t j) HWY_ATTR {
-    if (hn::AllFalse(d, hn::Gt(lanes.Load(d, weights + j), hn::Set(d, top.threshold())))) return;
-    for (int64_t i = j; i < std::min(n, j + kLanes<T>); ++i) {
+    const auto larger = hn::Gt(lanes.Load(d, weights + j), hn::Set(d, top.threshold()));
+    if (HWY_LIKELY(hn::AllFalse(d, larger))) return;
+    std::uint8_t bytes[8] = {};
+    hn::StoreMaskBits(d, larger, bytes);
+    std::uint64_t bits = 0;
+    for (int i = 0; i < 8; ++i) bits |= std::uint64_t{bytes[i]} << (8 * i);
+    for (; bits != 0; bits &= bits - 1) {
+      const int64_t i = j + static_cast<int64_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(bits));
       if (weights[i] > top.threshold()) top.Add(weights[i], key + i);
     }
   });
@@ -105,7 +111,7 @@ class RowStatistics {
 
   // weights[j]: those of key j of the range, to be multiplied by the factor of their key block, of block_keys keys. A
   // key block of factor 0 has no weights, whatever is in its memory. `normaliser` is NaN if the row is.
-  void Add(const Row& row, T* weights, const T* factors, int64_t block_keys, T normaliser) {
+  HWY_NOINLINE void Add(const Row& row, T* weights, const T* factors, int64_t block_keys, T normaliser) {
     if (row.head != head_ || row.query / statistics_.query_size != query_block_) AddColumns();
     head_ = row.head, query_block_ = row.query / statistics_.query_size;
     if (normaliser != normaliser) return AddNaN(row, normaliser);
@@ -129,7 +135,7 @@ class RowStatistics {
   }
 
   // The sums of the keys of the rows since the last call, which belong to one head and one block of queries.
-  void AddColumns() {
+  HWY_NOINLINE void AddColumns() {
     if (!columns_ || head_ < 0) return;
     const int64_t from = all_keys_ ? 0 : keys_.begin, to = all_keys_ ? key_len_ : keys_.end;
     all_keys_ = false;

@@ -40,10 +40,11 @@ struct Call {
     heads = batch * args.key.shape[1];
     group = query_heads / args.key.shape[1];
     const std::int64_t row_bytes = std::max<std::int64_t>(1, key_len) * static_cast<std::int64_t>(sizeof(T));
-    block_queries = std::max<std::int64_t>(1, std::clamp(kWeightsBytes / row_bytes, kMinRows, kMaxRows) / group);
+    const std::int64_t rows = std::clamp(kWeightsBytes / row_bytes, kMinRows, kMaxRows);
+    block_queries = std::min(query_len, std::max<std::int64_t>(1, rows / group));
     // No block of queries of block_mass belongs to two parts.
     const std::int64_t query_size = std::min(statistics.query_size, query_len);
-    const std::int64_t least = std::max(CeilDiv(query_len, CeilDiv(kParts, heads)), std::min(query_len, block_queries));
+    const std::int64_t least = std::max(CeilDiv(query_len, CeilDiv(kParts, heads)), block_queries);
     part_queries = CeilDiv(least, query_size) * query_size;
     parts = CeilDiv(query_len, part_queries);
     work = 2.0 * static_cast<double>(heads * group) * static_cast<double>(query_len) * static_cast<double>(key_len) *

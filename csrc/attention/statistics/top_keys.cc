@@ -23,15 +23,17 @@ void TopKeys<T>::Select() {
 template <typename T>
 void TopKeys<T>::Finish(T* weights, std::int64_t* keys) {
   const std::int64_t added = count_;
-  // Nothing has been selected yet if there is room: the keys are in order.
-  for (std::int64_t key = 0, next = 0; count_ < k_; ++key) {
-    if (next < added && buffer_[next].key == key) {
-      ++next;
-    } else {
-      buffer_[count_++] = {T{0}, key};
+  if (added < k_) {
+    std::sort(buffer_, buffer_ + added, [](const WeightOfKey<T>& a, const WeightOfKey<T>& b) { return a.key < b.key; });
+    for (std::int64_t key = 0, next = 0; count_ < k_; ++key) {
+      if (next < added && buffer_[next].key == key) {
+        ++next;
+      } else {
+        buffer_[count_++] = {T{0}, key};
+      }
     }
   }
-  std::sort(buffer_, buffer_ + count_, ComesFirst<T>);
+  if (added < k_ || k_ > kFew) std::sort(buffer_, buffer_ + count_, ComesFirst<T>);
   for (std::int64_t i = 0; i < k_; ++i) weights[i] = buffer_[i].weight, keys[i] = buffer_[i].key;
 }
 

@@ -11,9 +11,9 @@ struct WeightOfKey {
   std::int64_t key;
 };
 
-// Keeps the `k` largest of the weights that are added in the order of their keys; of equal weights, the first keys. The
-// buffer has 2 k entries: whenever it is full, the larger half of them is selected, so that the cost of a weight that
-// is added is constant.
+// Keeps the `k` largest of the weights that are added in the order of their keys; of equal weights, the first keys. A
+// few are kept in order. Many are collected in a buffer of 2 k entries: whenever it is full, the larger half of them is
+// selected, so that the cost of a weight does not grow with k.
 template <typename T>
 class TopKeys {
  public:
@@ -23,14 +23,23 @@ class TopKeys {
   T threshold() const { return threshold_; }
 
   void Add(T weight, std::int64_t key) {
-    buffer_[count_++] = {weight, key};
-    if (count_ == 2 * k_) Select();
+    if (k_ > kFew) {
+      buffer_[count_++] = {weight, key};
+      if (count_ == 2 * k_) Select();
+      return;
+    }
+    std::int64_t i = count_ < k_ ? count_++ : k_ - 1;
+    for (; i > 0 && buffer_[i - 1].weight < weight; --i) buffer_[i] = buffer_[i - 1];
+    buffer_[i] = {weight, key};
+    if (count_ == k_) threshold_ = buffer_[k_ - 1].weight;
   }
 
   // In decreasing order. If fewer than k weights have been added, the others are 0, with the first keys without one.
   void Finish(T* weights, std::int64_t* keys);
 
  private:
+  static constexpr std::int64_t kFew = 32;
+
   void Select();
 
   std::int64_t k_, count_ = 0;
