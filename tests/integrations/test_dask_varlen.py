@@ -106,3 +106,40 @@ def test_bad_arguments_are_refused_at_once(change: dict[str, Any], error: type[E
     given = dict(zip(("query", "key", "value"), arrays(), strict=True))
     with pytest.raises(error, match=words):
         adapter.varlen_attention(**{**given, "cu_seqlens_q": STARTS_Q, "cu_seqlens_k": STARTS_K, **change})
+
+
+def gradients(given: list[Any], chunks: Any, **options: Any) -> tuple[Any, Any]:
+    """Those of chunks, and those of one call."""
+    output, lse = hw.varlen_attention(*given, STARTS_Q, STARTS_K, return_lse=True, **options)
+    d_output, d_lse = normal(output.shape, 8, output.dtype), normal(lse.shape, 9, lse.dtype)
+    starts = STARTS_Q, STARTS_K
+    expected = hw.varlen_attention_backward(d_output, *given, output, lse, *starts, d_lse=d_lse, **options)
+    lazy = chunked(given, chunks)
+    forward = adapter.varlen_attention(*lazy, *starts, return_lse=True, **options)
+    found = adapter.varlen_attention_backward(d_output, *lazy, *forward, *starts, d_lse=d_lse, split_every=2, **options)
+    assert [(d.shape, d.dtype) for d in found] == [(d.shape, d.dtype) for d in expected]
+    return da.compute(*found, scheduler="sync"), expected
+
+
+@pytest.mark.parametrize("chunks", ["all axes", "rows"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_gradients_of_chunks_are_those_of_one_call(options: dict[str, Any], chunks: str) -> None:
+    for found, expected in zip(*gradients(arrays(), CHUNKS[chunks], **options), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-5), (np.float16, 2e-2)])
+def test_dtypes_of_gradients(dtype: Any, tolerance: float) -> None:
+    for found, expected in zip(*gradients(arrays(dtype), CHUNKS["all axes"], is_causal=True), strict=True):
+        assert found.dtype == expected.dtype == dtype
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_bad_arguments_of_gradients() -> None:
+    given, output = arrays(), np.ones((41, 4, 6))
+    with pytest.raises(ValueError, match="wrt: 'sinks', expected some of query, key, value"):
+        adapter.varlen_attention_backward(None, *given, output, output[..., 0].T, STARTS_Q, STARTS_K, wrt="sinks")
+    with pytest.raises(ValueError, match="lse: shape"):
+        adapter.varlen_attention_backward(None, *given, output, output[..., 0], STARTS_Q, STARTS_K)
+    found = adapter.varlen_attention_backward(None, *given, output, output[..., 0].T, STARTS_Q, STARTS_K, wrt="key")
+    assert found._fields == ("d_key",) and not found.d_key.compute().any()

@@ -14,6 +14,7 @@ from headwise._ops.attention.options import SpecOptions
 from headwise._ops.attention.parts import attend_packed_part, attend_part, with_masks
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.gradients.attention import ROWS, Results, differentiate
+from headwise._ops.gradients.parts import packed_part_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +79,21 @@ def attend_packed(query: Array, key: Array, value: Array, relative_bias: Array |
     """As :func:`attend` for packed sequences: an output of (heads, rows, dim), and a log-sum-exp of (heads, rows)."""
     output, lse = attend_packed_part(query, key, value, relative_bias, pair.sequences, pair.spec)
     return output.swapaxes(0, 1), lse
+
+
+def backward_packed(
+    results: Sequence[Array | None],
+    query: Array,
+    key: Array,
+    value: Array,
+    relative_bias: Array | None,
+    pair: PackedPair,
+) -> tuple[Array, Array, Array]:
+    """As :func:`backward` for packed sequences."""
+    d_output, output, lse, d_lse = results
+    return packed_part_gradients(
+        (d_output, output, lse, d_lse), (query, key, value), relative_bias, pair.sequences, pair.spec
+    )
 
 
 def merge(parts: Sequence[Part]) -> Part:

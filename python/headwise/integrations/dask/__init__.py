@@ -17,10 +17,22 @@ from __future__ import annotations
 from headwise.integrations.dask._attention import flash_attention
 from headwise.integrations.dask._backward import flash_attention_backward
 from headwise.integrations.dask._statistics import attention_statistics
-from headwise.integrations.dask._varlen import varlen_attention
+from headwise.integrations.dask._varlen import varlen_attention, varlen_attention_backward
 
-__all__ = ["attention_statistics", "flash_attention", "flash_attention_backward", "varlen_attention"]
+__all__ = [
+    "attention_statistics",
+    "flash_attention",
+    "flash_attention_backward",
+    "varlen_attention",
+    "varlen_attention_backward",
+]
 
-for _function in (attention_statistics, flash_attention, flash_attention_backward, varlen_attention):
+for _function in (
+    attention_statistics,
+    flash_attention,
+    flash_attention_backward,
+    varlen_attention,
+    varlen_attention_backward,
+):
     _function.__module__ = __name__
 del _function

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from headwise.integrations.dask._chunks import Chunks
     from headwise.integrations.dask._graph import Graph
+    from headwise.integrations.dask._packed import PackedChunks
 
 
 @hide_unknown
@@ -103,16 +104,23 @@ key_lengths, relative_bias, precision
     if d_output is None:
         d_output = arrays.zeros(whole, dtype=chunks.dtype)
     results = [
-        _of_queries(d_output, "d_output", whole, (*rows, -1)),
-        _of_queries(output, "output", whole, (*rows, -1)),
-        _of_queries(lse, "lse", whole[:-1], rows),
-        None if d_lse is None else _of_queries(d_lse, "d_lse", whole[:-1], rows),
+        of_queries(d_output, "d_output", whole, (*rows, -1)),
+        of_queries(output, "output", whole, (*rows, -1)),
+        of_queries(lse, "lse", whole[:-1], rows),
+        None if d_lse is None else of_queries(d_lse, "d_lse", whole[:-1], rows),
     ]
     given = [a for a in results if a is not None]
     token = base.tokenize(chunks.token, given, d_lse is None, every)
     graph: Graph = {}
     _add_gradients(graph, token, chunks, results, every)
-    layer = f"gradients-{token}", collected(f"gradients-{token}", graph, [*chunks.sources, *given])
+    return gradient_arrays(token, graph, [*chunks.sources, *given], chunks, names)
+
+
+def gradient_arrays(
+    token: str, graph: Graph, sources: list[Any], chunks: Chunks | PackedChunks, names: tuple[str, ...]
+) -> Any:
+    """The gradients ``names`` of the tasks that :func:`add_sum` has added."""
+    layer = f"gradients-{token}", collected(f"gradients-{token}", graph, sources)
     found: dict[str, Any] = {}
     for name, argument in zip(ROWS, (chunks.query, chunks.key, chunks.value), strict=True):
         dtype = gradient_dtype(np.empty(0, argument.dtype), chunks.dtype)
@@ -126,7 +134,7 @@ def _source(name: str, at: tuple[int, ...]) -> tuple[Any, ...]:
     return name, *at[:-1]
 
 
-def _of_queries(a: Any, name: str, shape: tuple[int, ...], chunks: Any) -> Any:
+def of_queries(a: Any, name: str, shape: tuple[int, ...], chunks: Any) -> Any:
     """``a``, an array of ``shape`` that has rows of the queries, in ``chunks``."""
     lazy = as_dask(a, name)
     if lazy.shape != shape:
@@ -135,7 +143,7 @@ def _of_queries(a: Any, name: str, shape: tuple[int, ...], chunks: Any) -> Any:
 
 
 def _add_gradients(graph: Graph, token: str, chunks: Chunks, results: Sequence[Any], every: int) -> None:
-    """Add the tasks ``sum-of-query-``, ``sum-of-key-`` and ``sum-of-value-`` for each chunk of these arrays."""
+    """Add the sums of gradients for each chunk of query, key and value."""
     query, key, value = chunks.query, chunks.key, chunks.value
     for lead, b, h in chunks.leads():
         by_key: list[list[Any]] = [[] for _ in chunks.keys]
@@ -153,13 +161,28 @@ def _add_gradients(graph: Graph, token: str, chunks: Chunks, results: Sequence[A
                 )  # fmt: skip
                 by_query[i].append(part)
                 by_key[j].append(part)
-        for which, (name, argument) in enumerate(zip(ROWS, (query, key, value), strict=True)):
-            for n, parts in enumerate(by_query if name == "query" else by_key):
-                where, own = (*lead, n), f"sum-of-{name}-{token}"
-                shape = (*(argument.chunks[axis][m] for axis, m in enumerate(where)), argument.shape[-1])
-                add = partial(_sum, which=which, dtype=chunks.compute)
-                task = tree(graph, f"tree-{own}", where, add, parts, every) if parts else (np.zeros, shape)
-                graph[(own, *where)] = task
+        for i, parts in enumerate(by_query):
+            add_sum(graph, token, chunks, 0, (*lead, i), parts, every)
+        for j, parts in enumerate(by_key):
+            add_sum(graph, token, chunks, 1, (*lead, j), parts, every)
+            add_sum(graph, token, chunks, 2, (*lead, j), parts, every)
+
+
+def add_sum(
+    graph: Graph,
+    token: str,
+    chunks: Chunks | PackedChunks,
+    which: int,
+    where: tuple[int, ...],
+    parts: list[Any],
+    every: int,
+) -> None:
+    """Add the sum of the gradients ``which`` of query, key and value, those of the chunk ``where`` of this argument."""
+    argument = (chunks.query, chunks.key, chunks.value)[which]
+    name = f"sum-of-{ROWS[which]}-{token}"
+    shape = (*(argument.chunks[axis][n] for axis, n in enumerate(where)), argument.shape[-1])
+    add = partial(_sum, which=which, dtype=chunks.compute)
+    graph[(name, *where)] = tree(graph, f"tree-{name}", where, add, parts, every) if parts else (np.zeros, shape)
 
 
 def _sum(parts: Sequence[Any], which: int, dtype: np.dtype[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""``varlen_attention`` of Dask arrays: rows of packed sequences in chunks that need not start where a sequence does."""
+"""``varlen_attention`` of Dask arrays, and its gradients: chunks of rows need not start where a sequence does."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwise._base.arrays import promote
-from headwise._base.attention_spec import EVERY, PackedSequences, spec_of_part
 from headwise._base.scalars import check_flag, check_int
 from headwise._ops.attention.keywords import hide_unknown
 from headwise._ops.attention.options import SpecOptions
-from headwise._ops.attention.relative_bias import check_relative_bias
-from headwise._ops.attention.shapes import check_packed_shapes
-from headwise._ops.attention.spec import attention_spec, is_lower_right
-from headwise._ops.attention.varlen import packed_sequences
+from headwise._ops.gradients.attention import ROWS
+from headwise._ops.gradients.results import check_wrt
 from headwise.integrations import _parts
-from headwise.integrations.dask._chunks import as_dask, fitted, slices, without_entries
+from headwise.integrations.dask._backward import add_sum, gradient_arrays, of_queries
 from headwise.integrations.dask._graph import collected, merged, result
 from headwise.integrations.dask._keywords import refuse_in_chunks
-from headwise.integrations.dask._library import base
+from headwise.integrations.dask._library import arrays, base
+from headwise.integrations.dask._packed import packed_chunks
 
 if TYPE_CHECKING:
-    from headwise._base.attention_spec import AttentionSpec
+    from collections.abc import Sequence
+
     from headwise.integrations.dask._graph import Graph
+    from headwise.integrations.dask._packed import PackedChunks
 
 
 @hide_unknown
@@ -94,62 +93,33 @@ def varlen_attention(  # noqa: PLR0913 (the arguments of headwise.varlen_attenti
     """
     if unknown:
         refuse_in_chunks(unknown, varlen_attention)
-    lazy = {name: as_dask(a, name) for name, a in (("query", query), ("key", key), ("value", value))}
-    q, k, v = lazy.values()
-    shape = check_packed_shapes(q.shape, k.shape, v.shape)
-    compute, dtype = promote(*((name, np.empty(0, a.dtype)) for name, a in lazy.items()))
-    sequences = packed_sequences(cu_seqlens_q, cu_seqlens_k, shape, lower_right=is_lower_right(causal_alignment))
     options = SpecOptions(
         is_causal=is_causal, scale=scale, window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes,
-        sinks=sinks, precision=precision,
+        sinks=sinks, precision=precision, relative_bias=relative_bias,
     )  # fmt: skip
-    spec = attention_spec(shape, (compute, compute), options)
     every, return_lse = check_int(split_every, "split_every", 2), check_flag(return_lse, "return_lse")
-    q, k = q.rechunk({2: -1}), k.rechunk({2: -1})
-    if k.shape[1]:
-        q = q.rechunk({1: tuple(size * (q.shape[1] // k.shape[1]) for size in k.chunks[1])})
-    v = v.rechunk((k.chunks[0], k.chunks[1], -1))
-    relative = None
-    if relative_bias is not None:
-        relative = as_dask(relative_bias, "relative_bias")
-        check_relative_bias(without_entries(relative), shape, compute)
-        relative = fitted(relative, (q.chunks[1], q.chunks[0], relative.shape[-1:]))
-
-    sources = [a for a in (q, k, v, relative) if a is not None]
-    name = f"varlen-{base.tokenize(*sources, tuple(sequences), tuple(spec), every)}"
+    given = {"query": query, "key": key, "value": value}
+    chunks = packed_chunks(given, (cu_seqlens_q, cu_seqlens_k), causal_alignment, options)
+    name = f"varlen-{base.tokenize(chunks.token, every)}"
     graph: Graph = {}
-    sinks, spec = spec.sinks, spec._replace(sinks=None)
-    for head, (i, rows) in itertools.product(range(len(q.chunks[1])), enumerate(slices(q.chunks[0]))):
-        h = slices(q.chunks[1])[head]
-        part_spec = spec_of_part(spec, EVERY, h, EVERY)
+    for (head, h), (i, rows) in itertools.product(enumerate(chunks.heads()), enumerate(chunks.rows())):
         parts = []
-        for j, keys in enumerate(slices(k.chunks[0])):
-            some = _part_of(sequences, rows, keys, spec)
-            if some is None:
-                continue
-            at = None
-            if relative is not None:
-                at = (
-                    relative.name,
-                    *(0 if n == 1 else m for n, m in zip(relative.numblocks, (head, i, 0), strict=True)),
-                )
-            where = (j, head, 0)
+        for j, arguments in chunks.pairs(head, i):
             parts.append((f"part-{name}", head, i, j))
-            graph[parts[-1]] = (
-                _parts.attend_packed, (q.name, i, head, 0), (k.name, *where), (v.name, *where), at,
-                _parts.PackedPair(part_spec, some),
-            )  # fmt: skip
-        size = (h.stop - h.start, rows.stop - rows.start, v.shape[2])
-        merged(graph, name, (head, i), parts, every, None if sinks is None else sinks[h], (size, dtype))
+            graph[parts[-1]] = (_parts.attend_packed, *arguments)
+        size = (h.stop - h.start, rows.stop - rows.start, chunks.value.shape[2])
+        logits = None if chunks.sinks is None else chunks.sinks[h]
+        merged(graph, name, (head, i), parts, every, logits, (size, chunks.dtype))
 
-    layer = name, collected(name, graph, sources)
+    layer, of_rows = (name, collected(name, graph, chunks.sources)), chunks.query.chunks[:2]
     output = result(
-        layer, f"output-{name}", (*q.chunks[:2], v.chunks[2]), dtype, lambda at: (name, at[1], at[0]), _rows_first
-    )
+        layer, f"output-{name}", (*of_rows, chunks.value.chunks[2]), chunks.dtype, lambda at: (name, at[1], at[0]),
+        _rows_first,
+    )  # fmt: skip
     if not return_lse:
         return output
-    lse = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    return output, result(layer, f"lse-{name}", (q.chunks[1], q.chunks[0]), lse, lambda at: (name, *at), 1)
+    lse = np.dtype(np.float64 if chunks.dtype == np.float64 else np.float32)
+    return output, result(layer, f"lse-{name}", of_rows[::-1], lse, lambda at: (name, *at), 1)
 
 
 def _rows_first(part: _parts.Part) -> Any:
@@ -157,28 +127,104 @@ def _rows_first(part: _parts.Part) -> Any:
     return part[0].swapaxes(0, 1)
 
 
-def _part_of(sequences: PackedSequences, rows: slice, keys: slice, spec: AttentionSpec) -> PackedSequences | None:
-    """The parts of the sequences that have some of the ``rows``, with those of their keys that are among ``keys``.
+@hide_unknown
+def varlen_attention_backward(  # noqa: PLR0913 (the arguments of headwise.varlen_attention_backward)
+    d_output: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    output: Any,
+    lse: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any = None,
+    *,
+    wrt: tuple[str, ...] = ROWS,
+    d_lse: Any = None,
+    is_causal: bool = False,
+    causal_alignment: str = "upper_left",
+    scale: float | None = None,
+    window_size: int | tuple[int, int] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    relative_bias: Any = None,
+    precision: str | None = None,
+    split_every: int = 8,
+    **unknown: Any,
+) -> Any:
+    """:func:`headwise.varlen_attention_backward` of Dask arrays, by query, key and value.
 
-    None if no row sees any of the keys.
+    Parameters
+    ----------
+    d_output : dask.array.Array, (total_query_len, heads, value_dim), or None
+        The gradient of a loss by `output`; 0 if None.
+    query, key, value : dask.array.Array, (rows, heads, dim)
+        The arguments of the forward pass.
+    output, lse : dask.array.Array
+        The results of :func:`varlen_attention` with ``return_lse=True``.
+    cu_seqlens_q, cu_seqlens_k : array_like of integers, (sequences + 1,)
+        Cumulative lengths, as in the forward pass.
+    wrt : tuple of str
+        The arguments whose gradients are returned: some of "query", "key", "value".
+    d_lse : dask.array.Array, (heads, total_query_len), optional
+        The gradient of the loss by `lse`; 0 if None.
+    is_causal, causal_alignment, scale, window_size, softcap, alibi_slopes, sinks, relative_bias, precision
+        The keywords of the forward pass.
+    split_every : int
+        How many parts one task sums, at least 2.
+
+    Returns
+    -------
+    named tuple of dask.array.Array
+        ``d_query``, ``d_key`` and ``d_value``, as far as `wrt` names them; they share their tasks.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :func:`varlen_attention` and :func:`flash_attention_backward`.
     """
-
-    def within(starts: Any, lengths: Any, part: slice) -> tuple[Any, Any]:
-        first = np.clip(starts, part.start, part.stop)
-        return first, np.clip(starts + lengths, part.start, part.stop) - first
-
-    query_starts, query_lengths = within(sequences.query_starts, sequences.query_lengths, rows)
-    key_starts, key_lengths = within(sequences.key_starts, sequences.key_lengths, keys)
-    offsets = sequences.offsets + (query_starts - sequences.query_starts) - (key_starts - sequences.key_starts)
-    sees = (query_lengths > 0) & (key_lengths > 0)
-    if spec.right >= 0:
-        sees &= offsets + query_lengths - 1 + spec.right >= 0
-    if spec.left >= 0:
-        sees &= offsets - spec.left < key_lengths
-    if not sees.any():
-        return None
-    has_rows = query_lengths > 0
-    return PackedSequences(
-        (query_starts - rows.start)[has_rows], query_lengths[has_rows], (key_starts - keys.start)[has_rows],
-        np.where(sees, key_lengths, 0)[has_rows], offsets[has_rows],
+    if unknown:
+        refuse_in_chunks(unknown, varlen_attention_backward)
+    options = SpecOptions(
+        is_causal=is_causal, scale=scale, window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes,
+        sinks=sinks, precision=precision, relative_bias=relative_bias,
     )  # fmt: skip
+    names = check_wrt(wrt, ROWS, dict.fromkeys(ROWS, True))
+    every = check_int(split_every, "split_every", 2)
+    given = {"query": query, "key": key, "value": value}
+    chunks = packed_chunks(given, (cu_seqlens_q, cu_seqlens_k), causal_alignment, options)
+    whole, rows = chunks.shape.output, chunks.query.chunks[:2]
+    if d_output is None:
+        d_output = arrays.zeros(whole, dtype=chunks.dtype)
+    results = [
+        of_queries(d_output, "d_output", whole, (*rows, -1)),
+        of_queries(output, "output", whole, (*rows, -1)),
+        of_queries(lse, "lse", whole[1::-1], rows[::-1]),
+        None if d_lse is None else of_queries(d_lse, "d_lse", whole[1::-1], rows[::-1]),
+    ]
+    read = [a for a in results if a is not None]
+    token = base.tokenize(chunks.token, read, d_lse is None, every)
+    graph: Graph = {}
+    for head in range(len(chunks.heads())):
+        _add_gradients(graph, token, chunks, results, head, every)
+    return gradient_arrays(token, graph, [*chunks.sources, *read], chunks, names)
+
+
+def _add_gradients(
+    graph: Graph, token: str, chunks: PackedChunks, results: Sequence[Any], head: int, every: int
+) -> None:
+    """Add the sums of gradients for each chunk of query, key and value that has this chunk of heads."""
+    by_query: list[list[Any]] = [[] for _ in chunks.rows()]
+    by_key: list[list[Any]] = [[] for _ in chunks.key.chunks[0]]
+    for i in range(len(chunks.rows())):
+        of_rows = [None if a is None else (a.name, i, head, 0) if a.ndim == 3 else (a.name, head, i) for a in results]
+        for j, arguments in chunks.pairs(head, i):
+            part = (f"part-{token}", head, i, j)
+            graph[part] = (_parts.backward_packed, of_rows, *arguments)
+            by_query[i].append(part)
+            by_key[j].append(part)
+    for i, parts in enumerate(by_query):
+        add_sum(graph, token, chunks, 0, (i, head), parts, every)
+    for j, parts in enumerate(by_key):
+        add_sum(graph, token, chunks, 1, (j, head), parts, every)
+        add_sum(graph, token, chunks, 2, (j, head), parts, every)
