@@ -47,7 +47,10 @@ def main() -> int:
     begin, stated = time.perf_counter(), read(FILE.read_text()) if FILE.exists() else {}
     measured = dict(measure(args.dtypes, args.rows, torch=not args.check))
     failures = list(compare(measured, stated)) if args.check else []
-    if not args.check:
+    if args.check:
+        for line in unstated(measured, stated):
+            print(line)
+    else:
         FILE.write_text(document(stated | {cell: rounded_up(x) for cell, x in measured.items()}))
     print(*failures, sep="\n", end="\n" if failures else "")
     columns = ", ".join(dict.fromkeys(column for _, _, column in measured))
@@ -162,7 +165,8 @@ def compare(measured: dict[Cell, float], stated: dict[Cell, str]) -> Iterator[st
         dtype, name, column = cell
         where = f"{name}, {dtype}, {column}: {rounded_up(got)}"
         if cell not in stated:
-            yield f"{where}, but no error is stated"
+            if not any(other[:2] == (dtype, name) for other in stated):
+                yield f"{where}, but no error is stated for any instruction set"
             continue
         limit = float(stated[cell])
         if not got * (1 - UNCERTAIN_FRACTION) - UNCERTAINTY.get(dtype, 0.0) <= limit * max(
@@ -174,6 +178,14 @@ def compare(measured: dict[Cell, float], stated: dict[Cell, str]) -> Iterator[st
     for name in dict.fromkeys(name for _, name, _ in stated):
         if not any(row.name == name for row in ROWS):
             yield f"{name}: stated, but the row does not exist"
+
+
+def unstated(measured: dict[Cell, float], stated: dict[Cell, str]) -> Iterator[str]:
+    """Lines for instruction sets that the machine of the author of a row did not have."""
+    for cell, got in measured.items():
+        if cell not in stated:
+            dtype, name, column = cell
+            yield f"not stated: {name}, {dtype}, {column}: {rounded_up(got)}"
 
 
 def document(cells: dict[Cell, str]) -> str:
@@ -241,7 +253,8 @@ functions or from a BLAS.
 - `high` and `medium` are levels of `precision=`. They change the results of avx512_amx and, at `medium`, of
   avx512_bf16. Except for these and for bfloat16, avx512_bf16 computes the same as avx512.
 
-A cell is empty if the operation has no such level or peer, or if the numbers exceed the range of the dtype.
+A cell is empty if the operation has no such level or peer, if the numbers exceed the range of the dtype, or if the row was
+added on a machine without the instruction set.
 
 **Rows that need an explanation.** "Scores times 30": the error of a weight is proportional to the error of its score,
 and the latter grows with the score. "Subnormal": bf16 backends treat subnormal numbers as 0. "Positions from 10^6" in
