@@ -253,8 +253,8 @@ functions or from a BLAS.
 - `high` and `medium` are levels of `precision=`. They change the results of avx512_amx and, at `medium`, of
   avx512_bf16. Except for these and for bfloat16, avx512_bf16 computes the same as avx512.
 
-A cell is empty if the operation has no such level or peer, if the numbers exceed the range of the dtype, or if the row was
-added on a machine without the instruction set.
+A cell is empty if the operation has no such level or peer, if the numbers exceed the range of the dtype, or if the row
+was added on a machine without the instruction set.
 
 **Rows that need an explanation.** "Scores times 30": the error of a weight is proportional to the error of its score,
 and the latter grows with the score. "Subnormal": bf16 backends treat subnormal numbers as 0. "Positions from 10^6" in
