@@ -1,15 +1,15 @@
 """Which cases of a test run on which implementation, where not all of them run on all.
 
-Every case runs on NumPy and the best instruction set, and on one of the others. The others take turns by the sum of the
-digits of the number of the case, modulo their number (the generalized sequence of Thue and Morse): with no period, it
-gives each other implementation cases of every value of every parameter, in whichever order parameters are combined.
-``HEADWISE_TEST_ROTATION`` adds to the sum: after as many runs as there are others, with 0, 1, 2, ..., every case has
-run on every implementation.
+Every case runs on NumPy and the best instruction set, and on one of the others, which a checksum of the number of the
+case chooses. The choice is the same in every run and has no period that could coincide with that of a parameter: the
+others share the values of every parameter. ``HEADWISE_TEST_ROTATION`` is added to the checksum: after as many runs as
+there are others, with 0, 1, 2, ..., every case has run on every implementation.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -22,11 +22,7 @@ FEW_CASES = 8
 
 def turn(number: int, count: int) -> int:
     """Whose turn it is of ``count`` implementations in the case with this number."""
-    total = FIRST
-    while number and count > 1:
-        number, digit = divmod(number, count)
-        total += digit
-    return total % count
+    return (zlib.crc32(b"%d" % number) + FIRST) % count
 
 
 def rotated(items: Sequence[pytest.Item], always: Sequence[str]) -> tuple[list[pytest.Item], list[pytest.Item]]:
