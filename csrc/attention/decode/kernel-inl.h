@@ -226,7 +226,7 @@ HWY_INLINE void AddDecodeColumns(const DecodeScratch<T>& scratch, const Partial<
 template <int kRows, typename T, typename K>
 void AddDecodeValues(const DecodeScratch<T>& scratch, const Partial<T>& partial, const HeadKeys<K>& head, int64_t r,
                      int64_t begin, int64_t keys) {
-  constexpr int kMaxVectors = 16 / kRows;
+  constexpr int kMaxVectors = kTileRows * 4 / 3 / kRows;  // half of the registers hold sums
   const int64_t stride = head.value_stride, value_dim = head.value_dim;
   const K* value = head.value + begin * stride;
   // Other groups of rows find the values in the caches. The first columns prefetch the next ones, too, whose sweep is
@@ -240,8 +240,8 @@ void AddDecodeValues(const DecodeScratch<T>& scratch, const Partial<T>& partial,
                                              std::min(2 * kWidth, value_dim - column), prefetch_end);
     }
   };
-  if constexpr (kMaxVectors > 8) add(Int<8>());
-  add(Int < kMaxVectors < 8 ? kMaxVectors : 4 > ());
+  if constexpr (kRows == 1) add(Int<8>());
+  add(Int<std::min(4, kMaxVectors)>());
   add(Int<1>());
   if (column < value_dim) {
     AddDecodeColumns<kRows, 1>(scratch, partial, FirstLanes{value_dim - column}, r, value, stride, keys, column,
