@@ -42,12 +42,12 @@ def is_cast_of_float16(x: Array, dtype: np.dtype[Any]) -> bool:
 
 
 def cast_of_float16(x: Array, dtype: np.dtype[Any]) -> Array:
-    """float16 ``x`` in float32, or float32 ``x`` in float16."""
+    """float16 ``x`` in float32, in the layout of ``x``; or float32 ``x`` in float16, C-contiguous."""
     if dtype is FLOAT16:
         out = np.empty(x.shape, FLOAT16)
         narrow_into(out, x)
         return out
-    out = np.empty(x.shape, FLOAT32)
+    out = np.empty_like(x, FLOAT32, subok=False)
     widen_into(out, x)
     return out
 
