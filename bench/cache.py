@@ -1,8 +1,9 @@
 """Time of a decoding step with `headwise.KVCache`, and with concatenated arrays, as a Markdown table; and of attention
-to caches that store keys and values in 16 or 8 bits beside float32 queries.
+to caches that store keys and values in 16 or 8 bits beside float32 queries, or the errors of such caches.
 
 python bench/cache.py
 python bench/cache.py --storage --lengths 32768 --head-dim 128 --threads 2
+python bench/cache.py --errors --lengths 64,1000,4000 --head-dim 128 --seeds 100
 python bench/cache.py --lengths 1024,8192 --heads 32 --kv-heads 32 --head-dim 128 --dtype float16 --threads 1
 """
 
@@ -35,8 +36,8 @@ def main() -> None:
         headwise.set_num_threads(args.threads)
     facts = environment.describe([], [], headwise.get_num_threads())
     print(f"{facts.cpu}; {facts.system}; headwise {headwise.__version__}, {facts.target}, {facts.threads} threads.")
-    if args.storage:
-        print_storage(args)
+    if args.storage or args.errors:
+        (print_storage if args.storage else print_errors)(args)
         return
     shape = f"{args.heads} heads, {args.kv_heads} key/value heads, head_dim {args.head_dim}"
     print(f"{shape}, {args.dtype}; microseconds per token.\n")
@@ -53,13 +54,7 @@ def print_storage(args: argparse.Namespace) -> None:
     """Decode attention, one query, to float32 caches and to those in fewer bits, with the ratio of the times."""
     shape = f"{args.heads} heads, {args.kv_heads} key/value heads, head_dim {args.head_dim}"
     print(f"{shape}, one float32 query; milliseconds, and float32's divided by them (medians).\n")
-    dtypes: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": "int8"}
-    try:
-        import ml_dtypes  # optional
-
-        dtypes["bfloat16"] = ml_dtypes.bfloat16
-    except ModuleNotFoundError:
-        print("bfloat16: left out, it needs the package ml_dtypes\n")
+    dtypes = {"float32": np.float32, **storage_dtypes()}
     print("| tokens |", " | ".join(dtypes), "|\n| ---: |", "---: |" * len(dtypes))
     for length in args.lengths:
         rng = np.random.default_rng(0)
@@ -71,6 +66,43 @@ def print_storage(args: argparse.Namespace) -> None:
         times = time_rounds([partial(cache.attend, query) for cache in caches])
         cells = (f"{seconds * 1e3:.2f} ({times[0] / seconds:.2f})" for seconds in times)
         print(f"| {length} |", " | ".join(cells), "|")
+
+
+def print_errors(args: argparse.Namespace) -> None:
+    """Errors of attention to caches in fewer bits, against float64, relative to the largest output of the seed."""
+    print(f"{args.heads} heads, {args.kv_heads} key/value heads, head_dim {args.head_dim}, {args.seeds} seeds, unit")
+    print("variance: median and maximum of the largest error, and of the root mean square, in %.\n")
+    dtypes = storage_dtypes()
+    print("| tokens |", " | ".join(dtypes), "|\n| ---: |", "---: |" * len(dtypes))
+    for length in args.lengths:
+        errors: dict[str, list[tuple[float, float]]] = {name: [] for name in dtypes}
+        for seed in range(args.seeds):
+            rng = np.random.default_rng(seed)
+            query = rng.standard_normal((1, args.heads, 1, args.head_dim), dtype=np.float32)
+            rows = rng.standard_normal((2, 1, args.kv_heads, length, args.head_dim), dtype=np.float32)
+            exact = headwise.flash_attention(*(a.astype(np.float64) for a in (query, *rows)))
+            for name, dtype in dtypes.items():
+                cache = headwise.KVCache(1, args.kv_heads, length, args.head_dim, dtype=dtype)
+                cache.append(*rows)
+                error = (cache.attend(query) - exact) / np.abs(exact).max()
+                errors[name].append((np.abs(error).max(), np.sqrt(np.square(error).mean())))
+        cells = []
+        for pairs in errors.values():
+            largest, square = zip(*((100 * a, 100 * b) for a, b in pairs), strict=True)
+            shown = (statistics.median(largest), max(largest), statistics.median(square), max(square))
+            cells.append("{:.2f}, {:.2f}; {:.3f}, {:.3f}".format(*shown))
+        print(f"| {length} |", " | ".join(cells), "|")
+
+
+def storage_dtypes() -> dict[str, Any]:
+    dtypes: dict[str, Any] = {"float16": np.float16, "int8": "int8"}
+    try:
+        import ml_dtypes  # optional
+
+        dtypes["bfloat16"] = ml_dtypes.bfloat16
+    except ModuleNotFoundError:
+        print("bfloat16: left out, it needs the package ml_dtypes\n")
+    return dtypes
 
 
 def steps(args: argparse.Namespace, length: int) -> list[Callable[[], object]]:
@@ -134,6 +166,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--head-dim", type=positive, default=64, help="%(default)s")
     parser.add_argument("--dtype", choices=("float32", "float64", "float16"), default="float32", help="%(default)s")
     parser.add_argument("--storage", action="store_true", help="attention to caches of fewer bits instead of steps")
+    parser.add_argument("--errors", action="store_true", help="errors of such caches instead of times")
+    parser.add_argument("--seeds", type=positive, default=100, help="for --errors (%(default)s)")
     parser.add_argument("--threads", type=positive, help="default: the number that headwise chooses")
     return parser
 

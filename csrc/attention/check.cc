@@ -66,6 +66,8 @@ void CheckStored(const StoredKeys<S>* stored, const std::array<std::int64_t, 4>&
         Fail(name, "last stride " + std::to_string(scale->stride[2]) + ", expected a contiguous last axis");
       }
     }
+    CheckArray(stored->key_bits, {key[0], key[1], key[2], (key[3] + 7) / 8}, "key_bits");
+    CheckArray(stored->value_bits, {value[0], value[1], value[2], (value[3] + 7) / 8}, "value_bits");
   }
 }
 

@@ -22,6 +22,7 @@
 #include "attention/exp-inl.h"
 #include "attention/modifiers/score_modifiers-inl.h"
 #include "attention/softmax-inl.h"
+#include "attention/stored_rows-inl.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "simd/rows-inl.h"
@@ -43,7 +44,9 @@ HWY_NOINLINE hn::Vec<Tag<T>> LoadKeys(const AttentionArgs<S>& args, Lanes lanes,
     if (const auto* keys = std::get_if<StoredKeys<BFloat16>>(&args.stored)) return load(*keys);
     if (const auto* keys = std::get_if<StoredKeys<std::int8_t>>(&args.stored)) {
       const auto& scale = kValues ? keys->value_scale : keys->key_scale;
-      return hn::Mul(load(*keys), hn::Set(d, *scale.at(batch, head, row)));
+      const StoredRows<std::int8_t> rows(kValues ? keys->value : keys->key, kValues ? keys->value_bits : keys->key_bits,
+                                         batch, head);
+      return hn::Mul(rows.Load(lanes, d, row, column), hn::Set(d, *scale.at(batch, head, row)));
     }
   }
   return load(args);

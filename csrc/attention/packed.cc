@@ -52,6 +52,7 @@ void ForStoredViews(AnyStoredKeys& stored, const Function& function) {
       [&](auto& keys) {
         if constexpr (!std::is_same_v<std::decay_t<decltype(keys)>, std::monostate>) {
           function(keys.key), function(keys.value), function(keys.key_scale), function(keys.value_scale);
+          function(keys.key_bits), function(keys.value_bits);
         }
       },
       stored);

@@ -37,7 +37,8 @@ bool HasType(const py::array& array) {
     const bool named = std::is_same_v<T, Float16> ? dtype.char_() == 'e' : dtype.kind() == 'V' && dtype.char_() == 'E';
     return named && dtype.itemsize() == sizeof(T) && dtype.byteorder() == '=';
   }
-  return py::isinstance<py::array_t<T>>(array);
+  using Element = std::conditional_t<std::is_same_v<T, std::byte>, std::uint8_t, T>;
+  return py::isinstance<py::array_t<Element>>(array);
 }
 
 [[noreturn]] inline void Refuse(const char* name, const char* problem) {

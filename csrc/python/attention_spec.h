@@ -32,13 +32,17 @@ struct SpecField {  // AttentionSpec, in its order
     kDropoutScale,
     kKeyLengths,
     kOffsets,
-    kKeyScales,
-    kValueScales,
+    kKeyScaling,
+    kValueScaling,
     kBlocks,
     kScoreMod,
     kRelativeBias,
     kCount
   };
+};
+
+struct ScalingField {  // Int8Scaling, in its order
+  enum : std::size_t { kFactors, kBits, kCount };
 };
 
 struct SequencesField {  // PackedSequences, in its order
@@ -171,9 +175,15 @@ View<const K, 4> ReadKeys(const py::array& array, const char* name) {
       keys.data, {1, keys.shape[0], keys.shape[1], keys.shape[2]}, {0, keys.stride[0], keys.stride[1], keys.stride[2]}};
 }
 
+// The bits of rows of int8, likewise.
+inline View<const std::uint8_t, 4> ReadBits(const py::handle& field, const char* name) {
+  const auto bits = ReadKeys<std::byte>(ToArray(field, name), name);
+  return {reinterpret_cast<const std::uint8_t*>(bits.data), bits.shape, bits.stride};
+}
+
 template <typename K>
 StoredKeys<K> ReadStored(const py::array& key, const py::array& value) {
-  return {ReadKeys<K>(key, "key"), ReadKeys<K>(value, "value"), {}, {}};
+  return {ReadKeys<K>(key, "key"), ReadKeys<K>(value, "value"), {}, {}, {}, {}};
 }
 
 // Keys and values beside queries of T. If they have another type, only the shapes of args.key and args.value are set.
@@ -194,8 +204,14 @@ void ReadKeysAndValues(const py::array& key, const py::array& value, const py::t
     args.stored = ReadStored<BFloat16>(key, value);
   } else if (HasType<std::int8_t>(key)) {
     auto stored = ReadStored<std::int8_t>(key, value);
-    stored.key_scale = ReadScales(fields[SpecField::kKeyScales], "key_scales");
-    stored.value_scale = ReadScales(fields[SpecField::kValueScales], "value_scales");
+    const py::tuple keys = ToTuple(fields[SpecField::kKeyScaling], "key_scaling");
+    const py::tuple values = ToTuple(fields[SpecField::kValueScaling], "value_scaling");
+    CheckFields(keys, ScalingField::kCount, "key_scaling");
+    CheckFields(values, ScalingField::kCount, "value_scaling");
+    stored.key_scale = ReadScales(keys[ScalingField::kFactors], "key_scaling");
+    stored.value_scale = ReadScales(values[ScalingField::kFactors], "value_scaling");
+    stored.key_bits = ReadBits(keys[ScalingField::kBits], "key_scaling");
+    stored.value_bits = ReadBits(values[ScalingField::kBits], "value_scaling");
     args.stored = stored;
   } else {
     throw py::type_error("key: dtype does not match the other arrays");

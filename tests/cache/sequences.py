@@ -68,7 +68,7 @@ def make(
         value_dim=VALUE_DIM, dtype=dtype_named(dtype), ring=ring, keep_first=keep_first,
     )  # fmt: skip
     for memory in cache._rows.arrays:
-        memory.fill(99 if memory.dtype == np.int8 else np.nan)  # masked for every query
+        memory.fill(99 if memory.dtype.kind in "iu" else np.nan)  # masked for every query
     return cache
 
 

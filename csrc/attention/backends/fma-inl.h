@@ -18,6 +18,7 @@
 
 #include "attention/kernel-inl.h"
 #include "attention/modifiers/score_modifiers-inl.h"
+#include "attention/stored_rows-inl.h"
 #include "base/scratch.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
@@ -270,13 +271,13 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
 
   void PackKeys(int64_t begin, int64_t end) {
     keys_ = end - begin;
-    const auto [rows, stride] = KeyRows(begin);
+    const auto [rows, stride] = RowsFrom<false>(begin);
     PackPanels(rows, head_dim_, keys_, int64_t{1}, stride, key_);
   }
 
   void PackValues(int64_t begin, int64_t end) {
     keys_ = end - begin;
-    const auto [rows, stride] = ValueRows(begin);
+    const auto [rows, stride] = RowsFrom<true>(begin);
     special_count_ = 0;
     value_rows_ = in_place_ && AllRowsFinite(rows, stride) ? rows : nullptr;
     value_stride_ = stride;
@@ -306,43 +307,34 @@ class FmaProducts : public FmaTiles<Accumulator<S>> {
     return true;
   }
 
-  // The `keys_` rows of keys and of values from `first` on.
-  Rows KeyRows(int64_t first) const {
+  // The `keys_` rows of keys or of values from `first` on.
+  template <bool kValues>
+  Rows RowsFrom(int64_t first) const {
+    const auto wide = [&](const auto& keys)
+                          HWY_ATTR { return Wide(kValues ? keys.value : keys.key, block_.kv_head, first, keys_); };
     if constexpr (std::is_same_v<S, float>) {
-      if (const auto* keys = std::get_if<StoredKeys<Float16>>(&args_.stored)) {
-        return Wide(keys->key, block_.kv_head, first, keys_);
-      }
-      if (const auto* keys = std::get_if<StoredKeys<BFloat16>>(&args_.stored)) {
-        return Wide(keys->key, block_.kv_head, first, keys_);
-      }
+      if (const auto* keys = std::get_if<StoredKeys<Float16>>(&args_.stored)) return wide(*keys);
+      if (const auto* keys = std::get_if<StoredKeys<BFloat16>>(&args_.stored)) return wide(*keys);
       if (const auto* keys = std::get_if<StoredKeys<std::int8_t>>(&args_.stored)) {
-        return Scaled(Wide(keys->key, block_.kv_head, first, keys_), head_dim_, keys->key_scale, first);
+        return Scaled({kValues ? keys->value : keys->key, kValues ? keys->value_bits : keys->key_bits, block_.batch,
+                       block_.kv_head},
+                      kValues ? value_dim_ : head_dim_, kValues ? keys->value_scale : keys->key_scale, first);
       }
     }
-    return Wide(args_.key, block_.kv_head, first, keys_);
-  }
-  Rows ValueRows(int64_t first) const {
-    if constexpr (std::is_same_v<S, float>) {
-      if (const auto* keys = std::get_if<StoredKeys<Float16>>(&args_.stored)) {
-        return Wide(keys->value, block_.kv_head, first, keys_);
-      }
-      if (const auto* keys = std::get_if<StoredKeys<BFloat16>>(&args_.stored)) {
-        return Wide(keys->value, block_.kv_head, first, keys_);
-      }
-      if (const auto* keys = std::get_if<StoredKeys<std::int8_t>>(&args_.stored)) {
-        return Scaled(Wide(keys->value, block_.kv_head, first, keys_), value_dim_, keys->value_scale, first);
-      }
-    }
-    return Wide(args_.value, block_.kv_head, first, keys_);
+    return wide(args_);
   }
 
-  // `keys_` rows in wide_, times their factors.
-  Rows Scaled(const Rows& rows, int64_t width, const View<const float, 3>& scale, int64_t first) const {
+  // `keys_` rows of int8 from `first` on, times their factors.
+  Rows Scaled(const StoredRows<std::int8_t>& rows, int64_t width, const View<const float, 3>& scale,
+              int64_t first) const {
+    const Tag<T> d;
     for (int64_t i = 0; i < keys_; ++i) {
-      T* row = wide_ + i * width;
-      ScaleRow(row, width, static_cast<T>(*scale.at(block_.batch, block_.kv_head, first + i)), row);
+      const auto factor = hn::Set(d, static_cast<T>(*scale.at(block_.batch, block_.kv_head, first + i)));
+      ForEachVector(d, width, [&](auto lanes, int64_t k) HWY_ATTR {
+        lanes.Store(hn::Mul(rows.Load(lanes, d, first + i, k), factor), d, wide_ + i * width + k);
+      });
     }
-    return rows;
+    return {wide_, width};
   }
 
   // Rows [first, first + count) of a head, widened from types other than T.

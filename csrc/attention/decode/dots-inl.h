@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "attention/stored_rows-inl.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "simd/rows-inl.h"
@@ -72,9 +73,10 @@ template <typename T>
 constexpr bool kHasFourSums = false;
 #endif
 
-// scores[r * kScoreStride + j] = query_r . key_j for kRows rows and kKeys keys. Rows of queries end in zeros.
-template <int kRows, int kKeys, int kScoreStride, typename T, typename S>
-HWY_INLINE void Dots(const T* query, int64_t query_stride, const S* key, int64_t key_stride, int64_t depth, T* scores) {
+// scores[r * kScoreStride + j] = query_r . key_(first + j) for kRows rows and kKeys keys. Rows of queries end in zeros.
+template <int kRows, int kKeys, int kScoreStride, typename T, typename K>
+HWY_INLINE void Dots(const T* query, int64_t query_stride, const StoredRows<K>& key, int64_t first, int64_t depth,
+                     T* scores) {
   const Tag<T> d;
   constexpr int kTile = kRows * kKeys;
   hn::Vec<Tag<T>> sum[kTile];
@@ -83,7 +85,7 @@ HWY_INLINE void Dots(const T* query, int64_t query_stride, const S* key, int64_t
   ForEachVector(d, depth, [&](auto lanes, int64_t k) HWY_ATTR {
     hn::Vec<Tag<T>> keys[kKeys];
 #pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) keys[j] = lanes.Load(d, key + j * key_stride + k);
+    for (int j = 0; j < kKeys; ++j) keys[j] = key.Load(lanes, d, first + j, k);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const auto q = hn::Load(d, query + r * query_stride + k);

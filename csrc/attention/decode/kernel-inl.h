@@ -28,9 +28,9 @@
 #include "attention/kernel.h"
 #include "attention/modifiers/score_modifiers-inl.h"
 #include "attention/softmax-inl.h"
+#include "attention/stored_rows-inl.h"
 #include "base/interruption.h"
 #include "base/scratch.h"
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
 #include "matmul/pack-inl.h"
@@ -97,19 +97,19 @@ struct DecodeRun {
 // The keys and values of one head, of element type K.
 template <typename K>
 struct HeadKeys {
-  HeadKeys(const View<const K, 4>& key_view, const View<const K, 4>& value_view, const DecodeChunk& chunk)
-      : key(key_view.at(chunk.batch, chunk.kv_head)),
-        value(value_view.at(chunk.batch, chunk.kv_head)),
-        key_stride(key_view.stride[2]),
-        value_stride(value_view.stride[2]),
-        keys(key_view.shape[2]),
-        head_dim(key_view.shape[3]),
-        value_dim(value_view.shape[3]) {}
-
-  const K *key, *value;
-  int64_t key_stride, value_stride, keys, head_dim, value_dim;
+  StoredRows<K> key, value;
+  int64_t keys, head_dim, value_dim;
   const float *key_scale = nullptr, *value_scale = nullptr;  // [keys], of int8
 };
+
+template <typename K>
+HeadKeys<K> KeysOfHead(const View<const K, 4>& key, const View<const K, 4>& value, const DecodeChunk& chunk) {
+  return {{key, chunk.batch, chunk.kv_head},
+          {value, chunk.batch, chunk.kv_head},
+          key.shape[2],
+          key.shape[3],
+          value.shape[3]};
+}
 
 // function(row, Int<rows>) for groups of rows.
 template <class Function>
@@ -138,49 +138,44 @@ void StartDecodeRows(const DecodeRun<S>& run) {
 }
 
 // Rows are prefetched this many rows before they are used, keys while keys are scored and values while values are
-// added: hardware prefetchers stop at pages, of which a stream of rows enters a new one every few rows. Measured on one
-// core of Zen 4 with 4 rows of head_dim 128 and 32,768 keys (ms without, with): AVX-512 float32 30, 21; float16 12, 10;
-// int8 9.9, 7.4; AVX2 float32 40, 24. Prefetching a block's values while its keys are scored gained nothing in float32.
-constexpr int64_t kKeysAhead = 8, kValuesAhead = 16;
-
-// The first `width` elements of `rows` rows.
+// added: hardware prefetchers stop at pages, of which a stream of rows enters a new one every few rows. A row of fewer
+// bits takes less time, and its line as long to arrive. Measured on one core of Zen 5, AVX-512, with 4 rows of head_dim
+// 128 and 32,768 keys, for 8 keys and 16 values ahead, 32 and 64, 64 and 128 (ms): float16 6.1, 5.0, 4.8;
+// int8 5.6, 4.8, 4.2. Without, on Zen 4, float32 took 30 ms and not 21. Prefetching a block's values while its keys are
+// scored gained nothing in float32.
 template <typename K>
-HWY_INLINE void PrefetchRows(const K* row, int64_t rows, int64_t stride, int64_t width) {
-  constexpr int64_t kLine = 64 / sizeof(K);
-  for (; rows > 0; --rows, row += stride) {
-    for (int64_t i = 0; i < width; i += kLine) hwy::Prefetch(row + i);
-  }
-}
+constexpr int64_t kKeysAhead = sizeof(K) >= 4 ? 8 : 64 / sizeof(K);
+template <typename K>
+constexpr int64_t kValuesAhead = 2 * kKeysAhead<K>;
 
 // Scores of rows [r, r + kRows) with `keys` keys from key `begin` on.
 template <int kRows, typename T, typename K>
 void DecodeScores(const DecodeScratch<T>& scratch, const HeadKeys<K>& head, int64_t r, int64_t begin, int64_t keys) {
-  const int64_t width = scratch.query_width, stride = head.key_stride;
-  const K* key = head.key + begin * stride;
+  const int64_t width = scratch.query_width;
   const T* query = scratch.query + r * width;
+  const StoredRows<K> key = head.key;
   int64_t j = 0;
   for (; j + kDecodeKeys <= keys; j += kDecodeKeys) {
-    if (r == 0 && begin + j + kKeysAhead + kDecodeKeys <= head.keys) {
-      PrefetchRows(key + (j + kKeysAhead) * stride, kDecodeKeys, stride, head.head_dim);
+    if (r == 0 && begin + j + kKeysAhead<K> + kDecodeKeys <= head.keys) {
+      key.Prefetch(begin + j + kKeysAhead<K>, kDecodeKeys, 0, head.head_dim);
     }
-    Dots<kRows, kDecodeKeys, kKeyBlock<T>>(query, width, key + j * stride, stride, head.head_dim,
-                                           scratch.Scores(r) + j);
+    Dots<kRows, kDecodeKeys, kKeyBlock<T>>(query, width, key, begin + j, head.head_dim, scratch.Scores(r) + j);
   }
   for (; j < keys; ++j) {
-    Dots<kRows, 1, kKeyBlock<T>>(query, width, key + j * stride, stride, head.head_dim, scratch.Scores(r) + j);
+    Dots<kRows, 1, kKeyBlock<T>>(query, width, key, begin + j, head.head_dim, scratch.Scores(r) + j);
   }
 }
 
 // One row's weighted values of a vector of columns, for values with NaN or Inf: keys of weight 0 are skipped, because
 // 0 * NaN is NaN.
 template <class Lanes, typename T, typename K>
-HWY_NOINLINE hn::Vec<Tag<T>> SumSkippingZeros(Lanes lanes, const T* weights, const K* value, int64_t stride,
-                                              int64_t keys) {
+HWY_NOINLINE hn::Vec<Tag<T>> SumSkippingZeros(Lanes lanes, const T* weights, const StoredRows<K>& value, int64_t keys,
+                                              int64_t column) {
   const Tag<T> d;
   auto sum = hn::Zero(d);
   for (int64_t j = 0; j < keys; ++j) {
     if (weights[j] == T{0}) continue;
-    sum = hn::MulAdd(hn::Set(d, weights[j]), lanes.Load(d, value + j * stride), sum);
+    sum = hn::MulAdd(hn::Set(d, weights[j]), value.Load(lanes, d, j, column), sum);
   }
   return sum;
 }
@@ -189,7 +184,7 @@ HWY_NOINLINE hn::Vec<Tag<T>> SumSkippingZeros(Lanes lanes, const T* weights, con
 // `ahead` elements of the rows up to row `prefetch_end`.
 template <int kRows, int kVectors, class Lanes, typename T, typename K>
 HWY_INLINE void AddDecodeColumns(const DecodeScratch<T>& scratch, const Partial<T>& partial, Lanes lanes, int64_t first,
-                                 const K* value, int64_t stride, int64_t keys, int64_t column, int64_t ahead,
+                                 const StoredRows<K>& value, int64_t keys, int64_t column, int64_t ahead,
                                  int64_t prefetch_end) {
   const Tag<T> d;
   const T* weights = scratch.Scores(first);
@@ -197,10 +192,10 @@ HWY_INLINE void AddDecodeColumns(const DecodeScratch<T>& scratch, const Partial<
 #pragma GCC unroll 16
   for (int i = 0; i < kRows * kVectors; ++i) sum[i / kVectors][i % kVectors] = hn::Zero(d);
   for (int64_t j = 0; j < keys; ++j) {
-    if (j + kValuesAhead < prefetch_end) PrefetchRows(value + (j + kValuesAhead) * stride + column, 1, stride, ahead);
+    if (j + kValuesAhead<K> < prefetch_end) value.Prefetch(j + kValuesAhead<K>, 1, column, ahead);
     hn::Vec<Tag<T>> values[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) values[v] = lanes.Load(d, value + j * stride + column + v * kLanes<T>);
+    for (int v = 0; v < kVectors; ++v) values[v] = value.Load(lanes, d, j, column + v * kLanes<T>);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const auto weight = hn::Set(d, weights[r * kKeyBlock<T> + j]);
@@ -214,8 +209,7 @@ HWY_INLINE void AddDecodeColumns(const DecodeScratch<T>& scratch, const Partial<
     for (int v = 0; v < kVectors; ++v) {
       const int64_t from = column + v * kLanes<T>;
       const bool finite = hn::AllTrue(d, hn::Eq(hn::Mul(sum[r][v], hn::Zero(d)), hn::Zero(d)));
-      const auto block =
-          finite ? sum[r][v] : SumSkippingZeros(lanes, scratch.Scores(first + r), value + from, stride, keys);
+      const auto block = finite ? sum[r][v] : SumSkippingZeros(lanes, scratch.Scores(first + r), value, keys, from);
       T* output = partial.output + (first + r) * partial.value_width + from;
       hn::Store(hn::MulAdd(hn::Load(d, output), hn::Set(d, scratch.rescale[first + r]), block), d, output);
     }
@@ -227,8 +221,9 @@ template <int kRows, typename T, typename K>
 void AddDecodeValues(const DecodeScratch<T>& scratch, const Partial<T>& partial, const HeadKeys<K>& head, int64_t r,
                      int64_t begin, int64_t keys) {
   constexpr int kMaxVectors = kTileRows * 4 / 3 / kRows;  // half of the registers hold sums
-  const int64_t stride = head.value_stride, value_dim = head.value_dim;
-  const K* value = head.value + begin * stride;
+  const int64_t value_dim = head.value_dim;
+  StoredRows<K> value = head.value;
+  value.Skip(begin);
   // Other groups of rows find the values in the caches. The first columns prefetch the next ones, too, whose sweep is
   // shorter than the way from memory.
   const int64_t prefetch_end = r == 0 ? head.keys - begin : 0;
@@ -236,7 +231,7 @@ void AddDecodeValues(const DecodeScratch<T>& scratch, const Partial<T>& partial,
   const auto add = [&](auto vectors) HWY_ATTR {
     constexpr int64_t kWidth = vectors.value * kLanes<T>;
     for (; column + kWidth <= value_dim; column += kWidth) {
-      AddDecodeColumns<kRows, vectors.value>(scratch, partial, AllLanes(), r, value, stride, keys, column,
+      AddDecodeColumns<kRows, vectors.value>(scratch, partial, AllLanes(), r, value, keys, column,
                                              std::min(2 * kWidth, value_dim - column), prefetch_end);
     }
   };
@@ -244,7 +239,7 @@ void AddDecodeValues(const DecodeScratch<T>& scratch, const Partial<T>& partial,
   add(Int<std::min(4, kMaxVectors)>());
   add(Int<1>());
   if (column < value_dim) {
-    AddDecodeColumns<kRows, 1>(scratch, partial, FirstLanes{value_dim - column}, r, value, stride, keys, column,
+    AddDecodeColumns<kRows, 1>(scratch, partial, FirstLanes{value_dim - column}, r, value, keys, column,
                                value_dim - column, prefetch_end);
   }
 }
@@ -325,19 +320,23 @@ void DecodeChunkKernel(const AttentionArgs<S>& args, const DecodeChunk& chunk, s
   StartDecodeRows(run);
   if constexpr (std::is_same_v<S, float>) {
     if (const auto* float16 = std::get_if<StoredKeys<Float16>>(&args.stored)) {
-      return DecodeKeys(run, HeadKeys<Float16>(float16->key, float16->value, chunk));
+      return DecodeKeys(run, KeysOfHead(float16->key, float16->value, chunk));
     }
     if (const auto* bfloat16 = std::get_if<StoredKeys<BFloat16>>(&args.stored)) {
-      return DecodeKeys(run, HeadKeys<BFloat16>(bfloat16->key, bfloat16->value, chunk));
+      return DecodeKeys(run, KeysOfHead(bfloat16->key, bfloat16->value, chunk));
     }
     if (const auto* int8 = std::get_if<StoredKeys<std::int8_t>>(&args.stored)) {
-      HeadKeys<std::int8_t> head(int8->key, int8->value, chunk);
-      head.key_scale = int8->key_scale.at(chunk.batch, chunk.kv_head);
-      head.value_scale = int8->value_scale.at(chunk.batch, chunk.kv_head);
-      return DecodeKeys(run, head);
+      const int64_t b = chunk.batch, h = chunk.kv_head;
+      return DecodeKeys(run, HeadKeys<std::int8_t>{{int8->key, int8->key_bits, b, h},
+                                                   {int8->value, int8->value_bits, b, h},
+                                                   int8->key.shape[2],
+                                                   int8->key.shape[3],
+                                                   int8->value.shape[3],
+                                                   int8->key_scale.at(b, h),
+                                                   int8->value_scale.at(b, h)});
     }
   }
-  DecodeKeys(run, HeadKeys<S>(args.key, args.value, chunk));
+  DecodeKeys(run, KeysOfHead(args.key, args.value, chunk));
 }
 
 }  // namespace HWY_NAMESPACE

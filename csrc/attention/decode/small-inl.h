@@ -22,6 +22,7 @@
 #include "attention/decode/kernel-inl.h"
 #include "attention/kernel.h"
 #include "attention/softmax-inl.h"
+#include "attention/stored_rows-inl.h"
 #include "base/interruption.h"
 #include "hwy/highway.h"
 #include "matmul/fma-inl.h"
@@ -73,8 +74,8 @@ HWY_INLINE void SmallScores(SmallHeads<S>& heads, int64_t batch, int64_t kv_head
   const Tag<T> d;
   const auto& args = heads.args;
   const auto scale = hn::Set(d, static_cast<T>(args.spec.scale));
-  const int64_t head_dim = args.key.shape[3], stride = args.key.stride[2], width = heads.query_width;
-  const S* key = args.key.at(batch, kv_head);
+  const int64_t head_dim = args.key.shape[3], width = heads.query_width;
+  const StoredRows<S> key(args.key, batch, kv_head);
   T* query = heads.query + first * width;
   for (int64_t r = 0; r < heads.rows; ++r) {
     const S* from = args.query.at(batch, kv_head * heads.group + heads.row[r].head, heads.row[r].query);
@@ -86,11 +87,10 @@ HWY_INLINE void SmallScores(SmallHeads<S>& heads, int64_t batch, int64_t kv_head
     T* scores = heads.scores[first + r];
     int64_t j = 0;
     for (; j + kDecodeKeys <= heads.keys; j += kDecodeKeys) {
-      Dots<rows.value, kDecodeKeys, kSmallKeys>(query + r * width, width, key + j * stride, stride, head_dim,
-                                                scores + j);
+      Dots<rows.value, kDecodeKeys, kSmallKeys>(query + r * width, width, key, j, head_dim, scores + j);
     }
     for (; j < heads.keys; ++j) {
-      Dots<rows.value, 1, kSmallKeys>(query + r * width, width, key + j * stride, stride, head_dim, scores + j);
+      Dots<rows.value, 1, kSmallKeys>(query + r * width, width, key, j, head_dim, scores + j);
     }
   });
 }

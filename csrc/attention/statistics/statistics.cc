@@ -209,6 +209,8 @@ AttentionArgs<T> WithoutValues(AttentionArgs<T> args) {
           keys.value = keys.key;
           keys.value.shape[3] = 0;
           keys.value_scale = keys.key_scale;
+          keys.value_bits = keys.key_bits;
+          keys.value_bits.shape[3] = 0;
         }
       },
       args.stored);

@@ -93,13 +93,16 @@ struct AttentionSpec {
 };
 
 // Keys and values of a type S of their own beside float queries, as caches store them: Float16, BFloat16 or
-// std::int8_t. Kernels convert them in registers or while packing.
+// std::int8_t. Kernels convert them in registers or while packing. A number stored in int8 has nine bits and the factor
+// of its row: scale * (integer + bit / 2).
 template <typename S>
 struct StoredKeys {
   View<const S, 4> key;    // (batch, kv_heads, key_len, head_dim)
   View<const S, 4> value;  // (batch, kv_heads, key_len, value_dim)
-  // For int8 only, (batch, kv_heads, key_len), last axis contiguous: the factors of each row of key and of value.
+  // For int8 only, last axes contiguous: the factors of each row of key and of value, (batch, kv_heads, key_len), and
+  // the bits, (batch, kv_heads, key_len, (dim + 7) / 8). Column i has bit i % 8 of byte i / 8.
   View<const float, 3> key_scale, value_scale;
+  View<const std::uint8_t, 4> key_bits, value_bits;
 };
 using AnyStoredKeys = std::variant<std::monostate, StoredKeys<Float16>, StoredKeys<BFloat16>, StoredKeys<std::int8_t>>;
 

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from headwise._base.arrays import cast_layout
+from headwise._base.typing import FLOAT32
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -48,10 +51,9 @@ class AttentionSpec(NamedTuple):
     # `offset + offsets[b]` in place of `offset`.
     key_lengths: Array | None = None
     offsets: Array | None = None
-    # Factors of the rows of keys and values in int8, float32 (batch, kv_heads, key_len), last axis contiguous; for
-    # packed sequences (kv_heads, key rows).
-    key_scales: Array | None = None
-    value_scales: Array | None = None
+    # Of keys and values in int8 (headwise._base.int8), for packed sequences without the batch axis.
+    key_scaling: Int8Scaling | None = None
+    value_scaling: Int8Scaling | None = None
     # A keep-mask besides `keep`, whose dropped blocks are skipped; not with packed sequences.
     blocks: Blocks | None = None
     # Changes the scores before masks apply. The NumPy backend alone has it, which computes such calls.
@@ -59,6 +61,17 @@ class AttentionSpec(NamedTuple):
     # (batch, heads, query_len, 2 M + 1), each of the first three axes of full size or 1, in the dtype of the
     # computation, last axis contiguous; -inf masks the key. For packed sequences (1, heads, query rows, 2 M + 1).
     relative_bias: Array | None = None
+
+
+class Int8Scaling(NamedTuple):
+    """What rows of keys or values in int8 have besides their integers. Last axes are contiguous."""
+
+    factors: Array  # float32 (batch, kv_heads, key_len)
+    bits: Array  # uint8 (batch, kv_heads, key_len, (dim + 7) // 8)
+
+    def rows(self, of: Callable[[Array], Array]) -> Int8Scaling:
+        """``of`` picks rows of an array (..., rows, width)."""
+        return Int8Scaling(cast_layout(of(self.factors[..., np.newaxis])[..., 0], FLOAT32, last=True), of(self.bits))
 
 
 class ScoreMod(NamedTuple):

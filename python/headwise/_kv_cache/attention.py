@@ -170,9 +170,7 @@ def _together(
     if seen.start == seen.stop:
         fill_without_keys(output, lse, spec.sinks)
     elif query.size:
-        if rows.factors is not None:
-            key_scales, value_scales = (factors[:, :, seen, 0] for factors in rows.factors)
-            spec = spec._replace(key_scales=key_scales, value_scales=value_scales)
+        spec = rows.with_scaling(spec, lambda part: part[:, :, seen])
         current().attention(query, rows.keys[:, :, seen], rows.values[:, :, seen], output, weights, lse, spec)
 
 
@@ -188,9 +186,7 @@ def _packed(query: Array, rows: CacheRows, output: Array, lse: Array | None, spa
     where = np.arange(batch, dtype=INT64)
     starts, seen, counts = np.array(spans.starts, INT64), np.array(spans.seen, INT64), np.array(spans.counts, INT64)
     sequences = PackedSequences(where * new, counts, where * rows.keys.shape[2] + starts, seen, seen - counts)
-    if rows.factors is not None:
-        key_scales, value_scales = (_in_line(factors)[..., 0] for factors in rows.factors)
-        spec = spec._replace(key_scales=key_scales, value_scales=value_scales)
+    spec = rows.with_scaling(spec, _in_line)
     out, out_lse = _in_line(output), None if lse is None else _in_line(lse[..., np.newaxis])
     current().attention_varlen(
         _in_line(query), _in_line(rows.keys), _in_line(rows.values), out, None if out_lse is None else out_lse[..., 0],

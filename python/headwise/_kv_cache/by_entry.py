@@ -3,15 +3,14 @@ weights, masks, and rings that keep their first rows."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from headwise._base.arrays import cast_layout
 from headwise._base.attention_spec import fill_without_keys
 from headwise._base.ieee import ieee
 from headwise._base.outputs import allocate
-from headwise._base.typing import FLOAT32
 from headwise._kv_cache.rows import equal
 from headwise._numpy.relative_bias import add_by_distance
 from headwise._ops.attention.relative_values import add_by_mass
@@ -73,11 +72,7 @@ def attend_by_entry(
             columns = rows.visible(entries.start, count, spans.lengths)
         keys, values = rows.keys[entries, :, columns], rows.values[entries, :, columns]
         key_len = keys.shape[2]
-        if rows.factors is not None:
-            key_scales, value_scales = (
-                cast_layout(factors[entries, :, columns][..., 0], FLOAT32, last=True) for factors in rows.factors
-            )
-            spec = spec._replace(key_scales=key_scales, value_scales=value_scales)
+        spec = rows.with_scaling(spec, partial(_part, entries=entries, columns=columns))
         width = _mask_width(spec, query.shape[1], key_len) if scattered else key_len if gap else 0
         width = width if table is None else key_len * query.shape[1] * len(keys)  # of the weights
         for block in _query_blocks(count, width):
@@ -112,6 +107,10 @@ def _compute(query: Array, keys: Array, values: Array, results: Results, spec: A
         fill_without_keys(results[0], results[2], spec.sinks)
     else:
         current().attention(query, keys, values, *results, spec)
+
+
+def _part(stored: Array, entries: slice, columns: slice | Array) -> Array:
+    return stored[entries, :, columns]
 
 
 def _query_blocks(count: int, mask_width: int) -> Iterator[slice]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from headwise._base.arrays import as_array, check_dtype
+from headwise._base.int8 import INT8
 from headwise._base.messages import shown
 from headwise._base.scalars import check_flag, check_int, check_size
-from headwise._kv_cache.storage import INT8, Part, activation_dtypes, encode, parts, storage_dtype
+from headwise._kv_cache.storage import Part, activation_dtypes, encode, parts, storage_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class CacheShape(NamedTuple):
     value_from_key: tuple[int, int] | None = None
 
     def parts(self) -> list[Part]:
-        return parts(self.head_dim, None if self.value_from_key else self.value_dim, self.dtype)
+        return parts(self.head_dim, self.value_dim, self.dtype, self.value_from_key)
 
 
 def check_shape(given: Mapping[str, Any]) -> CacheShape:
@@ -165,7 +166,7 @@ def check_new(key: ArrayLike, value: ArrayLike | None, shape: CacheShape) -> lis
     k, v = new[0], new[-1]
     if v.shape[2] != k.shape[2]:
         raise ValueError(f"value: shape {v.shape} does not match key {k.shape}: {v.shape[2]} rows for {k.shape[2]}")
-    return encode(new, shape.dtype)
+    return encode(new, shape.dtype, shape.value_from_key)
 
 
 def check_free(counts: Sequence[int], lengths: Sequence[int], capacity: int) -> None:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from headwise._base.attention_spec import Int8Scaling
+from headwise._base.int8 import decode_int8
 from headwise._base.outputs import allocate
-from headwise._kv_cache.storage import INT8, decode
+from headwise._kv_cache.storage import value_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TypeAlias
 
+    from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array
     from headwise._kv_cache.checks import CacheShape
     from headwise._kv_cache.placement import Placement
@@ -49,12 +52,17 @@ class CacheRows:
         self.first = shape.keep_first  # the number of these that are the first positions of the sequence
         self.spare = max(16, capacity // 8) if ring else 0
         self.slots = capacity + 2 * self.spare
-        rows, columns = (shape.num_kv_heads, shape.batch_size, self.slots), shape.value_from_key
-        # All that is stored, by :func:`headwise._kv_cache.storage.parts`: keys, values, and the factors of int8 rows.
-        self.arrays = [allocate((*rows, part.width), part.dtype).swapaxes(0, 1) for part in shape.parts()]
-        self.keys = self.arrays[0]
-        self.values = self.keys[..., slice(*columns)] if columns else self.arrays[len(self.arrays) // 2]
-        self.factors = (self.arrays[1], self.arrays[-1]) if shape.dtype == INT8 else None
+        rows = (shape.num_kv_heads, shape.batch_size, self.slots)
+        # All that is stored, by :func:`headwise._kv_cache.storage.parts`: keys, values, factors and bits of int8 rows.
+        named = {part.name: allocate((*rows, part.width), part.dtype).swapaxes(0, 1) for part in shape.parts()}
+        self.arrays = list(named.values())
+        self.keys = named["keys"]
+        self.values, value_bits = value_parts(named, shape.value_from_key)
+        self.scaling: tuple[Int8Scaling, ...] = ()  # of int8, for keys and for values
+        if value_bits is not None:
+            keys = Int8Scaling(named["factors of keys"][..., 0], named["bits of keys"])
+            factors = named.get("factors of values")
+            self.scaling = keys, Int8Scaling(keys.factors if factors is None else factors[..., 0], value_bits)
         # The number of positions of each sequence, and the position in its slot 0. Both lists are replaced, never
         # changed in place.
         self.lengths = [0] * shape.batch_size
@@ -106,10 +114,20 @@ class CacheRows:
     def shown(self, index: Any, rows: slice | Array) -> tuple[Array, Array]:
         """The keys and values of a sequence or a slice of them, as users read them: int8 as float32."""
         arrays = self.keys[index][..., rows, :], self.values[index][..., rows, :]
-        if self.factors is None:
+        if not self.scaling:
             return arrays
-        k, v = (decode(a, f[index][..., rows, :]) for a, f in zip(arrays, self.factors, strict=True))
+        k, v = (
+            decode_int8(a, scaling.factors[index][..., rows], scaling.bits[index][..., rows, :])
+            for a, scaling in zip(arrays, self.scaling, strict=True)
+        )
         return k, v
+
+    def with_scaling(self, spec: AttentionSpec, of: Callable[[Array], Array]) -> AttentionSpec:
+        """``spec`` with the factors and bits of int8 keys and values, of which ``of`` takes the rows of a call."""
+        if not self.scaling:
+            return spec
+        keys, values = (scaling.rows(of) for scaling in self.scaling)
+        return spec._replace(key_scaling=keys, value_scaling=values)
 
     def can_undo(self, counts: Sequence[int]) -> bool:
         """Whether ``counts[i]`` rows can be appended and removed again without dropping a row that a query sees."""

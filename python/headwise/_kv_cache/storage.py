@@ -1,6 +1,6 @@
 """The types that a :class:`headwise.KVCache` stores: float32, float64, or 16-bit types and int8 beside float32 queries.
 
-int8 is symmetric, with a factor for each row and head: ``row = factor * integers``, ``factor = max(abs(row)) / 127``.
+Rows of int8 are those of :mod:`headwise._base.int8`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from headwise._base.ieee import cast_dtype, ieee
+from headwise._base.ieee import cast_dtype
+from headwise._base.int8 import INT8, UINT8, bits_of_columns, byte_count, encode_int8
 from headwise._base.layer import parameter_dtype
 from headwise._base.typing import FLOAT32
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
     from headwise._base.typing import Array
 
-INT8: np.dtype[Any] = np.dtype(np.int8)
-_MAX = 127
-
 
 class Part(NamedTuple):
     """An array of a cache, (batch, kv_heads, slots, width)."""
@@ -32,15 +30,32 @@ class Part(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def parts(head_dim: int, value_dim: int | None, dtype: np.dtype[Any]) -> list[Part]:
-    """The arrays of a cache; those of values only if they have a ``value_dim`` of their own."""
-    named = [("keys", head_dim)] + ([] if value_dim is None else [("values", value_dim)])
+def parts(head_dim: int, value_dim: int, dtype: np.dtype[Any], value_from_key: tuple[int, int] | None) -> list[Part]:
+    """The arrays of a cache. Values that are columns of keys have none of their own, but for bits of int8 that do not
+    begin with a byte."""
     arrays = []
-    for name, width in named:
+    for name, width in [("keys", head_dim)] + ([] if value_from_key else [("values", value_dim)]):
         arrays.append(Part(name, width, dtype))
         if dtype == INT8:
-            arrays.append(Part(f"factors of {name}", 1, FLOAT32))
+            arrays += [Part(f"factors of {name}", 1, FLOAT32), Part(f"bits of {name}", byte_count(width), UINT8)]
+    if _has_own_bits(dtype, value_from_key):
+        arrays.append(Part("bits of values", byte_count(value_dim), UINT8))
     return arrays
+
+
+def value_parts(arrays: dict[str, Array], value_from_key: tuple[int, int] | None) -> tuple[Array, Array | None]:
+    """The values and their bits, of the :func:`parts` of a cache."""
+    bits = arrays.get("bits of values")
+    if value_from_key is None:
+        return arrays["values"], bits
+    start, stop = value_from_key
+    if bits is None and "bits of keys" in arrays:
+        bits = arrays["bits of keys"][..., start // 8 : byte_count(stop)]
+    return arrays["keys"][..., start:stop], bits
+
+
+def _has_own_bits(dtype: np.dtype[Any], value_from_key: tuple[int, int] | None) -> bool:
+    return dtype == INT8 and value_from_key is not None and value_from_key[0] % 8 != 0
 
 
 def storage_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -55,27 +70,13 @@ def activation_dtypes(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], ...]:
     return (FLOAT32,) if dtype == INT8 else (dtype, FLOAT32) if dtype.itemsize == 2 else (dtype,)
 
 
-def encode(rows: Sequence[Array], dtype: np.dtype[Any]) -> list[Array]:
+def encode(rows: Sequence[Array], dtype: np.dtype[Any], value_from_key: tuple[int, int] | None) -> list[Array]:
     """New rows of keys and of values as a cache of ``dtype`` stores them, for each of its :func:`parts`."""
     if dtype == INT8:
-        return [array for a in rows for array in _quantise(a)]
+        arrays = [array for a in rows for array in encode_int8(a)]
+        if value_from_key is not None and _has_own_bits(dtype, value_from_key):
+            arrays.append(bits_of_columns(arrays[2], slice(*value_from_key)))
+        return arrays
     if dtype.itemsize > 2:
         return list(rows)  # the assignment changes the byte order
     return [a if a.dtype == dtype or a.dtype.newbyteorder("=") == dtype else cast_dtype(a, dtype) for a in rows]
-
-
-@ieee
-def _quantise(rows: Array) -> tuple[Array, Array]:
-    """Integers and factors. A row with NaN or infinity becomes NaN."""
-    factors: Array = np.abs(rows).max(axis=-1, keepdims=True).astype(FLOAT32) / np.float32(_MAX)
-    scaled = np.rint(rows / np.where(factors == 0, np.float32(1), factors))
-    finite = np.isfinite(factors)
-    factors = np.where(finite, factors, np.float32(np.nan))
-    return np.where(finite, scaled.clip(-_MAX, _MAX), 0).astype(INT8), factors
-
-
-@ieee
-def decode(integers: Array, factors: Array) -> Array:
-    """The rows of these ``integers`` and ``factors`` (..., 1), in float32."""
-    rows: Array = integers * factors
-    return rows

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from headwise._base.arrays import compact
 from headwise._base.attention_spec import fill_without_keys, spec_of_entry
+from headwise._base.float16 import BUFFER, borrow_buffer, give_back, is_cast_of_float16, widen_into
 from headwise._base.ieee import assign, cast_dtype, ieee
-from headwise._base.typing import FLOAT32
+from headwise._base.int8 import decode_int8
+from headwise._base.typing import FLOAT16, FLOAT32
 from headwise._numpy.blocks import BLOCK, head_blocks, heads_per_key_head
 from headwise._numpy.score_modifiers import ScoreBlock, modify_scores, relative_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from headwise._base.attention_spec import AttentionSpec, PackedSequences
+    from headwise._base.attention_spec import AttentionSpec, Int8Scaling, PackedSequences
     from headwise._base.typing import Array
 
 
 class Rows(NamedTuple):
-    """Rows of the keys or values, and the factors that they have in int8."""
+    """Rows of the keys or values, and the factors and bits that they have in int8."""
 
     array: Array
-    scales: Array | None
+    scaling: Int8Scaling | None
     where: tuple[slice, slice, slice]
 
-    def cast(self, dtype: np.dtype[Any]) -> Array:
-        rows = cast_dtype(self.array[self.where], dtype)
-        return rows if self.scales is None else rows * self.scales[self.where][..., np.newaxis]
+    def cast(self, dtype: np.dtype[Any], buffer: Array | None = None) -> Array:
+        """These rows in ``dtype``, a view or in ``buffer`` where that is possible."""
+        rows = self.array[self.where]
+        if self.scaling is None:
+            if buffer is None or rows.size > BUFFER or not is_cast_of_float16(rows, dtype):
+                return cast_dtype(rows, dtype)
+            wide = buffer[: rows.size].reshape(rows.shape)
+            widen_into(wide, rows)
+            return wide
+        return decode_int8(rows, self.scaling.factors[self.where], self.scaling.bits[self.where])
 
 
 # The smallest exp(score - max) of the native core, by item size; see csrc/attention/exp-inl.h.
@@ -49,11 +59,27 @@ def attention(
 ) -> None:
     """Attention in blocks, of the whole batch or, with ``key_lengths``, of one batch entry after another."""
     query, key, value = query.view(), key.view(), value.view()  # whose shapes no other thread can change
+    buffer = borrow_buffer() if key.dtype == FLOAT16 else None
     if spec.key_lengths is None:
-        _attend(query, key, value, output, weights, lse, spec)
-        return
+        _attend(query, key, value, output, weights, lse, spec, buffer)
+    else:
+        _attend_by_entry(query, key, value, output, weights, lse, spec, buffer)
+    if buffer is not None:
+        give_back(buffer)
+
+
+def _attend_by_entry(
+    query: Array,
+    key: Array,
+    value: Array,
+    output: Array,
+    weights: Array | None,
+    lse: Array | None,
+    spec: AttentionSpec,
+    buffer: Array | None,
+) -> None:
     rows = query.shape[2]
-    for b, keys in enumerate(spec.key_lengths.tolist()):
+    for b, keys in enumerate(np.asarray(spec.key_lengths).tolist()):
         part, part_spec = slice(b, b + 1), spec_of_entry(spec, b, rows)
         if weights is not None:
             weights[part, ..., keys:] = 0
@@ -63,6 +89,7 @@ def attention(
         _attend(
             query[part], key[part, :, :keys], value[part, :, :keys], output[part],
             None if weights is None else weights[part, ..., :keys], None if lse is None else lse[part], part_spec,
+            buffer,
         )  # fmt: skip
 
 
@@ -74,6 +101,7 @@ def _attend(
     weights: Array | None,
     lse: Array | None,
     spec: AttentionSpec,
+    buffer: Array | None,
 ) -> None:
     """Each block has some batch entries and heads, some query rows, and all keys that these rows see.
 
@@ -102,7 +130,7 @@ def _attend(
         scores = np.empty(block, dtype)
         grouped = scores.reshape((*stacked, block[3]))
         for columns, keys in pieces:
-            transposed = Rows(key, spec.key_scales, (b, g, keys)).cast(dtype).swapaxes(2, 3)
+            transposed = Rows(key, spec.key_scaling, (b, g, keys)).cast(dtype, buffer).swapaxes(2, 3)
             np.matmul(scaled.reshape((*stacked, head_dim)), transposed, out=grouped[..., columns])
         for columns, k in columns_of(runs):
             block_keep = [compact(mask[b, h, r, k]) for mask in keep] + kept_by_blocks(spec, b, h, r, k)
@@ -122,9 +150,9 @@ def _attend(
                 part = scores[..., columns]
                 part *= np.broadcast_to(spec.dropout_keep, shape)[b, h, r, k]
             total /= spec.dropout_scale
-        values = [(columns, Rows(value, spec.value_scales, (b, g, keys))) for columns, keys in pieces]
+        values = [(c, Rows(value, spec.value_scaling, (b, g, keys))) for c, keys in pieces]
         total = total.reshape((*stacked, 1))
-        average = _weighted_sum(grouped, values)
+        average = _weighted_sum(grouped, values, buffer)
         average /= total
         if not np.isfinite(average).all():
             again = _divide_first(grouped, total, values, keep_all=spec.dropout_keep is None)
@@ -170,9 +198,10 @@ def attention_varlen(
             part_spec = spec._replace(offset=offset)
             if spec.relative_bias is not None and spec.relative_bias.shape[2] > 1:
                 part_spec = part_spec._replace(relative_bias=_sequences_of(spec.relative_bias[0], rows))
-            if spec.key_scales is not None and spec.value_scales is not None:
-                scales = (_sequences_of(a[..., None], keys)[..., 0] for a in (spec.key_scales, spec.value_scales))
-                part_spec = part_spec._replace(key_scales=next(scales), value_scales=next(scales))
+            if spec.key_scaling is not None and spec.value_scaling is not None:
+                of = partial(_sequences_of, rows=keys)
+                scaling = (spec.key_scaling.rows(of), spec.value_scaling.rows(of))
+                part_spec = part_spec._replace(key_scaling=scaling[0], value_scaling=scaling[1])
             attention(q, k, v, result, None, part_lse, part_spec)
         if not isinstance(rows, slice):
             output.swapaxes(0, 1)[rows] = result.swapaxes(1, 2)
@@ -307,9 +336,10 @@ def _exponentials(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
     return total, peak
 
 
-def _weighted_sum(weights: Array, values: list[tuple[slice, Rows]]) -> Array:
+def _weighted_sum(weights: Array, values: list[tuple[slice, Rows]], buffer: Array | None = None) -> Array:
     """``weights @ values``, where the values are given in pieces, each with its columns of the weights."""
-    return reduce(np.add, (masked_product(weights[..., columns], v.cast(weights.dtype)) for columns, v in values))
+    pieces = ((weights[..., columns], rows.cast(weights.dtype, buffer)) for columns, rows in values)
+    return reduce(np.add, starmap(masked_product, pieces))
 
 
 def _divide_first(weights: Array, total: Array, values: list[tuple[slice, Rows]], *, keep_all: bool) -> Array:

@@ -16,7 +16,7 @@ def attention(call: Call) -> tuple[Any, ...]:
     batch, kv_heads = call.pick(0, 1, 2), call.pick(0, 1, 2, 3)
     heads, query_len, key_len = kv_heads * call.pick(1, 2), call.size(), call.size()
     head_dim, value_dim = call.size(), call.size()
-    stored, scales = stored_keys(call, dtype, (batch, kv_heads, key_len))
+    stored, scaling = stored_keys(call, dtype, (batch, kv_heads, key_len), (head_dim, value_dim))
     return (
         call.array(dtype, batch, heads, query_len, head_dim),
         call.array(stored, batch, kv_heads, key_len, head_dim),
@@ -24,7 +24,7 @@ def attention(call: Call) -> tuple[Any, ...]:
         call.array(dtype, batch, heads, query_len, value_dim),
         call.array(dtype, batch, heads, query_len, key_len, optional=True),
         call.array(accumulator, batch, heads, query_len, optional=True),
-        spec(call, dtype, (batch, heads, query_len, key_len), scales=scales),
+        spec(call, dtype, (batch, heads, query_len, key_len), scaling=scaling),
     )
 
 
@@ -77,7 +77,7 @@ def attention_varlen(call: Call) -> tuple[Any, ...]:
         cuts = np.sort(call.rng.integers(0, rows + 1, count + 1))
         return call.integers(cuts[:-1]), call.integers(np.diff(cuts))
 
-    stored, scales = stored_keys(call, dtype, (kv_heads, keys))
+    stored, scaling = stored_keys(call, dtype, (kv_heads, keys), (head_dim, value_dim))
     return (
         call.array(dtype, heads, queries, head_dim),
         call.array(stored, kv_heads, keys, head_dim),
@@ -85,7 +85,7 @@ def attention_varlen(call: Call) -> tuple[Any, ...]:
         call.array(dtype, heads, queries, value_dim),
         call.array(accumulator, heads, queries, optional=True),
         call.tuple(*ranges(queries), *ranges(keys), call.integers(call.rng.integers(-9, 9, count))),
-        spec(call, dtype, (1, heads, queries, keys), masks=False, scales=scales),
+        spec(call, dtype, (1, heads, queries, keys), masks=False, scaling=scaling),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from contract.core_calls.call import BOOL, FLOATS, INT8, INT64, Call
+from contract.core_calls.call import BOOL, FLOATS, INT8, INT64, UINT8, Call
 
 
 def spec(
@@ -15,7 +15,7 @@ def spec(
     scores: tuple[int, ...],
     *,
     masks: bool = True,
-    scales: tuple[Any, Any] = (None, None),
+    scaling: tuple[Any, Any] = (None, None),
 ) -> Any:
     accumulator = FLOATS[0] if dtype.itemsize == 2 else dtype
 
@@ -43,7 +43,7 @@ def spec(
         (score_arrays(BOOL) or [None])[0],
         call.number(1.25),
         *lengths,
-        *scales,
+        *scaling,
         None,  # blocks: given by the calls of functions alone
         None,  # score_mod
         relative_bias(call, accumulator, scores),
@@ -55,11 +55,16 @@ def relative_bias(call: Call, dtype: np.dtype[Any], scores: tuple[int, ...]) -> 
     return call.array(dtype, *(call.pick(1, size) for size in scores[:3]), width, optional=True)
 
 
-def stored_keys(call: Call, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[np.dtype[Any], tuple[Any, Any]]:
-    """The dtype of keys and values of ``shape``, and the factors of int8."""
-    if dtype != FLOATS[0] or call.chance(0.6):
-        return dtype, (None, None)
-    stored = call.pick(INT8, *(one for one in FLOATS if one.itemsize == 2))
+def stored_keys(
+    call: Call, dtype: np.dtype[Any], shape: tuple[int, ...], widths: tuple[int, int]
+) -> tuple[np.dtype[Any], tuple[Any, Any]]:
+    """The dtype of keys and values of ``shape`` and ``widths``, and the factors and bits of int8."""
+    stored = dtype
+    if dtype == FLOATS[0] and not call.chance(0.6):
+        stored = call.pick(INT8, *(one for one in FLOATS if one.itemsize == 2))
     if stored != INT8:
         return stored, (None, None)
-    return stored, (call.array(FLOATS[0], *shape), call.array(FLOATS[0], *shape))
+    keys, values = (
+        call.tuple(call.array(FLOATS[0], *shape), call.array(UINT8, *shape, (width + 7) // 8)) for width in widths
+    )
+    return stored, (keys, values)

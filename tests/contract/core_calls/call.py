@@ -11,7 +11,7 @@ import numpy as np
 from contract.core_calls.memory import MAX_BYTES, Slot
 
 FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
-BOOL, INT8, INT64 = np.dtype(bool), np.dtype(np.int8), np.dtype(np.int64)
+BOOL, INT8, UINT8, INT64 = np.dtype(bool), np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.int64)
 OTHERS = [np.dtype(t) for t in (np.uint8, np.int32, np.complex64, ">f4", "V2", object, "M8[s]", "f4,i4")]
 
 
