@@ -26,6 +26,9 @@ SPELLINGS = {
     "typing.SupportsFloat | typing.SupportsIndex": "float",
     "typing.SupportsInt | typing.SupportsIndex": "int",
     "collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]": "list[int]",
+    "typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], 'FixedSize(2)']": (
+        "tuple[int, int]"
+    ),
     "headwise._core.PackedLinear": "PackedLinear",
 }
 

@@ -28,6 +28,9 @@ constexpr std::int64_t kMinRows = 48, kMaxRows = 768;
 // on shapes alone, so results have the same bits for any number of threads.
 constexpr std::int64_t kParts = 64;
 
+// Blocks are smaller, down to kMinRows, where there would be fewer tasks for the threads.
+constexpr std::int64_t kLeastTasks = 16;
+
 constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // One call: all batch entries, or one of them if they differ in length.
@@ -41,7 +44,9 @@ struct Call {
     group = query_heads / args.key.shape[1];
     const std::int64_t row_bytes = std::max<std::int64_t>(1, key_len) * static_cast<std::int64_t>(sizeof(T));
     const std::int64_t rows = std::clamp(kWeightsBytes / row_bytes, kMinRows, kMaxRows);
-    block_queries = std::min(query_len, std::max<std::int64_t>(1, rows / group));
+    const std::int64_t shared = CeilDiv(query_len, CeilDiv(kLeastTasks, heads));
+    block_queries = std::min({query_len, std::max<std::int64_t>(1, rows / group), std::max(kMinRows / group, shared)});
+    block_queries = std::max<std::int64_t>(1, block_queries);
     // No block of queries of block_mass belongs to two parts.
     const std::int64_t query_size = std::min(statistics.query_size, query_len);
     const std::int64_t least = std::max(CeilDiv(query_len, CeilDiv(kParts, heads)), block_queries);

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Results: TypeAlias = tuple[Array, Array | None, Array | None]
 
 # Entries of the arrays of a block of query rows: masses, and weights where they are needed.
-_BLOCK = 1 << 21
+_BLOCK = 1 << 18
 
 
 def check_relative_values(x: ArrayLike, shape: AttentionShape, dtype: np.dtype[Any]) -> Array:
