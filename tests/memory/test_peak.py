@@ -22,6 +22,7 @@ from operations import cases
 # The core has working memory for each thread, the NumPy backend a few blocks of 2**17 entries. Neither depends on
 # lengths, but NumPy's scores of one query, and of its group of heads, are never divided.
 SCRATCH = 2 * 2.5 if backend == "native" else 5.5
+RELATIVE = 8 * 4 * 2**18 / 1e6  # relative values: masses or weights of a block of rows, their gradients and biases
 DRAWS = (4 + 1) * 2**22 / 1e6  # of dropout: random numbers, and whether a weight is kept, for a block of rows
 hw.set_num_threads(2)
 libc = ctypes.CDLL(None)
@@ -73,7 +74,10 @@ MORE = {
     # The output; natively also a sum of d_query for each of four chunks of keys.
     "attention_gradients": (5 if backend == "native" else 1) * mb(q),
     "attention_gradients-block_mask": (5 if backend == "native" else 1) * mb(q),
-    "attention_gradients-all": (5 if backend == "native" else 1) * mb(q) + 0.5,  # another block: relative biases
+    "attention_gradients-all": (5 if backend == "native" else 1) * mb(q) + RELATIVE + 0.5,  # and relative biases
+    "flash_attention-all": RELATIVE,
+    "scaled_dot_product_attention-all": RELATIVE,
+    "varlen_attention-all": RELATIVE,
     "attention_statistics-all": 4 * 2**18 * 4 / 1e6,  # which of many weights of 0 are the first, for a part of 2**18
     "linear_attention-delta": 2 * mb(rows_of_linear),  # the features of queries and keys
     "linear_attention-gated_delta": 2 * mb(rows_of_linear),
