@@ -170,7 +170,7 @@ def test_out_must_not_overlap_the_cache() -> None:
 
 
 def test_rows_beyond_the_capacity() -> None:
-    message = r"^key: 3 new rows, but the length 3 of sequence 1 leaves only 2 of the capacity 5"
+    message = r"^key: 3 new rows, but 3 stored rows of sequence 1 leave only 2 of the capacity 5"
     for call in ("append", "extend"):
         cache = full()
         cache.append(X, X, lengths=[0, 1])

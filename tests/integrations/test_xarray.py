@@ -102,6 +102,23 @@ def test_masks_biases_and_heads_by_name(chunked: bool) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("heads", [None, "head"])
+def test_a_dimension_that_the_mask_alone_has(heads: str | None, chunked: bool) -> None:
+    given = query, key, value = arrays()
+    masks = xarray.DataArray(
+        normal((2, 5, 7), 3) > -1, dims=("member", "time", "past"), coords={"member": ["first", "second"]}
+    )
+    if chunked:
+        pytest.importorskip("dask.array", reason="the package dask is not installed")
+        given = query.chunk(time=2), key.chunk(past=3), value.chunk(past=4)
+    found = adapter.flash_attention(*given, **NAMES, values="output", heads=heads, mask=masks)
+    assert found.dims == ("member", "head", "time", "output")
+    for member in ("first", "second"):
+        alone = adapter.flash_attention(query, key, value, **NAMES, values="output", mask=masks.sel(member=member))
+        np.testing.assert_allclose(found.sel(member=member).values, alone.transpose(*found.dims[1:]).values, atol=1e-13)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
 def test_statistics(chunked: bool) -> None:
     query, key, _ = arrays()
     expected = hw.attention_statistics(

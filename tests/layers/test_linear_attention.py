@@ -136,6 +136,18 @@ def test_causality_and_both_directions(x: np.ndarray) -> None:
     np.testing.assert_allclose(both(x[:, ::-1])[0][:, ::-1], both(x)[0], atol=1e-12)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_learned_rates_of_tokens_that_are_not_finite(number: float, x: np.ndarray) -> None:
+    layer = hw.LinearAttention(
+        x.shape[2], 2, rule="gated_delta", feature_map=None, decay="learned", beta="learned", rng=0
+    )
+    changed = x.copy()
+    changed[:, 4:] = number
+    output, state = layer(changed)
+    np.testing.assert_allclose(output[:, :4], layer(x)[0][:, :4], atol=1e-12)
+    assert not np.isfinite(output[:, 4:]).any() and not np.isfinite(state).any()
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_dtypes(name: str, x: np.ndarray) -> None:
     rates = LAYERS[name][1]

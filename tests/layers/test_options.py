@@ -276,7 +276,7 @@ class TestBadCacheCalls:
         cache = layer.make_cache(2, 8, dtype=np.float64)
         layer(x, cache=cache)
         before = cache.keys.copy()
-        with pytest.raises(ValueError, match=r"2 new rows, but the length 7 of sequence 0 leaves only 1 of"):
+        with pytest.raises(ValueError, match=r"2 new rows, but 7 stored rows of sequence 0 leave only 1 of"):
             layer(x[:, :2], cache=cache)
         np.testing.assert_array_equal(cache.keys, before)
         assert layer(x[:, :1], cache=cache)[0].shape == (2, 1, 24)

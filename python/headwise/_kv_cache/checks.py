@@ -169,12 +169,12 @@ def check_new(key: ArrayLike, value: ArrayLike | None, shape: CacheShape) -> lis
     return encode(new, shape.dtype, shape.value_from_key)
 
 
-def check_free(counts: Sequence[int], lengths: Sequence[int], capacity: int) -> None:
-    """ValueError if a cache that is no ring has no room for ``counts[i]`` rows behind the ``lengths[i]`` there are."""
-    for i, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        if length + count > capacity:
+def check_free(counts: Sequence[int], stored: Sequence[int], capacity: int) -> None:
+    """ValueError if a cache that is no ring has no room for ``counts[i]`` rows beside the ``stored[i]`` there are."""
+    for i, (rows, count) in enumerate(zip(stored, counts, strict=True)):
+        if rows + count > capacity:
             raise ValueError(
-                f"key: {count} new rows, but the length {length}{of(i, counts)} leaves only {capacity - length} of the "
+                f"key: {count} new rows, but {rows} stored rows{of(i, counts)} leave only {capacity - rows} of the "
                 f"capacity {capacity}; truncate or reset the cache, or create it larger or with ring=True"
             )
 

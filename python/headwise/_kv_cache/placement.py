@@ -41,7 +41,9 @@ def check_placement(
     order, longer, replaced = np.empty(given.shape, np.intp), [], []
     for i, (count, length) in enumerate(zip(counts, rows.lengths, strict=True)):
         where = given[i, :count]
-        _check_range(where, capacity + rows.offsets[i] if rows.reach < 0 else -1, of(i, counts))
+        evicted = rows.offsets[i] if rows.reach < 0 else 0
+        limit = "sum of the capacity and the evicted rows," if evicted else "capacity"
+        _check_range(where, capacity + evicted if rows.reach < 0 else -1, of(i, counts), limit)
         by_position = np.argsort(where, kind="stable")
         where = where[by_position].astype(INT64)
         old = int(np.searchsorted(where, length))

@@ -25,11 +25,19 @@ LEARNED = "learned"
 
 @ieee
 def gate(x: Array, weight: Slot, bias: Slot) -> Array:
-    """Rates in (0, 1], (batch, kv_heads, seq), of rows (batch, seq, d_model), in their dtype."""
+    """Rates in (0, 1], (batch, kv_heads, seq), of rows (batch, seq, d_model), in their dtype.
+
+    Those of rows with NaN or infinity, whose keys and values are not finite either, are 1 where they would be NaN: a
+    decay of NaN is not allowed.
+    """
     z = np.ascontiguousarray(linear(x, weight.cast(x.dtype), bias.cast(x.dtype)).swapaxes(1, 2))
     e = np.exp(-np.abs(z))
     rates = np.where(z < 0, e, 1) / (1 + e)
     found: Array = np.maximum(rates, np.finfo(x.dtype).tiny)  # a decay of 0 is not allowed
+    undefined = np.isnan(found)
+    if undefined.any():
+        finite: Array = np.isfinite(x).all(axis=2)
+        found[undefined & ~finite[:, np.newaxis]] = 1
     return found
 
 

@@ -171,6 +171,7 @@ def _apply(
             arrays[name] = mask, dims or (keys,)
     for name, (array, dims) in arrays.items():
         _check_dims(array, name, dims)
+    arrays = _with_dims_of_masks(arrays)
     if heads is not None:
         arrays = _heads_last(arrays, heads)
     for name in _OF_HEADS:
@@ -200,6 +201,16 @@ def _per_head(array: Any, name: str, heads: str | None, arrays: Mapping[str, Nam
     with_heads = next(other for other, _ in arrays.values() if heads in other.dims)
     _xarray.align(array, with_heads, join="exact", exclude=set(with_heads.dims) - {heads})
     return array.values
+
+
+def _with_dims_of_masks(arrays: dict[str, Named]) -> dict[str, Named]:
+    """The arrays, of which the query has the dimensions of the batch that masks and biases alone have."""
+    query, core = arrays["query"]
+    rows = [of for name, of in arrays.items() if name not in _OF_SCORES]
+    known = {dim for array, of in rows for dim in (*array.dims, *of)}
+    masks = [of for name, of in arrays.items() if name in _OF_SCORES]
+    new = {dim: array.sizes[dim] for array, of in masks for dim in array.dims if dim not in known}
+    return {**arrays, "query": (query.expand_dims(new), core)} if new else arrays
 
 
 def _heads_last(arrays: dict[str, Named], heads: str) -> dict[str, Named]:
