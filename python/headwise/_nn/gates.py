@@ -36,7 +36,7 @@ def gate(x: Array, weight: Slot, bias: Slot) -> Array:
     found: Array = np.maximum(rates, np.finfo(x.dtype).tiny)  # a decay of 0 is not allowed
     undefined = np.isnan(found)
     if undefined.any():
-        finite: Array = np.isfinite(x).all(axis=2)
+        finite: Any = np.isfinite(x).all(axis=2)
         found[undefined & ~finite[:, np.newaxis]] = 1
     return found
 
