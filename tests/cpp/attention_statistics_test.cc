@@ -126,7 +126,9 @@ void CheckAll() {
       if (seed % 5 == 0) test.AddKeyLengths(true);
       if (seed % 2 == 0) test.args.spec.right = 0, test.args.spec.offset = keys - queries;
       if (seed % 7 == 0) test.args.spec.left = 100;
-      Check(test, {std::min<std::int64_t>(keys, seed % 2 ? 3 : 20), seed % 2 ? 16 : 100, seed % 3 ? 50 : 7});
+      const Options options{std::min<std::int64_t>(keys, seed % 2 ? 3 : 20), seed % 2 ? 16 : 100, seed % 3 ? 50 : 7};
+      Check(test, options);
+      if (test.Poison() > 0) Check(test, options);
       if (::testing::Test::HasFailure()) return;
     }
   }
@@ -169,7 +171,11 @@ TEST(AttentionStatisticsArgumentsTest, AreChecked) {
   wrong.key_mass.shape[2] = 4, refused(wrong);
   wrong = results.all, wrong.top_keys = {}, refused(wrong);
   wrong = results.all, wrong.query_size = 0, refused(wrong);
-  wrong = results.all, wrong.block_mass.stride[3] = 2, wrong.key_size = 1, refused(wrong);
+  wrong = results.all, wrong.key_size = INT64_MAX, refused(wrong);
+  wrong = results.all, wrong.top_weights.shape[3] = wrong.top_keys.shape[3] = 0, refused(wrong);
+  const Results<float> blocks(shape, {3, 16, 2});
+  EXPECT_NO_THROW(AttentionStatistics(test.args, blocks.all));
+  wrong = blocks.all, wrong.block_mass.stride[3] = 2, refused(wrong);
   test.args.statistics = &results.all;
   EXPECT_THROW(Attention(test.args), std::invalid_argument);
 }

@@ -14,6 +14,7 @@
 #include "headwise/activation.h"
 #include "headwise/alibi.h"
 #include "headwise/attention.h"
+#include "headwise/attention_statistics.h"
 #include "headwise/layer_norm.h"
 #include "headwise/linear.h"
 #include "headwise/rope.h"
@@ -228,12 +229,31 @@ void AddAttention(std::vector<Work>& works) {
 }
 
 template <typename T>
+void AddStatistics(std::vector<Work>& works) {
+  AttentionShape shape;
+  shape.kv_heads = 2, shape.group = 2, shape.query_len = 150, shape.key_len = 600, shape.head_dim = 64;
+  const auto test = std::make_shared<AttentionCase<T>>(shape, 1);
+  works.push_back({"attention statistics", [test] {
+                     const Tensor<T, 3> key_mass({1, 4, 600}), entropy({1, 4, 150}), max_weight({1, 4, 150});
+                     const Tensor<T, 4> top_weights({1, 4, 150, 5}), block_mass({1, 4, 10, 12});
+                     const Tensor<std::int64_t, 4> top_keys({1, 4, 150, 5});
+                     AttentionStatistics(test->args, {key_mass.view(), entropy.view(), max_weight.view(),
+                                                      top_weights.view(), top_keys.view(), block_mass.view(), 16, 50});
+                     Bytes bytes;
+                     Append(key_mass, bytes), Append(entropy, bytes), Append(max_weight, bytes);
+                     Append(top_weights, bytes), Append(top_keys, bytes), Append(block_mass, bytes);
+                     return bytes;
+                   }});
+}
+
+template <typename T>
 std::vector<Work> Works() {
   std::vector<Work> works;
   AddSoftmax<T>(works);
   AddRowOperations<T>(works);
   AddLinear<T>(works);
   AddAttention<T>(works);
+  if constexpr (!kIs16Bit<T>) AddStatistics<T>(works);
   return works;
 }
 

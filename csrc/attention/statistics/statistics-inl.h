@@ -6,8 +6,8 @@
 // the logarithm, which is Highway's. From the logarithm of a weight, and not from its score, the entropy has no
 // cancellation.
 //
-// Sums over queries are kept in the accumulator type for rows that follow each other in a block of queries, in double
-// beyond it.
+// Sums over queries are kept in the accumulator type for rows that follow each other in a block of queries. Those of
+// key_mass continue in double beyond it, those of block_mass in their result.
 
 #if defined(HEADWISE_ATTENTION_STATISTICS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_STATISTICS_INL_H_

@@ -31,6 +31,9 @@ constexpr std::int64_t kParts = 64;
 // Blocks are smaller, down to kMinRows, where there would be fewer tasks for the threads.
 constexpr std::int64_t kLeastTasks = 16;
 
+// The largest blocks of block_mass, with which no arithmetic overflows.
+constexpr std::int64_t kMaxBlock = std::int64_t{1} << 61;
+
 constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // One call: all batch entries, or one of them if they differ in length.
@@ -156,8 +159,8 @@ void Check(const AttentionArgs<T>& args, const WeightStatistics<T>& statistics) 
   if (args.weights || args.spec.dropout_keep) {
     throw std::invalid_argument("weights, dropout_keep: expected none beside statistics");
   }
-  if (statistics.query_size < 1 || statistics.key_size < 1) {
-    throw std::invalid_argument("query_size, key_size: expected at least 1");
+  for (const std::int64_t size : {statistics.query_size, statistics.key_size}) {
+    if (size < 1 || size > kMaxBlock) throw std::invalid_argument("query_size, key_size: expected 1 to 2^61");
   }
   const auto [batch, heads, query_len, head_dim] = args.query.shape;
   const std::int64_t key_len = args.key.shape[2], k = statistics.top_weights.shape[3];
@@ -170,7 +173,9 @@ void Check(const AttentionArgs<T>& args, const WeightStatistics<T>& statistics) 
   if (static_cast<bool>(statistics.top_weights) != static_cast<bool>(statistics.top_keys)) {
     throw std::invalid_argument("top_keys: expected together with top_weights");
   }
-  if (k < 0 || k > key_len) throw std::invalid_argument("top_weights: expected 1 to key_len weights");
+  if (statistics.top_weights && (k < 1 || k > key_len)) {
+    throw std::invalid_argument("top_weights: expected 1 to key_len weights");
+  }
   const std::array<std::int64_t, 4> blocks{batch, heads, CeilDiv(query_len, statistics.query_size),
                                            CeilDiv(key_len, statistics.key_size)};
   CheckResult<T, 4>(statistics.block_mass, blocks, "block_mass");

@@ -27,7 +27,7 @@ struct WeightStatistics {
 // - Results have the same bits for any number of threads.
 // - A key that a query does not keep affects no result of that query. A query that keeps nothing has entropy, weights
 //   and mass 0. A query whose weights are NaN makes the mass of all keys of its head NaN; it has the first keys.
-// - Memory: the weights of about 48 queries per thread, and the sums of up to about 64 parts of the queries.
+// - Memory: the weights of 48 rows (at least 1 MB) per thread; the sums of about 64 parts, at least one per head.
 template <typename T>
 void AttentionStatistics(const AttentionArgs<T>& args, const WeightStatistics<Accumulator<T>>& statistics);
 
