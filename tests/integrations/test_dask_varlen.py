@@ -93,7 +93,7 @@ def test_nan_of_another_sequence_reaches_nothing() -> None:
     [
         ({"cu_seqlens_q": [0, 40]}, ValueError, "cu_seqlens_q: ends at 40"),
         ({"cu_seqlens_k": None}, ValueError, "cu_seqlens_k: None"),
-        ({"cu_seqlens_q": da.arange(3)}, TypeError, "cu_seqlens_q: a Dask collection"),
+        ({"cu_seqlens_q": da.arange(3)}, TypeError, "cu_seqlens_q: a Dask collection, expected an array in memory"),
         ({"query": np.ones((41, 8))}, ValueError, "query: shape"),
         ({"sinks": np.ones(3)}, ValueError, "sinks: shape"),
         ({"relative_bias": np.ones((4, 41, 6))}, ValueError, "relative_bias: shape"),

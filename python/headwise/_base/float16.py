@@ -80,7 +80,7 @@ def _every_float16() -> Array:
 
 
 def borrow_buffer() -> Array:
-    """``BUFFER`` entries of float32, for :func:`give_back`. Whoever has borrowed a buffer is its only user."""
+    """``BUFFER`` entries of float32, for the caller alone until :func:`give_back`."""
     try:
         return _kept.pop()
     except IndexError:

@@ -22,6 +22,7 @@ from headwise._ops.attention.score_masks import aligned_masks
 from headwise._ops.attention.shapes import check_shapes
 from headwise._ops.attention.spec import attention_spec
 from headwise.integrations import _parts
+from headwise.integrations.dask._keywords import refuse_collections
 from headwise.integrations.dask._library import arrays
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
     Where = tuple[int, ...]  # the indices of a chunk
+
+#: Options that are not in chunks: all tasks have them, or they decide the tasks.
+WHOLE = ("alibi_slopes", "sinks", "key_lengths", "relative_values")
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ def in_chunks(
 
     The chunks of queries and keys start at ``multiples``. With ``all_heads``, all heads are in one chunk.
     """
+    refuse_collections({name: getattr(options, name) for name in WHOLE})
     lazy: dict[str, Any] = {name: as_dask(a, name) for name, a in given.items()}
     q, k, v = lazy["query"], lazy["key"], lazy.get("value")
     shape = check_shapes(q.shape, k.shape, (*k.shape[:-1], 0) if v is None else v.shape)

@@ -14,7 +14,8 @@ from headwise._ops.attention.shapes import check_packed_shapes
 from headwise._ops.attention.spec import attention_spec, is_lower_right
 from headwise._ops.attention.varlen import packed_sequences
 from headwise.integrations import _parts
-from headwise.integrations.dask._chunks import as_dask, fitted, slices, without_entries
+from headwise.integrations.dask._chunks import WHOLE, as_dask, fitted, slices, without_entries
+from headwise.integrations.dask._keywords import refuse_collections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -74,6 +75,8 @@ def packed_chunks(
     given: Mapping[str, Any], cumulative: tuple[Any, Any], alignment: str, options: SpecOptions
 ) -> PackedChunks:
     """The checked arguments of a call: query, key and value, the ``cumulative`` lengths, and the others."""
+    refuse_collections(dict(zip(("cu_seqlens_q", "cu_seqlens_k"), cumulative, strict=True)))
+    refuse_collections({name: getattr(options, name) for name in WHOLE})
     lazy: dict[str, Any] = {name: as_dask(a, name) for name, a in given.items()}
     q, k, v = lazy.values()
     shape = check_packed_shapes(q.shape, k.shape, v.shape)
