@@ -153,6 +153,22 @@ def test_copies_truncation_and_order(way: Any) -> None:
     np.testing.assert_array_equal(cache.keys, given[1][:, :, :3])
 
 
+def test_copies_once_all_removed_rows_are_truncated() -> None:
+    """Truncated twice below the first removed row: a copy has as many kept positions as rows."""
+    given, cache = arrays(), make()
+    cache.append(*(a[:, :, :PROMPT] for a in given[1:]))
+    scores = -np.broadcast_to(np.arange(PROMPT, dtype=np.float64), (BATCH, PROMPT))
+    cache.evict(scores, keep=5)
+    for length in (4, 2):
+        cache.truncate(length)
+    twin = pickle.loads(pickle.dumps(cache))
+    assert twin.key_positions(0).tolist() == cache.key_positions(0).tolist() == [0, 1]
+    new = [a[:, :, 2:7] for a in given]
+    expected = hw.flash_attention(*(a[:, :, :7] for a in given), is_causal=True)[:, :, 2:]
+    for each in (cache, twin, cache.select([0, 1])):
+        close(each.extend(*new), expected)
+
+
 def test_rows_at_positions() -> None:
     given, cache = arrays("float64"), make("float64")
     cache.append(*(a[:, :, :PROMPT] for a in given[1:]))

@@ -212,14 +212,14 @@ class CacheRows:
 
     def truncate(self, lengths: list[int]) -> None:
         """Remove the latest positions of each sequence, down to these lengths."""
-        if not any(self.offsets):
-            self.lengths = lengths
-            return
         if self.kept is not None:
             stored = self._rows_until(lengths)
             offsets = [length - rows for length, rows in zip(lengths, stored, strict=True)]
             kept = [positions[:rows] for positions, rows in zip(self.kept, stored, strict=True)]
             vars(self).update(lengths=lengths, offsets=offsets, kept=kept)
+            return
+        if not any(self.offsets):
+            self.lengths = lengths
             return
         offsets = [offset if length else 0 for length, offset in zip(lengths, self.offsets, strict=True)]
         vars(self).update(lengths=lengths, offsets=offsets)
