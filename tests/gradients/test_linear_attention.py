@@ -9,7 +9,7 @@ import pytest
 
 import headwise as hw
 import oracle
-from support import dtype_named
+from support import dtype_named, normal
 
 Array = np.ndarray[Any, Any]
 
@@ -126,6 +126,30 @@ def test_chunks_against_pytorch(by_feature: bool) -> None:
     for name, gradient in zip(arguments, pullback(*d), strict=True):
         grad = t[name].grad.numpy()
         np.testing.assert_allclose(gradient, grad, atol=1e-12 * np.abs(grad).max())
+
+
+@pytest.mark.parametrize("rule", ["gated", "gated_delta"])
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_small_decays(rule: str, by_feature: bool) -> None:
+    """Outputs are linear in a decay, so that a difference of any size has the slope."""
+    q, k, v = (normal((1, 2, 150, 4), seed, np.float64) / 2 for seed in range(3))
+    rates = {"beta": np.full((1, 2, 150), 0.5)} if rule == "gated_delta" else {}
+    decay = np.full((1, 2, 150, 4) if by_feature else (1, 2, 150), 0.9)
+    small = {20: 1e-8, 64: 1e-20, 65: 1e-30, 128: 1e-300}
+    for token, factor in small.items():
+        decay[:, :, token] = factor
+    options: dict[str, Any] = {"rule": rule, "feature_map": None, **rates}
+    d_output = normal((1, 2, 150, 4), 4, np.float64)
+    _, pullback = hw.vjp(hw.linear_attention, q, k, v, decay=decay, wrt=("decay",), **options)
+    (gradient,) = pullback(d_output)
+    for token in (0, 19, 21, 66, 149, *small):
+        where = (0, 1, token, *[2] * by_feature)
+        losses = []
+        for factor in (0.5, 1.0):
+            changed = decay.copy()
+            changed[where] = factor
+            losses.append((d_output * hw.linear_attention(q, k, v, decay=changed, **options)[0]).sum())
+        np.testing.assert_allclose(gradient[where], 2 * (losses[1] - losses[0]), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["plain", "gated-features", "gated-delta"])

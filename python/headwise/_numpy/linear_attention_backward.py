@@ -19,7 +19,9 @@ and the keys have those of queries whose gradient by the output is ``-beta D`` a
 
 With the logarithm ``b_t`` of ``P_t``, which multiplies q_t (and k_t where it reads) and divides k_t (where it writes),
 the gradient by ``b_t`` is ``q_t * d_q_t - k_t * d_k_t``, the latter with the sign of its use, and that by the logarithm
-of a decay is the sum of those of its token and later ones.
+of a decay is the sum of those of its token and later ones: ``sum_v S_fv R_fv`` for those behind a chunk. This sum of
+numbers of any size is small for a small decay, by which it is divided, so a token with such a decay begins a chunk,
+whose own ``S`` and ``R`` have the gradient without rounding errors of the sum.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ from headwise._numpy.linear_attention import Correction, Decays, correct, padded
 
 if TYPE_CHECKING:
     from headwise._base.typing import Array
+
+
+# Tokens with smaller decays begin a chunk: rounding errors of a longer sum would be divided by these decays.
+_SMALL = 1e-6
 
 
 class Gradients(NamedTuple):
@@ -71,25 +77,39 @@ def linear_attention_backward(  # noqa: PLR0913 (the arrays of the operation)
     states = []
     for tokens in steps:
         states.append(S)
-        c = _read(k, v, decay, beta, tokens, S)
-        S = S if c.decays.whole is None else S * c.decays.whole.swapaxes(-1, -2)
-        S = S + c.decays.to_end(c.k).swapaxes(-1, -2) @ c.u
+        S = _after(_read(k, v, decay, beta, tokens, S))
     d_beta = None if beta is None else np.empty_like(beta)
-    found = Gradients(np.empty_like(q), np.empty_like(k), np.empty_like(v), None, d_beta, d_state.copy())
+    d_log = None if decay is None else np.empty_like(k)
+    found = Gradients(np.empty_like(q), np.empty_like(k), np.empty_like(v), d_log, d_beta, d_state.copy())
     reading = None if beta is None else np.empty_like(k)  # gradients by the keys where they read the state
+    by_state = (d_state * S).sum(axis=-1)
     for tokens, before in zip(reversed(steps), reversed(states), strict=True):
-        c = _read(k, v, decay, beta, tokens, before)
-        _differentiate(d_output[..., tokens, :], q[..., tokens, :], c, found, reading)
+        chunks, S = [], before
+        for part in _parts(tokens, decay):
+            chunks.append(_read(k, v, decay, beta, part, S))
+            S = _after(chunks[-1])
+        for c in reversed(chunks):
+            part = c.tokens
+            _differentiate(d_output[..., part, :], q[..., part, :], c, found, reading)
+            if d_log is None:
+                continue
+            by_log = (q[..., part, :] * found.q[..., part, :]).sum(axis=2) - k[:, :, part] * found.k[:, :, part]
+            if reading is not None:
+                by_log += 2 * k[:, :, part] * reading[:, :, part]
+            by_log[:, :, -1] += by_state
+            d_log[:, :, part] = np.flip(np.cumsum(np.flip(by_log, axis=2), axis=2), axis=2)
+            by_state = (found.state * c.state).sum(axis=-1)
+            d_log[:, :, part.start] = by_state
+    return found if d_log is None else found._replace(decay=d_log / decay)
+
+
+def _parts(tokens: slice, decay: Array | None) -> list[slice]:
+    """The tokens of a chunk in parts, of which each but the first begins with a small decay."""
     if decay is None:
-        return found
-    by_log = (q * found.q).sum(axis=2)
-    by_log -= k * found.k
-    if reading is not None:
-        by_log += 2 * k * reading
-    if k.shape[2]:
-        by_log[:, :, -1] += (d_state * S).sum(axis=-1)
-    by_log = np.flip(np.cumsum(np.flip(by_log, axis=2), axis=2), axis=2)
-    return found._replace(decay=by_log / decay)
+        return [tokens]
+    small = tokens.start + np.flatnonzero((decay[:, :, tokens] < _SMALL).any(axis=(0, 1, 3)))
+    starts = [tokens.start, *(t for t in small.tolist() if t > tokens.start)]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], tokens.stop], strict=True)]
 
 
 class _Chunk(NamedTuple):
@@ -113,6 +133,13 @@ def _read(k: Array, v: Array, decay: Array | None, beta: Array | None, tokens: s
     rates = padded(beta[:, :, tokens], width)
     correction = correct(decays, part, values, rates, state)
     return _Chunk(tokens, decays, part, correction.u, state, rates, correction)
+
+
+def _after(c: _Chunk) -> Array:
+    """The state after a chunk."""
+    S = c.state if c.decays.whole is None else c.state * c.decays.whole.swapaxes(-1, -2)
+    after: Array = S + c.decays.to_end(c.k).swapaxes(-1, -2) @ c.u
+    return after
 
 
 def _decays(decay: Array | None, tokens: slice) -> Decays:
