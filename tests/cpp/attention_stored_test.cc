@@ -38,6 +38,10 @@ void Fill(const Tensor<float, 4>& array, const Tensor<K, 4>& stored, const Tenso
           *stored.view().at(b, h, j, i) = Stored<K>(number);
           *bits.view().at(b, h, j, i / 8) |= static_cast<std::uint8_t>((number & 1) << (i % 8));
         }
+        // Bits behind the last column have no meaning.
+        if (const std::int64_t end = view.shape[3]; end % 8 != 0) {
+          *bits.view().at(b, h, j, end / 8) |= static_cast<std::uint8_t>(0xFF << (end % 8));
+        }
       }
     }
   }
