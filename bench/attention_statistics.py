@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from comparison.in_turn import medians
 
 import headwise as hw
 
@@ -33,16 +32,6 @@ _WHICH = {
 }
 
 
-def median_times(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(seen) for name, seen in times.items()}
-
-
 def measure(length: int, rounds: int, is_causal: bool) -> None:
     q, k, v = np.random.default_rng(0).standard_normal((3, 1, _HEADS, length, _DIM), dtype=np.float32)
     output = np.empty_like(q)
@@ -51,7 +40,7 @@ def measure(length: int, rounds: int, is_causal: bool) -> None:
     }
     for name, which in _WHICH.items():
         calls[name] = lambda which=which: hw.attention_statistics(q, k, which=which, is_causal=is_causal)
-    times = median_times(calls, rounds)
+    times = {name: 1e3 * seconds for name, seconds in medians(calls, rounds).items()}
     line = f"{length:7} {'causal' if is_causal else 'all':>7} {times['attention']:10.1f}"
     for name in _WHICH:
         line += f" {times[name]:9.1f} {times[name] / times['attention']:5.2f}"

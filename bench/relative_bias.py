@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from comparison.in_turn import medians
 
 import headwise as hw
 
@@ -34,16 +33,6 @@ REACH = 128
 def dense_bias(table: Any, length: int) -> Any:
     distances = np.arange(length) - np.arange(length)[:, np.newaxis]
     return np.ascontiguousarray(table[:, 0, distances.clip(-REACH, REACH) + REACH])
-
-
-def median_times(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(seen) for name, seen in times.items()}
 
 
 def measure(name: str, rounds: int, causal: bool, torch: Any) -> bool:
@@ -72,7 +61,7 @@ def measure(name: str, rounds: int, causal: bool, torch: Any) -> bool:
         calls["torch"] = lambda: torch.nn.functional.scaled_dot_product_attention(*tensors, bias).numpy()
     expected = calls["dense"]()
     close = {name: np.allclose(calls[name](), expected, atol=1e-5) for name in ("table", "rows", *list(calls)[5:])}
-    times = median_times(calls, rounds)
+    times = {name: 1e3 * seconds for name, seconds in medians(calls, rounds).items()}
     print(f"\n{name}{', causal' if causal else ''}")
     for call, ms in times.items():
         ratio = f" {times['torch'] / ms:8.2f}" if torch is not None else ""
