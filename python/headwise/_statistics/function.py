@@ -64,7 +64,7 @@ def attention_statistics(  # noqa: PLR0913 (the public signature)
     """Statistics of the weights of attention, without an array of query_len x key_len.
 
     The weights of a block of queries are computed by the kernels of :func:`scaled_dot_product_attention`, reduced, and
-    dropped: memory is that of the results and of one block.
+    dropped: memory is that of the results, of one block for each thread and, for "key_mass", of up to 64 partial sums.
 
     Parameters
     ----------
