@@ -85,6 +85,20 @@ def test_ranks(shapes: Any, average: bool) -> None:
     check(statistics(*given, (3, 5), **options), hw.attention_statistics(*given, **options), 1e-11)
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_empty_chunks(average: bool) -> None:
+    """Of batch entries, heads, queries and keys; such chunks come from selections."""
+    chunks = ((0, 2), (0, 2, 2), (20, 0, 25), 8), (2, (0, 1, 1), (0, 60, 1), 8)
+    options: dict[str, Any] = {"which": EVERY, "average_heads": average, "is_causal": True}
+    check(statistics(*arrays(), chunks, **options), hw.attention_statistics(*arrays(), **options), 1e-11)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 4), (2, 0, 5, 4), (2, 2, 0, 4)])
+def test_empty_arrays(shape: tuple[int, ...]) -> None:
+    query, key = np.zeros(shape), np.zeros((*shape[:2], 6, 4))
+    check(statistics(query, key, (-1, -1), which=EVERY), hw.attention_statistics(query, key, which=EVERY), 1e-11)
+
+
 def test_masked_nan_reaches_nothing() -> None:
     q, k = arrays()
     keep = np.arange(61) < 40

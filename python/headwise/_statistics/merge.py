@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from headwise._base.attention_spec import AttentionSpec
     from headwise._base.typing import Array, Named, Shape
+    from headwise._ops.attention.shapes import AttentionShape
 
     Found: TypeAlias = dict[str, Array]  # by name; "top_k" is "top_weights" and "top_indices"
 
@@ -67,10 +68,13 @@ def part_statistics(
     shape = check_shapes(q.shape, keys.shape, (*keys.shape[:-1], 0))
     spec = with_masks(spec, masks, shape, (compute, compute))
     q, keys = (with_heads(cast_layout(a, stored, last=True)) for a in (q, keys))
-    (batch, heads, query_len, key_len), group = shape.scores, q.shape[1] // keys.shape[1]
+    (batch, heads, query_len, key_len), kv_heads = shape.scores, keys.shape[1]
     whole, average = lse.reshape(shape.scores[:3]), request.average_heads
     found = _zeros(request, (batch, 1 if average else heads), query_len, key_len, compute)
-    for b, g, r in weight_parts(batch, keys.shape[1], group, query_len, key_len, all_heads=average):
+    if not kv_heads:  # an empty chunk of heads
+        return _in_shape(found, shape, average=average)
+    group = heads // kv_heads
+    for b, g, r in weight_parts(batch, kv_heads, group, query_len, key_len, all_heads=average):
         h = slice(g.start * group, g.stop * group)
         rows, some = cast_dtype(q[b, h, r], compute), keys[b, g]
         nothing, output = (allocate((*a.shape[:3], 0), a.dtype) for a in (some, rows))
@@ -80,6 +84,11 @@ def part_statistics(
         if average:
             h, weights = slice(0, 1), weights.mean(axis=1, keepdims=True)
         _add(found, (b, h, r), weights, request.block_size, first_key)
+    return _in_shape(found, shape, average=average)
+
+
+def _in_shape(found: Found, shape: AttentionShape, *, average: bool) -> Found:
+    """Statistics (batch, heads, ...) with the axes of the arguments; averaged ones without an axis of heads."""
     lead = shape.output[:-3] if average and shape.has_heads else shape.output[:-2]
     return {name: a.reshape((*lead, *a.shape[2:])) for name, a in found.items()}
 
