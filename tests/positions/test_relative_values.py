@@ -155,3 +155,22 @@ def test_layers() -> None:
         layer(x[:, rows], cache=cache, is_causal=True, relative_values=table)[0] for rows in (slice(6), slice(6, 9))
     ]
     assert_close(np.concatenate(steps, axis=1), layer(x, is_causal=True, relative_values=table)[0], factor=8)
+
+
+@pytest.mark.parametrize("heads", [(), (4,)])
+def test_values_without_columns(heads: tuple[int, ...]) -> None:
+    table, value = np.empty((*heads, 7, 0)), VALUE[..., :0]
+    output, lse = hw.flash_attention(QUERY, KEY, value, relative_values=table, return_lse=True)
+    assert output.shape == (2, 4, 9, 0)
+    assert_close(lse, hw.flash_attention(QUERY, KEY, VALUE, return_lse=True)[1])
+    _, pullback = hw.vjp(hw.flash_attention, QUERY, KEY, value, relative_values=table, wrt=("query", "relative_values"))
+    gradients = pullback(output)
+    assert gradients.d_relative_values.shape == table.shape and not gradients.d_query.any()
+    rows = [a[0].swapaxes(0, 1) for a in (QUERY, KEY, value)]
+    packed = hw.varlen_attention(*rows, [0, 4, 9], [0, 4, 11], relative_values=table)
+    assert packed.shape == (9, 4, 0)
+
+
+def test_statistics_have_none() -> None:
+    with pytest.raises(TypeError, match="relative_values: not a keyword here; they join the values"):
+        hw.attention_statistics(QUERY, KEY, relative_values=TABLE)

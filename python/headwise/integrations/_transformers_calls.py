@@ -48,9 +48,9 @@ def _options_of_pattern(mask: ImplicitMask, query_len: int, key_len: int) -> tup
         if left is not None or right is not None:
             options["window_size"] = (-1 if left is None else left, -1 if right is None else right)
     if mask.labels and query_len == 1:
-        seen = mask.dense()[:, 0, 0]  # as large as a mask of padding
+        seen = mask.dense()[:, 0, 0]  # all that the pattern says, as large as a mask of padding
         start = max(start, int(seen.any(dim=0).int().argmax()))
-        return options | {"key_padding_mask": seen[:, start:stop]}, slice(start, stop)
+        return {"key_padding_mask": seen[:, start:stop]}, slice(start, stop)
     keys = slice(start, stop)
     return options | _options_of_keys(mask, keys, "causal_alignment" not in options), keys
 

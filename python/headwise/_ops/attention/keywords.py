@@ -89,6 +89,7 @@ _WITHOUT = {
     "need_weights": "scaled_dot_product_attention returns weights",
     "query_mask": "the results of padded queries are to be ignored",
     "query_seq_lengths": "the results of padded queries are to be ignored",
+    "relative_values": "they join the values of softmax attention, and no weight depends on them",
 }
 
 

@@ -58,7 +58,8 @@ def check_relative_values(x: ArrayLike, shape: AttentionShape, dtype: np.dtype[A
             f"relative_values: shape {a.shape}: {a.shape[-2]} vectors, expected an odd number 2 M + 1, one for each "
             "distance from -M to M"
         )
-    return np.array(cast_layout(a, dtype), order="C").reshape((-1, *a.shape[-2:]))
+    table = np.array(cast_layout(a, dtype), order="C")
+    return table if table.ndim == 3 else table[np.newaxis]
 
 
 def attend_with_relative_values(
@@ -193,6 +194,9 @@ def rows_by_table(rows: Array, table: Array, precision: str) -> Array:
     By the backend: the threads of NumPy's BLAS, once they have been used, take the time of others for a while.
     """
     result = allocate((*rows.shape[:3], table.shape[2]), rows.dtype)
+    if rows.size == 0:
+        result.fill(0)
+        return result
     for heads, weight in zip(heads_of(table), table, strict=True):
         x = rows[:, heads].reshape((-1, rows.shape[3]))
         out = allocate((len(x), table.shape[2]), rows.dtype)

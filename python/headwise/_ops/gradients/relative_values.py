@@ -57,7 +57,7 @@ class RelativeValues(NamedTuple):
         """Add ``mass.T @ d_output``, where a mass of 0 adds 0, to the gradient by each head's table."""
         for n, heads in enumerate(heads_of(d_table)):
             columns = np.ascontiguousarray(mass[:, heads].reshape((-1, mass.shape[3])).T)
-            gradients = np.ascontiguousarray(d_output[:, heads].reshape((-1, d_output.shape[3])))
+            gradients = np.ascontiguousarray(d_output[:, heads].reshape((columns.shape[1], d_output.shape[3])))
             if np.isfinite(gradients).all():
                 part = allocate(d_table[n].shape, d_table.dtype)
                 current().linear(columns, gradients, None, part, precision)
