@@ -67,8 +67,8 @@ def flash_attention(  # noqa: PLR0913 (the arguments of headwise.flash_attention
     Returns
     -------
     output : DataArray
-        With the other dimensions of the three arrays, which are broadcast, then `queries` and `values`. Chunked by
-        Dask where an array is (:mod:`headwise.integrations.dask`).
+        With the other dimensions of all arrays, which are broadcast, then `queries` and `values`. Chunked by Dask where
+        an array is (:mod:`headwise.integrations.dask`).
     lse : DataArray
         Only with `return_lse`: a pair is returned then. Without the dimension `values`.
 
