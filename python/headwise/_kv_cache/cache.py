@@ -93,7 +93,8 @@ class KVCache(EvictableSequences):
     nearest; float16 holds numbers up to 65504, larger ones become infinite. int8 is symmetric, with a ninth bit for
     each number and a factor for each row and head, ``max(abs(row)) / 127.5``; a row with NaN or infinity becomes NaN.
     For queries, keys and values of unit variance, the root mean square of the output's errors, and the largest error,
-    are below 2e-4 and 1e-3 (float16), 1.5e-3 and 8e-3 (bfloat16), 2e-3 and 1e-2 (int8) of the largest output.
+    are below 2e-4 and 1e-3 (float16), 1.5e-3 and 8e-3 (bfloat16), 2e-3 and 1e-2 (int8; rarely 1.2e-2, with one new
+    query and few heads) of the largest output.
 
     ``len(cache)`` is the maximum length. ``bool(cache)`` is always True. Copies and pickles hold the stored rows and
     share no memory with the original.
