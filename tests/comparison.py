@@ -89,8 +89,11 @@ def is_spread_by_rounding(arguments: Mapping[str, Any]) -> bool:
     softcap, to 0 at different sizes, and what is multiplied by 0 may be left out."""
     if "d_output" not in arguments:
         return False
-    options = ("softcap", "alibi_slopes", "bias", "mask", "relative_bias", "scale")
-    return any(arguments.get(name) is not None for name in options) and any(map(has_other_numbers, arguments.values()))
+    options = [arguments.get(name) for name in ("softcap", "alibi_slopes", "bias", "relative_bias", "scale")]
+    mask = arguments.get("mask")
+    if isinstance(mask, np.ndarray) and mask.dtype.name in BOUNDS:  # numbers to add, and no choice of keys
+        options.append(mask)
+    return any(option is not None for option in options) and any(map(has_other_numbers, arguments.values()))
 
 
 def defined_parts(got: Any, expected: Any) -> tuple[Any, Any]:
