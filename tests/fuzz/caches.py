@@ -328,9 +328,9 @@ class CacheMachine(RuleBasedStateMachine):
             with np.errstate(all="ignore"):
                 return rows_.astype(self.stored)
         with np.errstate(all="ignore"):
-            factor = np.abs(rows_).max(axis=-1, keepdims=True) / np.float32(127)
-            integers = np.rint(rows_ / np.where(factor == 0, np.float32(1), factor)).clip(-127, 127)
-            return np.where(np.isfinite(factor), integers * factor, np.float32(np.nan)).astype(np.float32)
+            factor = np.abs(rows_).max(axis=-1, keepdims=True) / np.float32(127.5)
+            halves = np.rint(2 * (rows_ / np.where(factor == 0, np.float32(1), factor))).clip(-255, 255)
+            return np.where(np.isfinite(factor), halves / 2 * factor, np.float32(np.nan)).astype(np.float32)
 
     def _forget(self, lengths: list[int]) -> None:
         if not lengths or max(lengths) == 0:
