@@ -47,7 +47,7 @@ struct DecodeKernel {
   void (*combine)(const AttentionArgs<T>& args, std::int64_t batch, std::int64_t kv_head, std::int64_t chunk_keys,
                   std::byte* partials);
   // All of the key and value heads [begin, end), counted over batch entries, of a call for which Schedule::small().
-  // `scratch`: a partial result of all keys, then scratch_bytes.
+  // `scratch`: a partial result of all keys, then scratch_bytes. Null on instruction sets without decode/small-inl.h.
   void (*small_heads)(const AttentionArgs<T>& args, std::int64_t begin, std::int64_t end, std::byte* scratch);
 };
 

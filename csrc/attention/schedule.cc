@@ -61,7 +61,7 @@ bool IsSmall(const AttentionArgs<T>& args) {
   return keys > 0 && keys <= kSmallKeys && head_dim <= kSmallWidth && value_dim > 0 && value_dim <= kSmallWidth &&
          !args.weights && std::holds_alternative<std::monostate>(args.stored) && spec.softcap == 0 &&
          spec.keep.empty() && spec.bias.empty() && !spec.alibi_slopes && !spec.sinks && !spec.dropout_keep &&
-         !spec.blocks && !spec.relative_bias;
+         !spec.blocks && !spec.relative_bias && ChosenDecodeKernels().Of<T>().small_heads;
 }
 
 }  // namespace

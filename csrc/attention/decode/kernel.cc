@@ -13,9 +13,17 @@ HWY_BEFORE_NAMESPACE();
 namespace headwise {
 namespace HWY_NAMESPACE {
 
+// Old processors and the portable code do without small-inl.h, whose instantiations are large.
+constexpr bool kHasSmallHeads = HWY_TARGET != HWY_SSE4 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128;
+
 template <typename T>
-constexpr DecodeKernel<T> kDecode{&PartialBytes<T>, &DecodeScratchBytes<T>, &DecodeChunkKernel<T>, &CombineChunks<T>,
-                                  &RunSmallHeads<T>};
+constexpr DecodeKernel<T> MakeDecodeKernel() {
+  DecodeKernel<T> kernel{&PartialBytes<T>, &DecodeScratchBytes<T>, &DecodeChunkKernel<T>, &CombineChunks<T>, nullptr};
+  if constexpr (kHasSmallHeads) kernel.small_heads = &RunSmallHeads<T>;
+  return kernel;
+}
+template <typename T>
+constexpr DecodeKernel<T> kDecode = MakeDecodeKernel<T>();
 
 const KernelSet<DecodeKernel>* DecodeKernels() {
   static constexpr KernelSet<DecodeKernel> kernels{kDecode<Float16>, kDecode<BFloat16>, kDecode<float>,
