@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.above_operations,
 ]
 
-ROUNDS = {"default": 10, "ci": 1_000, "long": 1_000}[PROFILE]
+ROUNDS = {"default": 10, "ci": 250, "long": 1_000}[PROFILE]
 DTYPES = ["float32"] if PROFILE == "default" else ["float32", "float16", "float64"]
 POSITIONS = [f"positions:{name}" for name in position_calls()]
 LAYOUTS = [f"layouts:{name}" for name, operation in OPERATIONS.items() if operation.computed]
