@@ -1,7 +1,7 @@
 // Rows of the keys or values of one head, in the type K that they are stored in, loaded as vectors of T.
 //
-// Rows of int8 have a ninth bit for each number, which halves the rounding error: number = factor * (integer + bit /
-// 2). Load returns integer + bit / 2; the factor of a row is left to the caller.
+// A number of an int8 row is factor * (integer + bit / 2): with the bit, stored numbers are multiples of factor / 2.
+// Load returns integer + bit / 2; the caller multiplies by the factor of the row.
 
 #if defined(HEADWISE_ATTENTION_STORED_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADWISE_ATTENTION_STORED_ROWS_INL_H_

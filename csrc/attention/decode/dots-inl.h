@@ -31,27 +31,28 @@ constexpr int kDecodeKeys = kTileRows / 3;
 template <typename T>
 constexpr bool kHasFourSums = std::is_same_v<T, float>;
 
-// The sums of the lanes of a, b, c and e, in this order. Upper halves are added to lower halves down to one lane.
+// Lane i of the result is the sum of the lanes of the i-th vector: the upper half of a vector is added to its lower
+// half, again and again, until one lane is left.
 template <class D, class V = hn::Vec<D>, typename T = hn::TFromD<D>>
-HWY_INLINE hn::Vec<hn::FixedTag<T, 4>> FourSums(D d, V a, V b, V c, V e) {
+HWY_INLINE hn::Vec<hn::FixedTag<T, 4>> FourSums(D d, V v0, V v1, V v2, V v3) {
   const auto fold = [&](V low, V high) HWY_ATTR {  // the folded vectors side by side
     return hn::Add(hn::ConcatLowerLower(d, high, low), hn::ConcatUpperUpper(d, high, low));
   };
   if constexpr (hn::MaxLanes(d) > 8) {
     const hn::Half<D> half;
-    const auto ab = fold(a, b), ce = fold(c, e);
-    return FourSums(half, hn::LowerHalf(half, ab), hn::UpperHalf(half, ab), hn::LowerHalf(half, ce),
-                    hn::UpperHalf(half, ce));
+    const auto v01 = fold(v0, v1), v23 = fold(v2, v3);
+    return FourSums(half, hn::LowerHalf(half, v01), hn::UpperHalf(half, v01), hn::LowerHalf(half, v23),
+                    hn::UpperHalf(half, v23));
   } else if constexpr (hn::MaxLanes(d) == 8) {
     const hn::FixedTag<T, 4> block;
-    const auto ab = fold(a, b), ce = fold(c, e);
-    const auto pairs = hn::Add(hn::InterleaveLower(d, ab, ce), hn::InterleaveUpper(d, ab, ce));
-    const auto sums = hn::Add(pairs, hn::Shuffle1032(pairs));  // a, c, ... and b, e, ...
+    const auto v01 = fold(v0, v1), v23 = fold(v2, v3);
+    const auto pairs = hn::Add(hn::InterleaveLower(d, v01, v23), hn::InterleaveUpper(d, v01, v23));
+    const auto sums = hn::Add(pairs, hn::Shuffle1032(pairs));  // v0, v2, ... and v1, v3, ...
     return hn::InterleaveLower(block, hn::LowerHalf(block, sums), hn::UpperHalf(block, sums));
   } else {
-    const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-    const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-    return fold(ab, ce);
+    const auto v01 = hn::Add(hn::InterleaveLower(d, v0, v1), hn::InterleaveUpper(d, v0, v1));
+    const auto v23 = hn::Add(hn::InterleaveLower(d, v2, v3), hn::InterleaveUpper(d, v2, v3));
+    return fold(v01, v23);
   }
 }
 
